@@ -1,0 +1,56 @@
+"""What every verifier offers: certified bounds of a network's margins and loss over a per-pixel box."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robust.errors import SettingError
+from robust.threat_models import Box
+
+
+class Verifier(Protocol):
+    """Certified bounds of a classifier over a box. Differentiable to the weights and to the box."""
+
+    def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+        """Lower bounds of ``z_y - z_k`` for every class ``k != y`` over the box.
+
+        Args:
+            network: classifier, (B, C, H, W) -> logits (B, K).
+            box: per-pixel interval, each side (B, C, H, W).
+            y: labels (B,).
+
+        Returns:
+            Shape (B, K-1), classes in ascending order without ``y``. An example is certified where all are > 0.
+        """
+
+    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_share: float = 1.0) -> Tensor:
+        """Upper bound of the cross-entropy over the box by loss fusion, shape (B,).
+
+        Args:
+            network: classifier, (B, C, H, W) -> logits (B, K).
+            box: per-pixel interval, each side (B, C, H, W).
+            y: labels (B,).
+            crown_share: weight of the CROWN-IBP bound of sum_k exp(z_k - z_y), the rest is the IBP bound;
+                1 at the start of the epsilon ramp, 0 at its end.
+        """
+
+
+def in_bound_precision(network: nn.Module, box: Box) -> Box:
+    """The box in the precision that bounds need: float32, or float64 where the network is float64.
+
+    Raises:
+        SettingError: if the network's weights are in half precision, whose rounding makes bounds unsound.
+    """
+    dtype = next((p.dtype for p in network.parameters()), torch.float32)
+    if dtype not in (torch.float32, torch.float64):
+        raise SettingError("trainer.precision", str(dtype), "bounds need float32 weights: use 32-true or bf16-mixed")
+    return Box(box.lower.to(dtype), box.upper.to(dtype))
+
+
+def other_classes(y: Tensor, num_classes: int) -> Tensor:
+    """For labels (B,), the classes other than the label in ascending order, shape (B, K-1)."""
+    index = torch.arange(num_classes - 1, device=y.device).expand(len(y), -1)
+    return index + (index >= y[:, None]).long()

@@ -1,0 +1,28 @@
+"""Errors that are raised where an input enters, in one line: the setting, its value and the remedy."""
+
+
+class SettingError(ValueError):
+    """A setting, a file or a combination of them that cannot work.
+
+    Args:
+        setting: name of the setting as the user writes it, e.g. ``model.epsilon``.
+        value: what was given.
+        remedy: what would be right, as a sentence fragment.
+    """
+
+    def __init__(self, setting: str, value: object, remedy: str) -> None:
+        super().__init__(f"{setting}: got {value!r}; {remedy}")
+
+
+class UnsupportedLayerError(SettingError):
+    """A network holds a layer that this verifier has no bound for."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite; the weights of the last checkpoint are untouched."""
+
+
+def require(condition: bool, setting: str, value: object, remedy: str) -> None:
+    """Raise :class:`SettingError` unless ``condition`` holds."""
+    if not condition:
+        raise SettingError(setting, value, remedy)
