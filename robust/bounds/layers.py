@@ -1,0 +1,234 @@
+"""The affine layers of a feed-forward network, each with what interval and linear bound propagation need of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robust.errors import UnsupportedLayerError
+from robust.networks.normalize import Normalize
+
+
+class Affine(ABC):
+    """An affine map f(h) = W h + b.
+
+    Linear bounds are rows ``A`` of shape (B, S, *shape): S functions of the activations of each example.
+    """
+
+    @abstractmethod
+    def center(self, center: Tensor) -> Tensor:
+        """Midpoint of the output interval, W c + b: (B, *in) -> (B, *out)."""
+
+    @abstractmethod
+    def radius(self, radius: Tensor) -> Tensor:
+        """Half width of the output interval, |W| r: (B, *in) -> (B, *out)."""
+
+    @abstractmethod
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """Rows on the output as rows and constants on the input: A f(h) = (A W) h + A b.
+
+        Args:
+            A: (B, S, *out).
+            shape: input shape of one example.
+
+        Returns:
+            A W of shape (B, S, *in), and A b of shape (B, S).
+        """
+
+
+def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
+    """Kernel sizes, strides and paddings as (height, width)."""
+    assert not isinstance(value, str)  # noqa: S101 - layers with string padding never get here
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def transposed_conv(
+    A: Tensor,
+    weight: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    padding: tuple[int, int],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """The adjoint of a convolution whose input has ``shape`` (C, H, W): rows (N, *out) to rows (N, C, H, W)."""
+    sides = zip(shape[1:], A.shape[-2:], weight.shape[-2:], stride, padding, dilation, strict=True)
+    # rows and columns at the far edge that no kernel window reached have coefficient zero
+    rest = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in sides]
+    return F.conv_transpose2d(A, weight, None, stride, padding, rest, groups, dilation)
+
+
+class LinearLayer(Affine):
+    """``nn.Linear`` on flat activations."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.weight, self.bias = module.weight, module.bias
+
+    def center(self, center: Tensor) -> Tensor:
+        """See :meth:`Affine.center`."""
+        return F.linear(center, self.weight, self.bias)
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """See :meth:`Affine.radius`."""
+        return F.linear(radius, self.weight.abs())
+
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """See :meth:`Affine.backward`."""
+        return A @ self.weight, 0.0 if self.bias is None else A @ self.bias
+
+
+class ConvLayer(Affine):
+    """``nn.Conv2d`` with zero padding."""
+
+    def __init__(self, module: nn.Conv2d) -> None:
+        self.module = module
+        self.bias = module.bias
+        self.settings = (module.stride, _pair(module.padding), module.dilation, module.groups)
+
+    def center(self, center: Tensor) -> Tensor:
+        """See :meth:`Affine.center`."""
+        return F.conv2d(center, self.module.weight, self.bias, *self.settings)
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """See :meth:`Affine.radius`."""
+        return F.conv2d(radius, self.module.weight.abs(), None, *self.settings)
+
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """See :meth:`Affine.backward`."""
+        beta = 0.0 if self.bias is None else A.sum((-2, -1)) @ self.bias
+        stride, padding, dilation, groups = self.settings
+        rows = transposed_conv(A.flatten(0, 1), self.module.weight, shape, stride, padding, dilation, groups)
+        return rows.unflatten(0, A.shape[:2]), beta
+
+
+class ScaleLayer(Affine):
+    """Per-channel ``scale * h + shift``: normalisation, and batch-norm with its evaluation statistics."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        self.scale, self.shift = scale, shift
+
+    @classmethod
+    def of_normalize(cls, module: Normalize) -> ScaleLayer:
+        """The layer of :class:`robust.networks.Normalize`."""
+        return cls(1 / module.std, -module.mean / module.std)
+
+    @classmethod
+    def of_batch_norm(cls, module: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleLayer:
+        """The layer of a batch-norm module, with its running statistics whatever the module's mode is."""
+        assert module.running_mean is not None and module.running_var is not None  # noqa: S101 - checked by feed_forward
+        scale = (module.running_var + module.eps).rsqrt()
+        if module.affine:
+            scale = scale * module.weight
+        shift = -module.running_mean * scale
+        if module.affine:
+            shift = shift + module.bias
+        shape = (-1, 1, 1) if isinstance(module, nn.BatchNorm2d) else (-1,)
+        return cls(scale.view(shape), shift.view(shape))
+
+    def center(self, center: Tensor) -> Tensor:
+        """See :meth:`Affine.center`."""
+        return center * self.scale + self.shift
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """See :meth:`Affine.radius`."""
+        return radius * self.scale.abs()
+
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """See :meth:`Affine.backward`."""
+        return A * self.scale, (A * self.shift).flatten(2).sum(-1)
+
+
+class AveragePoolLayer(Affine):
+    """``nn.AvgPool2d``, and ``nn.AdaptiveAvgPool2d`` to one value."""
+
+    def __init__(self, module: nn.AvgPool2d | nn.AdaptiveAvgPool2d) -> None:
+        self.module = module
+
+    def center(self, center: Tensor) -> Tensor:
+        """See :meth:`Affine.center`."""
+        pooled: Tensor = self.module(center)
+        return pooled
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """See :meth:`Affine.radius`."""
+        return self.center(radius)
+
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """See :meth:`Affine.backward`."""
+        m = self.module
+        if isinstance(m, nn.AvgPool2d):
+            kernel, stride, padding = _pair(m.kernel_size), _pair(m.stride), _pair(m.padding)
+        else:
+            kernel, stride, padding = tuple(shape[1:]), tuple(shape[1:]), (0, 0)
+        weight = A.new_full((1, 1, *kernel), 1 / (kernel[0] * kernel[1]))
+        rows = transposed_conv(A.flatten(0, 2)[:, None], weight, shape, stride, padding, (1, 1), 1)
+        return rows.view(*A.shape[:3], *shape[1:]), 0.0
+
+
+class FlattenLayer(Affine):
+    """``nn.Flatten`` of everything but the batch."""
+
+    def center(self, center: Tensor) -> Tensor:
+        """See :meth:`Affine.center`."""
+        return center.flatten(1)
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """See :meth:`Affine.radius`."""
+        return radius.flatten(1)
+
+    def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
+        """See :meth:`Affine.backward`."""
+        return A.unflatten(-1, shape), 0.0
+
+
+class ReLULayer:
+    """Marks the place of an ``nn.ReLU``."""
+
+
+Layer = Affine | ReLULayer
+
+
+def _layer(module: nn.Module) -> Layer | None:
+    """The bound of one module, or None where there is none."""
+    kind = type(module)
+    if kind is nn.ReLU:
+        return ReLULayer()
+    if kind is nn.Linear:
+        return LinearLayer(module)
+    if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return ConvLayer(module)
+    if kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
+        return FlattenLayer()
+    if kind is nn.AvgPool2d and not module.ceil_mode and module.divisor_override is None:
+        return AveragePoolLayer(module) if module.count_include_pad or _pair(module.padding) == (0, 0) else None
+    if kind is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+        return AveragePoolLayer(module)
+    if kind is Normalize:
+        return ScaleLayer.of_normalize(module)
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
+        return ScaleLayer.of_batch_norm(module)
+    return None
+
+
+def feed_forward(network: nn.Module, name: str = "") -> list[Layer]:
+    """The layers of a (nested) ``nn.Sequential`` in their order.
+
+    Raises:
+        UnsupportedLayerError: naming the layer that has no bound here.
+    """
+    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
+        parts = [feed_forward(child, f"{name}.{key}".lstrip(".")) for key, child in network.named_children()]
+        return [layer for part in parts for layer in part]
+    if type(network) is nn.Identity:
+        return []
+    layer = _layer(network)
+    if layer is None:
+        raise UnsupportedLayerError(
+            f"model.classifier layer '{name}'",
+            str(network).split("\n")[0],
+            "FeedForwardVerifier has no bound for it; set the verifier to robust.bounds.LirpaVerifier",
+        )
+    return [layer]

@@ -1,0 +1,36 @@
+"""Per-channel normalisation as a network's first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robust.errors import require
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, so that every epsilon outside the network is in units of [0, 1].
+
+    Args:
+        mean: one value a channel, in [0, 1].
+        std: one positive value a channel.
+
+    Raises:
+        SettingError: if the lengths differ or a standard deviation is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        require(len(mean) == len(std), "std", list(std), f"give {len(mean)} values, one for each of mean's channels")
+        require(all(s > 0 for s in std), "std", list(std), "give positive values")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images of shape (B, C, H, W)."""
+        return (x - self.mean) / self.std
