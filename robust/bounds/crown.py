@@ -21,40 +21,41 @@ class RelaxReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        slope, intercept = RelaxReLU.upper_line(center, radius)
+    def forward(A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+        width = (2 * radius).clamp_(min=1e-8)
+        slope = torch.add(center, radius).div_(width).clamp_(0, 1)
+        intercept = torch.sub(radius, center).clamp_(min=0).mul_(slope)
         positive = A.clamp(min=0)
-        constant = torch.einsum("bsn,bn->bs", positive.flatten(2), intercept.flatten(1))
-        lower_slope = (center > 0).to(A.dtype)
-        # A+ a + A- d = A d + A+ (a - d)
-        return torch.addcmul(A * lower_slope[:, None], positive, (slope - lower_slope)[:, None]), constant
+        constant = (positive * intercept[:, None]).flatten(2).sum(-1)
+        by_lower = torch.ops.aten.threshold_backward(A - positive, center[:, None], 0)
+        return by_lower.addcmul_(positive, slope[:, None]), constant, slope, intercept, width
 
     @staticmethod
-    def upper_line(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        slope = torch.add(center, radius).div_((2 * radius).clamp_(min=1e-8)).clamp_(0, 1)
-        return slope, torch.sub(radius, center).clamp_(min=0).mul_(slope)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        A, center, _ = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(A, center, *output[2:])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        A, center, radius = ctx.saved_tensors
-        grad_rows, grad_constant = grads
-        slope, intercept = RelaxReLU.upper_line(center, radius)
-        wide_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
-        upper = grad_rows * slope[:, None] + wide_constant * intercept[:, None]
-        grad_A = torch.where(A > 0, upper, grad_rows * (center > 0)[:, None])
+    def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        A, center, slope, intercept, width = ctx.saved_tensors
+        grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
+        by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
+        by_upper = (grad_rows * slope[:, None]).addcmul_(grad_constant, intercept[:, None]).sub_(by_lower)
+        grad_A = torch.ops.aten.threshold_backward(by_upper, A, 0).add_(by_lower)
+        # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
         positive = A.clamp(min=0)
-        # d slope: (dc, dr) = ((1), (1 - 2 slope)) / 2 radius; d intercept: (1 - 2 slope, (1 - slope)^2 + slope^2)
-        unstable = (center.abs() < radius).to(A.dtype)
-        by_slope = (positive * grad_rows).sum(1).mul_(unstable).div_((2 * radius).clamp_(min=1e-8))
-        by_intercept = (positive * wide_constant).sum(1).mul_(unstable)
-        twist = 1 - 2 * slope
+        by_slope = _where_unstable((positive * grad_rows).sum(1), slope).div_(width)
+        by_intercept = _where_unstable((positive.mul_(grad_constant)).sum(1), slope)
+        twist = torch.mul(slope, -2).add_(1)
         grad_center = torch.addcmul(by_slope, twist, by_intercept)
-        grad_radius = twist * by_slope + by_intercept * (0.5 + 0.5 * twist * twist)
-        return grad_A, grad_center, grad_radius
+        return grad_A, grad_center, by_slope.mul_(twist).add_(by_intercept.mul_(twist.square_().add_(1).mul_(0.5)))
+
+
+def _where_unstable(grad: Tensor, slope: Tensor) -> Tensor:
+    """``grad`` where 0 < slope < 1, else 0."""
+    masked: Tensor = torch.ops.aten.hardtanh_backward(grad, slope, 0, 1)
+    return masked
 
 
 def upper_bound(layers: list[Layer], inputs: list[Interval], A: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def upper_bound(layers: list[Layer], inputs: list[Interval], A: Tensor) -> Tenso
     constant = torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
     for layer, interval in zip(reversed(layers), reversed(inputs), strict=True):
         if isinstance(layer, ReLULayer):
-            A, beta = RelaxReLU.apply(A, *interval)
+            A, beta = RelaxReLU.apply(A, *interval)[:2]
         else:
             A, beta = layer.backward(A, interval.center.shape[1:])
         constant = constant + beta

@@ -20,30 +20,35 @@ class Interval(NamedTuple):
 
 
 class IntervalReLU(torch.autograd.Function):
-    """ReLU of an interval, with its gradient in closed form: autograd's own chain takes twice the memory passes.
+    """ReLU of an interval, [relu(c - r), relu(c + r)], with its gradient in closed form.
 
-    With upper = center + radius and lower = center - radius: an active interval (lower > 0) passes unchanged, an
-    inactive one (upper <= 0) becomes [0, 0], and an unstable one [0, upper], whose center and radius are upper / 2.
+    This is elementwise work that memory bounds: as autograd's own chain it takes twice the passes, and masks as bool
+    tensors or ``where`` are several times slower on CPU than ``threshold_backward`` (grad where x > 0, else 0).
     """
 
     @staticmethod
-    def forward(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         upper = torch.add(center, radius).clamp_(min=0)
         lower = torch.sub(center, radius).clamp_(min=0)
         new_center = torch.lerp(lower, upper, 0.5)
-        return new_center, upper.sub_(new_center)
+        return new_center, upper - new_center, lower, upper
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        *_, lower, upper = output
+        ctx.mark_non_differentiable(lower, upper)
+        ctx.save_for_backward(lower, upper)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        center, radius = ctx.saved_tensors
-        grad_center, grad_radius = grads
-        active = center > radius
-        unstable = torch.add(grad_center, grad_radius).mul_(0.5).mul_(center > -radius)
-        return torch.where(active, grad_center, unstable), torch.where(active, grad_radius, unstable)
+    def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+        lower, upper = ctx.saved_tensors
+        grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
+        grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
+        by_upper = torch.ops.aten.threshold_backward(grad_center + grad_radius, upper, 0)
+        by_lower = torch.ops.aten.threshold_backward(grad_center - grad_radius, lower, 0)
+        grad_center = torch.lerp(by_lower, by_upper, 0.5)
+        return grad_center, by_upper.sub_(grad_center)
 
 
 def propagate(layers: list[Layer], box: Box) -> list[Interval]:
@@ -53,7 +58,7 @@ def propagate(layers: list[Layer], box: Box) -> list[Interval]:
     for layer in layers:
         inputs.append(state)
         if isinstance(layer, ReLULayer):
-            state = Interval(*IntervalReLU.apply(*state))
+            state = Interval(*IntervalReLU.apply(*state)[:2])
         else:
             state = Interval(layer.center(state.center), layer.radius(state.radius))
     return inputs

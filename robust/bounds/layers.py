@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust.bounds.convolution import ConvSettings, adjoint, conv
 from robust.errors import UnsupportedLayerError
 from robust.networks.normalize import Normalize
 
@@ -45,22 +46,6 @@ def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def transposed_conv(
-    A: Tensor,
-    weight: Tensor,
-    shape: torch.Size,
-    stride: tuple[int, ...],
-    padding: tuple[int, int],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:
-    """The adjoint of a convolution whose input has ``shape`` (C, H, W): rows (N, *out) to rows (N, C, H, W)."""
-    sides = zip(shape[1:], A.shape[-2:], weight.shape[-2:], stride, padding, dilation, strict=True)
-    # rows and columns at the far edge that no kernel window reached have coefficient zero
-    rest = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in sides]
-    return F.conv_transpose2d(A, weight, None, stride, padding, rest, groups, dilation)
-
-
 class LinearLayer(Affine):
     """``nn.Linear`` on flat activations."""
 
@@ -84,23 +69,22 @@ class ConvLayer(Affine):
     """``nn.Conv2d`` with zero padding."""
 
     def __init__(self, module: nn.Conv2d) -> None:
-        self.module = module
-        self.bias = module.bias
-        self.settings = (module.stride, _pair(module.padding), module.dilation, module.groups)
+        self.weight, self.bias = module.weight, module.bias
+        sides = (module.stride, module.padding, module.dilation)
+        self.settings = ConvSettings(*(_pair(side) for side in sides), groups=module.groups)
 
     def center(self, center: Tensor) -> Tensor:
         """See :meth:`Affine.center`."""
-        return F.conv2d(center, self.module.weight, self.bias, *self.settings)
+        return conv(center, self.weight, self.bias, self.settings)
 
     def radius(self, radius: Tensor) -> Tensor:
         """See :meth:`Affine.radius`."""
-        return F.conv2d(radius, self.module.weight.abs(), None, *self.settings)
+        return conv(radius, self.weight.abs(), None, self.settings)
 
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
         """See :meth:`Affine.backward`."""
         beta = 0.0 if self.bias is None else A.sum((-2, -1)) @ self.bias
-        stride, padding, dilation, groups = self.settings
-        rows = transposed_conv(A.flatten(0, 1), self.module.weight, shape, stride, padding, dilation, groups)
+        rows = adjoint(A.flatten(0, 1), self.weight, shape, self.settings)
         return rows.unflatten(0, A.shape[:2]), beta
 
 
@@ -160,11 +144,11 @@ class AveragePoolLayer(Affine):
         """See :meth:`Affine.backward`."""
         m = self.module
         if isinstance(m, nn.AvgPool2d):
-            kernel, stride, padding = _pair(m.kernel_size), _pair(m.stride), _pair(m.padding)
+            kernel, settings = _pair(m.kernel_size), ConvSettings(_pair(m.stride), _pair(m.padding), (1, 1))
         else:
-            kernel, stride, padding = tuple(shape[1:]), tuple(shape[1:]), (0, 0)
+            kernel, settings = _pair(shape[1:]), ConvSettings((1, 1), (0, 0), (1, 1))
         weight = A.new_full((1, 1, *kernel), 1 / (kernel[0] * kernel[1]))
-        rows = transposed_conv(A.flatten(0, 2)[:, None], weight, shape, stride, padding, (1, 1), 1)
+        rows = adjoint(A.flatten(0, 2)[:, None], weight, torch.Size((1, *shape[1:])), settings)
         return rows.view(*A.shape[:3], *shape[1:]), 0.0
 
 

@@ -1,0 +1,191 @@
+"""Makes auto_LiRPA 0.3, which was written for torch 1.12, importable and correct on torch 2.11 and later.
+
+A newer auto_LiRPA needs none of this and is imported as it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust.errors import SettingError
+
+_LOGGER = logging.getLogger("auto_LiRPA.utils")
+_REMEDY = "install auto_LiRPA: `uv sync`, or `pip install --no-deps auto_LiRPA==0.3 appdirs pyyaml`"
+
+
+def load() -> ModuleType:
+    """Import auto_LiRPA.
+
+    Raises:
+        SettingError: if it, or a package that it imports, is not installed.
+    """
+    # asked for first, because the shims below are for the old version only
+    if importlib.util.find_spec("auto_LiRPA") is None:
+        raise SettingError("verifier", "LirpaVerifier", _REMEDY)
+    try:
+        return _load()
+    except ModuleNotFoundError as error:
+        raise SettingError("verifier", "LirpaVerifier", f"{error}; {_REMEDY}") from error
+
+
+@contextmanager
+def tracing() -> Iterator[list[str]]:
+    """What tracing a network needs: ONNX symbolics, no deprecation warnings, torch's exporter left as it was.
+
+    Yields:
+        The operations that auto_LiRPA does not know, filled while it traces.
+    """
+    unsupported: list[str] = []
+    handler = _UnsupportedOperations(unsupported)
+    for version in range(7, 21):  # torch loads them lazily, and without them exports some operations as older ones
+        importlib.import_module(f"torch.onnx.symbolic_opset{version}")
+    exporter = _exporter().GLOBALS
+    opset = exporter.export_onnx_opset_version
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _LOGGER.addHandler(handler)
+            yield unsupported
+    finally:
+        _LOGGER.removeHandler(handler)
+        exporter.export_onnx_opset_version = opset
+
+
+class _UnsupportedOperations(logging.Handler):
+    """Collects the operations that auto_LiRPA names in its log only, not in its exception."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self.names = names
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the operation of one log line."""
+        operation = getattr(record.args[0], "op", None) if isinstance(record.args, tuple) and record.args else None
+        if operation is not None:
+            self.names.append(str(operation))
+
+
+@cache
+def _load() -> ModuleType:
+    with _side_effects_undone():
+        if not _is_old():
+            return importlib.import_module("auto_LiRPA")
+        with _names_of_old_packages():
+            lirpa = importlib.import_module("auto_LiRPA")
+    _repair()
+    return lirpa
+
+
+def _is_old() -> bool:
+    try:
+        version = importlib.metadata.version("auto_LiRPA")
+    except importlib.metadata.PackageNotFoundError:  # a source checkout on the path
+        return False
+    return version.split(".")[:2] == ["0", "3"]
+
+
+def _exporter() -> ModuleType:
+    """The module with the settings of torch's TorchScript-based ONNX exporter."""
+    return importlib.import_module("torch.onnx._internal.torchscript_exporter._globals")
+
+
+@contextmanager
+def _names_of_old_packages() -> Iterator[None]:
+    """Names that torch and numpy no longer have, for as long as the import takes."""
+    arraysetops = ModuleType("numpy.lib.arraysetops")
+    arraysetops.isin = np.isin  # type: ignore[attr-defined]
+    helper: Any = importlib.import_module("torch.onnx.symbolic_helper")
+    helper._set_opset_version = lambda version: setattr(_exporter().GLOBALS, "export_onnx_opset_version", version)
+    before = sys.modules.get(arraysetops.__name__)
+    sys.modules[arraysetops.__name__] = arraysetops
+    try:
+        yield
+    finally:
+        del helper._set_opset_version, sys.modules[arraysetops.__name__]
+        if before is not None:
+            sys.modules[arraysetops.__name__] = before
+
+
+@contextmanager
+def _side_effects_undone() -> Iterator[None]:
+    """Undo what the import does to the root logger, the warning filters and TorchScript's executor; print nothing."""
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
+    logging.disable(logging.WARNING)  # torch's, about a missing CUDA compiler that is not needed
+    set_executor, set_mode = torch._C._jit_set_profiling_executor, torch._C._jit_set_profiling_mode
+    executor, mode = set_executor(True), set_mode(True)  # each returns what was set before
+    set_executor(executor)
+    set_mode(mode)
+    try:
+        with warnings.catch_warnings(record=True):  # recorded, as the import sets a filter of its own
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled)
+        set_executor(executor)
+        set_mode(mode)
+        _LOGGER.propagate = False  # the verifier says what went wrong in one line
+        _LOGGER.addHandler(logging.NullHandler())
+
+
+def _repair() -> None:
+    """Correct auto_LiRPA 0.3 where it meets a new torch, and two errors of its own that a newer one does not have."""
+    general: Any = importlib.import_module("auto_LiRPA.bound_general")
+    operators: Any = importlib.import_module("auto_LiRPA.bound_ops")
+    node: Any = torch._C.Node
+    node.__getitem__ = lambda self, name: getattr(self, self.kindOf(name))(name)
+    # torch's own yields tensors under their own names; auto_LiRPA's would translate them, which nothing here needs
+    general.BoundedModule._named_members = torch.nn.Module._named_members
+    # the original switches requires_grad of the classifier's own weights on or off
+    operators.BoundParams.forward = lambda self: self.param_init if self.initializing else self.param
+    # the original does not take the specification: a last layer without a bias could not be merged with it
+    operators.BoundMatMul.interval_propagate = operators.BoundLinear.interval_propagate
+    operators.Bound.broadcast_backward = _broadcast_backward(operators.Bound.broadcast_backward)
+    operators.BoundBuffers.from_input = property(lambda self: False, lambda self, value: None)
+    operators.BoundMul._multiply_by_const = staticmethod(_channel_constants(operators.BoundMul._multiply_by_const))
+
+
+def _channel_constants(original: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:
+    """Let CROWN's convolution patches be multiplied by a constant a channel, such as a normalisation's 1 / std.
+
+    The original wants the constant repeated for each example of the batch.
+    """
+
+    def multiply(A: Any, constant: Tensor) -> Any:
+        patches = getattr(A, "patches", None)  # (..., channels, height, width)
+        if patches is None or (constant.numel() > 1 and constant.shape[-3:] != (patches.shape[-3], 1, 1)):
+            return original(A, constant)
+        return A.create_similar(patches * constant.reshape(-1, 1, 1))
+
+    return multiply
+
+
+def _broadcast_backward(original: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    """Sum rows on the output of an addition (S, B, *shape) to rows on a constant that was broadcast to it.
+
+    The original sums over the batch too, or over the wrong dimensions, which gives wrong bounds for some batch sizes.
+    """
+
+    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:
+        if x.batch_dim != -1 or not isinstance(A, Tensor):
+            return original(self, A, x)
+        shape = (1,) * (A.ndim - 1 - len(x.output_shape)) + tuple(x.output_shape)
+        dims = [i + 1 for i in range(1, len(shape)) if shape[i] == 1]
+        return A.sum(dims, keepdim=True) if dims else A
+
+    return broadcast_backward
