@@ -1,0 +1,8 @@
+"""What happens around training: schedules, evaluations, pictures and the record of a run."""
+
+from callbacks.budget_images import BudgetImages
+from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.epsilon_scheduler import EpsilonScheduler
+from callbacks.results import Results
+
+__all__ = ["BudgetImages", "CertifiedEvaluation", "EpsilonScheduler", "Results"]

@@ -155,9 +155,21 @@ def _repair() -> None:
     operators.BoundParams.forward = lambda self: self.param_init if self.initializing else self.param
     # the original does not take the specification: a last layer without a bias could not be merged with it
     operators.BoundMatMul.interval_propagate = operators.BoundLinear.interval_propagate
+    operators.BoundRelu._relu_mask_alpha = staticmethod(_slopes_of_unstable)
     operators.Bound.broadcast_backward = _broadcast_backward(operators.Bound.broadcast_backward)
     operators.BoundBuffers.from_input = property(lambda self: False, lambda self, value: None)
     operators.BoundMul._multiply_by_const = staticmethod(_channel_constants(operators.BoundMul._multiply_by_const))
+
+
+def _slopes_of_unstable(lower: Tensor, upper: Tensor, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Alpha-CROWN's lower slopes, for unstable neurons only, and whether every neuron is inactive.
+
+    The original clamps the slopes, which start at 0 or 1: there torch's clamp has gradient zero since about 2.15, and
+    nothing would be optimised. They are clipped to [0, 1] after every step anyway.
+    """
+    unstable, active = (lower < 0) & (upper > 0), lower >= 0
+    masked = [slope if slope is None else torch.where(unstable, slope, active.to(slope.dtype)) for slope in slopes]
+    return *masked, (upper <= 0).all()
 
 
 def _channel_constants(original: Callable[[Any, Tensor], Any]) -> Callable[[Any, Tensor], Any]:

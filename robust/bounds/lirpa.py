@@ -91,7 +91,7 @@ class LirpaVerifier:
         require(
             box.lower.dtype == torch.float32, "method", "alpha-crown", "it needs a float32 network; or set method=crown"
         )
-        options = {
+        options: dict[str, object] = {
             "iteration": self.iterations,
             "lr_alpha": self.learning_rate,
             "early_stop_patience": self.iterations,  # stopping early prints to stdout
@@ -99,12 +99,11 @@ class LirpaVerifier:
         device = y.device.type
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             box, y = Box(box.lower.detach().clone(), box.upper.detach().clone()), y.clone()
-            graph = _Graph(
-                network, box, "crown", optimize_bound_args=options
-            )  # it keeps the slopes: for this batch only
+            graph = _Graph(network, box, "alpha-crown", options)  # for this batch only, as it keeps the slopes
             graph.bind(network, detach=True)  # it calls backward, which would add to the weights' .grad
+            method = "alpha-crown" if graph.module.optimizable_activations else "crown"
             rows = _margin_rows(y, graph.num_classes, box)
-            return graph.bound(box, rows, self.method, upper=False)[0].detach()
+            return graph.bound(box, rows, method, upper=False)[0].detach()
 
     @contextmanager
     def _graph(self, network: nn.Module, box: Box) -> Iterator[_Graph]:
@@ -128,8 +127,9 @@ class _Graph:
     module tree; ``bind`` then points it to the network's own weights.
     """
 
-    def __init__(self, network: nn.Module, box: Box, method: str, **options: object) -> None:
-        lirpa = _lirpa_shims.load()
+    def __init__(
+        self, network: nn.Module, box: Box, method: Method, optimiser: dict[str, object] | None = None
+    ) -> None:
         name = type(network).__name__
         with torch.inference_mode(False), torch.no_grad(), _lirpa_shims.tracing() as unsupported:
             images = torch.linspace(0, 1, 3 * box.lower[0].numel(), dtype=box.lower.dtype, device=box.lower.device)
@@ -137,13 +137,10 @@ class _Graph:
             try:
                 traced = _for_tracing(network)
                 logits = traced(images)
-                options["param"] = {"auto_requires_grad": False}
-                self.module = lirpa.BoundedModule(traced, images[:2], bound_opts=options)
+                self.module = _trace(traced, images[:2], method, optimiser or {})
             except Exception as error:
-                operation = ", ".join(unsupported) or _first_line(error)
-                raise UnsupportedLayerError(
-                    f"model.classifier {name}", operation, "auto_LiRPA cannot trace it"
-                ) from error
+                what = ", ".join(unsupported) or _first_line(error)
+                raise UnsupportedLayerError(f"model.classifier {name}", what, "auto_LiRPA cannot trace it") from error
             require(logits.ndim == 2, f"model.classifier {name}", tuple(logits.shape), "give logits of shape (B, K)")
             self.num_classes = logits.shape[1]
             self._check(name, images, logits, {"ibp", "crown-ibp", method} - {"alpha-crown"})
@@ -195,13 +192,48 @@ class _Graph:
     def _compute(self, **arguments: object) -> tuple[Tensor, Tensor]:
         try:
             lower, upper = self.module.compute_bounds(**arguments)
-        except (NotImplementedError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
             raise UnsupportedLayerError("model.classifier", _first_line(error), "auto_LiRPA cannot bound it") from error
         return lower, upper
 
     def release(self) -> None:
         """Let go of the last batch and its autograd graph."""
         self.module._clear_and_set_new(None)
+
+
+def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, object]) -> Any:  # noqa: ANN401
+    """auto_LiRPA's module of a network."""
+    lirpa = _lirpa_shims.load()
+    options: dict[str, object] = {"param": {"auto_requires_grad": False}, "optimize_bound_args": optimiser}
+    if method == "alpha-crown":
+        # slopes of unstable neurons only: 0.3 mixes up their indices where most neurons, or none, are unstable
+        options |= dict.fromkeys(["sparse_features_alpha", "sparse_spec_alpha", "sparse_intermediate_bounds"], False)
+    if method in ("crown", "alpha-crown"):
+        module = lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "patches"})
+        if all(_exact_as_patches(node) for node in module._modules.values()):
+            return module
+    return lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"})
+
+
+def _exact_as_patches(node: Any) -> bool:  # noqa: ANN401
+    """Whether CROWN may hold its rows on this operation's output as convolution patches, which save memory.
+
+    0.3 fails on pooling, on dilated or grouped convolutions, and on constants added to hidden layers.
+    """
+    kinds = [type(n).__name__.removeprefix("Bound") for n in (node, *node.inputs)]
+    if kinds[0] == "Conv":
+        return set(node.dilation) == {1} and node.groups == 1
+    if kinds[0] in ("Add", "Sub"):
+        return "Input" in kinds or not {"Params", "Buffers", "Constant"} & set(kinds)
+    return kinds[0] in _PATCH_OPERATIONS
+
+
+_PATCH_OPERATIONS = (
+    *("Input", "Params", "Buffers", "Constant", "BatchNormalization", "Relu", "Div", "Mul", "GlobalAveragePool"),
+    *("Flatten", "Reshape", "Linear", "MatMul", "Transpose"),
+)
 
 
 def _for_tracing(network: nn.Module) -> nn.Module:

@@ -1,0 +1,96 @@
+"""Pictures of images and the budgets that a method has learned for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+
+
+def draw_budgets(images: Tensor, budgets: Tensor, title: str = "") -> Figure:
+    """A grid with the images above and their budgets below, one colour scale with its bar for all.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        budgets: (N, C, H, W) in [0, 1]; the mean over channels is drawn.
+        title: above the grid.
+    """
+    count, budgets = len(images), budgets.mean(1)
+    figure = Figure(figsize=(1.1 * count + 1.2, 2.8), layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False)
+    for column in range(count):
+        image = images[column].permute(1, 2, 0).cpu().numpy()
+        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
+        low, high = float(budgets.min()), float(budgets.max())
+        drawn = axes[1, column].imshow(budgets[column].cpu().numpy(), cmap="viridis", vmin=low, vmax=high)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel("budget")
+    figure.colorbar(drawn, ax=axes[1, :], label="epsilon")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+class BudgetImages(Callback):
+    """Draws the first images of the validation and test data with their learned budgets.
+
+    Written to TensorBoard (``<stage>/budgets/<threat model>``) and to ``budgets/`` in the log folder. Threat models
+    without per-pixel budgets have no picture.
+
+    Args:
+        count: number of images.
+        every_n_epochs: draw in validation after every so many epochs.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    def __init__(self, count: int = 8, every_n_epochs: int = 1) -> None:
+        require(count >= 1, "BudgetImages.count", count, "give at least 1")
+        require(every_n_epochs >= 1, "BudgetImages.every_n_epochs", every_n_epochs, "give at least 1")
+        self.count = count
+        self.every_n_epochs = every_n_epochs
+
+    @torch.no_grad()
+    def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:
+        x = x[: self.count]
+        for name, threat_model in module.threat_models(x, module.epsilon).items():
+            if threat_model.budgets.dim() != x.dim():
+                continue
+            figure = draw_budgets(x, threat_model.budgets, f"{name} budgets, volume of epsilon {module.epsilon:g}")
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_figure(f"{stage}/budgets/{name}", figure, step)
+            path = Path(trainer.log_dir or trainer.default_root_dir) / "budgets" / f"{stage}_{name}{file}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=100)
+            if stage == "test":
+                rank_zero_info(f"Picture of the budgets: {path}")
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Draw the first validation batch."""
+        epoch = trainer.current_epoch + 1
+        due = trainer.state.fn == "validate" or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
+        if batch_idx == 0 and trainer.is_global_zero and due and not trainer.sanity_checking:
+            self._draw("val", trainer, pl_module, batch[0], f"_epoch{epoch:03d}")
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Draw the first test batch."""
+        if batch_idx == 0 and trainer.is_global_zero:
+            self._draw("test", trainer, pl_module, batch[0], "")

@@ -1,0 +1,103 @@
+"""Ramps the size of the threat model up during training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+
+
+class EpsilonScheduler(Callback):
+    """Sets the module's ``current_epsilon`` before every training batch, a pure function of epoch and batch.
+
+    ``linear`` rises in a straight line over ``length`` epochs (contextual budgets, Appendix A, MNIST). ``smoothed``
+    rises like a power first, then in a straight line, value and slope continuous (Gowal et al. 2018; Appendix A,
+    CIFAR-10). ``constant`` is the full size throughout. Evaluations always use the full size.
+
+    Args:
+        shape: form of the ramp.
+        start_epoch: epoch, counted from 1, with whose first batch the ramp begins; 0 before.
+        length: epochs from 0 to full size.
+        middle: where on the ramp, as a share of its length, ``smoothed`` becomes straight.
+        exponent: power of ``smoothed`` before that.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        shape: Literal["constant", "linear", "smoothed"] = "constant",
+        start_epoch: int = 1,
+        length: int = 1,
+        middle: float = 0.25,
+        exponent: float = 4.0,
+    ) -> None:
+        name = "epsilon_schedule"
+        require(shape in ("constant", "linear", "smoothed"), f"{name}.shape", shape, "give constant, linear or smoothed")
+        require(start_epoch >= 1, f"{name}.start_epoch", start_epoch, "epochs count from 1")
+        require(length >= 1, f"{name}.length", length, "give at least 1 epoch, or shape constant")
+        require(0 < middle < 1, f"{name}.middle", middle, "give a share of the ramp in (0, 1)")
+        require(exponent > 1, f"{name}.exponent", exponent, "give a power above 1")
+        self.shape, self.start_epoch, self.length = shape, start_epoch, length
+        self.middle, self.exponent = middle, exponent
+
+    def value(self, epoch: int, batch: int, batches: int) -> float:
+        """Share of the full epsilon, in [0, 1].
+
+        Args:
+            epoch: counted from 1.
+            batch: counted from 1.
+            batches: number of batches in an epoch.
+        """
+        if self.shape == "constant":
+            return 1.0
+        steps = (epoch - self.start_epoch) * batches + batch - 1
+        if self.shape == "linear":
+            return min(max(steps / (self.length * batches), 0.0), 1.0)
+        return self._smoothed(steps, self.length * batches)
+
+    def _smoothed(self, steps: int, length: int) -> float:
+        middle = int(self.middle * length)
+        if steps <= 0:
+            return 0.0
+        if steps >= length:
+            return 1.0
+        scale = 1 / ((length - middle) * self.exponent + middle)  # makes value and slope meet at the middle
+        if steps < middle:
+            return float(scale * middle * (steps / middle) ** self.exponent)
+        at_middle = scale * middle
+        return at_middle + (1 - at_middle) * (steps - middle) / (length - middle)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Warn where training ends before the ramp does."""
+        end = self.start_epoch + self.length - 1
+        if self.shape != "constant" and trainer.max_epochs is not None and 0 <= trainer.max_epochs < end:
+            rank_zero_warn(
+                f"epsilon_schedule.length: the ramp ends with epoch {end}, after trainer.max_epochs "
+                f"{trainer.max_epochs}; epsilon never reaches model.epsilon {pl_module.epsilon}. "
+                "Give a shorter ramp or more epochs."
+            )
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
+    ) -> None:
+        """Set and log epsilon."""
+        share = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
+        pl_module.current_epsilon = share * pl_module.epsilon
+        pl_module.log("train/epsilon", pl_module.current_epsilon)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, so that resuming with others is noticed."""
+        names = ("shape", "start_epoch", "length", "middle", "exponent")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn where the resumed run has another schedule than the checkpoint's."""
+        changed = {name: (old, getattr(self, name)) for name, old in state_dict.items() if old != getattr(self, name)}
+        for name, (old, new) in changed.items():
+            rank_zero_warn(f"epsilon_schedule.{name}: the checkpoint was trained with {old!r}, this run has {new!r}")

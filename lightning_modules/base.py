@@ -1,0 +1,240 @@
+"""What every method shares: a classifier, its threat models, clean evaluation, and one step of descent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+
+from robust.errors import NonFiniteLossError, SettingError, require
+from robust.metrics import ErrorRate
+from robust.threat_models import LinfBall, PixelBox
+
+Batch = tuple[Tensor, Tensor]
+
+
+class RobustClassifier(pl.LightningModule, ABC):
+    """A classifier that is trained to stay right in a threat model, with optimizers that the method steps itself.
+
+    Subclasses write ``training_step`` and ``configure_optimizers``, end each step in :meth:`descend`, and extend
+    :meth:`threat_models` by what they learn. Images are float tensors (B, C, H, W) in [0, 1].
+
+    Args:
+        classifier: network from images to logits (B, K), normalisation inside.
+        epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
+        gradient_clip: largest norm of the gradient of each optimizer's parameters; none by default.
+
+    Raises:
+        SettingError: if ``epsilon`` is outside (0, 1] or ``gradient_clip`` not positive.
+    """
+
+    def __init__(self, classifier: nn.Module, epsilon: float, gradient_clip: float | None = None) -> None:
+        super().__init__()
+        require(0 < epsilon <= 1, "model.epsilon", epsilon, "give a size in (0, 1], in pixel units")
+        require(gradient_clip is None or gradient_clip > 0, "model.gradient_clip", gradient_clip, "give a positive norm")
+        self.automatic_optimization = False
+        self.classifier = classifier
+        self.epsilon = self.current_epsilon = epsilon
+        self.gradient_clip = gradient_clip
+        self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
+        self._seed: int | None = None
+
+    @abstractmethod
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch of the method's algorithm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        logits: Tensor = self.classifier(x)
+        return logits
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, PixelBox]:
+        """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
+        return {"uniform": LinfBall(epsilon)}
+
+    @property
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """Networks beside the classifier that some steps leave out; under DDP these need a search for unused ones."""
+        return {}
+
+    # -- one step of descent -------------------------------------------------------------------------------------
+
+    def descend(self, loss: Tensor, *optimizers: LightningOptimizer, counts: bool = True) -> None:
+        """Zero gradients, backpropagate ``loss`` (a scalar), clip, and step every optimizer.
+
+        Args:
+            loss: scalar.
+            optimizers: those to step. With ``counts`` the first one advances Lightning's ``global_step`` by one, so
+                that however many optimizers there are, it counts batches; the others never do.
+            counts: whether this is the batch's one counted step.
+
+        Raises:
+            NonFiniteLossError: if the loss is NaN or infinite; nothing is changed then.
+        """
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"loss: got {loss.item()} in epoch {self.current_epoch}; training stopped before this step, "
+                "resume from the last checkpoint with a lower learning rate, a longer ramp or gradient clipping"
+            )
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            self.clip_gradients(optimizer, self.gradient_clip, "norm")
+        for index, optimizer in enumerate(optimizers):
+            if counts and index == 0:
+                optimizer.step()
+            else:
+                self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def all_optimizers(self) -> list[LightningOptimizer]:
+        """The optimizers in the order of ``configure_optimizers``, always as a list."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
+
+    def on_train_epoch_end(self) -> None:
+        """Step every learning-rate schedule, once an epoch."""
+        schedulers = self.lr_schedulers() or []
+        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+            scheduler.step()  # type: ignore[call-arg]
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean error on validation data."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean error on test data."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, K) and predicted classes (B,)."""
+        logits = self(batch[0])
+        return {"logits": logits, "prediction": logits.argmax(1)}
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        x, y = batch
+        metric = self.clean_error[stage]
+        metric.update(self(x).argmax(1) != y)
+        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)  # type: ignore[arg-type]
+
+    # -- at the door ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that classifier, data and trainer fit together before anything runs.
+
+        Raises:
+            SettingError: naming the setting that does not fit.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "image_shape"):
+            self.check_shapes(data.image_shape, data.num_classes)
+        strategy = self.trainer.strategy
+        if stage == "fit" and self.learned_parts and isinstance(strategy, DDPStrategy):
+            require(
+                bool(strategy._ddp_kwargs.get("find_unused_parameters")),
+                "trainer.strategy",
+                "ddp",
+                f"{type(self).__name__} has steps that leave out {', '.join(self.learned_parts)}; "
+                "give ddp_find_unused_parameters_true",
+            )
+        require(
+            isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)),
+            "trainer.strategy",
+            type(strategy).__name__,
+            "give auto, ddp or ddp_find_unused_parameters_true; sharded strategies are not supported",
+        )
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Run the networks once on a blank image of the data's shape.
+
+        Raises:
+            SettingError: if the classifier does not take it or gives another number of logits.
+        """
+        logits = _run_blank("model.classifier", self.classifier, image_shape, self.device)
+        require(
+            logits.shape == (2, num_classes),
+            "model.classifier",
+            f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
+            f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
+        )
+
+    def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Check that a generator gives images of the data's shape.
+
+        Raises:
+            SettingError: if it does not.
+        """
+        output = _run_blank(f"model.{name}", generator, image_shape, self.device)
+        require(
+            tuple(output.shape[1:]) == tuple(image_shape),
+            f"model.{name}",
+            f"{type(generator).__name__} with output {tuple(output.shape[1:])}",
+            f"give one with output {image_shape}, the shape of the data's images",
+        )
+
+    # -- what a checkpoint holds beside weights ------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Take the run's seed, unless a checkpoint brought its own."""
+        if self._seed is None:
+            self._seed = torch.initial_seed() % 2**32
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed this batch's draws from (seed, epoch, batch, process): a run resumed anywhere then repeats them."""
+        key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(hash(key) % 2**63)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the method and the seed."""
+        checkpoint["method"] = type(self).__name__
+        checkpoint["seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the seed back, and refuse what another method or another network saved.
+
+        Raises:
+            SettingError: if the checkpoint does not fit this module.
+        """
+        method = checkpoint.get("method")
+        require(
+            method == type(self).__name__,
+            "ckpt_path",
+            f"a checkpoint of {method}",
+            f"this is {type(self).__name__}; give one of its checkpoints, or set model.class_path to that method",
+        )
+        self._check_state(checkpoint["state_dict"])
+        self._seed = checkpoint["seed"]
+
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        require(
+            not wrong,
+            "ckpt_path",
+            f"a checkpoint that differs in {len(wrong)} tensors, the first is {wrong[0] if wrong else None}",
+            "configure the same networks as at training (the config.yaml beside the checkpoints has them)",
+        )
+
+
+def _run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """The network's output on two blank images, its modes and statistics left as they are."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        with torch.no_grad():
+            output: Tensor = network(torch.zeros(2, *image_shape, device=device))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return output

@@ -1,0 +1,124 @@
+"""Learning Contextual Perturbation Budgets for Training Robust Neural Networks (Xu, Shi, Zhang, Wang, Hsieh, 2020).
+
+| symbol | here | what |
+| --- | --- | --- |
+| f_w | ``classifier`` | the network to be certified |
+| g_theta | ``generator`` | image -> one number in (0, 1) for each pixel |
+| epsilon_0 | ``epsilon`` | the uniform budget of the same robustness volume, V_0 = epsilon_0^n (eq. 2) |
+| alpha with a bar below, above | ``alpha_low``, ``alpha_high`` | range of budgets over epsilon_0 (eq. 5) |
+| L_rob | ``verifier.cross_entropy`` | upper bound of the cross-entropy over the box (Sec. 3.4) |
+
+Classifier and generator minimise the same loss: the generator is cooperative, and only the volume constraint
+(eq. 4) keeps its budgets from shrinking. The paper leaves open: the optimizer of the generator (here its own, of equal
+learning rate), a natural term (``natural_weight``), and what happens before the ramp (natural training).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from lightning_modules.base import Batch, RobustClassifier
+from robust.bounds import FeedForwardVerifier, Verifier
+from robust.budgets import check_budget_range, relative_budgets
+from robust.errors import require
+from robust.threat_models import LinfBall, PixelBox
+
+
+class ContextualBudgets(RobustClassifier):
+    """Certified training against per-pixel budgets that a network generates for each image.
+
+    Without a generator the budgets are uniform: the paper's baseline, CROWN-IBP training with loss fusion.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
+        verifier: gives the bound of the loss that is trained on.
+        epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
+        alpha_low: smallest budget over epsilon_0, in (0, 1].
+        alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
+        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, along which it falls from
+            1 (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
+        gradient_clip: largest gradient norm of the classifier and of the generator, each on its own.
+        optimizer: the classifier's.
+        generator_optimizer: the generator's.
+        lr_scheduler: the classifier's learning-rate schedule, stepped once an epoch.
+        generator_lr_scheduler: the generator's.
+
+    Raises:
+        SettingError: if epsilon or the range of budgets is impossible, or shapes do not fit the data.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        generator: nn.Module | None = None,
+        verifier: Verifier | None = None,
+        epsilon: float = 0.4,
+        alpha_low: float = 0.5,
+        alpha_high: float = 2.0,
+        natural_weight: float | None = None,
+        gradient_clip: float | None = 8.0,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
+        generator_optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        generator_lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        check_budget_range(epsilon, alpha_low, alpha_high)
+        require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
+        super().__init__(classifier, epsilon, gradient_clip)
+        self.generator = generator
+        self.verifier = FeedForwardVerifier() if verifier is None else verifier
+        self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
+        self.optimizer, self.generator_optimizer = optimizer, generator_optimizer
+        self.lr_scheduler, self.generator_lr_scheduler = lr_scheduler, generator_lr_scheduler
+
+    @property
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """The generator, which natural training before the ramp leaves out."""
+        return {} if self.generator is None else {"generator": self.generator}
+
+    def threat_model(self, x: Tensor, epsilon: float) -> PixelBox:
+        """The learned budgets around ``x`` (B, C, H, W) with volume epsilon^n, uniform ones without a generator."""
+        if self.generator is None:
+            return LinfBall(epsilon)
+        return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, self.alpha_low, self.alpha_high))
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, PixelBox]:
+        """Uniform budgets, and the learned ones of the same volume."""
+        learned = {} if self.generator is None else {"learned": self.threat_model(x, epsilon)}
+        return {**learned, **super().threat_models(x, epsilon)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Minimise (1 - kappa) L_rob + kappa L_nat over classifier and generator together (Sec. 3.2)."""
+        x, y = batch
+        epsilon = self.current_epsilon
+        if epsilon == 0:  # before the ramp: natural training, no budgets yet
+            loss = F.cross_entropy(self(x), y)
+            self.descend(loss, self.all_optimizers()[0])
+        else:
+            box = self.threat_model(x, epsilon).interval(x)
+            ramp_left = 1 - epsilon / self.epsilon
+            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_share=ramp_left).mean()
+            if self.natural_weight is not None:
+                kappa = ramp_left + (1 - ramp_left) * self.natural_weight
+                loss = (1 - kappa) * loss + kappa * F.cross_entropy(self(x), y)
+            self.descend(loss, *self.all_optimizers())
+        self.log("train/loss", loss.detach(), prog_bar=True)
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+        optimizers = [self.optimizer(self.classifier.parameters())]
+        schedules = [self.lr_scheduler]
+        if self.generator is not None:
+            optimizers.append(self.generator_optimizer(self.generator.parameters()))
+            schedules.append(self.generator_lr_scheduler)
+        pairs = zip(schedules, optimizers, strict=True)
+        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check the classifier, then that the generator gives one output for each pixel."""
+        super().check_shapes(image_shape, num_classes)
+        if self.generator is not None:
+            self.check_generator("generator", self.generator, image_shape)
