@@ -85,8 +85,8 @@ class CertifiedEvaluation(Callback):
     def _broken(
         self, module: RobustClassifier, threat_model: PixelBox, x: Tensor, y: Tensor, verified: Tensor
     ) -> Tensor:
-        assert self.attack is not None  # noqa: S101 - the caller checked
-        broken = module(self.attack(module.classifier, threat_model, x, y)).argmax(1) != y
+        assert self.attack is not None
+        broken: Tensor = module(self.attack(module.classifier, threat_model, x, y)).argmax(1) != y
         if (broken & verified).any():
             raise RuntimeError(
                 f"unsound bound: {type(self.verifier).__name__} certified {int((broken & verified).sum())} examples "

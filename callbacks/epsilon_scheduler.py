@@ -38,7 +38,9 @@ class EpsilonScheduler(Callback):
         exponent: float = 4.0,
     ) -> None:
         name = "epsilon_schedule"
-        require(shape in ("constant", "linear", "smoothed"), f"{name}.shape", shape, "give constant, linear or smoothed")
+        require(
+            shape in ("constant", "linear", "smoothed"), f"{name}.shape", shape, "give constant, linear or smoothed"
+        )
         require(start_epoch >= 1, f"{name}.start_epoch", start_epoch, "epochs count from 1")
         require(length >= 1, f"{name}.length", length, "give at least 1 epoch, or shape constant")
         require(0 < middle < 1, f"{name}.middle", middle, "give a share of the ramp in (0, 1)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,9 @@ class RobustClassifier(pl.LightningModule, ABC):
     def __init__(self, classifier: nn.Module, epsilon: float, gradient_clip: float | None = None) -> None:
         super().__init__()
         require(0 < epsilon <= 1, "model.epsilon", epsilon, "give a size in (0, 1], in pixel units")
-        require(gradient_clip is None or gradient_clip > 0, "model.gradient_clip", gradient_clip, "give a positive norm")
+        require(
+            gradient_clip is None or gradient_clip > 0, "model.gradient_clip", gradient_clip, "give a positive norm"
+        )
         self.automatic_optimization = False
         self.classifier = classifier
         self.epsilon = self.current_epsilon = epsilon
@@ -86,7 +89,7 @@ class RobustClassifier(pl.LightningModule, ABC):
             optimizer.zero_grad()
         self.manual_backward(loss)
         for optimizer in optimizers:
-            self.clip_gradients(optimizer, self.gradient_clip, "norm")
+            self.clip_gradients(optimizer, self.gradient_clip, "norm")  # type: ignore[arg-type]
         for index, optimizer in enumerate(optimizers):
             if counts and index == 0:
                 optimizer.step()
@@ -101,8 +104,11 @@ class RobustClassifier(pl.LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Step every learning-rate schedule, once an epoch."""
         schedulers = self.lr_schedulers() or []
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-            scheduler.step()  # type: ignore[call-arg]
+        with warnings.catch_warnings():
+            # true of an optimizer that its method has not begun to use, and no cause for concern there
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                scheduler.step()  # type: ignore[call-arg]
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -122,8 +128,9 @@ class RobustClassifier(pl.LightningModule, ABC):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         x, y = batch
         metric = self.clean_error[stage]
+        assert isinstance(metric, ErrorRate)
         metric.update(self(x).argmax(1) != y)
-        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)  # type: ignore[arg-type]
+        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     # -- at the door ---------------------------------------------------------------------------------------------
 

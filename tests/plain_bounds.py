@@ -1,4 +1,4 @@
-"""Bounds written as plainly as possible, by unrolling every layer into a dense matrix: the reference of the fast ones."""
+"""Bounds as plain as possible, every layer unrolled into a dense matrix: the reference of the fast ones."""
 
 import torch
 from torch import nn
@@ -39,7 +39,9 @@ def _one(network, lower, upper, label):
     crown = _crown(layers, box, W, b)
     fused_ibp = high.logsumexp(0)
     shift = high.max()
-    slope = torch.where(high > low, ((high - shift).exp() - (low - shift).exp()) / (high - low).clamp(min=1e-12), 0 * low)
+    slope = torch.where(
+        high > low, ((high - shift).exp() - (low - shift).exp()) / (high - low).clamp(min=1e-12), 0 * low
+    )
     intercept = (low - shift).exp() - slope * low
     fused = _crown(layers, box, (slope @ W)[None], (slope @ b + intercept.sum())[None])[0]
     return -high[others], -crown[others], fused_ibp, fused.log() + shift

@@ -69,4 +69,5 @@ class PGD:
         """Highest other logit minus the label's, (B,): positive where misclassified."""
         logits = network(x)
         label = logits.gather(1, y[:, None]).squeeze(1)
-        return logits.scatter(1, y[:, None], -torch.inf).amax(1) - label
+        score: Tensor = logits.scatter(1, y[:, None], -torch.inf).amax(1) - label
+        return score

@@ -39,7 +39,9 @@ def adjoint(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings
     sides = zip(shape[1:], A.shape[-2:], weight.shape[-2:], *settings[:3], strict=True)
     # rows and columns at the far edge that no kernel window reached have coefficient zero
     rest = [size - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for size, out, k, s, p, d in sides]
-    return F.conv_transpose2d(A, weight, None, settings.stride, settings.padding, rest, settings.groups, settings.dilation)
+    return F.conv_transpose2d(
+        A, weight, None, settings.stride, settings.padding, rest, settings.groups, settings.dilation
+    )
 
 
 def _one_channel_on_cpu(weight: Tensor, groups: int = 1) -> bool:
@@ -47,7 +49,7 @@ def _one_channel_on_cpu(weight: Tensor, groups: int = 1) -> bool:
 
 
 def _fold(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
-    """The adjoint of a one-channel convolution: each output's coefficient times the kernel, summed where they overlap."""
+    """The adjoint of a one-channel convolution: coefficients times the kernel, summed where these overlap."""
     patches = weight.flatten(1).T @ A.flatten(2)
     return F.fold(
         patches, shape[1:], weight.shape[2:], settings.dilation, padding=settings.padding, stride=settings.stride

@@ -11,7 +11,7 @@ from robust.bounds.interval import Interval
 from robust.bounds.layers import Layer, ReLULayer
 
 
-class RelaxReLU(torch.autograd.Function):
+class _RelaxReLU(torch.autograd.Function):
     """Upper-bounds rows on the output of a ReLU by rows on its input, with the gradient in closed form.
 
     For the pre-activation interval center -+ radius the upper line has slope a = clamp((center + radius) /
@@ -72,7 +72,7 @@ def upper_bound(layers: list[Layer], inputs: list[Interval], A: Tensor) -> Tenso
     constant = torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
     for layer, interval in zip(reversed(layers), reversed(inputs), strict=True):
         if isinstance(layer, ReLULayer):
-            A, beta = RelaxReLU.apply(A, *interval)[:2]
+            A, beta = _RelaxReLU.apply(A, *interval)[:2]
         else:
             A, beta = layer.backward(A, interval.center.shape[1:])
         constant = constant + beta

@@ -19,7 +19,7 @@ class Interval(NamedTuple):
     radius: Tensor
 
 
-class IntervalReLU(torch.autograd.Function):
+class _IntervalReLU(torch.autograd.Function):
     """ReLU of an interval, [relu(c - r), relu(c + r)], with its gradient in closed form.
 
     This is elementwise work that memory bounds: as autograd's own chain it takes twice the passes, and masks as bool
@@ -58,7 +58,7 @@ def propagate(layers: list[Layer], box: Box) -> list[Interval]:
     for layer in layers:
         inputs.append(state)
         if isinstance(layer, ReLULayer):
-            state = Interval(*IntervalReLU.apply(*state)[:2])
+            state = Interval(*_IntervalReLU.apply(*state)[:2])
         else:
             state = Interval(layer.center(state.center), layer.radius(state.radius))
     return inputs

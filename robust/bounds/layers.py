@@ -42,7 +42,7 @@ class Affine(ABC):
 
 def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
     """Kernel sizes, strides and paddings as (height, width)."""
-    assert not isinstance(value, str)  # noqa: S101 - layers with string padding never get here
+    assert not isinstance(value, str)
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -70,8 +70,8 @@ class ConvLayer(Affine):
 
     def __init__(self, module: nn.Conv2d) -> None:
         self.weight, self.bias = module.weight, module.bias
-        sides = (module.stride, module.padding, module.dilation)
-        self.settings = ConvSettings(*(_pair(side) for side in sides), groups=module.groups)
+        sides = _pair(module.stride), _pair(module.padding), _pair(module.dilation)
+        self.settings = ConvSettings(*sides, groups=module.groups)
 
     def center(self, center: Tensor) -> Tensor:
         """See :meth:`Affine.center`."""
@@ -85,7 +85,7 @@ class ConvLayer(Affine):
         """See :meth:`Affine.backward`."""
         beta = 0.0 if self.bias is None else A.sum((-2, -1)) @ self.bias
         rows = adjoint(A.flatten(0, 1), self.weight, shape, self.settings)
-        return rows.unflatten(0, A.shape[:2]), beta
+        return rows.view(*A.shape[:2], *shape), beta
 
 
 class ScaleLayer(Affine):
@@ -102,7 +102,8 @@ class ScaleLayer(Affine):
     @classmethod
     def of_batch_norm(cls, module: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleLayer:
         """The layer of a batch-norm module, with its running statistics whatever the module's mode is."""
-        assert module.running_mean is not None and module.running_var is not None  # noqa: S101 - checked by feed_forward
+        assert module.running_mean is not None
+        assert module.running_var is not None
         scale = (module.running_var + module.eps).rsqrt()
         if module.affine:
             scale = scale * module.weight
@@ -165,7 +166,7 @@ class FlattenLayer(Affine):
 
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
         """See :meth:`Affine.backward`."""
-        return A.unflatten(-1, shape), 0.0
+        return A.reshape(*A.shape[:2], *shape), 0.0
 
 
 class ReLULayer:
@@ -177,22 +178,21 @@ Layer = Affine | ReLULayer
 
 def _layer(module: nn.Module) -> Layer | None:
     """The bound of one module, or None where there is none."""
-    kind = type(module)
-    if kind is nn.ReLU:
+    if type(module) is nn.ReLU:
         return ReLULayer()
-    if kind is nn.Linear:
+    if type(module) is nn.Linear:
         return LinearLayer(module)
-    if kind is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return ConvLayer(module)
-    if kind is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
+    if type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
         return FlattenLayer()
-    if kind is nn.AvgPool2d and not module.ceil_mode and module.divisor_override is None:
+    if type(module) is nn.AvgPool2d and not module.ceil_mode and module.divisor_override is None:
         return AveragePoolLayer(module) if module.count_include_pad or _pair(module.padding) == (0, 0) else None
-    if kind is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+    if type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
         return AveragePoolLayer(module)
-    if kind is Normalize:
+    if type(module) is Normalize:
         return ScaleLayer.of_normalize(module)
-    if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats:
         return ScaleLayer.of_batch_norm(module)
     return None
 

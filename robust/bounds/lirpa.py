@@ -203,7 +203,7 @@ class _Graph:
         self.module._clear_and_set_new(None)
 
 
-def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, object]) -> Any:  # noqa: ANN401
+def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, object]) -> Any:
     """auto_LiRPA's module of a network."""
     lirpa = _lirpa_shims.load()
     options: dict[str, object] = {"param": {"auto_requires_grad": False}, "optimize_bound_args": optimiser}
@@ -217,7 +217,7 @@ def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[s
     return lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"})
 
 
-def _exact_as_patches(node: Any) -> bool:  # noqa: ANN401
+def _exact_as_patches(node: Any) -> bool:
     """Whether CROWN may hold its rows on this operation's output as convolution patches, which save memory.
 
     0.3 fails on pooling, on dilated or grouped convolutions, and on constants added to hidden layers.
