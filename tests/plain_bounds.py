@@ -55,7 +55,7 @@ def _crown(layers, box, A, beta):
             continue
         lo, up = values
         unstable = (lo < 0) & (up > 0)
-        upper_slope = torch.where(unstable, up / (up - lo), (lo >= 0).to(lo.dtype))
+        upper_slope = torch.where(unstable, up / torch.where(unstable, up - lo, 1.0), (lo >= 0).to(lo.dtype))
         intercept = torch.where(unstable, -lo * upper_slope, torch.zeros_like(lo))
         lower_slope = (upper_slope > 0.5).to(lo.dtype)
         beta = beta + A.clamp(min=0) @ intercept
