@@ -34,7 +34,8 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     # too large: every log budget moves the same share of its way down to low; too small: up to high
     room = torch.where(excess > 0, excess - n * low, n * high - excess)
     share = (excess.abs() / room.clamp(min=1e-12)).clamp(max=1)
-    refined = initial + share * (torch.where(excess > 0, low, high) - initial)
+    goal = torch.where(excess > 0, initial.new_tensor(low), initial.new_tensor(high))
+    refined = initial + share * (goal - initial)
     return refined.exp().clamp(alpha_low, min(alpha_high, 1 / epsilon)).view_as(outputs)
 
 

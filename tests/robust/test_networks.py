@@ -1,0 +1,82 @@
+"""Parameter counts of the papers' networks, the generator's start, normalisation."""
+
+import pytest
+import torch
+
+from robust.budgets import relative_budgets
+from robust.errors import SettingError
+from robust.networks import BudgetGenerator, DMLarge, DMSmall, Normalize
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "classes", "parameters"),
+    [
+        (DMSmall, (1, 28, 28), 10, 329_606),
+        (DMSmall, (3, 32, 32), 10, 470_918),
+        (DMSmall, (1, 28, 28), 20, 330_616),
+        (DMLarge, (1, 28, 28), 10, 13_257_290),
+        (DMLarge, (3, 32, 32), 10, 17_190_602),
+        (DMLarge, (3, 36, 64), 10, 38_162_122),
+    ],
+)
+def test_parameter_counts_of_classifiers(network, shape, classes, parameters):
+    built = network(shape, classes)
+    assert count(built) == parameters
+    assert built(torch.rand(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "millions"),
+    [
+        ((1, 28, 28), 2, 0.308),
+        ((3, 32, 32), 2, 1.576),
+        ((3, 36, 64), 2, 7.97),
+        ((1, 28, 28), 1, 4.92),
+        ((3, 32, 32), 1, 25.2),
+    ],
+)
+def test_parameter_counts_of_the_budget_generator(shape, stride, millions):
+    generator = BudgetGenerator(shape, stride)
+    assert count(generator) / 1e6 == pytest.approx(millions, rel=5e-3)
+    assert generator(torch.rand(2, *shape)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_generator_starts_nearly_uniform_and_shares_channels_when_asked(share):
+    torch.manual_seed(0)
+    x = torch.rand(4, 3, 8, 8)
+    outputs = BudgetGenerator((3, 8, 8), initial_output=0.75, share_channels=share)(x)
+    assert outputs.min() > 0.7
+    assert outputs.max() < 0.8
+    assert torch.equal(outputs[:, 0], outputs[:, 1]) is share
+    budgets = relative_budgets(outputs, 8 / 255, 0.125, 2.0)
+    assert 0.85 < budgets.min() < budgets.max() < 1.15
+
+
+def test_normalize():
+    x = torch.rand(2, 3, 4, 4)
+    mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
+    expected = torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], 1)
+    torch.testing.assert_close(Normalize(mean, std)(x), expected)
+    assert torch.equal(DMSmall((3, 12, 12), mean=mean, std=std)[0](x), Normalize(mean, std)(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DMSmall((1, 9, 28)), "image_shape"),
+        (lambda: DMSmall(num_classes=1), "num_classes: got 1"),
+        (lambda: DMLarge(mean=[0.5]), "std"),
+        (lambda: Normalize([0.5], [0.0]), "std.*positive"),
+        (lambda: Normalize([0.5], [0.1, 0.2]), "std.*give 1 values"),
+        (lambda: BudgetGenerator(initial_output=1.0), "initial_output: got 1.0"),
+        (lambda: BudgetGenerator((1, 8, 8))(torch.rand(2, 1, 9, 9)), r"model.generator.image_shape.*\(1, 9, 9\)"),
+    ],
+)
+def test_wrong_settings(build, message):
+    with pytest.raises(SettingError, match=message):
+        build()
