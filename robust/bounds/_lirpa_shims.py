@@ -178,7 +178,7 @@ def _channel_constants(original: Callable[[Any, Tensor], Any]) -> Callable[[Any,
     The original wants the constant repeated for each example of the batch.
     """
 
-    def multiply(A: Any, constant: Tensor) -> Any:
+    def multiply(A: Any, constant: Tensor) -> Any:  # noqa: ANN401
         patches = getattr(A, "patches", None)  # (..., channels, height, width)
         if patches is None or (constant.numel() > 1 and constant.shape[-3:] != (patches.shape[-3], 1, 1)):
             return original(A, constant)
@@ -193,7 +193,7 @@ def _broadcast_backward(original: Callable[[Any, Any, Any], Any]) -> Callable[[A
     The original sums over the batch too, or over the wrong dimensions, which gives wrong bounds for some batch sizes.
     """
 
-    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:
+    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:  # noqa: ANN401
         if x.batch_dim != -1 or not isinstance(A, Tensor):
             return original(self, A, x)
         shape = (1,) * (A.ndim - 1 - len(x.output_shape)) + tuple(x.output_shape)

@@ -133,7 +133,7 @@ class _Graph:
             try:
                 traced = _for_tracing(network)
                 logits = traced(self._images)
-                self.module: Any = _trace(traced, self._images[:2], method, optimiser)
+                self.module = _trace(traced, self._images[:2], method, optimiser)
             except Exception as error:
                 operation = ", ".join(unsupported) or _first_line(error)
                 raise UnsupportedLayerError(self.name, operation, "auto_LiRPA cannot trace it") from error
@@ -223,7 +223,7 @@ class _EvaluatedDropout(nn.Dropout):
     """Dropout under another name."""
 
 
-def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, float]) -> nn.Module:
+def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, float]) -> Any:  # noqa: ANN401
     """auto_LiRPA's module of a network in evaluation mode."""
     lirpa = _lirpa_shims.load()
     options: dict[str, object] = {
@@ -232,7 +232,7 @@ def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[s
         "minimum_sparsity": 1.0,  # CROWN of unstable neurons only; the code for more than 90 % of them fails
         "conv_mode": "patches" if method == "crown" else "matrix",
     }
-    module: nn.Module = lirpa.BoundedModule(network, images, bound_opts=options)
+    module = lirpa.BoundedModule(network, images, bound_opts=options)
     if method == "crown" and not all(map(_exact_as_patches, module._modules.values())):
         module = lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"})
     return module
