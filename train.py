@@ -1,39 +1,21 @@
-"""The command line: ``train.py {fit,validate,test,predict} --config FILE [--config FILE ...] [--setting value ...]``."""
+"""The command line: ``train.py {fit,validate,test,predict} --config FILE [--config FILE ...] [--name value ...]``."""
 
 from __future__ import annotations
 
-import re
 import sys
+import zipfile
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import callbacks
-import datamodules  # noqa: F401 - makes its classes known by their bare names
+import datamodules
 import lightning_modules
+from cli_errors import OneLineParser
 from robust.errors import NonFiniteLossError, SettingError, require
-
-
-class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with a setting in one line, without the usage text of several hundred settings."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the cause and leave with status 2."""
-        sys.stderr.write(f"error: {one_line(message)} (see train.py SUBCOMMAND --help)\n")
-        sys.exit(2)
-
-
-def one_line(message: str) -> str:
-    """The setting and the cause out of jsonargparse's message, which lists everything that it tried."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    causes = [line for line in lines if re.search(r"is not accepted|Expected a|does not accept|not in|Got value", line)]
-    text = (causes or lines)[0]
-    text = re.sub(r"Problem with given class_path '([^']+)':", r"\1:", text)
-    return f"{keys[-1]}: {text}" if keys and keys[-1] not in text else text
 
 
 class RobustCLI(LightningCLI):
@@ -50,6 +32,7 @@ class RobustCLI(LightningCLI):
             trainer_defaults={"callbacks": [self.results]},
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
+            auto_configure_optimizers=False,  # the methods bring their own
             args=args,
         )
 
@@ -61,12 +44,15 @@ class RobustCLI(LightningCLI):
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
 
     def before_instantiate_classes(self) -> None:
-        """Note the settings for the record, and look for the checkpoint before building anything."""
+        """Note the settings for the record, and look at the checkpoint before building anything."""
         config = self.config[self.subcommand]
         self.results.config = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_check=True))
         path = config.get("ckpt_path")
-        found = path in (None, "best", "last", "hpc") or "://" in str(path) or Path(path).is_file()
-        require(found, "ckpt_path", path, "no such file; checkpoints are in the log folder under checkpoints/")
+        if path not in (None, "best", "last", "hpc") and "://" not in str(path):
+            remedy = "no such file; checkpoints are in the log folder under checkpoints/"
+            require(Path(path).is_file(), "ckpt_path", path, remedy)
+            remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
+            require(zipfile.is_zipfile(path), "ckpt_path", path, remedy)
 
     def after_fit(self) -> None:
         """Test what was trained, if asked."""
@@ -81,8 +67,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a wrong setting ends it in one line and status 2."""
     try:
         RobustCLI(args)
-    except (SettingError, NonFiniteLossError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (SettingError, NonFiniteLossError, MisconfigurationException) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import logging
 import sys
 import warnings
@@ -33,9 +32,6 @@ def load() -> ModuleType:
     Raises:
         SettingError: if it, or a package that it imports, is not installed.
     """
-    # asked for first, because the shims below are for the old version only
-    if importlib.util.find_spec("auto_LiRPA") is None:
-        raise SettingError("verifier", "LirpaVerifier", _REMEDY)
     try:
         return _load()
     except ModuleNotFoundError as error:
@@ -74,9 +70,10 @@ class _UnsupportedOperations(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the operation of one log line."""
-        operation = getattr(record.args[0], "op", None) if isinstance(record.args, tuple) and record.args else None
-        if operation is not None:
-            self.names.append(str(operation))
+        node = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        name = getattr(node, "attr", {}).get("operator") or getattr(node, "op", None)
+        if name is not None and str(name) not in self.names:
+            self.names.append(str(name))
 
 
 @cache
@@ -122,14 +119,10 @@ def _names_of_old_packages() -> Iterator[None]:
 
 @contextmanager
 def _side_effects_undone() -> Iterator[None]:
-    """Undo what the import does to the root logger, the warning filters and TorchScript's executor; print nothing."""
+    """Undo what the import does to the root logger and the warning filters, and print nothing."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)  # torch's, about a missing CUDA compiler that is not needed
-    set_executor, set_mode = torch._C._jit_set_profiling_executor, torch._C._jit_set_profiling_mode
-    executor, mode = set_executor(True), set_mode(True)  # each returns what was set before
-    set_executor(executor)
-    set_mode(mode)
     try:
         with warnings.catch_warnings(record=True):  # recorded, as the import sets a filter of its own
             yield
@@ -137,28 +130,27 @@ def _side_effects_undone() -> Iterator[None]:
         root.handlers[:] = handlers
         root.setLevel(level)
         logging.disable(disabled)
-        set_executor(executor)
-        set_mode(mode)
         _LOGGER.propagate = False  # the verifier says what went wrong in one line
         _LOGGER.addHandler(logging.NullHandler())
 
 
 def _repair() -> None:
-    """Correct auto_LiRPA 0.3 where it meets a new torch, and two errors of its own that a newer one does not have."""
+    """Correct auto_LiRPA 0.3, where a newer torch breaks it and where its own errors give wrong bounds or none."""
     general: Any = importlib.import_module("auto_LiRPA.bound_general")
     operators: Any = importlib.import_module("auto_LiRPA.bound_ops")
     node: Any = torch._C.Node
     node.__getitem__ = lambda self, name: getattr(self, self.kindOf(name))(name)
-    # torch's own yields tensors under their own names; auto_LiRPA's would translate them, which nothing here needs
+    # its own lacks an argument of torch's; it differs in names only, which nothing here uses
     general.BoundedModule._named_members = torch.nn.Module._named_members
-    # the original switches requires_grad of the classifier's own weights on or off
+    # its own switches requires_grad of the classifier's weights on or off
     operators.BoundParams.forward = lambda self: self.param_init if self.initializing else self.param
-    # the original does not take the specification: a last layer without a bias could not be merged with it
+    # its own takes no specification, so a last layer without a bias could not be merged with one
     operators.BoundMatMul.interval_propagate = operators.BoundLinear.interval_propagate
-    operators.BoundRelu._relu_mask_alpha = staticmethod(_slopes_of_unstable)
-    operators.Bound.broadcast_backward = _broadcast_backward(operators.Bound.broadcast_backward)
+    # its own counts buffers as inputs, that is, as having a batch dimension
     operators.BoundBuffers.from_input = property(lambda self: False, lambda self, value: None)
+    operators.Bound.broadcast_backward = _broadcast_backward(operators.Bound.broadcast_backward)
     operators.BoundMul._multiply_by_const = staticmethod(_channel_constants(operators.BoundMul._multiply_by_const))
+    operators.BoundRelu._relu_mask_alpha = staticmethod(_slopes_of_unstable)
 
 
 def _slopes_of_unstable(lower: Tensor, upper: Tensor, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -178,7 +170,7 @@ def _channel_constants(original: Callable[[Any, Tensor], Any]) -> Callable[[Any,
     The original wants the constant repeated for each example of the batch.
     """
 
-    def multiply(A: Any, constant: Tensor) -> Any:  # noqa: ANN401
+    def multiply(A: Any, constant: Tensor) -> Any:
         patches = getattr(A, "patches", None)  # (..., channels, height, width)
         if patches is None or (constant.numel() > 1 and constant.shape[-3:] != (patches.shape[-3], 1, 1)):
             return original(A, constant)
@@ -193,7 +185,7 @@ def _broadcast_backward(original: Callable[[Any, Any, Any], Any]) -> Callable[[A
     The original sums over the batch too, or over the wrong dimensions, which gives wrong bounds for some batch sizes.
     """
 
-    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:  # noqa: ANN401
+    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:
         if x.batch_dim != -1 or not isinstance(A, Tensor):
             return original(self, A, x)
         shape = (1,) * (A.ndim - 1 - len(x.output_shape)) + tuple(x.output_shape)

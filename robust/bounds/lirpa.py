@@ -223,13 +223,16 @@ class _EvaluatedDropout(nn.Dropout):
     """Dropout under another name."""
 
 
-def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, float]) -> Any:  # noqa: ANN401
+def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, float]) -> Any:
     """auto_LiRPA's module of a network in evaluation mode."""
     lirpa = _lirpa_shims.load()
     options: dict[str, object] = {
         "param": {"auto_requires_grad": False},
         "optimize_bound_args": {**optimiser, "early_stop_patience": optimiser["iteration"]},  # stopping early prints
-        "minimum_sparsity": 1.0,  # CROWN of unstable neurons only; the code for more than 90 % of them fails
+        # CROWN of an example's unstable neurons only would depend on which are unstable in the batch's other examples
+        "sparse_intermediate_bounds": False,
+        "sparse_features_alpha": False,
+        "sparse_spec_alpha": False,
         "conv_mode": "patches" if method == "crown" else "matrix",
     }
     module = lirpa.BoundedModule(network, images, bound_opts=options)

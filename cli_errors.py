@@ -1,0 +1,127 @@
+"""Wrong settings in one line each, where jsonargparse prints all that it tried and hundreds of lines of usage."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from textwrap import shorten
+from typing import Any, NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+import callbacks
+import datamodules
+import lightning_modules
+from robust import bounds, networks
+
+CLASSES = {
+    name: f"{package.__name__}.{name}"
+    for package in (lightning_modules, datamodules, callbacks, networks, bounds)
+    for name in package.__all__
+}
+KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number", "list": "a list", "NoneType": "null"}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Says what is wrong with a setting in one line: its full name, its value and what would be right.
+
+    Names must be given in full: an abbreviation that is clear today may be another setting tomorrow.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+        self._reading = ""
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a config file, and note which, for the messages that leave it out."""
+        self._reading = str(path)
+        return super().parse_path(path, *args, **kwargs)
+
+    def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
+        """Say of an unknown setting what is known only here: its value and the settings that there are."""
+        try:
+            super().validate(namespace, *args, **kwargs)
+        except KeyError as error:
+            if found := re.search(r"ption '([^']+)' is not accepted$|does not accept option '([^']+)'$", str(error)):
+                name = found[1] or found[2]
+                value = namespace.get(name, namespace.get(f"{namespace.get('subcommand')}.{name}"))
+                error.args = (unknown_setting(getattr(error, "subcommand_parser", self), name, value),)
+            raise
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the cause and leave with status 2."""
+        if unknown := re.match(r"unrecognized arguments: --([^ =]+)[ =]?(.*?)(?= --|$)", message):
+            message = unknown_setting(self, unknown[1], unknown[2])
+        elif message.startswith(("Problems parsing config", "Unexpected config")):
+            message = f"config: got {self._reading!r}; give a YAML file of settings ({message})"
+        if not self.exit_on_error:  # the settings of a class; the parser above knows whose
+            super().error(message, ex)
+        sys.stderr.write(f"error: {' '.join(explain(message, ex).split())}\n")
+        sys.exit(2)
+
+
+def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -> str:
+    """What to say of a setting that does not exist, with the nearest one that does."""
+    known = [action.dest for action in parser._actions if not re.search("help$|^print_", action.dest)]
+    near = difflib.get_close_matches(name, [other for other in known if not name.startswith(f"{other}.")], 1, 0.75)
+    all_known = ", ".join(known) if len(known) < 20 else f"train.py {getattr(parser, 'subcommand', 'fit')} --help"
+    return f"{name}: got {value!r}; no such setting, " + (f"did you mean {near[0]}?" if near else f"see {all_known}")
+
+
+def explain(message: str, error: Exception | None) -> str:
+    """The setting, its value and the remedy out of jsonargparse's error, which wraps one error for each level."""
+    chain = list(causes(error))
+    levels = [str(cause) for cause in chain if isinstance(cause, TypeError) and str(cause).startswith("Parser key")]
+    path = "".join(level.split('"')[1] + "." for level in levels)
+    root = str(chain[-1]) if chain else message
+    if "; no such setting, " in root:
+        return path + root.replace("did you mean ", f"did you mean {path}")
+    if missing := re.search("arguments are required: (.*)", root):
+        wanted = [path + name.split(".")[-1] for name in missing[1].split(", ")]
+        return f"{', '.join(wanted)}: not given; put it in the config file or add --{wanted[0]}"
+    return f"{path[:-1]}: {value_and_remedy(levels[-1], root)}" if levels else message
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its cause, the cause of that, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def value_and_remedy(text: str, root: str) -> str:
+    """What is wrong with a value.
+
+    Args:
+        text: jsonargparse's message about the setting.
+        root: message of the first cause.
+    """
+    if path := re.search(r"File does not exist: '(.*)'", text):
+        return f"got {path[1]!r}; no such file, give the path of a YAML file"
+    kinds = [kind_in_words(kind) for kind in re.findall(r"Expected (an? .+?)(?:\. Got value.*)?$", text, re.MULTILINE)]
+    kinds = [kind for kind in kinds if not re.match("an? (path|dot|instantiatable)", kind)]
+    if set(kinds) <= {"a list", "null"}:  # a class
+        return class_and_remedy(text, root)
+    value = shorten(re.findall(r"(?:Got|Given) value: (.*)", text)[-1], 80)
+    return f"got {value!r}; give {' or '.join(kinds)}"
+
+
+def kind_in_words(kind: str) -> str:
+    """The kind of value in jsonargparse's words, such as "a <class 'int'>", in ours."""
+    kind = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", lambda match: KINDS.get(match[1], match[1]), kind)
+    return re.sub(r"an? (typing\.)?Literal", "one of ", kind)
+
+
+def class_and_remedy(text: str, root: str) -> str:
+    """What is wrong with a class."""
+    if "Not a valid subclass" in root:
+        return f"{shorten(root, 150)}; give class_path, and inside init_args its settings"
+    found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)", text)
+    if not found or not re.search("has no attribute|No module named|import path string", text):
+        return shorten(root, 200)
+    name = found[1] or found[2]
+    near = difflib.get_close_matches(name.split(".")[-1], CLASSES, n=1)
+    remedy = f"did you mean {CLASSES[near[0]]}?" if near else "give its import path, such as package.module.Class"
+    return f"got {name!r}; no such class, {remedy}"
