@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import conv_transpose2d
 
 from robust.errors import SettingError
 
@@ -59,6 +61,17 @@ def tracing() -> Iterator[list[str]]:
     finally:
         _LOGGER.removeHandler(handler)
         exporter.export_onnx_opset_version = opset
+
+
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Room for auto_LiRPA's walks through a network, which recurse once or twice for each operation."""
+    recursion = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(recursion, 20_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(recursion)
 
 
 class _UnsupportedOperations(logging.Handler):
@@ -119,8 +132,8 @@ def _names_of_old_packages() -> Iterator[None]:
 
 @contextmanager
 def _side_effects_undone() -> Iterator[None]:
-    """Undo what the import does to the root logger and the warning filters, and print nothing."""
-    root = logging.getLogger()
+    """Undo what the import does to the root logger, the warning filters and the recursion limit; print nothing."""
+    root, recursion = logging.getLogger(), sys.getrecursionlimit()
     handlers, level, disabled = root.handlers[:], root.level, root.manager.disable
     logging.disable(logging.WARNING)  # torch's, about a missing CUDA compiler that is not needed
     try:
@@ -130,6 +143,7 @@ def _side_effects_undone() -> Iterator[None]:
         root.handlers[:] = handlers
         root.setLevel(level)
         logging.disable(disabled)
+        sys.setrecursionlimit(recursion)
         _LOGGER.propagate = False  # the verifier says what went wrong in one line
         _LOGGER.addHandler(logging.NullHandler())
 
@@ -150,6 +164,8 @@ def _repair() -> None:
     operators.BoundBuffers.from_input = property(lambda self: False, lambda self, value: None)
     operators.Bound.broadcast_backward = _broadcast_backward(operators.Bound.broadcast_backward)
     operators.BoundMul._multiply_by_const = staticmethod(_channel_constants(operators.BoundMul._multiply_by_const))
+    # its own forgets stride and padding
+    operators.BoundAveragePool.bound_backward = _average_pool_backward
     operators.BoundRelu._relu_mask_alpha = staticmethod(_slopes_of_unstable)
 
 
@@ -193,3 +209,21 @@ def _broadcast_backward(original: Callable[[Any, Any, Any], Any]) -> Callable[[A
         return A.sum(dims, keepdim=True) if dims else A
 
     return broadcast_backward
+
+
+def _average_pool_backward(
+    self: Any, last_lA: Tensor | None, last_uA: Tensor | None, x: object
+) -> tuple[Any, int, int]:
+    """CROWN's rows (S, B, C, H', W') on the output of an average pooling as rows (S, B, C, H, W) on its input."""
+    sides = zip(self.input_shape[-2:], self.output_shape[-2:], self.kernel_size, self.stride, self.padding, strict=True)
+    # rows and columns at the far edge that no window reached have coefficient zero
+    rest = [size - ((out - 1) * stride - 2 * pad + kernel) for size, out, kernel, stride, pad in sides]
+
+    def adjoint(A: Tensor | None) -> Tensor | None:
+        if A is None:
+            return None
+        weight = A.new_full((1, 1, *self.kernel_size), 1 / math.prod(self.kernel_size))
+        rows = conv_transpose2d(A.flatten(0, 2)[:, None], weight, None, self.stride, self.padding, rest)
+        return rows.view(*A.shape[:3], *rows.shape[2:])
+
+    return [(adjoint(lower), adjoint(upper))], 0, 0
