@@ -29,7 +29,10 @@ def test_smoothed_has_the_reference_values():
 def test_smoothed_is_continuous_in_value_and_slope(middle, at_middle):
     schedule, batches = EpsilonScheduler("smoothed", start_epoch=1, length=100, middle=middle), 1000
     epoch = 1 + round(100 * middle)
-    before, here, after = (schedule.value(epoch - 1, 1000, batches), *(schedule.value(epoch, b, batches) for b in (1, 2)))
+    before, here, after = (
+        schedule.value(epoch - 1, 1000, batches),
+        *(schedule.value(epoch, b, batches) for b in (1, 2)),
+    )
     assert here == pytest.approx(at_middle, rel=1e-6)
     assert here - before == pytest.approx(after - here, rel=1e-3)
 
@@ -56,5 +59,7 @@ def test_wrong_settings(setting):
 
 
 def test_resuming_with_another_schedule_is_noticed():
-    with pytest.warns(UserWarning, match="epsilon_schedule.length: the checkpoint was trained with 60, this run has 30"):
+    with pytest.warns(
+        UserWarning, match="epsilon_schedule.length: the checkpoint was trained with 60, this run has 30"
+    ):
         EpsilonScheduler("linear", length=30).load_state_dict(EpsilonScheduler("linear", length=60).state_dict())

@@ -1,0 +1,101 @@
+"""Verdicts against a direct computation, and what the settings do."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from callbacks import BudgetImages, CertifiedEvaluation
+from callbacks.budget_images import draw_budgets
+from datamodules import Digits
+from lightning_modules import ContextualBudgets
+from robust.bounds import FeedForwardVerifier
+from robust.errors import SettingError
+from robust.networks import BudgetGenerator, DMSmall
+from robust.threat_models import LinfBall
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.002)
+
+
+def trainer_with(*callbacks, **settings):
+    return pl.Trainer(
+        accelerator="cpu", callbacks=list(callbacks), enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **({"logger": False} | settings)
+    )  # fmt: skip
+
+
+def test_counts_equal_a_direct_computation_for_each_size_and_threat_model(module):
+    data = Digits(eval_batch_size=64)
+    metrics = trainer_with(CertifiedEvaluation(epsilons=[0.002, 0.004])).test(module, data, verbose=False)[0]
+    x, y = data.images("test")[torch.arange(299)]
+    module.eval()
+    for epsilon, suffix in ((0.002, ""), (0.004, "/epsilon_0.004")):
+        for name, threat_model in module.threat_models(x, epsilon).items():
+            margins = FeedForwardVerifier().margins(module.classifier, threat_model.interval(x), y)
+            expected = 1 - (margins > 0).all(1).double().mean().item()
+            assert metrics[f"test/verified_error/{name}{suffix}"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["test/clean_error"] == pytest.approx((module(x).argmax(1) != y).double().mean().item(), abs=1e-6)
+    assert metrics["test/verified_error/uniform/epsilon_0.004"] > metrics["test/clean_error"]
+
+
+def test_validation_is_certified_every_n_epochs_and_at_the_end_on_at_most_m_batches(module):
+    seen = []
+
+    class Counting(FeedForwardVerifier):
+        def margins(self, network, box, y):
+            seen.append((trainer.current_epoch, len(y)))
+            return super().margins(network, box, y)
+
+    module.generator = None
+    callback = CertifiedEvaluation(Counting(), every_n_epochs=2, max_batches=3)
+    trainer = trainer_with(callback, max_epochs=5, limit_train_batches=1, num_sanity_val_steps=2)
+    trainer.fit(module, datamodule=Digits(eval_batch_size=16))
+    assert seen == [(epoch, 16) for epoch in (1, 3, 4) for _ in range(3)]
+
+
+def test_an_unsound_verifier_is_caught_by_the_attack(module):
+    class Optimist(FeedForwardVerifier):
+        def margins(self, network, box, y):
+            return torch.ones(len(y), 9)
+
+    with pytest.raises(RuntimeError, match="unsound bound: Optimist certified"):
+        trainer_with(CertifiedEvaluation(Optimist(), pgd_steps=2)).test(module, Digits(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"epsilons": [0.0]}, {"epsilons": [0.1, 2.0]}, {"every_n_epochs": 0}, {"max_batches": 0}, {"pgd_steps": -1}],
+)
+def test_wrong_settings(setting):
+    with pytest.raises(SettingError, match=f"CertifiedEvaluation.{next(iter(setting))}: got"):
+        CertifiedEvaluation(**setting)
+
+
+def test_pictures_are_drawn_in_validation_and_test(module, tmp_path):
+    trainer = trainer_with(BudgetImages(count=3), max_epochs=1, limit_train_batches=1, default_root_dir=tmp_path)
+    trainer.fit(module, datamodule=Digits())
+    trainer.test(module, datamodule=Digits(), verbose=False)
+    names = sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert names == ["test_learned.png", "val_learned_epoch001.png"]
+
+
+def test_the_budgets_share_one_colour_scale_with_a_bar():
+    budgets = torch.rand(3, 3, 8, 8)
+    figure = draw_budgets(torch.rand(3, 3, 8, 8), budgets)
+    drawn = [axis.images[0] for axis in figure.axes[3:6]]
+    assert len({image.get_clim() for image in drawn}) == 1
+    assert figure.axes[6].get_ylabel() == "epsilon"
+    assert torch.allclose(
+        torch.tensor(drawn[0].get_clim()), torch.stack([budgets.mean(1).min(), budgets.mean(1).max()])
+    )
+
+
+def test_a_uniform_threat_model_has_no_picture(tmp_path):
+    module = ContextualBudgets(DMSmall())
+    trainer_with(BudgetImages(), default_root_dir=tmp_path).test(module, Digits(), verbose=False)
+    assert not list(tmp_path.rglob("*.png"))
+    assert list(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)) == ["uniform"]
+    assert isinstance(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)["uniform"], LinfBall)

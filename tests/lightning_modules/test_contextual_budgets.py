@@ -1,0 +1,186 @@
+"""The method: its step against a plain computation, what each phase touches, and that it learns on real digits."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks import CertifiedEvaluation, EpsilonScheduler
+from datamodules import Digits
+from lightning_modules import ContextualBudgets
+from robust.budgets import relative_budgets
+from robust.errors import NonFiniteLossError, SettingError
+from robust.networks import BudgetGenerator, DMSmall
+from robust.threat_models import PixelBox
+from tests.plain_bounds import plain_bounds
+
+SHAPE = (1, 10, 10)
+
+
+def small_module(**settings):
+    torch.manual_seed(0)
+    settings = {"generator": BudgetGenerator(SHAPE), "epsilon": 0.2, "gradient_clip": None} | settings
+    sgd = {name: lambda params: SGD(params, lr=0.1) for name in ("optimizer", "generator_optimizer")}
+    return ContextualBudgets(DMSmall(SHAPE, 3), **sgd, **settings).double()
+
+
+def batches(count=1, size=4):
+    x = torch.rand(count * size, *SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(x, torch.arange(count * size) % 3), batch_size=size)
+
+
+def fit(module, loader, *callbacks, **settings):
+    settings = {"max_epochs": 1, "callbacks": list(callbacks)} | settings
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **settings
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    return trainer
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("natural_weight", [None, 0.5])
+def test_a_step_descends_the_mixed_bound_of_classifier_and_generator(share, natural_weight):
+    module = small_module(natural_weight=natural_weight)
+    plain = copy.deepcopy(module)
+    module.current_epsilon = epsilon = share * module.epsilon
+    loader = batches()
+    fit(module, loader)
+
+    x, y = next(iter(loader))
+    budgets = epsilon * relative_budgets(plain.generator(x), epsilon, 0.5, 2.0)
+    _, _, ibp, crown = plain_bounds(plain.classifier, PixelBox(budgets).interval(x), y)
+    loss = ((1 - share) * crown.exp() + share * ibp.exp()).log().mean()
+    if natural_weight is not None:
+        kappa = (0.2 - epsilon * (1 - natural_weight)) / 0.2
+        loss = (1 - kappa) * loss + kappa * F.cross_entropy(plain.classifier(x), y)
+    parameters = [p for p in plain.parameters() if p.numel()]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        assert gradient.abs().max() > 0
+        parameter.data -= 0.1 * gradient
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(module.get_parameter(name), parameter, rtol=1e-6, atol=1e-9)
+
+
+def test_before_the_ramp_the_generator_stays_and_the_classifier_learns_naturally():
+    module = small_module()
+    before = copy.deepcopy(module)
+    fit(module, batches(), EpsilonScheduler("linear", start_epoch=2, length=1), max_epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(module.generator.parameters(), before.generator.parameters()))
+    x, y = next(iter(batches()))
+    gradients = torch.autograd.grad(F.cross_entropy(before.classifier(x), y), list(before.classifier.parameters()))
+    for new, old, gradient in zip(module.classifier.parameters(), before.classifier.parameters(), gradients):
+        torch.testing.assert_close(new, old - 0.1 * gradient)
+
+
+def test_global_step_counts_batches_whatever_the_number_of_optimizers():
+    trainer = fit(small_module(), batches(6), max_epochs=2)
+    assert trainer.global_step == 12
+    assert fit(small_module(), batches(6), max_epochs=-1, max_steps=7).global_step == 7
+
+
+def test_gradients_are_clipped_for_each_optimizer():
+    module = small_module(gradient_clip=1e-3)
+    before = copy.deepcopy(module)
+    fit(module, batches())
+    for network in ("classifier", "generator"):
+        pairs = zip(getattr(module, network).parameters(), getattr(before, network).parameters(), strict=True)
+        step = torch.cat([(a - b).flatten() for a, b in pairs]).norm().item()
+        assert step == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_learning_rates_follow_their_schedules_once_an_epoch():
+    halve = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
+    module = small_module(lr_scheduler=halve, generator_lr_scheduler=halve)
+    fit(module, batches(3), max_epochs=2)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in module.all_optimizers()] == [0.025, 0.025]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step():
+    module = small_module(generator=None)
+    module.classifier[0].weight.data.fill_(torch.inf)
+    before = copy.deepcopy(module)
+    with pytest.raises(NonFiniteLossError, match=r"loss: got nan in epoch 0.*last checkpoint"):
+        fit(module, batches())
+    assert torch.equal(module.classifier[-1].weight, before.classifier[-1].weight)
+
+
+def test_without_a_generator_budgets_are_uniform():
+    module = small_module(generator=None)
+    x, _ = next(iter(batches()))
+    assert list(module.threat_models(x, 0.1)) == ["uniform"]
+    box = module.threat_model(x, 0.1).interval(x)
+    torch.testing.assert_close(box.upper, (x + 0.1).clamp(max=1))
+
+
+def test_bfloat16_mixed_precision_trains_with_bounds_in_float32():
+    module = small_module().float()
+    loader = DataLoader(
+        TensorDataset(*(t.float() if t.is_floating_point() else t for t in batches().dataset.tensors)), 4
+    )
+    fit(module, loader, precision="bf16-mixed")
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in module.parameters())
+
+
+class Reshape(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"classifier": DMSmall((1, 28, 28), 7)}, r"model.classifier: got .*7.*the data has 10 classes"),
+        (
+            {"classifier": DMSmall((3, 28, 28), 10)},
+            r"model.classifier: got 'DMSmall'; the data's images are \(1, 28, 28\)",
+        ),
+        ({"generator": BudgetGenerator((1, 8, 8))}, r"model.generator.image_shape: got \(1, 8, 8\)"),
+        ({"generator": Reshape()}, r"model.generator: got .*\(784,\).*give one with output \(1, 28, 28\)"),
+        ({"strategy": "ddp"}, r"trainer.strategy: got 'ddp'.*ddp_find_unused_parameters_true"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(settings, message):
+    settings = {"classifier": DMSmall(), "generator": BudgetGenerator(), "strategy": "auto"} | settings
+    trainer = pl.Trainer(
+        accelerator="cpu", strategy=settings.pop("strategy"), devices=1, logger=False, enable_checkpointing=False
+    )
+    try:
+        with pytest.raises(SettingError, match=message):
+            trainer.fit(ContextualBudgets(**settings), datamodule=Digits())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_it_learns_to_be_certified_on_real_digits():
+    pl.seed_everything(0)
+    module = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.1)
+    fast = lambda params: torch.optim.Adam(params, lr=2e-3)  # noqa: E731
+    module.optimizer = module.generator_optimizer = fast
+    schedule = EpsilonScheduler("linear", start_epoch=2, length=8)
+    evaluation = CertifiedEvaluation(pgd_steps=20)
+    trainer = pl.Trainer(
+        max_epochs=12, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = Digits(batch_size=32)
+    untrained = trainer.validate(module, data, verbose=False)[0]
+    trainer.fit(module, datamodule=data)
+    metrics = trainer.test(module, datamodule=data, verbose=False)[0]
+    assert untrained["val/verified_error/learned"] == 1
+    assert metrics["test/verified_error/learned"] < 0.35
+    assert metrics["test/verified_error/learned"] < metrics["test/verified_error/uniform"] - 0.1
+    for name in ("learned", "uniform"):
+        errors = [metrics[f"test/{kind}"] for kind in ("clean_error", f"pgd_error/{name}", f"verified_error/{name}")]
+        assert errors == sorted(errors)
+    assert metrics["test/budget/log_volume_error"] < 1e-6
+    assert metrics["test/budget/min"] >= 0.05 - 1e-6
+    assert metrics["test/budget/max"] <= 0.2 + 1e-6
