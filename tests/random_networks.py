@@ -9,7 +9,7 @@ from robust.threat_models import PixelBox
 
 
 def random_network(seed, *, channels, convs, batch_norm, pool, normalise, classes, strided):
-    """A feed-forward classifier of 6x6 images in evaluation mode, its batch-norm statistics away from their defaults."""
+    """A feed-forward classifier of 6x6 images in evaluation mode, batch-norm statistics away from their defaults."""
     torch.manual_seed(seed)
     channels = channels if convs else 1
     layers, width, side = [], channels, 6

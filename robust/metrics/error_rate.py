@@ -27,8 +27,9 @@ class ErrorRate(Metric):
 
     def update(self, failed: Tensor) -> None:
         """Count a batch of verdicts, bool of shape (B,)."""
-        self.failed += failed.sum()
-        self.total += failed.numel()
+        # not in place: a state that inference mode has made cannot be changed outside it
+        self.failed = self.failed + failed.sum()
+        self.total = self.total + failed.numel()
 
     def compute(self) -> Tensor:
         """The rate in [0, 1], a scalar; NaN before the first example."""

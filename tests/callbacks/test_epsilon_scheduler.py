@@ -59,7 +59,5 @@ def test_wrong_settings(setting):
 
 
 def test_resuming_with_another_schedule_is_noticed():
-    with pytest.warns(
-        UserWarning, match="epsilon_schedule.length: the checkpoint was trained with 60, this run has 30"
-    ):
+    with pytest.warns(UserWarning, match="epsilon_schedule.length: .* trained with 60, this run has 30"):
         EpsilonScheduler("linear", length=30).load_state_dict(EpsilonScheduler("linear", length=60).state_dict())

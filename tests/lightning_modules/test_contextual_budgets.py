@@ -73,10 +73,14 @@ def test_before_the_ramp_the_generator_stays_and_the_classifier_learns_naturally
     module = small_module()
     before = copy.deepcopy(module)
     fit(module, batches(), EpsilonScheduler("linear", start_epoch=2, length=1), max_epochs=1)
-    assert all(torch.equal(a, b) for a, b in zip(module.generator.parameters(), before.generator.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.generator.parameters(), before.generator.parameters(), strict=True)
+    )
     x, y = next(iter(batches()))
     gradients = torch.autograd.grad(F.cross_entropy(before.classifier(x), y), list(before.classifier.parameters()))
-    for new, old, gradient in zip(module.classifier.parameters(), before.classifier.parameters(), gradients):
+    for new, old, gradient in zip(
+        module.classifier.parameters(), before.classifier.parameters(), gradients, strict=True
+    ):
         torch.testing.assert_close(new, old - 0.1 * gradient)
 
 
@@ -99,8 +103,14 @@ def test_gradients_are_clipped_for_each_optimizer():
 def test_learning_rates_follow_their_schedules_once_an_epoch():
     halve = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
     module = small_module(lr_scheduler=halve, generator_lr_scheduler=halve)
-    fit(module, batches(3), max_epochs=2)
-    assert [optimizer.param_groups[0]["lr"] for optimizer in module.all_optimizers()] == [0.025, 0.025]
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append([optimizer.param_groups[0]["lr"] for optimizer in pl_module.all_optimizers()])
+
+    fit(module, batches(2), Watch(), max_epochs=3)
+    assert seen == [[lr, lr] for lr in (0.1, 0.1, 0.05, 0.05, 0.025, 0.025)]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step():
