@@ -3,6 +3,7 @@
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.epsilon_scheduler import EpsilonScheduler
+from callbacks.predictions import Predictions
 from callbacks.results import Results
 
-__all__ = ["BudgetImages", "CertifiedEvaluation", "EpsilonScheduler", "Results"]
+__all__ = ["BudgetImages", "CertifiedEvaluation", "EpsilonScheduler", "Predictions", "Results"]

@@ -1,4 +1,4 @@
-"""Learning Contextual Perturbation Budgets for Training Robust Neural Networks (Xu, Shi, Zhang, Wang, Hsieh, 2020).
+"""Learning Contextual Perturbation Budgets for Training Robust Neural Networks (J. Xu, Shi, Zhang, Yi, Hsieh, L. Wang).
 
 | symbol | here | what |
 | --- | --- | --- |

@@ -1,0 +1,41 @@
+"""Writes what ``predict`` finds to a file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+
+class Predictions(Callback):
+    """``predictions.csv`` in the log folder: sample (its place in the data), label, predicted class.
+
+    With several processes each writes its own samples, to ``predictions_<rank>.csv``.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int]] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Keep a batch's predictions."""
+        for label, prediction in zip(batch[1].tolist(), outputs["prediction"].tolist(), strict=True):
+            # evaluation gives process r of n the samples r, r + n, r + 2n, ...
+            sample = trainer.global_rank + len(self._rows) * trainer.world_size
+            self._rows.append((sample, label, prediction))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        name = "predictions.csv" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}.csv"
+        path = Path(trainer.log_dir or trainer.default_root_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("sample", "label", "prediction"))
+            writer.writerows(self._rows)
+        self._rows = []
+        rank_zero_info(f"Predictions: {path}")
