@@ -28,6 +28,8 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     Returns:
         r of shape (B, C, H, W), differentiable to ``outputs``; constant outputs give r = 1.
     """
+    # a generator under bf16 autocast gives bf16, in which no volume is exact
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     low, high = math.log(alpha_low), math.log(min(alpha_high, 1 / epsilon))
     initial = (low + outputs * (high - low)).flatten(1)
     n, excess = initial.shape[1], initial.sum(1, keepdim=True)  # excess log volume over the target, which is 0

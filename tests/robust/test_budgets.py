@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from robust.budgets import check_budget_range, relative_budgets
 from robust.errors import SettingError
+from robust.networks import BudgetGenerator
 
 ranges = st.tuples(
     st.sampled_from([1e-3, 8 / 255, 0.3, 0.4, 0.6, 0.8, 0.99, 1.0]),
@@ -59,6 +60,15 @@ def test_follows_the_formulas_of_section_3_3():
             e = e - (log_v - log_v0) / (log_v - n * log_l) * (e - log_l)
         ours = epsilon * relative_budgets(g_i.view(1, 1, 4, 4), epsilon, low, high)
         torch.testing.assert_close(ours.flatten(), e.exp())
+
+
+def test_volume_is_exact_under_bfloat16_autocast():
+    generator, x = BudgetGenerator(), torch.rand(2, 1, 28, 28)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = generator(x)
+        assert outputs.dtype == torch.bfloat16
+        budgets = 0.4 * relative_budgets(outputs, 0.4, 0.5, 2.0)
+    assert (budgets.double().log().flatten(1).mean(1) - math.log(0.4)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 2.0), (0.5, 1.0), (1.0, 1.0)])
