@@ -64,6 +64,8 @@ class OneLineParser(LightningArgumentParser):
 
 def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -> str:
     """What to say of a setting that does not exist, with the nearest one that does."""
+    if name in ("class_path", "init_args"):
+        return f"{name}: got {shorten(str(value), 80)!r}; settings beside it belong inside init_args"
     known = [action.dest for action in parser._actions if not re.search("help$|^print_", action.dest)]
     near = difflib.get_close_matches(name, [other for other in known if not name.startswith(f"{other}.")], 1, 0.75)
     all_known = ", ".join(known) if len(known) < 20 else f"train.py {getattr(parser, 'subcommand', 'fit')} --help"
@@ -76,7 +78,7 @@ def explain(message: str, error: Exception | None) -> str:
     levels = [str(cause) for cause in chain if isinstance(cause, TypeError) and str(cause).startswith("Parser key")]
     path = "".join(level.split('"')[1] + "." for level in levels)
     root = str(chain[-1]) if chain else message
-    if "; no such setting, " in root:
+    if re.search("; no such setting, |; settings beside it", root):
         return path + root.replace("did you mean ", f"did you mean {path}")
     if missing := re.search("arguments are required: (.*)", root):
         wanted = [path + name.split(".")[-1] for name in missing[1].split(", ")]
@@ -118,10 +120,10 @@ def class_and_remedy(text: str, root: str) -> str:
     """What is wrong with a class."""
     if "Not a valid subclass" in root:
         return f"{shorten(root, 150)}; give class_path, and inside init_args its settings"
-    found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)", text)
+    found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)|Got value: (?!Namespace)(\S+)", text)
     if not found or not re.search("has no attribute|No module named|import path string", text):
         return shorten(root, 200)
-    name = found[1] or found[2]
+    name = found[found.lastindex or 0]
     near = difflib.get_close_matches(name.split(".")[-1], CLASSES, n=1)
     remedy = f"did you mean {CLASSES[near[0]]}?" if near else "give its import path, such as package.module.Class"
     return f"got {name!r}; no such class, {remedy}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_warn
 
 import callbacks
 import datamodules
 import lightning_modules
-from cli_errors import OneLineParser
+from cli_errors import OneLineParser, causes
 from robust.errors import NonFiniteLossError, SettingError, require
 
 
@@ -29,7 +32,7 @@ class RobustCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [self.results]},
+            trainer_defaults={"callbacks": [self.results, callbacks.Predictions()]},
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
             auto_configure_optimizers=False,  # the methods bring their own
@@ -46,13 +49,25 @@ class RobustCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Note the settings for the record, and look at the checkpoint before building anything."""
         config = self.config[self.subcommand]
-        self.results.config = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_check=True))
+        self.results.config = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_validation=True))
         path = config.get("ckpt_path")
+        if path is None and self.subcommand != "fit":
+            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
         if path not in (None, "best", "last", "hpc") and "://" not in str(path):
             remedy = "no such file; checkpoints are in the log folder under checkpoints/"
             require(Path(path).is_file(), "ckpt_path", path, remedy)
             remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
             require(zipfile.is_zipfile(path), "ckpt_path", path, remedy)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what they say of a setting is not to drown in what jsonargparse adds."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            for cause in causes(error):
+                if isinstance(cause, SettingError):
+                    raise cause from None
+            raise
 
     def after_fit(self) -> None:
         """Test what was trained, if asked."""
@@ -65,6 +80,9 @@ class RobustCLI(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a wrong setting ends it in one line and status 2."""
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # Lightning with torch 2.15
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # images are in memory
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     try:
         RobustCLI(args)
     except (SettingError, NonFiniteLossError, MisconfigurationException) as error:

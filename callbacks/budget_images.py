@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
@@ -61,6 +61,11 @@ class BudgetImages(Callback):
         require(every_n_epochs >= 1, "BudgetImages.every_n_epochs", every_n_epochs, "give at least 1")
         self.count = count
         self.every_n_epochs = every_n_epochs
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the log folder, which must be asked in all processes."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     @torch.no_grad()
     def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:
@@ -73,7 +78,7 @@ class BudgetImages(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_figure(f"{stage}/budgets/{name}", figure, step)
-            path = Path(trainer.log_dir or trainer.default_root_dir) / "budgets" / f"{stage}_{name}{file}.png"
+            path = self._folder / "budgets" / f"{stage}_{name}{file}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=100)
             if stage == "test":

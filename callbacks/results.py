@@ -35,10 +35,12 @@ class Results(Callback):
         self._samples: dict[str, int] = {}
         self._wall_time: dict[str, float] = {}
         self._start = 0.0
+        self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked in all processes, or they hang
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""
@@ -59,7 +61,7 @@ class Results(Callback):
         self._wall_time[stage] = round(time.perf_counter() - self._start, 1)
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "results.json"
+        path = self._folder / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self._results(trainer, module), indent=2) + "\n")
         self._print(stage, path)

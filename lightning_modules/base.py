@@ -101,14 +101,14 @@ class RobustClassifier(pl.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
-    def on_train_epoch_end(self) -> None:
-        """Step every learning-rate schedule, once an epoch."""
-        schedulers = self.lr_schedulers() or []
-        with warnings.catch_warnings():
-            # true of an optimizer that its method has not begun to use, and no cause for concern there
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                scheduler.step()  # type: ignore[call-arg]
+    def _step_schedules(self) -> None:
+        """Bring every learning-rate schedule to this epoch."""
+        schedules = self.lr_schedulers() or []
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            while schedule.last_epoch < self.current_epoch:
+                with warnings.catch_warnings():  # it is no mistake that the first epochs leave out an optimizer
+                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                    schedule.step()  # type: ignore[call-arg]
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -195,7 +195,11 @@ class RobustClassifier(pl.LightningModule, ABC):
             self._seed = torch.initial_seed() % 2**32
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed this batch's draws from (seed, epoch, batch, process): a run resumed anywhere then repeats them."""
+        """Make the batch depend on (seed, epoch, batch, process) alone: a run resumed anywhere then repeats it.
+
+        Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
+        """
+        self._step_schedules()
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
 

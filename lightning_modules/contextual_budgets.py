@@ -15,6 +15,7 @@ learning rate), a natural term (``natural_weight``), and what happens before the
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -118,7 +119,11 @@ class ContextualBudgets(RobustClassifier):
         return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the classifier, then that the generator gives one output for each pixel."""
+        """Check the classifier and that it can be bounded, then that the generator gives one output for each pixel."""
         super().check_shapes(image_shape, num_classes)
+        blank = torch.zeros(1, *image_shape, device=self.device)
+        with torch.no_grad():
+            box = LinfBall(self.epsilon).interval(blank)
+            self.verifier.cross_entropy(self.classifier, box, torch.zeros(1, dtype=torch.long, device=self.device))
         if self.generator is not None:
             self.check_generator("generator", self.generator, image_shape)

@@ -42,7 +42,7 @@ def load() -> ModuleType:
 
 @contextmanager
 def tracing() -> Iterator[list[str]]:
-    """What tracing a network needs: ONNX symbolics, no deprecation warnings, torch's exporter left as it was.
+    """What tracing a network needs: all ONNX symbolics, and torch's exporter left as it was.
 
     Yields:
         The operations that auto_LiRPA does not know, filled while it traces.
@@ -53,11 +53,9 @@ def tracing() -> Iterator[list[str]]:
         importlib.import_module(f"torch.onnx.symbolic_opset{version}")
     exporter = _exporter().GLOBALS
     opset = exporter.export_onnx_opset_version
+    _LOGGER.addHandler(handler)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _LOGGER.addHandler(handler)
-            yield unsupported
+        yield unsupported
     finally:
         _LOGGER.removeHandler(handler)
         exporter.export_onnx_opset_version = opset
@@ -176,7 +174,10 @@ def _slopes_of_unstable(lower: Tensor, upper: Tensor, *slopes: Tensor | None) ->
     nothing would be optimised. They are clipped to [0, 1] after every step anyway.
     """
     unstable, active = (lower < 0) & (upper > 0), lower >= 0
-    masked = [slope if slope is None else torch.where(unstable, slope, active.to(slope.dtype)) for slope in slopes]
+    masked = [
+        slope if slope is None else torch.where(unstable, slope, active.to(slope.dtype)).contiguous()
+        for slope in slopes
+    ]
     return *masked, (upper <= 0).all()
 
 
@@ -211,9 +212,7 @@ def _broadcast_backward(original: Callable[[Any, Any, Any], Any]) -> Callable[[A
     return broadcast_backward
 
 
-def _average_pool_backward(
-    self: Any, last_lA: Tensor | None, last_uA: Tensor | None, x: object
-) -> tuple[Any, int, int]:
+def _average_pool_backward(self: Any, lower: Tensor | None, upper: Tensor | None, _: object) -> tuple[Any, int, int]:
     """CROWN's rows (S, B, C, H', W') on the output of an average pooling as rows (S, B, C, H, W) on its input."""
     sides = zip(self.input_shape[-2:], self.output_shape[-2:], self.kernel_size, self.stride, self.padding, strict=True)
     # rows and columns at the far edge that no window reached have coefficient zero

@@ -31,7 +31,8 @@ class LirpaVerifier:
         method: bound of the margins. ``ibp``: interval bound propagation, the last layer merged with the margins;
             ``crown-ibp``: one linear backward pass over IBP's intermediate intervals (Zhang et al. 2020); ``crown``:
             backward passes for the intermediate intervals too (Zhang et al. 2018); ``alpha-crown``: CROWN with
-            optimised lower slopes (Xu et al. 2021), for small networks, whose margins are constants without gradient.
+            optimised lower slopes (Xu et al. 2021), whose margins are constants without gradient. The last two hold
+            a row for each hidden neuron, so they are for small networks and batches.
         iterations: steps of alpha-CROWN's optimiser (Adam).
         learning_rate: its step size, for slopes in [0, 1].
 

@@ -3,9 +3,11 @@
 import copy
 import gc
 import importlib.util
+import logging
 import pickle
 import subprocess
 import sys
+import warnings
 import weakref
 
 import pytest
@@ -129,7 +131,7 @@ def test_fused_loss_equals_lirpas_own_loss_fusion():
     box = PixelBox(budgets).interval(x)
     auto_lirpa = _lirpa_shims.load()
     with _lirpa_shims.tracing():
-        wrapped = auto_lirpa.CrossEntropyWrapper(copy.deepcopy(network))
+        wrapped = auto_lirpa.CrossEntropyWrapper(copy.deepcopy(network)).eval()
         fused = auto_lirpa.BoundedModule(wrapped, (x[:2], y[:2]), bound_opts={"loss_fusion": True})
     fused(x, y)
     ball = auto_lirpa.PerturbationLpNorm(norm=float("inf"), x_L=box.lower, x_U=box.upper)
@@ -190,8 +192,11 @@ def test_constants_of_any_shape_and_any_batch_size(method, shape):
         def forward(self, x):
             return (x - self.mean) / self.mean * self.scale + self.scale
 
-    network = seeded(lambda: nn.Sequential(Affine(), nn.Conv2d(3, 3, 3), nn.ReLU(), Affine(), nn.Flatten()))
-    network.append(nn.Linear(48, 3))
+    def build():
+        hidden = [Affine(), nn.Conv2d(3, 3, 3), nn.ReLU(), Affine(), nn.Conv2d(3, 3, 2), nn.ReLU()]
+        return nn.Sequential(*hidden, nn.Flatten(), nn.Linear(27, 3))
+
+    network = seeded(build)
     verifier = LirpaVerifier(method=method, iterations=2)
     for batch in (1, 2, 3, 5):
         x, y, budgets = case(batch, 0.05, classes=3)
@@ -213,14 +218,28 @@ def test_last_layer_without_bias_is_merged_too(method):
     torch.testing.assert_close(LirpaVerifier(method=method).margins(network, box, y), expected)
 
 
-def test_pooling_other_activations_and_a_linear_network():
-    convs = [nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2), nn.LeakyReLU()]
-    for body in ([nn.Flatten(), nn.Linear(108, 4)], [*convs, nn.Flatten(), nn.Linear(16, 4)]):
-        network = seeded(lambda body=body: nn.Sequential(*body))
-        x, y, budgets = case()
-        for method in METHODS[: 4 if len(body) == 2 else 3]:  # 0.3 has no alpha-CROWN of max-pooling
-            bounds = LirpaVerifier(method=method).margins(network, PixelBox(budgets).interval(x), y)
-            assert (bounds <= worst_sampled(network, x, y, budgets)[0] + 1e-4).all()
+def grouped_and_dilated():
+    return nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.ReLU(), nn.Conv2d(4, 4, 2, groups=2), nn.ReLU()
+
+
+def pooled():
+    pool = nn.AvgPool2d((3, 2), (2, 1), (1, 0))
+    return nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(4, 4, 2), nn.ReLU()
+
+
+def max_pooled():
+    return nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2), nn.LeakyReLU()
+
+
+@pytest.mark.parametrize("body", [list, grouped_and_dilated, pooled, max_pooled])
+def test_other_layers_and_a_linear_network(body):
+    network = seeded(lambda: nn.Sequential(*body(), nn.Flatten()))
+    x, y, budgets = case()
+    network.append(nn.Linear(network(x).shape[1], 4))
+    margins, _ = worst_sampled(network, x, y, budgets)
+    for method in METHODS[: 3 if body is max_pooled else 4]:  # 0.3 has no alpha-CROWN of max-pooling
+        verifier = LirpaVerifier(method=method, iterations=3)
+        assert (verifier.margins(network, PixelBox(budgets).interval(x), y) <= margins + 1e-4).all()
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
@@ -265,10 +284,15 @@ def test_moved_buffers_are_seen():
 
 
 def test_statistics_may_move_between_the_bound_and_its_backward_pass():
-    network = conv_net().train()
     x, y, budgets = case()
-    loss = LirpaVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y).sum()
-    (loss + F.cross_entropy(network(x), y)).backward()
+    results = []
+    for moved in (False, True):
+        network = conv_net().train()
+        loss = LirpaVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y)
+        if moved:
+            network(x)  # in place, without autograd's notice
+        results.append(torch.autograd.grad(loss.sum(), list(network.parameters())))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_first_use_between_a_forward_pass_and_its_backward_pass():
@@ -302,7 +326,7 @@ def test_requires_grad_and_gradients_are_left_alone(method):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_first_use_in_evaluation_then_training(mode):
-    network, verifier = conv_net(), LirpaVerifier()
+    network, verifier = nn.Sequential(Lambda(lambda x: (x - 0.5) * 3), *conv_net()), LirpaVerifier()
     x, y, budgets = case()
     with mode():
         margins = verifier.margins(network, PixelBox(budgets).interval(x * 1), y)
@@ -314,14 +338,23 @@ def test_first_use_in_evaluation_then_training(mode):
     assert all(gradient is not None for gradient in gradients(loss, network, budgets))
 
 
-def test_nothing_is_printed_and_no_random_number_is_drawn(capfd):
-    network = nn.Sequential(*conv_net(), nn.Dropout(0.5))
-    x, y, budgets = case()
+def test_nothing_is_printed_and_no_global_state_changes(capfd, recwarn, monkeypatch):
+    warnings.simplefilter("always")
+    handler, records = logging.Handler(), []
+    handler.emit = records.append
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    exporter = _lirpa_shims._exporter().GLOBALS
+    monkeypatch.setattr(exporter, "export_onnx_opset_version", 15)
+    network = nn.Sequential(*conv_net(), nn.Dropout(0.5)).eval()
+    x, y, _ = case()
     state = torch.get_rng_state()
     for method in METHODS:
-        LirpaVerifier(method=method, iterations=30).margins(network, PixelBox(budgets).interval(x), y)
+        LirpaVerifier(method=method, iterations=30).margins(network, Box(x, x), y)
+    with pytest.raises(UnsupportedLayerError):
+        LirpaVerifier().margins(nn.Sequential(nn.Flatten(), Lambda(lambda h: torch.cumprod(h, 1))), Box(x, x), y)
     assert torch.equal(torch.get_rng_state(), state)
-    assert capfd.readouterr() == ("", "")
+    assert exporter.export_onnx_opset_version == 15
+    assert (capfd.readouterr(), records, list(recwarn)) == (("", ""), [], [])
 
 
 def test_importing_it_is_lazy_and_leaves_no_trace():
@@ -330,9 +363,10 @@ import logging, sys, warnings
 import torch
 from robust.bounds import LirpaVerifier, _lirpa_shims
 assert "auto_LiRPA" not in sys.modules
-filters, handlers = warnings.filters[:], logging.getLogger().handlers[:]
+filters, handlers, recursion = warnings.filters[:], logging.getLogger().handlers[:], sys.getrecursionlimit()
 _lirpa_shims.load()
 assert warnings.filters == filters and logging.getLogger().handlers == handlers
+assert sys.getrecursionlimit() == recursion
 assert "numpy.lib.arraysetops" not in sys.modules
 logging.basicConfig(format="%(message)s")
 logging.getLogger().warning("mine")
@@ -364,6 +398,23 @@ def test_batch_size_may_change(method):
         torch.testing.assert_close(verifier.margins(network, box, y[part]), whole[part], rtol=1e-4, atol=1e-5)
         loss = LirpaVerifier().cross_entropy(network, box, y[part])
         torch.testing.assert_close(verifier.cross_entropy(network, box, y[part]), loss, rtol=1e-5, atol=1e-5)
+
+
+def test_image_size_may_change():
+    network, verifier = residual_net(), LirpaVerifier()
+    x, y, budgets = case()
+    for size in (6, 4):
+        box = PixelBox(budgets[..., :size]).interval(x[..., :size])
+        expected = LirpaVerifier().margins(network, box, y)
+        torch.testing.assert_close(verifier.margins(network, box, y), expected, rtol=0, atol=0)
+
+
+def test_deep_networks():
+    blocks = [block for _ in range(300) for block in (nn.Linear(4, 4), nn.ReLU())]
+    network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 4), *blocks, nn.Linear(4, 4)))
+    x, y, budgets = case()
+    bounds = LirpaVerifier().margins(network, PixelBox(budgets).interval(x), y)
+    assert (bounds <= worst_sampled(network, x, y, budgets)[0] + 1e-4).all()
 
 
 def test_copies_and_pickles_follow_their_own_network():

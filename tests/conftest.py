@@ -1,0 +1,26 @@
+"""What all tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_arguments():
+    """LightningCLI warns where it is given arguments while the program has some too, which are pytest's here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py"])
+        yield
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """Folder of the published MNIST files; tests that need them are skipped where they are absent."""
+    root = Path(os.environ.get("ROBUST_DATA") or ROOT.parent / "shared" / "data")
+    if not (root / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no MNIST/raw in {root}; set ROBUST_DATA")
+    return root

@@ -1,0 +1,35 @@
+"""Two processes give what one gives, for each method."""
+
+import pytest
+
+from tests.testers import ROOT, assert_processes_agree
+
+TINY = [
+    f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
+    "--data.batch_size=16",
+    "--data.eval_batch_size=64",
+    "--epsilon_schedule.start_epoch=2",
+    "--epsilon_schedule.length=1",
+    "--trainer.max_epochs=3",
+    "--trainer.limit_train_batches=8",
+    "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1, pgd_steps: 0}}]",
+    "--trainer.callbacks+=BudgetImages",
+]
+SGD = [
+    "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
+    "--model.generator_optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
+]
+ADAM = [
+    "--model.optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.001}}",
+    "--model.generator_optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.001}}",
+]
+UNIFORM = ["--model.generator=null"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [(SGD, 1e-6), (ADAM, 1e-4), ([*SGD, *UNIFORM], 1e-6)],
+    ids=["learned-sgd", "learned-adam", "uniform-sgd"],
+)
+def test_contextual_budgets(settings, tolerance, tmp_path):
+    assert_processes_agree([*TINY, *settings], tmp_path, tolerance)

@@ -1,0 +1,39 @@
+"""A run of a method that is killed and resumed ends like one that is not."""
+
+import torch
+
+from lightning_modules import ContextualBudgets
+from tests.testers import ROOT, assert_resume_is_identical
+
+TINY = [
+    f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
+    "--test_after_fit=false",
+    "--data.batch_size=8",
+    "--epsilon_schedule.start_epoch=2",
+    "--epsilon_schedule.length=2",
+    "--trainer.max_epochs=4",
+    "--trainer.limit_train_batches=4",
+    "--trainer.limit_val_batches=1",
+    "--data.eval_batch_size=32",
+    "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1, pgd_steps: 0}}]",
+    "--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR",
+    "--model.lr_scheduler.gamma=0.5",
+]
+
+
+class NoisyBudgets(ContextualBudgets):
+    """A method with random draws in its step."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        super().training_step((x + 0.1 * torch.rand_like(x), y), batch_idx)
+
+
+def test_contextual_budgets_with_random_draws(tmp_path):
+    method = f"--model.class_path={__name__}.NoisyBudgets"
+    schedule = "--model.generator_lr_scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}"
+    assert_resume_is_identical([*TINY, method, schedule], tmp_path, batches_per_epoch=4)
+
+
+def test_uniform_budgets(tmp_path):
+    assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=4)

@@ -1,0 +1,135 @@
+"""Two promises that every method keeps, tested through the command line: exact resumption, and equal processes.
+
+A method is given by ``settings``, the command line's arguments after the subcommand: a config file, and overrides that
+make it small. Call both testers for each new method, with every kind of random draw and optimizer that it has.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+import train
+
+ROOT = Path(__file__).parents[1]
+QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+QUIET += ["--trainer.num_sanity_val_steps=0"]
+
+
+class KilledError(Exception):
+    """The end of a run that is killed."""
+
+
+class KillAfter(Callback):
+    """Kills a run when so many batches are done, before anything else happens."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batches:
+            raise KilledError
+
+
+def run(command, settings, folder):
+    """Run the command line here, and return the checkpoint (None before the first) and the results in ``folder``."""
+    train.main([command, *settings, *QUIET, f"--trainer.default_root_dir={folder}"])
+    return outcome(folder)
+
+
+def outcome(folder):
+    path = last_checkpoint(folder)
+    checkpoint = torch.load(path, weights_only=True) if path.exists() else None
+    return checkpoint, json.loads((folder / "results.json").read_text())
+
+
+def last_checkpoint(folder):
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
+    """A run that is killed and resumed ends bit for bit like one that is not.
+
+    It is killed after some epochs and in the middle of the next, with checkpoints of every epoch and of every batch,
+    and resumed with any number of loader workers, also with another seed. Settings should put this into the ramp,
+    leave an epoch behind it, and have learning-rate schedules.
+
+    Args:
+        settings: arguments of ``fit``.
+        tmp_path: an empty folder.
+        batches_per_epoch: what the settings give, at least 2.
+        epochs: number of them after which the run is killed.
+    """
+    whole, _ = run("fit", settings, tmp_path / "whole")
+    end = epochs * batches_per_epoch
+    for name, batches, every, resumptions in (
+        ("epoch", end, "epochs", [(2, 1)]),
+        ("last batch", end, "train_steps", [(0, 0)]),
+        ("middle", end + batches_per_epoch // 2, "train_steps", [(0, 1), (2, 0)]),
+    ):
+        killed = [f"--checkpoint.every_n_{every}=1", f"--trainer.callbacks+={__name__}.KillAfter"]
+        with pytest.raises(KilledError):
+            run("fit", [*settings, *killed, f"--trainer.callbacks.batches={batches}"], tmp_path / name)
+        for workers, seed in resumptions:
+            where = f"{name}, {workers} workers"
+            resumed = [f"--ckpt_path={last_checkpoint(tmp_path / name)}", f"--data.num_workers={workers}"]
+            again, _ = run("fit", [*settings, *resumed, f"--seed_everything={seed}"], tmp_path / where)
+            for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+                assert_equal(again[part], whole[part], f"{where}: {part}")
+
+
+def assert_equal(one, other, where):
+    """Nested lists and dicts of tensors and plain values are the same, bit for bit."""
+    if isinstance(one, dict | list):
+        keys = one.keys() if isinstance(one, dict) else range(len(one))
+        assert len(one) == len(other), where
+        for key in keys:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, where
+
+
+def assert_processes_agree(settings, tmp_path, tolerance):
+    """Two processes (gloo, CPU) train to the same weights as one, and certify the same examples.
+
+    Args:
+        settings: arguments of ``fit``; the test set's size must be odd.
+        tmp_path: an empty folder.
+        tolerance: largest difference of a weight, whose sums over the batch two processes round differently.
+    """
+    whole, _ = run("fit", [*settings, "--test_after_fit=false"], tmp_path / "one")
+    run_two_processes("fit", [*settings, "--test_after_fit=true"], tmp_path / "two")
+    halves, counted_by_two = outcome(tmp_path / "two")
+    for name, weight in whole["state_dict"].items():
+        torch.testing.assert_close(halves["state_dict"][name], weight, rtol=0, atol=tolerance, msg=name)
+
+    same_weights = [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'two')}"]
+    same_weights = [setting for setting in same_weights if not setting.startswith("--test_after_fit")]
+    _, counted_by_one = run("test", same_weights, tmp_path / "test")
+    assert_equal(error_counts(counted_by_two), error_counts(counted_by_one), "counts")
+
+
+def run_two_processes(command, settings, folder):
+    """Run the command line as a program of its own, since Lightning starts it anew for the second process."""
+    arguments = [command, *settings, *QUIET, "--trainer.devices=2", f"--trainer.default_root_dir={folder}"]
+    arguments += ["--trainer.strategy=ddp_find_unused_parameters_true"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    program = [sys.executable, str(ROOT / "train.py"), *arguments]
+    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+
+
+def error_counts(results):
+    """Number of failed examples of the test for each error, the size of the test set among them."""
+    samples = results["samples"]["test"]
+    assert samples % 2 == 1, "with an even number of images no process has one more than the other"
+    errors = {name: value for name, value in results["metrics"].items() if "test/" in name and "_error" in name}
+    counts = {name: round(samples * value) for name, value in errors.items() if "budget" not in name}
+    for name, count in counts.items():
+        assert errors[name] == pytest.approx(count / samples, abs=1e-6), f"{name} is not a share of {samples}"
+    return counts | {"samples": samples}
