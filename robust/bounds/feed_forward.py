@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robust.bounds.crown import upper_bound
 from robust.bounds.interval import Interval, last_linear, margin_interval, propagate
 from robust.bounds.layers import Layer, feed_forward
-from robust.bounds.verifier import in_bound_precision, other_classes
+from robust.bounds.verifier import full_precision, in_bound_precision, other_classes
 from robust.errors import require
 from robust.threat_models import Box
 
@@ -39,7 +39,7 @@ class FeedForwardVerifier:
 
     def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
-        with torch.autocast(y.device.type, enabled=False):
+        with full_precision(y.device):
             layers = feed_forward(network)
             last = last_linear(layers)
             inputs = propagate(layers, in_bound_precision(network, box))
@@ -54,7 +54,7 @@ class FeedForwardVerifier:
         The cross-entropy is log E with E = sum_k exp(z_k - z_y). U, an upper bound of E, mixes CROWN-IBP's and IBP's;
         both are scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
-        with torch.autocast(y.device.type, enabled=False):
+        with full_precision(y.device):
             layers = feed_forward(network)
             last = last_linear(layers)
             inputs = propagate(layers, in_bound_precision(network, box))

@@ -104,10 +104,12 @@ class ScaleLayer(Affine):
         """The layer of a batch-norm module, with its running statistics whatever the module's mode is."""
         assert module.running_mean is not None
         assert module.running_var is not None
-        scale = (module.running_var + module.eps).rsqrt()
+        # batch-norm moves its statistics in place, unseen by autograd: a later backward pass must not read the new ones
+        mean, variance = module.running_mean.clone(), module.running_var.clone()
+        scale = (variance + module.eps).rsqrt()
         if module.affine:
             scale = scale * module.weight
-        shift = -module.running_mean * scale
+        shift = -mean * scale
         if module.affine:
             shift = shift + module.bias
         shape = (-1, 1, 1) if isinstance(module, nn.BatchNorm2d) else (-1,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -48,6 +50,20 @@ def in_bound_precision(network: nn.Module, box: Box) -> Box:
     if dtype not in (torch.float32, torch.float64):
         raise SettingError("trainer.precision", str(dtype), "bounds need float32 weights: use 32-true or bf16-mixed")
     return Box(box.lower.to(dtype), box.upper.to(dtype))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32 and no bf16 products: their rounding is larger than the margins that are certified."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def other_classes(y: Tensor, num_classes: int) -> Tensor:

@@ -184,3 +184,30 @@ def test_an_unsupported_layer_is_named_with_the_other_verifier(network, named):
 def test_unknown_method():
     with pytest.raises(SettingError, match="method: got 'crown'; give ibp"):
         FeedForwardVerifier("crown")
+
+
+def test_a_forward_pass_that_moves_statistics_before_the_backward_pass_changes_no_gradient():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).train()
+    x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    gradients = []
+    for moved in (False, True):
+        loss = FeedForwardVerifier().cross_entropy(network, LinfBall(0.1).interval(x), y).sum()
+        if moved:
+            network(10 * x)
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bounds_ignore_lower_precision_of_products_and_leave_its_setting():
+    torch.manual_seed(0)
+    network, x, y = DMSmall((1, 12, 12)), torch.rand(4, 1, 12, 12), torch.arange(4)
+    box = LinfBall(0.1).interval(x)
+    plain = FeedForwardVerifier("tightest").margins(network, box, y)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(FeedForwardVerifier("tightest").margins(network, box, y), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
