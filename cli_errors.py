@@ -104,10 +104,10 @@ def value_and_remedy(text: str, root: str) -> str:
         return f"got {path[1]!r}; no such file, give the path of a YAML file"
     kinds = [kind_in_words(kind) for kind in re.findall(r"Expected (an? .+?)(?:\. Got value.*)?$", text, re.MULTILINE)]
     kinds = [kind for kind in kinds if not re.match("an? (path|dot|instantiatable)", kind)]
-    if set(kinds) <= {"a list", "null"}:  # a class
+    values = re.findall(r"(?:Got|Given) value: (.*)", text)
+    if not values or not kinds or ("class" in root and set(kinds) <= {"a list", "null"}):
         return class_and_remedy(text, root)
-    value = shorten(re.findall(r"(?:Got|Given) value: (.*)", text)[-1], 80)
-    return f"got {value!r}; give {' or '.join(kinds)}"
+    return f"got {shorten(values[-1], 80)!r}; give {' or '.join(kinds)}"
 
 
 def kind_in_words(kind: str) -> str:

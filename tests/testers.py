@@ -37,12 +37,13 @@ class KillAfter(Callback):
 
 
 def run(command, settings, folder):
-    """Run the command line here, and return the checkpoint (None before the first) and the results in ``folder``."""
+    """Run the command line here, and return the outcome in ``folder``."""
     train.main([command, *settings, *QUIET, f"--trainer.default_root_dir={folder}"])
     return outcome(folder)
 
 
 def outcome(folder):
+    """The last checkpoint (None if there is none) and the results."""
     path = last_checkpoint(folder)
     checkpoint = torch.load(path, weights_only=True) if path.exists() else None
     return checkpoint, json.loads((folder / "results.json").read_text())
@@ -109,9 +110,8 @@ def assert_processes_agree(settings, tmp_path, tolerance):
         difference = (halves["state_dict"][name] - weight).abs().max()
         assert difference <= tolerance, f"{name} differs by {difference}"
 
-    same_weights = [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'two')}"]
-    same_weights = [setting for setting in same_weights if not setting.startswith("--test_after_fit")]
-    _, counted_by_one = run("test", same_weights, tmp_path / "test")
+    same_weights = f"--ckpt_path={last_checkpoint(tmp_path / 'two')}"
+    _, counted_by_one = run("test", [*settings, same_weights], tmp_path / "test")
     assert_equal(error_counts(counted_by_two), error_counts(counted_by_one), "counts")
 
 
