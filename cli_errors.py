@@ -105,7 +105,8 @@ def value_and_remedy(text: str, root: str) -> str:
     kinds = [kind_in_words(kind) for kind in re.findall(r"Expected (an? .+?)(?:\. Got value.*)?$", text, re.MULTILINE)]
     kinds = [kind for kind in kinds if not re.match("an? (path|dot|instantiatable)", kind)]
     values = re.findall(r"(?:Got|Given) value: (.*)", text)
-    if not values or not kinds or ("class" in root and set(kinds) <= {"a list", "null"}):
+    of_class = re.search("class_path|[Ii]mport path|subclass|attribute|instantiatable", text)
+    if not values or not kinds or (of_class and set(kinds) <= {"a list", "null"}):
         return class_and_remedy(text, root)
     return f"got {shorten(values[-1], 80)!r}; give {' or '.join(kinds)}"
 

@@ -59,7 +59,7 @@ def test_results_hold_what_was_measured_and_how(trained):
     for name in ("test/clean_error", "test/verified_error/learned", "test/verified_error/uniform"):
         assert 0 <= record["metrics"][name] <= 1
     assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"]
-    assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
+    assert record["config"]["model"]["init_args"]["epsilon"] == 0.03
     assert record["seed"] == 3
     assert record["samples"] == {"train": 1298, "val": 200, "test": 299}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -102,7 +102,7 @@ def test_runs_in_the_same_folder_do_not_meet(tmp_path):
     second = run("fit", tmp_path, *FEW_BATCHES, "--model.epsilon=0.03")
     assert first != second
     assert (first / "results.json").read_text() == record
-    assert results(second)["config"]["model"]["init_args"]["epsilon"] == 0.01
+    assert results(second)["config"]["model"]["init_args"]["epsilon"] == 0.03
 
 
 def test_later_configs_win_setting_by_setting(tmp_path, capsys):
@@ -195,6 +195,11 @@ def error_of(arguments, capsys):
         ("model.classifier=nowhere.Net", "model.classifier: got 'nowhere.Net'; no such class, give its import path"),
         ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
+        ("model=RobustClassifier", "model: Expected an instantiatable class, but RobustClassifier is abstract"),
+        (
+            "model.verifier=FeedForwardVerifier",
+            "model.verifier: got 'FeedForwardVerifier'; no such class, did you mean r",
+        ),
         ("model.classifier=torch.optim.Adam", "model.classifier: Import path torch.optim.Adam does not correspond to"),
     ],
 )
@@ -220,6 +225,10 @@ def test_wrong_setting_on_the_command_line(setting, expected, capsys):
         (
             "trainer: {callbacks: [{class_path: CertifiedEvaluation, init_args: {epsilon: 2}}]}",
             "trainer.callbacks.epsilon: got 2; no such setting, did you mean trainer.callbacks.epsilons?",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: CertifiedEvaluation, init_args: {epsilons: x}}]}",
+            "trainer.callbacks.epsilons: got 'x'; give a list or null",
         ),
         (
             "trainer: {callbacks: [{class_path: CertifiedEvaluations}]}",

@@ -20,8 +20,8 @@ SGD = [
     "--model.generator_optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
 ]
 ADAM = [  # its usual eps, 1e-8, is below the rounding errors of gradients that are nearly zero, which it would enlarge
-    "--model.optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.001, eps: 1e-6}}",
-    "--model.generator_optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.001, eps: 1e-6}}",
+    "--model.optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
+    "--model.generator_optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
 ]
 UNIFORM = ["--model.generator=null"]
 
