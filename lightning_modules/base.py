@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from robust.errors import NonFiniteLossError, SettingError, require
@@ -47,6 +48,7 @@ class RobustClassifier(pl.LightningModule, ABC):
         self.gradient_clip = gradient_clip
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
         self._seed: int | None = None
+        self._configured_rates: list[float] = []
 
     @abstractmethod
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -83,7 +85,7 @@ class RobustClassifier(pl.LightningModule, ABC):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"loss: got {loss.item()} in epoch {self.current_epoch}; training stopped before this step, "
-                "resume from the last checkpoint with a lower learning rate, a longer ramp or gradient clipping"
+                "resume from the last checkpoint with a smaller model.gradient_clip, or train anew with a lower rate"
             )
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -190,9 +192,23 @@ class RobustClassifier(pl.LightningModule, ABC):
     # -- what a checkpoint holds beside weights ------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the run's seed, unless a checkpoint brought its own."""
+        """Take the run's seed, unless a checkpoint brought its own; note the learning rates as configured."""
         if self._seed is None:
             self._seed = torch.initial_seed() % 2**32
+        self._configured_rates = self._learning_rates()
+
+    def on_train_start(self) -> None:
+        """Say where a resumed optimizer goes on with the checkpoint's learning rate instead of the configured one."""
+        if self._learning_rates() != self._configured_rates:
+            rank_zero_warn(
+                f"model optimizers: configured with learning rates {self._configured_rates}, the checkpoint's "
+                f"{self._learning_rates()} are kept; to change them, train anew"
+            )
+
+    def _learning_rates(self) -> list[float]:
+        """Each optimizer's learning rate, the one before any schedule."""
+        groups = [group for optimizer in self.all_optimizers() for group in optimizer.param_groups]
+        return [group.get("initial_lr", group["lr"]) for group in groups]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the batch depend on (seed, epoch, batch, process) alone: a run resumed anywhere then repeats it.

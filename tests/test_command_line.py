@@ -59,7 +59,7 @@ def test_results_hold_what_was_measured_and_how(trained):
     for name in ("test/clean_error", "test/verified_error/learned", "test/verified_error/uniform"):
         assert 0 <= record["metrics"][name] <= 1
     assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"]
-    assert record["config"]["model"]["init_args"]["epsilon"] == 0.03
+    assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
     assert record["seed"] == 3
     assert record["samples"] == {"train": 1298, "val": 200, "test": 299}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]

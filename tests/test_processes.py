@@ -19,7 +19,9 @@ SGD = [
     "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
     "--model.generator_optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
 ]
-ADAM = [  # its usual eps, 1e-8, is below the rounding errors of gradients that are nearly zero, which it would enlarge
+# |W| in IBP has a kink at W = 0: where rounding gives a weight opposite signs in the two runs, the gradients differ,
+# and Adam steps by its learning rate however small they are. Small steps keep that within the tolerance.
+ADAM = [
     "--model.optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
     "--model.generator_optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
 ]

@@ -1,9 +1,10 @@
 """A run of a method that is killed and resumed ends like one that is not."""
 
+import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
-from tests.testers import ROOT, assert_resume_is_identical
+from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
     f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
@@ -37,3 +38,11 @@ def test_contextual_budgets_with_random_draws(tmp_path):
 
 def test_uniform_budgets(tmp_path):
     assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=4)
+
+
+def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
+    tiny = [*TINY, "--trainer.max_epochs=1"]
+    run("fit", tiny, tmp_path / "first")
+    changed = [f"--ckpt_path={last_checkpoint(tmp_path / 'first')}", "--model.optimizer.init_args.lr=1e-9"]
+    with pytest.warns(UserWarning, match="configured with learning rates .*1e-09.* the checkpoint's .* are kept"):
+        run("fit", [*TINY, "--trainer.max_epochs=2", *changed], tmp_path / "second")
