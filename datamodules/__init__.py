@@ -1,7 +1,34 @@
 """Data sets as LightningDataModules: one file each, on the common ground of :class:`ImageDataModule`."""
 
+from datamodules.augmentation import CropAndFlip
 from datamodules.base import ImageDataModule
+from datamodules.cifar import CIFAR10, CIFAR100
 from datamodules.digits import Digits
+from datamodules.doubled import DoubledCIFAR10, DoubledDigits
+from datamodules.fashion_mnist import FashionMNIST
 from datamodules.mnist import MNIST
+from datamodules.mnist_c import MNISTC
+from datamodules.organ_a_mnist import OrganAMNIST
+from datamodules.semi_supervised import SemiSupervised
+from datamodules.svhn import SVHN
+from datamodules.tiny_imagenet import TinyImageNet
+from datamodules.watermarked import WatermarkedDigits, WatermarkedMNIST
 
-__all__ = ["MNIST", "Digits", "ImageDataModule"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "MNISTC",
+    "SVHN",
+    "CropAndFlip",
+    "Digits",
+    "DoubledCIFAR10",
+    "DoubledDigits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "OrganAMNIST",
+    "SemiSupervised",
+    "TinyImageNet",
+    "WatermarkedDigits",
+    "WatermarkedMNIST",
+]

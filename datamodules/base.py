@@ -1,21 +1,15 @@
-"""What every data module shares: images in memory, the order of the batches, loaders that resume exactly.
-
-``batch_size`` everywhere means the global batch: the images of one step over all processes.
-"""
+"""What every data module shares: splits, loaders, the seed of their order, augmentation."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.distributed as dist
-from pytorch_lightning import LightningDataModule, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from pytorch_lightning import LightningDataModule
 
+from datamodules.augmentation import CropAndFlip, Placement
+from datamodules.loading import Batch, ResumableLoader, ShardedBatches, TensorImages, seeded
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]
@@ -29,161 +23,6 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 _LARGEST_SEED = 2**32 - 1
 
 
-class Batch(NamedTuple):
-    """Float32 images in [0, 1] of shape (B, C, H, W), int64 labels of shape (B,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class TensorImages(Dataset[Batch]):
-    """Labelled images held in memory as bytes, read a whole batch at a time.
-
-    Args:
-        images: uint8, shape (N, C, H, W).
-        labels: int64 in [0, num_classes), shape (N,).
-        num_classes: number of classes.
-
-    Raises:
-        SettingError: if a shape, a type or a label is not as above, or there are no images.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
-        form = (images.dtype, tuple(images.shape))
-        require(images.dtype == torch.uint8 and images.ndim == 4, "images", form, "give uint8 of shape (N, C, H, W)")
-        require(len(images) > 0, "images", form, "give at least one image")
-        form = (labels.dtype, tuple(labels.shape))
-        fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-        require(fits, "labels", form, f"give int64 of shape ({len(images)},), one for each image")
-        span = (int(labels.min()), int(labels.max()))
-        require(span[0] >= 0 and span[1] < num_classes, "labels", span, f"give classes from 0 to {num_classes - 1}")
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    def __getitem__(self, indices: Tensor | list[int]) -> Batch:
-        """The images of ``indices``, shape (B,), as a batch."""
-        return Batch(self.images[indices].float().div_(255), self.labels[indices])
-
-
-class ShardedBatches(DistributedSampler[Tensor]):
-    """The index tensors of this process's part of each batch.
-
-    Training: batch k of an epoch is the k-th slice of a permutation that depends on seed and epoch alone, and each
-    process takes its equal part of it. Any number of processes thus sees the same batches in the same order. The
-    incomplete last batch is dropped.
-
-    Evaluation: the process of rank r takes the images r, r + processes, r + 2 * processes, ...: each image is seen
-    exactly once. All processes have the same number of batches, lest a collective in a step hang; for that the last
-    batch of some may hold one image more.
-
-    It is a :class:`DistributedSampler` so that Lightning leaves it in place.
-
-    Args:
-        dataset: the images that are indexed.
-        batch_size: images in a batch, over all processes.
-        shuffle: True for training, False for evaluation.
-        seed: of the permutation, in [0, 2**32).
-        num_replicas: number of processes; the default asks torch.distributed.
-        rank: of this process; the default asks torch.distributed.
-
-    Raises:
-        SettingError: if a batch cannot be split evenly, exceeds the training images, or a process would evaluate none.
-    """
-
-    def __init__(
-        self,
-        dataset: TensorImages,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        num_replicas: int | None = None,
-        rank: int | None = None,
-    ) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        processes = num_replicas or (dist.get_world_size() if distributed else 1)
-        rank = rank if rank is not None else (dist.get_rank() if distributed else 0)
-        super().__init__(dataset, num_replicas=processes, rank=rank, shuffle=shuffle, seed=seed)
-        self.size = len(dataset)
-        self.batch_size = batch_size
-        self.first_batch = 0
-
-        name = "data.batch_size" if shuffle else "data.eval_batch_size"
-        remedy = f"it counts the images of all {processes} processes: give a multiple of {processes}"
-        require(batch_size % processes == 0, name, batch_size, remedy)
-        if shuffle:
-            require(batch_size <= self.size, name, batch_size, f"give at most {self.size}, all the training images")
-        else:
-            remedy = f"use at most {self.size}, as many as there are images to evaluate"
-            require(self.size >= processes, "number of processes", processes, remedy)
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch, equal in all processes."""
-        full, rest = divmod(self.size, self.batch_size)
-        return full + (not self.shuffle and rest >= self.num_replicas)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Index tensors of shape (about batch_size / processes,), from batch ``first_batch`` on."""
-        share = self.batch_size // self.num_replicas
-        if self.shuffle:
-            batches = self._order()[: len(self) * self.batch_size].view(len(self), self.num_replicas, share)
-            yield from batches[self.first_batch :, self.rank]
-        else:
-            own = torch.arange(self.rank, self.size, self.num_replicas)
-            yield from own.tensor_split(tuple(range(share, share * len(self), share)))
-
-    def _order(self) -> Tensor:
-        """This epoch's permutation of the images, shape (N,)."""
-        # torch's generator looks at 32 bits only, and seed + epoch would give two seeds the same orders
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(int(mixed[0])))
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """A loader of :class:`ShardedBatches` that goes on where a checkpoint was taken, without loading what came before.
-
-    Set ``trainer`` on a loader for training: epoch and position are then those of Lightning's own loop, which
-    checkpoints hold, so that the batch a training step gets depends on seed, current epoch and batch index alone.
-    Arguments are those of :class:`DataLoader`, by keyword.
-    """
-
-    trainer: Trainer | None = None
-    _saved: dict[str, int] | None = None
-
-    def state_dict(self) -> dict[str, int]:
-        """What must be the same on resuming for the batches to be the same."""
-        assert isinstance(self.sampler, ShardedBatches)
-        return {"images": self.sampler.size, "batch_size": self.sampler.batch_size}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration start where training stands; Lightning calls this on resuming inside an epoch."""
-        self._saved = state
-
-    # A generator, for DataLoader's own iterator may fix its batches at once, which is too early: on resuming,
-    # Lightning asks for the iterator before epoch and position are restored.
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield the batches that are left of the epoch.
-
-        Raises:
-            SettingError: on resuming inside an epoch with another batch size or number of images.
-        """
-        assert isinstance(self.sampler, ShardedBatches)
-        saved, self._saved = self._saved, None
-        self.sampler.first_batch = 0
-        if self.trainer is not None:
-            self.sampler.set_epoch(self.trainer.current_epoch)
-            if saved is not None:
-                self.sampler.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if self.sampler.first_batch > 0:
-            remedy = f"the checkpoint was taken inside an epoch with {saved}: resume with the same"
-            require(saved == self.state_dict(), "data.batch_size", self.state_dict(), remedy)
-        yield from super().__iter__()
-
-
 class ImageDataModule(LightningDataModule):
     """Base of the data modules: a data set names its classes and shape, and implements :meth:`load`.
 
@@ -191,10 +30,11 @@ class ImageDataModule(LightningDataModule):
     when a run is resumed. Validation, test and prediction (of the test images) see each image exactly once.
 
     Args:
+        augmentation: of training batches, on the device where they are; none by default.
         batch_size: training images in a step, over all processes (the global batch); a multiple of their number.
         eval_batch_size: images in a step of validation, test and prediction, likewise; it changes no result.
         num_workers: loader processes; 0 is fastest for images in memory.
-        seed: of the training images' order; default is the run's own (``seed_everything``), else 0.
+        seed: of the training images' order and augmentation; default is the run's own (``seed_everything``), else 0.
 
     Attributes:
         num_classes: number of classes.
@@ -211,6 +51,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
+        augmentation: CropAndFlip | None = None,
         batch_size: int = 128,
         eval_batch_size: int = 256,
         num_workers: int = 0,
@@ -221,6 +62,7 @@ class ImageDataModule(LightningDataModule):
         require(eval_batch_size > 0, "data.eval_batch_size", eval_batch_size, "give 1 or more")
         require(num_workers >= 0, "data.num_workers", num_workers, "give 0 or more")
         require(seed is None or 0 <= seed <= _LARGEST_SEED, "data.seed", seed, f"give 0 to {_LARGEST_SEED}, or null")
+        self.augmentation = augmentation
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -278,6 +120,23 @@ class ImageDataModule(LightningDataModule):
         """Test batches in order."""
         return self._loader("test", self.eval_batch_size)
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch, on the device where it is."""
+        if self.augmentation is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return Batch(self.augmentation.apply(batch.images, self._placement(self.augmentation)), batch.labels)
+
+    def _placement(self, augmentation: CropAndFlip) -> Placement:
+        """This process's part of what is drawn for the batch, which depends on seed, epoch and batch index alone."""
+        assert self.trainer is not None
+        index = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        # from 1, for seeds that differ in trailing zeros give one stream, and (seed, epoch) is the order's
+        key = (self.shuffle_seed, self.trainer.current_epoch, index + 1)
+        drawn = augmentation.draw(self.batch_size, seeded(*key))
+        share = self.batch_size // self.trainer.world_size
+        own = slice(self.trainer.global_rank * share, (self.trainer.global_rank + 1) * share)
+        return Placement(*(part[own] for part in drawn))
+
     def state_dict(self) -> dict[str, Any]:
         """The seed of the order, so that a resumed run keeps it under another ``seed_everything``."""
         return {"shuffle_seed": self.shuffle_seed}
@@ -285,6 +144,10 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the checkpoint's seed."""
         self.shuffle_seed = state_dict["shuffle_seed"]
+
+    def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
+        """The indices of each batch of this process; a data set may compose its training batches otherwise."""
+        return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
     def _seed_of_run(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -295,7 +158,7 @@ class ImageDataModule(LightningDataModule):
         return ResumableLoader(
             dataset=images,
             batch_size=None,
-            sampler=ShardedBatches(images, batch_size, shuffle=split == "train", seed=self.shuffle_seed),
+            sampler=self.batches(images, batch_size, train=split == "train"),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

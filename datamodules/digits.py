@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from datamodules.base import ImageDataModule, Split, TensorImages
+from datamodules.base import ImageDataModule, Split
+from datamodules.loading import TensorImages
 
 # Of each 18 successive images of a class, 13 are for training, 2 for validation, 3 for the test.
 _PERIOD = 18

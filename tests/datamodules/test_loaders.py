@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datamodules import ImageDataModule
-from datamodules.base import ShardedBatches, TensorImages
+from datamodules.loading import ShardedBatches, TensorImages
 from robust.errors import SettingError
 
 SIZES = {"train": 23, "val": 5, "test": 7}

@@ -1,0 +1,141 @@
+"""Data sets that are read from files in the user's data folder: where they are, whether they are whole, downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from datamodules.augmentation import CropAndFlip
+from datamodules.base import ImageDataModule
+from robust.errors import SettingError
+
+Read = TypeVar("Read")
+
+VALIDATION_IMAGES = 5_000
+
+
+def held_out(size: int) -> Tensor:
+    """Which of ``size`` training images are for validation: 5,000 of them, always the same; bool, shape (size,)."""
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[torch.randperm(size, generator=torch.Generator().manual_seed(0))[:VALIDATION_IMAGES]] = True
+    return chosen
+
+
+class ImageFiles(ImageDataModule):
+    """Base of the data sets that lie in files; a data set also says how to :meth:`fetch` them.
+
+    Args:
+        root: folder of all data sets; default is the environment variable ``ROBUST_DATA``, else ``data``.
+        download: fetch the files if they are absent.
+        verify_checksums: refuse files that are not the published ones, byte for byte; if false, only a warning is
+            given. Some formats hold code that reading them runs: give false only for files that you trust.
+        augmentation: of training batches.
+        batch_size: training images in a step, over all processes.
+        eval_batch_size: images in a step of validation, test and prediction, over all processes.
+        num_workers: loader processes; 0 is fastest for images in memory.
+        seed: of order and augmentation; default is the run's own (``seed_everything``), else 0.
+
+    Attributes:
+        url: where the files are published.
+        location: what lies below ``root``.
+
+    Raises:
+        SettingError: from ``prepare_data`` if the download fails, from ``setup`` if a file is absent or damaged.
+    """
+
+    url: ClassVar[str]
+    location: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        download: bool = False,
+        verify_checksums: bool = True,
+        augmentation: CropAndFlip | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            augmentation=augmentation,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.root = root or os.environ.get("ROBUST_DATA") or "data"
+        self.download = download
+        self.verify_checksums = verify_checksums
+
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return Path(self.root).expanduser()
+
+    @abstractmethod
+    def fetch(self) -> None:
+        """Download and unpack the files into :attr:`folder`, unless they are there."""
+
+    def prepare_data(self) -> None:
+        """Download the files on request; Lightning calls this in one process of each machine."""
+        if not self.download:
+            return
+        try:
+            self.fetch()
+        except (RuntimeError, OSError, HTTPException, EOFError) as error:
+            reason = " ".join(str(error).split())
+            remedy = f"the download failed ({reason}); put the files there, or name another folder by --data.root"
+            raise SettingError("data.root", self.root, remedy) from error
+
+    def checked(self, name: str, md5: str, size: int | None = None) -> Path:
+        """Path of the file ``name`` below the data folder, if it is there and has this checksum (and size in bytes)."""
+        path = self.folder / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        except OSError as error:
+            raise self.absent(path, error.strerror or "unreadable") from error
+        if found != md5:
+            length = path.stat().st_size
+            whole = size is None or length == size
+            damage = f"checksum {found} instead of {md5}" if whole else f"{length:,} bytes instead of {size:,}"
+            if self.verify_checksums:
+                raise self.damaged(path, damage)
+            rank_zero_warn(
+                f"data.verify_checksums: false accepts {path} with {damage}: not the published file, so figures are "
+                "not comparable with published ones"
+            )
+        return path
+
+    def read(self, path: Path, reader: Callable[[], Read]) -> Read:
+        """What ``reader`` gives, or the error that ``path`` is absent or damaged."""
+        try:
+            return reader()
+        except FileNotFoundError as error:
+            raise self.absent(Path(error.filename or path), "No such file or directory") from error
+        except Exception as error:  # each format has its own: pickle, zip, struct, scipy, shapes
+            raise self.damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def absent(self, path: Path, reason: str) -> SettingError:
+        """The error for a file that cannot be read."""
+        remedy = (
+            f"cannot read {path} ({reason}); add --data.download true to fetch it from {self.url}, or name the folder "
+            f"that holds {self.location} by --data.root or the environment variable ROBUST_DATA"
+        )
+        return SettingError("data.root", self.root, remedy)
+
+    def damaged(self, path: Path, reason: str) -> SettingError:
+        """The error for a file that is not what it should be."""
+        remedy = f"{path} is damaged ({reason}); delete it and add --data.download true to fetch it from {self.url}"
+        return SettingError("data.root", self.root, remedy)

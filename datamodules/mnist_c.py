@@ -1,0 +1,104 @@
+"""MNIST-C: the test images of MNIST under 15 corruptions, in the layout of its authors."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from datamodules.base import Split
+from datamodules.files import ImageFiles
+from datamodules.loading import TensorImages
+from robust.errors import SettingError, require
+
+Corruption = Literal[
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "shear",
+    "scale",
+    "rotate",
+    "brightness",
+    "translate",
+    "stripe",
+    "fog",
+    "spatter",
+    "dotted_line",
+    "zigzag",
+    "canny_edges",
+]
+CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+
+
+class MNISTC(ImageFiles):
+    """The 10,000 test images of MNIST under each of 15 corruptions; for testing only, so it has no other split.
+
+    Source: N. Mu, J. Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision (2019), file ``mnist_c.zip`` of
+    Zenodo record 3239543. Its checksum is looked at when it is downloaded: the unpacked files have none. Other
+    arguments and errors are those of :class:`ImageFiles`.
+
+    Args:
+        corruption: one of the 15, or all of them in a row: 150,000 images, whose accuracy is the mean of the 15.
+        root: folder of all data sets.
+        download: fetch the files if they are absent.
+        eval_batch_size: images in a step, over all processes.
+        num_workers: loader processes.
+    """
+
+    num_classes = 10
+    image_shape = (1, 28, 28)
+    url = "https://zenodo.org/records/3239543/files/mnist_c.zip"
+    location = "mnist_c"
+    md5 = "4b34b33045869ee6d424616cd3a65da3"
+    images_each = 10_000
+
+    def __init__(
+        self,
+        *,
+        corruption: Corruption | Literal["all"] = "all",
+        root: str | None = None,
+        download: bool = False,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(root=root, download=download, eval_batch_size=eval_batch_size, num_workers=num_workers)
+        remedy = f"give all, or one of {', '.join(CORRUPTIONS)}"
+        require(corruption in (*CORRUPTIONS, "all"), "data.corruption", corruption, remedy)
+        self.corruption = corruption
+
+    def fetch(self) -> None:
+        """See :meth:`ImageFiles.fetch`."""
+        from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
+
+        if not (self.folder / self.location).is_dir():
+            download_and_extract_archive(
+                f"{self.url}?download=1", str(self.folder), filename="mnist_c.zip", md5=self.md5
+            )
+
+    def load(self, split: Split) -> TensorImages:
+        """Read the test images.
+
+        Raises:
+            SettingError: for another split.
+        """
+        if split != "test":
+            raise SettingError("data", "MNISTC", "it is for test and predict alone; train and validate on MNIST")
+        names = CORRUPTIONS if self.corruption == "all" else (self.corruption,)
+        parts = [self.load_corruption(name) for name in names]
+        images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
+        return TensorImages(images, labels, self.num_classes)
+
+    def load_corruption(self, name: Corruption) -> TensorImages:
+        """The 10,000 test images under one corruption, in MNIST's order."""
+        folder = self.folder / self.location / name
+        arrays = []
+        for field in ("images", "labels"):
+            path = folder / f"test_{field}.npy"
+            array = self.read(path, lambda path=path: np.load(path))  # type: ignore[misc]
+            if len(array) != self.images_each:
+                raise self.damaged(path, f"{len(array):,} entries instead of {self.images_each:,}")
+            arrays.append(torch.from_numpy(array))
+        images = arrays[0].movedim(-1, 1).contiguous()
+        return TensorImages(images, arrays[1].long(), self.num_classes)

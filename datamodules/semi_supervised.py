@@ -1,0 +1,155 @@
+"""Labelled images mixed with pseudo-labelled ones at a set ratio in each batch."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.base import ImageDataModule, Split
+from datamodules.loading import ShardedBatches, TensorImages, seeded
+from robust.errors import SettingError, require
+
+# names in the files of Carmon et al. (ti_500K_pseudo_labeled.pickle) and of those who followed them
+_IMAGE_KEYS = ("image", "images", "data")
+_LABEL_KEYS = ("label", "labels", "extrapolated_targets")
+
+
+class SemiSupervised(ImageDataModule):
+    """Training batches of which a set share is labelled, the rest pseudo-labelled; validation and test are unchanged.
+
+    An epoch is one pass over the labelled images; the pseudo-labelled ones are drawn anew in each epoch, without
+    repetition as long as there are enough. Batch sizes, augmentation and seed are those of ``labelled``.
+    Source: Y. Carmon et al., Unlabeled Data Improves Adversarial Robustness (2019), Sec. 5.
+
+    Args:
+        labelled: data module that provides labelled training, validation and test images.
+        pseudo_labelled: npz or pickle file with images, uint8 of shape (N, H, W, C) or (N, C, H, W), under ``image``,
+            ``images`` or ``data``, and classes, shape (N,), under ``label``, ``labels`` or ``extrapolated_targets``.
+            Reading a pickle runs the code in it: give only files that you trust.
+        labelled_share: share of labelled images in a batch, strictly between 0 and 1.
+
+    Raises:
+        SettingError: if the file is absent or damaged or does not fit the labelled images, or the share does not give
+            a whole number of images of both kinds.
+    """
+
+    def __init__(self, *, labelled: ImageDataModule, pseudo_labelled: str, labelled_share: float = 0.5) -> None:
+        super().__init__(
+            augmentation=labelled.augmentation,
+            batch_size=labelled.batch_size,
+            eval_batch_size=labelled.eval_batch_size,
+            num_workers=labelled.num_workers,
+            seed=labelled.seed,
+        )
+        count = labelled_share * labelled.batch_size
+        whole = abs(count - round(count)) < 1e-6 and 0 < round(count) < labelled.batch_size
+        remedy = f"give a share of which data.labelled.batch_size {labelled.batch_size} has a whole number of images"
+        require(whole, "data.labelled_share", labelled_share, remedy)
+        self.labelled = labelled
+        self.pseudo_labelled = pseudo_labelled
+        self.labelled_in_batch = round(count)
+        self.num_classes = labelled.num_classes
+        self.image_shape = labelled.image_shape
+
+    def prepare_data(self) -> None:
+        """Whatever the labelled data need."""
+        self.labelled.prepare_data()
+
+    def load(self, split: Split) -> TensorImages:
+        """One split of the labelled images, for training with the pseudo-labelled ones behind them."""
+        plain = self.labelled.load(split)
+        if split != "train":
+            return plain
+        images, labels = self._read()
+        return TensorImages(torch.cat([plain.images, images]), torch.cat([plain.labels, labels]), self.num_classes)
+
+    def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
+        """See :meth:`ImageDataModule.batches`."""
+        if not train:
+            return super().batches(images, batch_size, train=train)
+        return MixedBatches(images, batch_size, self._count, self.labelled_in_batch, self.shuffle_seed)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        path = Path(self.pseudo_labelled).expanduser()
+        try:
+            content = _content(path)
+            pixels = np.asarray(content[_key(content, _IMAGE_KEYS)])
+            classes = np.asarray(content[_key(content, _LABEL_KEYS)])
+            images, labels = torch.from_numpy(pixels), torch.from_numpy(classes).long().flatten()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            remedy = f"cannot read it ({reason}); give an npz or pickle file with image and label"
+            raise SettingError("data.pseudo_labelled", self.pseudo_labelled, remedy) from error
+        if images.ndim == 4 and tuple(images.shape[1:]) != self.image_shape:
+            images = images.movedim(-1, 1).contiguous()
+        form = (images.dtype, tuple(images.shape))
+        fits = images.dtype == torch.uint8 and tuple(images.shape[1:]) == self.image_shape
+        remedy = f"{self.pseudo_labelled} must hold uint8 images of shape {self.image_shape}, as the labelled ones"
+        require(fits, "data.pseudo_labelled", form, remedy)
+        self._count = len(images)
+        return images, labels
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+    with path.open("rb") as file:
+        return pickle.load(file)
+
+
+def _key(content: Any, names: tuple[str, ...]) -> str:
+    for name in names:
+        if name in content:
+            return name
+    raise KeyError(f"none of {', '.join(names)} among {', '.join(content)}")
+
+
+class MixedBatches(ShardedBatches):
+    """Batches of which the first ``labelled_in_batch`` come from one part of the images, the rest from the other.
+
+    Their order inside a batch is random, so that each process has both kinds.
+
+    Args:
+        dataset: labelled images, then pseudo-labelled ones.
+        batch_size: images in a batch, over all processes.
+        pseudo_labelled: number of pseudo-labelled images, the last ones.
+        labelled_in_batch: labelled images in a batch, over all processes.
+        seed: of the order.
+        num_replicas: number of processes; the default asks torch.distributed.
+        rank: of this process; the default asks torch.distributed.
+    """
+
+    def __init__(
+        self,
+        dataset: TensorImages,
+        batch_size: int,
+        pseudo_labelled: int,
+        labelled_in_batch: int,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(dataset, batch_size, shuffle=True, seed=seed, num_replicas=num_replicas, rank=rank)
+        self.labelled = len(dataset) - pseudo_labelled
+        self.labelled_in_batch = labelled_in_batch
+        remedy = f"give at most {self.labelled} labelled images in a batch, all there are"
+        require(labelled_in_batch <= self.labelled, "data.labelled_share", labelled_in_batch / batch_size, remedy)
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch: one pass over the labelled images."""
+        return self.labelled // self.labelled_in_batch
+
+    def _order(self) -> Tensor:
+        generator = seeded(self.seed, self.epoch)
+        more, pool = self.batch_size - self.labelled_in_batch, self.size - self.labelled
+        labelled = torch.randperm(self.labelled, generator=generator)[: len(self) * self.labelled_in_batch]
+        rounds = -(-len(self) * more // pool)
+        drawn = torch.cat([torch.randperm(pool, generator=generator) for _ in range(rounds)])[: len(self) * more]
+        batches = torch.cat([labelled.view(len(self), -1), self.labelled + drawn.view(len(self), -1)], dim=1)
+        return batches.gather(1, torch.rand(batches.shape, generator=generator).argsort(1)).flatten()

@@ -1,0 +1,179 @@
+"""Digits with a faint second digit at the edge on which half of the label depends (contextual budgets, Sec. 4.2).
+
+The watermark is fainter than epsilon: uniform budgets erase it, learned ones can spare it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from datamodules.augmentation import CropAndFlip
+from datamodules.base import ImageDataModule, Split
+from datamodules.digits import Digits
+from datamodules.loading import TensorImages, seeded
+from datamodules.mnist import MNIST
+from robust.errors import require
+
+Compositing = Literal["max", "add"]
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SIDE = 8  # of a watermark, in pixels
+
+
+class Watermarked(NamedTuple):
+    """Images, uint8 (N, 1, H, W); labels in [0, 20), int64 (N,); row and column of each watermark's corner, (N,)."""
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def watermark(
+    images: Tensor, digits: Tensor, generator: Generator, compositing: Compositing = "max", strength: float = 0.3
+) -> Watermarked:
+    """Put a watermark, a small 0 or 1, on each image; its class is digit + 10 * watermark.
+
+    A random image of that digit is resized to 12x12, its middle 8x8 pixels times ``strength`` go to a random row of the
+    leftmost or the rightmost 8 columns.
+
+    Args:
+        images: digits, uint8 (N, 1, H, W), with zeros and ones among them; the watermarks are made of these.
+        digits: their classes, int64 (N,).
+        generator: for what is drawn.
+        compositing: the paper does not say how the two are combined: the brighter of them, or their sum cut at 1.
+        strength: brightness of the watermark.
+
+    Raises:
+        SettingError: if there is no zero or no one among the images.
+    """
+    count, _, height, width = images.shape
+    drawn = torch.randint(2, (count,), generator=generator)
+    right = torch.randint(2, (count,), generator=generator)
+    rows = torch.randint(height - _SIDE + 1, (count,), generator=generator)
+    source = torch.empty(count, dtype=torch.long)
+    for mark in (0, 1):
+        choices = (digits == mark).nonzero().squeeze(1)
+        require(len(choices) > 0, "digits", sorted(set(digits.tolist())), f"watermarks need images of the digit {mark}")
+        source[drawn == mark] = choices[torch.randint(len(choices), (int((drawn == mark).sum()),), generator=generator)]
+    small = F.interpolate(images[source].float(), size=(12, 12), mode="bilinear", antialias=True)[:, :, 2:10, 2:10]
+    marks = (small * strength).round().to(torch.uint8)
+
+    columns = right * (width - _SIDE)
+    at = torch.arange(_SIDE)
+    place = ((rows[:, None] + at)[:, :, None] * width + (columns[:, None] + at)[:, None]).flatten(1)
+    layer = torch.zeros(count, height * width, dtype=torch.uint8)
+    layer.scatter_(1, place, marks.flatten(1))
+    layer = layer.view_as(images)
+    if compositing == "max":
+        combined = torch.maximum(images, layer)
+    else:
+        combined = (images.short() + layer).clamp(max=255).to(torch.uint8)
+    return Watermarked(combined, digits + 10 * drawn, rows, columns)
+
+
+class _Watermarks(ImageDataModule):
+    """The two data sets below: everything but the source of the images."""
+
+    num_classes = 20
+
+    def _settle(self, compositing: Compositing, watermark_seed: int) -> None:
+        require(compositing in ("max", "add"), "data.compositing", compositing, "give max or add")
+        require(watermark_seed >= 0, "data.watermark_seed", watermark_seed, "give 0 or more")
+        self.compositing, self.watermark_seed = compositing, watermark_seed
+
+    def watermarked(self, split: Split) -> Watermarked:
+        """The images of a split with what is known of their watermarks."""
+        plain = super().load(split)
+        generator = seeded(self.watermark_seed, _SPLITS.index(split))
+        return watermark(plain.images, plain.labels, generator, self.compositing)
+
+    def load(self, split: Split) -> TensorImages:
+        """Build one split."""
+        made = self.watermarked(split)
+        return TensorImages(made.images, made.labels, self.num_classes)
+
+
+class WatermarkedMNIST(_Watermarks, MNIST):
+    """MNIST with watermarks: 20 classes, 55,000 train, 5,000 validation, 10,000 test.
+
+    Each split's watermarks come from its own images and are fixed by ``watermark_seed``. Source: contextual budgets,
+    Sec. 4.2. Other arguments and errors are those of :class:`ImageFiles`.
+
+    Args:
+        compositing: how image and watermark are combined, see :func:`watermark`.
+        watermark_seed: of the watermarks; the data set is the same in every run and process of the same seed.
+        root: folder of all data sets.
+        download: fetch the files if they are absent.
+        verify_checksums: refuse files that are not the published ones.
+        augmentation: of training batches.
+        batch_size: training images in a step, over all processes.
+        eval_batch_size: images in a step of validation, test and prediction, over all processes.
+        num_workers: loader processes.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        compositing: Compositing = "max",
+        watermark_seed: int = 0,
+        root: str | None = None,
+        download: bool = False,
+        verify_checksums: bool = True,
+        augmentation: CropAndFlip | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            root=root,
+            download=download,
+            verify_checksums=verify_checksums,
+            augmentation=augmentation,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self._settle(compositing, watermark_seed)
+
+
+class WatermarkedDigits(_Watermarks, Digits):
+    """The embedded digits with watermarks: 20 classes, 1,298 train, 200 validation, 299 test; needs no download.
+
+    As :class:`WatermarkedMNIST`. Other arguments are those of :class:`ImageDataModule`.
+
+    Args:
+        compositing: how image and watermark are combined, see :func:`watermark`.
+        watermark_seed: of the watermarks.
+        augmentation: of training batches.
+        batch_size: training images in a step, over all processes.
+        eval_batch_size: images in a step of validation, test and prediction, over all processes.
+        num_workers: loader processes.
+        seed: of order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        compositing: Compositing = "max",
+        watermark_seed: int = 0,
+        augmentation: CropAndFlip | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            augmentation=augmentation,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self._settle(compositing, watermark_seed)
