@@ -59,8 +59,9 @@ def watermark(
         choices = (digits == mark).nonzero().squeeze(1)
         require(len(choices) > 0, "digits", sorted(set(digits.tolist())), f"watermarks need images of the digit {mark}")
         source[drawn == mark] = choices[torch.randint(len(choices), (int((drawn == mark).sum()),), generator=generator)]
-    small = F.interpolate(images[source].float(), size=(12, 12), mode="bilinear", antialias=True)[:, :, 2:10, 2:10]
-    marks = (small * strength).round().to(torch.uint8)
+    small = F.interpolate(images[source].double(), size=(12, 12), mode="bilinear", antialias=True)[:, :, 2:10, 2:10]
+    # whole numbers at each step, halves up with a margin, that each machine's arithmetic gives the same bytes
+    marks = (((small + 0.5 + 1e-6).floor() * strength) + 0.5 + 1e-6).floor().to(torch.uint8)
 
     columns = right * (width - _SIDE)
     at = torch.arange(_SIDE)

