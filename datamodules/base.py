@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from datamodules.augmentation import CropAndFlip, Placement
-from datamodules.loading import Batch, ResumableLoader, ShardedBatches, TensorImages, seeded
+from datamodules.loading import Batch, RawImages, ResumableLoader, ShardedBatches, TensorImages, scaled, seeded
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]
@@ -121,10 +121,12 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment a training batch, on the device where it is."""
-        if self.augmentation is None or self.trainer is None or not self.trainer.training:
-            return batch
-        return Batch(self.augmentation.apply(batch.images, self._placement(self.augmentation)), batch.labels)
+        """Augment a training batch and scale the images to [0, 1], on the device where they are."""
+        assert self.trainer is not None
+        images, labels = batch
+        if self.augmentation is not None and self.trainer.training:
+            images = self.augmentation.apply(images, self._placement(self.augmentation))
+        return self.trainer.precision_plugin.convert_input(Batch(scaled(images), labels))
 
     def _placement(self, augmentation: CropAndFlip) -> Placement:
         """This process's part of what is drawn for the batch, which depends on seed, epoch and batch index alone."""
@@ -154,9 +156,11 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, split: Split, batch_size: int) -> ResumableLoader:
         images = self.images(split)
+        # inside a trainer, on_after_batch_transfer scales them
+        dataset = images if self.trainer is None else RawImages(images)
         # by keyword, for Lightning builds the loader of predict anew from them
         return ResumableLoader(
-            dataset=images,
+            dataset=dataset,
             batch_size=None,
             sampler=self.batches(images, batch_size, train=split == "train"),
             num_workers=self.num_workers,

@@ -32,6 +32,11 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+def scaled(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1]; floats as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
 class TensorImages(Dataset[Batch]):
     """Labelled images held in memory as bytes, read a whole batch at a time.
 
@@ -62,7 +67,32 @@ class TensorImages(Dataset[Batch]):
 
     def __getitem__(self, indices: Tensor | list[int]) -> Batch:
         """The images of ``indices``, shape (B,), as a batch."""
-        return Batch(self.images[indices].float().div_(255), self.labels[indices])
+        images, labels = self.raw(torch.as_tensor(indices))
+        return Batch(scaled(images), labels)
+
+    def raw(self, indices: Tensor) -> Batch:
+        """The same with the images as bytes."""
+        # index_select copies image by image, an order of magnitude faster than indexing
+        return Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+
+
+class RawImages(Dataset[Batch]):
+    """Images that are read as bytes, to be scaled where they arrive: a quarter to copy between processes and devices.
+
+    Args:
+        images: what is read.
+    """
+
+    def __init__(self, images: TensorImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        """The images of ``indices``, shape (B,), as bytes."""
+        return self.images.raw(indices)
 
 
 class ShardedBatches(DistributedSampler[Tensor]):

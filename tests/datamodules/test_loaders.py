@@ -225,8 +225,8 @@ class TestResume:
     def test_batches_done_are_not_loaded_again(self, tmp_path, monkeypatch):
         fit(max_epochs=2, callbacks=[SaveEverywhere(tmp_path)])
         loads = []
-        load = TensorImages.__getitem__
-        monkeypatch.setattr(TensorImages, "__getitem__", lambda self, i: loads.append(len(i)) or load(self, i))
+        load = TensorImages.raw
+        monkeypatch.setattr(TensorImages, "raw", lambda self, i: loads.append(len(i)) or load(self, i))
         fit(max_epochs=1, limit_val_batches=0, ckpt_path=tmp_path / "3-batch-end.ckpt")
         assert len(loads) == 2
 
@@ -292,6 +292,16 @@ class TestTrainer:
         assert [[epoch, index, own + other[2]] for (epoch, index, own), other in pairs] == alone
         assert first["evaluated"] == [[0], [2, 4]] * 2
         assert second["evaluated"] == [[1], [3]] * 2
+
+    def test_three_processes_see_each_image_once(self, tmp_path):
+        data = Numbered(batch_size=6, eval_batch_size=3)
+        pl.seed_everything(0, verbose=False)
+        trainer = make_trainer(devices=3, strategy="ddp_spawn", max_epochs=1)
+        trainer.fit(Recorder(folder=str(tmp_path)), datamodule=data)
+        notes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+        trained = [image for note in notes for _, _, batch in note["seen"] for image in batch]
+        assert len(trained) == len(set(trained)) == 18  # of 23: three batches of 6, the incomplete one is left out
+        assert sorted(image for note in notes for batch in note["evaluated"] for image in batch) == list(range(5))
 
 
 @pytest.mark.parametrize(
