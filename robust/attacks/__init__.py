@@ -1,5 +1,8 @@
-"""Attacks: they search a threat model for a point where the loss is high, a lower bound of its maximum."""
+"""Attacks: they search a threat model for a point where the loss is high, a lower bound of its maximum.
 
-from robust.attacks.pgd import PGD
+All are called as ``attack(network, threat_model, x, y) -> x_adv``.
+"""
 
-__all__ = ["PGD"]
+from robust.attacks.pgd import FGSM, PGD
+
+__all__ = ["FGSM", "PGD"]
