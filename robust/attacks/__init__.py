@@ -3,6 +3,10 @@
 All are called as ``attack(network, threat_model, x, y) -> x_adv``.
 """
 
+from robust.attacks.apgd import APGD
+from robust.attacks.autoattack import AutoAttack
+from robust.attacks.carlini_wagner import CarliniWagnerL2
 from robust.attacks.pgd import FGSM, PGD
+from robust.attacks.square import Square
 
-__all__ = ["FGSM", "PGD"]
+__all__ = ["APGD", "FGSM", "PGD", "AutoAttack", "CarliniWagnerL2", "Square"]
