@@ -37,8 +37,8 @@ class ThreatModel(Protocol):
     def sample(self, x: Tensor) -> Tensor:
         """Draw one perturbed image for each example of ``x`` (B, C, H, W)."""
 
-    def direction(self, gradient: Tensor, x_adv: Tensor, share: Tensor | float) -> Tensor:
-        """Direction of steepest ascent from ``x_adv``, of size 1 in the threat model's norm; all (B, C, H, W).
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """Direction of steepest ascent, of size 1 in the threat model's norm; both (B, C, H, W).
 
         ``share`` of the pixels that a step in the l1 norm moves, a number or (B,); other norms move all of them.
         """
@@ -80,7 +80,7 @@ class PixelBox:
         lower, upper = self.interval(x)
         return lower + (upper - lower) * torch.rand_like(x)
 
-    def direction(self, gradient: Tensor, x_adv: Tensor, share: Tensor | float) -> Tensor:
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """Sign of the gradient; see :meth:`ThreatModel.direction`."""
         return gradient.sign()
 
@@ -175,7 +175,7 @@ class L2Ball(_NormBall):
         length = self.epsilon * share / self._norm(direction.flatten(1)).clamp_min(_TINY)
         return (x + direction * length[:, None, None, None]).clamp(0.0, 1.0)
 
-    def direction(self, gradient: Tensor, x_adv: Tensor, share: Tensor | float) -> Tensor:
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """The gradient over its norm; see :meth:`ThreatModel.direction`."""
         # first over the largest entry: the squares of a confident network's gradients are 0 in float32
         gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(_TINY)
@@ -214,14 +214,12 @@ class L1Ball(_NormBall):
         lengths = self.epsilon * (lengths / lengths.sum(1, keepdim=True))[:, :-1].reshape(x.shape)
         return (x + lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0)).clamp(0.0, 1.0)
 
-    def direction(self, gradient: Tensor, x_adv: Tensor, share: Tensor | float) -> Tensor:
-        """Equal parts to the pixels of largest gradient that are not at their end of [0, 1] already.
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """Equal parts to the pixels of largest gradient; see :meth:`ThreatModel.direction`.
 
-        ``share`` of all pixels and channels, at least one (SLIDE, Tramer & Boneh 2019); see
-        :meth:`ThreatModel.direction`.
+        ``share`` of all pixels and channels, at least one (SLIDE, Tramer & Boneh 2019).
         """
-        blocked = torch.where(gradient > 0, x_adv >= 1, x_adv <= 0)
-        size = gradient.abs().masked_fill(blocked, 0.0).flatten(1)
+        size = gradient.abs().flatten(1)
         pixels = size.shape[1]
         count = (torch.as_tensor(share, device=size.device) * pixels).round().long().clamp(1, pixels).expand(len(size))
         largest = size.topk(int(count.max()), dim=1).values

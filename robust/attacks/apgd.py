@@ -157,7 +157,7 @@ class _Climb:
         return torch.where(_wide(wrong), found, self.best), wrong
 
     def _step(self, x_adv: Tensor, before: Tensor, gradient: Tensor, pace: _Halving | _Thinning) -> Tensor:
-        direction = self.threat_model.direction(gradient, x_adv, pace.share)
+        direction = self.threat_model.direction(gradient, pace.share)
         target = x_adv + _wide(pace.step_size) * self.threat_model.radius * direction
         ahead = self.threat_model.project(target, self.x)
         if pace.momentum == 0.0 or before is x_adv:

@@ -72,7 +72,8 @@ class AutoAttack:
         norm = next((norm for kind, norm in _NORMS.items() if isinstance(threat_model, kind)), None)
         kind = type(threat_model).__name__
         require(norm is not None, "threat_model", kind, "take APGD: AutoAttack knows linf, l2 and l1 balls")
-        assert isinstance(threat_model, LinfBall | L2Ball | L1Ball) and norm is not None
+        assert isinstance(threat_model, LinfBall | L2Ball | L1Ball)
+        assert norm is not None
         epsilon = threat_model.epsilon
         with crafting(network, "eval"), _without_parameters(network), _undisturbed(x.device):
             x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
@@ -95,7 +96,8 @@ class AutoAttack:
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
         part = parts.get(attack, runner.apgd)
         part.seed = self.seed
-        part.loss = attack.removeprefix("apgd-") if part is runner.apgd else part.loss
+        if part is runner.apgd:
+            part.loss = attack.removeprefix("apgd-")
         for first in range(0, len(x), self.batch_size):
             batch = slice(first, first + self.batch_size)
             found = part.perturb(x[batch], y[batch])

@@ -19,8 +19,8 @@ class PGD:
     """Steepest ascent of a loss in the threat model's norm, each step projected.
 
     The step is the gradient's sign in linf and per-pixel boxes, the gradient over its norm in l2, and equal parts to
-    the largest entries in l1. Gradients are taken with respect to the input only. Works under ``torch.no_grad`` and
-    ``torch.inference_mode``.
+    the largest entries in l1; pixels that it would move out of [0, 1] are left out. Gradients are taken with respect to
+    the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
 
     Args:
         steps: number of ascent steps.
@@ -127,7 +127,9 @@ class PGD:
                 threat_model = threat_model.select(on)
                 if len(left) == 0:
                     return found
-            step = threat_model.direction(gradient, x_adv, self.sparsity) * self.step_size
+            # in l1 a few pixels get the whole step: none to those that are at the end of [0, 1] already, up to rounding
+            blocked = torch.where(gradient > 0, x_adv >= 1 - 1e-6, x_adv <= 1e-6)
+            step = threat_model.direction(gradient.masked_fill(blocked, 0.0), self.sparsity) * self.step_size
             x_adv = threat_model.project(x_adv + (step if self.absolute else step * threat_model.radius), x)
         return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
 

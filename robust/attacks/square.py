@@ -53,7 +53,7 @@ class Square:
         require(isinstance(threat_model, PixelBox), "threat_model", kind, "take APGD: Square searches boxes only")
         assert isinstance(threat_model, PixelBox)
         with crafting(network, self.mode):
-            best: Tensor = x.clone()
+            best = x.clone()
             loss, wrong = judge(network, margin, x, y, self.eot_samples)
             left = (~wrong).nonzero().squeeze(1)
             budgets = threat_model.budgets.expand_as(x)
@@ -84,7 +84,8 @@ class Square:
         def inside(size: int) -> Tensor:
             first = (torch.rand(batch, 1, device=x.device) * (size - side + 1)).long()
             places = torch.arange(size, device=x.device)
-            return (places >= first) & (places < first + side)
+            mask: Tensor = (places >= first) & (places < first + side)
+            return mask
 
         return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
 
