@@ -72,8 +72,7 @@ class PixelBox:
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.project`."""
-        lower, upper = self.interval(x)
-        return torch.minimum(torch.maximum(x_adv, lower), upper)
+        return (x_adv - x).clamp(-self.budgets, self.budgets).add_(x).clamp_(0.0, 1.0)
 
     def sample(self, x: Tensor) -> Tensor:
         """Uniform in the box; see :meth:`ThreatModel.sample`."""
@@ -112,6 +111,10 @@ class LinfBall(PixelBox):
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`ThreatModel.project`; by a number, in half the time that a tensor takes."""
+        return (x_adv - x).clamp_(-self.epsilon, self.epsilon).add_(x).clamp_(0.0, 1.0)
 
 
 class _NormBall:
@@ -157,9 +160,7 @@ class L2Ball(_NormBall):
 
         The nearest point is the perturbation scaled down, then cut to [0, 1], by the largest scale that suffices.
         """
-        delta, start = (x_adv - x).flatten(1), x.flatten(1)
-        room = torch.where(delta > 0, 1 - start, start)
-        length = delta.abs()
+        delta, length, room = _split(x_adv, x)
 
         def shrunk(scale: Tensor) -> Tensor:
             return torch.minimum(length * scale[:, None], room)
@@ -197,13 +198,12 @@ class L1Ball(_NormBall):
 
         The nearest point is the soft-thresholded perturbation, cut to [0, 1], of the least threshold that suffices.
         """
-        delta, start = (x_adv - x).flatten(1), x.flatten(1)
-        room = torch.where(delta > 0, 1 - start, start)
-        length = delta.abs()
+        delta, length, room = _split(x_adv, x)
         longest = length.amax(1)
+        lag = length - longest[:, None]  # the threshold (1 - scale) * longest would lose the digits of small scales
 
         def shrunk(scale: Tensor) -> Tensor:
-            return torch.minimum((length - ((1 - scale) * longest)[:, None]).clamp_(min=0.0), room)
+            return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
 
         return _moved(x, delta, _largest(shrunk, self._norm, torch.zeros_like(longest), self.epsilon))
 
@@ -219,13 +219,14 @@ class L1Ball(_NormBall):
 
         ``share`` of all pixels and channels, at least one (SLIDE, Tramer & Boneh 2019).
         """
-        size = gradient.abs().flatten(1)
-        pixels = size.shape[1]
-        count = (torch.as_tensor(share, device=size.device) * pixels).round().long().clamp(1, pixels).expand(len(size))
-        largest = size.topk(int(count.max()), dim=1).values
-        threshold = largest.gather(1, count[:, None] - 1)
-        moved = ((size >= threshold) & (size > 0)).reshape(gradient.shape) * gradient.sign()
-        return moved / moved.abs().sum((1, 2, 3), keepdim=True).clamp_min(1.0)
+        flat = gradient.flatten(1)
+        pixels = flat.shape[1]
+        count = (torch.as_tensor(share, device=flat.device) * pixels).round().long().clamp(1, pixels).expand(len(flat))
+        largest = flat.abs().topk(int(count.max()), dim=1).indices
+        chosen = torch.arange(largest.shape[1], device=flat.device) < count[:, None]
+        signs = flat.gather(1, largest).sign() * chosen
+        parts = signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)
+        return torch.zeros_like(flat).scatter_(1, largest, parts).reshape(gradient.shape)
 
     def select(self, chosen: Tensor) -> L1Ball:
         """See :meth:`ThreatModel.select`."""
@@ -239,9 +240,15 @@ def _in_range(x: Tensor) -> Tensor:
     return ((x >= 0) & (x <= 1)).flatten(1).all(1)
 
 
+def _split(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Perturbation, its absolute value, and how far each pixel can go that way in [0, 1]; all (B, d)."""
+    delta, start = (x_adv - x).flatten(1), x.flatten(1)
+    return delta, delta.abs(), ((delta > 0).to(x.dtype) - start).abs_()
+
+
 def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
     """``x`` (B, C, H, W) moved by ``length`` in the direction of ``delta``'s signs, both (B, d)."""
-    return (x + (length * delta.sign()).reshape(x.shape)).clamp(0.0, 1.0)  # the sum may round out of the range
+    return (length * delta.sign()).reshape(x.shape).add_(x).clamp_(0.0, 1.0)  # the sum may round out of the range
 
 
 def _largest(
@@ -249,18 +256,27 @@ def _largest(
 ) -> Tensor:
     """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
 
-    Bisection and a secant step; the norm must not fall with the scale.
+    The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius: the line through
+    both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved.
     """
     outside = torch.ones_like(inside)
     whole = shrunk(outside)
-    if bool((norm(whole) <= epsilon).all()):
+    excess = norm(whole) - epsilon
+    fits = excess <= 0
+    if bool(fits.all()):
         return whole
-    for _ in range(20):
-        middle = 0.5 * (inside + outside)
-        fits = norm(shrunk(middle)) <= epsilon
-        inside, outside = torch.where(fits, middle, inside), torch.where(fits, outside, middle)
-    low, high = norm(shrunk(inside)), norm(shrunk(outside))
-    secant = inside + (outside - inside) * ((epsilon - low) / (high - low).clamp_min(_TINY)).clamp(0.0, 1.0)
-    best = shrunk(torch.where(high <= epsilon, outside, secant))
-    # shrinking towards x never leaves the ball or [0, 1]
-    return best * (epsilon / norm(best).clamp_min(_TINY)).clamp(max=1.0)[:, None]
+    inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
+    for _ in range(100):
+        done = fits | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
+        if bool(done.all()):
+            break
+        middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(_TINY))
+        now = norm(shrunk(middle)) - epsilon
+        fit = now <= 0
+        lack, excess = (
+            torch.where(fit, -now, torch.where(stayed < 0, 0.5 * lack, lack)),
+            torch.where(fit, torch.where(stayed > 0, 0.5 * excess, excess), now),
+        )
+        inside, outside = torch.where(fit, middle, inside), torch.where(fit, outside, middle)
+        stayed = torch.where(fit, 1.0, -1.0)
+    return shrunk(inside)

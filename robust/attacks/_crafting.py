@@ -70,7 +70,10 @@ def judge(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, copies: int) -> 
     Raises:
         SettingError: if the loss is not one number per example.
     """
-    parts = network(x.repeat(copies, 1, 1, 1) if copies > 1 else x).chunk(copies)
+    if copies == 1:
+        logits = network(x)
+        return _checked(loss(logits, y), y), logits.argmax(1) != y
+    parts = network(x.repeat(copies, 1, 1, 1)).chunk(copies)
     each = torch.stack([_checked(loss(part, y), y) for part in parts]).mean(0)
     wrong = torch.stack([part.argmax(1) != y for part in parts]).float().mean(0) > 0.5
     return each, wrong

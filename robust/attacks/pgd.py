@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robust.attacks._crafting import MODES, Mode, crafting, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss
-from robust.threat_models import ThreatModel
+from robust.threat_models import L1Ball, ThreatModel
 
 Start = Literal["random", "gaussian", "clean"]
 
@@ -19,8 +19,8 @@ class PGD:
     """Steepest ascent of a loss in the threat model's norm, each step projected.
 
     The step is the gradient's sign in linf and per-pixel boxes, the gradient over its norm in l2, and equal parts to
-    the largest entries in l1; pixels that it would move out of [0, 1] are left out. Gradients are taken with respect to
-    the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
+    the largest entries in l1, where pixels that it would move out of [0, 1] are left out. Gradients are taken with
+    respect to the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
 
     Args:
         steps: number of ascent steps.
@@ -127,16 +127,22 @@ class PGD:
                 threat_model = threat_model.select(on)
                 if len(left) == 0:
                     return found
-            # in l1 a few pixels get the whole step: none to those that are at the end of [0, 1] already, up to rounding
-            blocked = torch.where(gradient > 0, x_adv >= 1 - 1e-6, x_adv <= 1e-6)
-            step = threat_model.direction(gradient.masked_fill(blocked, 0.0), self.sparsity) * self.step_size
-            x_adv = threat_model.project(x_adv + (step if self.absolute else step * threat_model.radius), x)
+            if isinstance(threat_model, L1Ball):
+                gradient = _unblocked(gradient, x_adv)
+            length = self.step_size if self.absolute else self.step_size * threat_model.radius
+            x_adv = threat_model.project(x_adv + length * threat_model.direction(gradient, self.sparsity), x)
         return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
 
     def _started(self, threat_model: ThreatModel, x: Tensor) -> Tensor:
         if self.start == "random":
             return threat_model.sample(x)
         return threat_model.project(x + 0.001 * torch.randn_like(x), x) if self.start == "gaussian" else x.clone()
+
+
+def _unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
+    """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
+    probe = x_adv + 1e-6 * gradient.sign()  # a pixel at the end may be off it by rounding
+    return gradient * (probe == probe.clamp(0.0, 1.0))
 
 
 class FGSM(PGD):
