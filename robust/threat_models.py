@@ -191,7 +191,8 @@ class L1Ball(_NormBall):
     """|x' - x|_1 <= epsilon, cut to [0, 1]; arguments and errors as :class:`_NormBall`'s."""
 
     def _norm(self, delta: Tensor) -> Tensor:
-        return delta.abs().sum(1)
+        norm: Tensor = torch.linalg.vector_norm(delta, 1, dim=1)
+        return norm
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Onto the ball and [0, 1] at once (Croce & Hein 2021, Prop. 2.1); see :meth:`ThreatModel.project`.

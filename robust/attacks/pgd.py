@@ -130,7 +130,8 @@ class PGD:
             if isinstance(threat_model, L1Ball):
                 gradient = _unblocked(gradient, x_adv)
             length = self.step_size if self.absolute else self.step_size * threat_model.radius
-            x_adv = threat_model.project(x_adv + length * threat_model.direction(gradient, self.sparsity), x)
+            step = threat_model.direction(gradient, self.sparsity).mul_(length)
+            x_adv = threat_model.project(step.add_(x_adv), x)
         return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
 
     def _started(self, threat_model: ThreatModel, x: Tensor) -> Tensor:

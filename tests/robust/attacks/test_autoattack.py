@@ -56,10 +56,10 @@ def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
 
 
 def test_an_interrupted_evaluation_goes_on(trained, short, tmp_path, monkeypatch):
-    network, x, y = (trained[0], trained[1][:20], trained[2][:20])
-    whole = AutoAttack(batch_size=15)(network, LinfBall(0.08), x, y)
+    network, x, y = (trained[0], trained[1][:10], trained[2][:10])
+    whole = AutoAttack(batch_size=8)(network, LinfBall(0.08), x, y)
     order, short[:] = list(short), []
-    attack = AutoAttack(batch_size=15, state_folder=tmp_path / "state")
+    attack = AutoAttack(batch_size=8, state_folder=tmp_path / "state")
     with monkeypatch.context() as patch:
         run = attack._attack
         patch.setattr(

@@ -1,16 +1,19 @@
 """What holds of every attack: inside the threat model, and the network and torch's state as they were."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
 
+from robust import losses
 from robust.attacks import APGD, FGSM, PGD, CarliniWagnerL2, Square
 from robust.errors import SettingError
-from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox, ThreatModel
 
 ATTACKS = {
     "FGSM": FGSM(),
@@ -168,3 +171,17 @@ def test_wrong_settings(attack, settings_):
 def test_a_loss_must_be_one_number_per_example(attack):
     with pytest.raises(SettingError, match=r"^loss: got \(\); return one number per example, shape "):
         attack(2, loss=nn.functional.cross_entropy)(small(), LinfBall(0.1), *batch())
+
+
+@pytest.mark.parametrize("loss", ["margin", "robust.losses.margin"])
+def test_attacks_and_threat_models_can_be_named_in_a_configuration(loss):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attack", type=Callable[[nn.Module, ThreatModel, Tensor, Tensor], Tensor] | PGD)
+    parser.add_argument("--threat_model", type=L1Ball)
+    settings_ = {
+        "attack": {"class_path": "robust.attacks.PGD", "init_args": {"steps": 3, "loss": loss}},
+        "threat_model": {"class_path": "robust.threat_models.L1Ball", "init_args": {"epsilon": 3.0}},
+    }
+    made = parser.instantiate(parser.parse_object(settings_))
+    assert made.attack.loss is losses.margin
+    assert made.threat_model.epsilon == 3
