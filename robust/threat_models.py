@@ -118,14 +118,7 @@ class LinfBall(PixelBox):
 
 
 class _NormBall:
-    """What the l2 and the l1 ball share.
-
-    Args:
-        epsilon: radius: norm over all pixels and channels of an image in [0, 1]; at most 1e6.
-
-    Raises:
-        SettingError: if epsilon is negative or not finite.
-    """
+    """What the l2 and the l1 ball share."""
 
     def __init__(self, epsilon: float) -> None:
         require(0.0 <= epsilon <= 1e6, "epsilon", epsilon, "give a norm over all pixels in [0, 1], such as 128 / 255")
@@ -149,7 +142,14 @@ class _NormBall:
 
 
 class L2Ball(_NormBall):
-    """|x' - x|_2 <= epsilon, cut to [0, 1]; arguments and errors as :class:`_NormBall`'s."""
+    """|x' - x|_2 <= epsilon, cut to [0, 1].
+
+    Args:
+        epsilon: radius: l2 norm over all pixels and channels, in units of [0, 1]; at most 1e6.
+
+    Raises:
+        SettingError: if epsilon is negative or above 1e6.
+    """
 
     def _norm(self, delta: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(delta, dim=1)
@@ -188,7 +188,14 @@ class L2Ball(_NormBall):
 
 
 class L1Ball(_NormBall):
-    """|x' - x|_1 <= epsilon, cut to [0, 1]; arguments and errors as :class:`_NormBall`'s."""
+    """|x' - x|_1 <= epsilon, cut to [0, 1].
+
+    Args:
+        epsilon: radius: l1 norm over all pixels and channels, in units of [0, 1]; at most 1e6.
+
+    Raises:
+        SettingError: if epsilon is negative or above 1e6.
+    """
 
     def _norm(self, delta: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(delta, 1, dim=1)

@@ -56,7 +56,7 @@ class Square:
             best = x.clone()
             loss, wrong = judge(network, margin, x, y, self.eot_samples)
             left = (~wrong).nonzero().squeeze(1)
-            budgets = threat_model.budgets.expand_as(x)
+            budgets = threat_model.budgets.to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
             for query in range(self.queries):
                 if len(left) == 0:
