@@ -58,7 +58,7 @@ class CertifiedEvaluation(Callback):
         self.epsilons = epsilons
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
-        self.attack = PGD(steps=pgd_steps) if pgd_steps else None
+        self.attack = PGD(steps=pgd_steps, early_stop=True) if pgd_steps else None
         self.metrics: dict[str, Metric] = {}
 
     def _due(self, trainer: Trainer) -> bool:

@@ -5,6 +5,7 @@ Images are float tensors in [0, 1] of shape (B, C, H, W); every epsilon and budg
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,14 +24,30 @@ class Box(NamedTuple):
 class ThreatModel(Protocol):
     """What an attack searches and a bound encloses."""
 
+    @property
+    def radius(self) -> Tensor | float:
+        """Size of the largest perturbation: a number, or budgets that broadcast to (B, C, H, W)."""
+
     def interval(self, x: Tensor) -> Box:
         """Smallest per-pixel box in [0, 1] that holds every perturbed image of ``x`` (B, C, H, W)."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Nearest perturbed image of ``x`` to ``x_adv``; both (B, C, H, W)."""
+        """Nearest perturbed image of ``x`` to ``x_adv`` in the Euclidean norm; both (B, C, H, W)."""
 
     def sample(self, x: Tensor) -> Tensor:
         """Draw one perturbed image for each example of ``x`` (B, C, H, W)."""
+
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """Direction of steepest ascent, of size 1 in the threat model's norm; both (B, C, H, W).
+
+        ``share`` of the pixels that a step in the l1 norm moves, a number or (B,); other norms move all of them.
+        """
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Whether each example is a perturbed image of ``x`` up to rounding; bool (B,)."""
+
+    def select(self, chosen: Tensor) -> ThreatModel:
+        """The threat model of the examples ``chosen``, indices or mask, of its batch."""
 
 
 class PixelBox:
@@ -44,19 +61,36 @@ class PixelBox:
     def __init__(self, budgets: Tensor) -> None:
         self.budgets = budgets
 
+    @property
+    def radius(self) -> Tensor:
+        """The budgets."""
+        return self.budgets
+
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
         return Box((x - self.budgets).clamp(min=0.0), (x + self.budgets).clamp(max=1.0))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.project`."""
-        lower, upper = self.interval(x)
-        return torch.minimum(torch.maximum(x_adv, lower), upper)
+        return (x_adv - x).clamp(-self.budgets, self.budgets).add_(x).clamp_(0.0, 1.0)
 
     def sample(self, x: Tensor) -> Tensor:
         """Uniform in the box; see :meth:`ThreatModel.sample`."""
         lower, upper = self.interval(x)
         return lower + (upper - lower) * torch.rand_like(x)
+
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """Sign of the gradient; see :meth:`ThreatModel.direction`."""
+        return gradient.sign()
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`ThreatModel.contains`."""
+        return _in_range(x_adv) & ((x_adv - x).abs() <= 1.00001 * self.budgets + 1e-6).flatten(1).all(1)
+
+    def select(self, chosen: Tensor) -> PixelBox:
+        """See :meth:`ThreatModel.select`."""
+        per_example = self.budgets.dim() == 4 and len(self.budgets) > 1
+        return PixelBox(self.budgets[chosen]) if per_example else self
 
 
 class LinfBall(PixelBox):
@@ -77,3 +111,180 @@ class LinfBall(PixelBox):
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`ThreatModel.project`; by a number, in half the time that a tensor takes."""
+        return (x_adv - x).clamp_(-self.epsilon, self.epsilon).add_(x).clamp_(0.0, 1.0)
+
+
+class _NormBall:
+    """What the l2 and the l1 ball share."""
+
+    def __init__(self, epsilon: float) -> None:
+        require(0.0 <= epsilon <= 1e6, "epsilon", epsilon, "give a norm over all pixels in [0, 1], such as 128 / 255")
+        self.epsilon = epsilon
+
+    @property
+    def radius(self) -> float:
+        """The radius."""
+        return self.epsilon
+
+    def interval(self, x: Tensor) -> Box:
+        """See :meth:`ThreatModel.interval`."""
+        return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
+
+    def _norm(self, delta: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """See :meth:`ThreatModel.contains`."""
+        return _in_range(x_adv) & (self._norm((x_adv - x).flatten(1)) <= 1.00001 * self.epsilon + 1e-6)
+
+
+class L2Ball(_NormBall):
+    """|x' - x|_2 <= epsilon, cut to [0, 1].
+
+    Args:
+        epsilon: radius: l2 norm over all pixels and channels, in units of [0, 1]; at most 1e6.
+
+    Raises:
+        SettingError: if epsilon is negative or above 1e6.
+    """
+
+    def _norm(self, delta: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(delta, dim=1)
+        return norm
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Onto the ball and [0, 1] at once; see :meth:`ThreatModel.project`.
+
+        The nearest point is the perturbation scaled down, then cut to [0, 1], by the largest scale that suffices.
+        """
+        delta, length, room = _split(x_adv, x)
+
+        def shrunk(scale: Tensor) -> Tensor:
+            return torch.minimum(length * scale[:, None], room)
+
+        # cutting shortens: what is scaled to the ball's surface before it is cut is always inside
+        inside = (self.epsilon / self._norm(length).clamp_min(_TINY)).clamp(max=1.0)
+        return _moved(x, delta, _largest(shrunk, self._norm, inside, self.epsilon))
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Uniform in the ball, then cut to [0, 1]; see :meth:`ThreatModel.sample`."""
+        direction = torch.randn_like(x)
+        share = torch.rand(len(x), dtype=x.dtype, device=x.device) ** (1 / x[0].numel())
+        length = self.epsilon * share / self._norm(direction.flatten(1)).clamp_min(_TINY)
+        return (x + direction * length[:, None, None, None]).clamp(0.0, 1.0)
+
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """The gradient over its norm; see :meth:`ThreatModel.direction`."""
+        # first over the largest entry: the squares of a confident network's gradients are 0 in float32
+        gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(_TINY)
+        return gradient / self._norm(gradient.flatten(1)).clamp_min(_TINY)[:, None, None, None]
+
+    def select(self, chosen: Tensor) -> L2Ball:
+        """See :meth:`ThreatModel.select`."""
+        return self
+
+
+class L1Ball(_NormBall):
+    """|x' - x|_1 <= epsilon, cut to [0, 1].
+
+    Args:
+        epsilon: radius: l1 norm over all pixels and channels, in units of [0, 1]; at most 1e6.
+
+    Raises:
+        SettingError: if epsilon is negative or above 1e6.
+    """
+
+    def _norm(self, delta: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(delta, 1, dim=1)
+        return norm
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Onto the ball and [0, 1] at once (Croce & Hein 2021, Prop. 2.1); see :meth:`ThreatModel.project`.
+
+        The nearest point is the soft-thresholded perturbation, cut to [0, 1], of the least threshold that suffices.
+        """
+        delta, length, room = _split(x_adv, x)
+        longest = length.amax(1)
+        lag = length - longest[:, None]  # the threshold (1 - scale) * longest would lose the digits of small scales
+
+        def shrunk(scale: Tensor) -> Tensor:
+            return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
+
+        return _moved(x, delta, _largest(shrunk, self._norm, torch.zeros_like(longest), self.epsilon))
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Uniform in the ball, then cut to [0, 1]; see :meth:`ThreatModel.sample`."""
+        # d + 1 exponential variables over their sum are uniform on the simplex; the last is what stays unspent
+        lengths = torch.empty(len(x), x[0].numel() + 1, dtype=x.dtype, device=x.device).exponential_()
+        lengths = self.epsilon * (lengths / lengths.sum(1, keepdim=True))[:, :-1].reshape(x.shape)
+        return (x + lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0)).clamp(0.0, 1.0)
+
+    def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
+        """Equal parts to the pixels of largest gradient; see :meth:`ThreatModel.direction`.
+
+        ``share`` of all pixels and channels, at least one (SLIDE, Tramer & Boneh 2019).
+        """
+        flat = gradient.flatten(1)
+        pixels = flat.shape[1]
+        count = (torch.as_tensor(share, device=flat.device) * pixels).round().long().clamp(1, pixels).expand(len(flat))
+        largest = flat.abs().topk(int(count.max()), dim=1).indices
+        chosen = torch.arange(largest.shape[1], device=flat.device) < count[:, None]
+        signs = flat.gather(1, largest).sign() * chosen
+        parts = signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)
+        return torch.zeros_like(flat).scatter_(1, largest, parts).reshape(gradient.shape)
+
+    def select(self, chosen: Tensor) -> L1Ball:
+        """See :meth:`ThreatModel.select`."""
+        return self
+
+
+_TINY = 1e-30
+
+
+def _in_range(x: Tensor) -> Tensor:
+    return ((x >= 0) & (x <= 1)).flatten(1).all(1)
+
+
+def _split(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Perturbation, its absolute value, and how far each pixel can go that way in [0, 1]; all (B, d)."""
+    delta, start = (x_adv - x).flatten(1), x.flatten(1)
+    return delta, delta.abs(), ((delta > 0).to(x.dtype) - start).abs_()
+
+
+def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
+    """``x`` (B, C, H, W) moved by ``length`` in the direction of ``delta``'s signs, both (B, d)."""
+    return (length * delta.sign()).reshape(x.shape).add_(x).clamp_(0.0, 1.0)  # the sum may round out of the range
+
+
+def _largest(
+    shrunk: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor], inside: Tensor, epsilon: float
+) -> Tensor:
+    """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
+
+    The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius: the line through
+    both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved.
+    """
+    outside = torch.ones_like(inside)
+    whole = shrunk(outside)
+    excess = norm(whole) - epsilon
+    fits = excess <= 0
+    if bool(fits.all()):
+        return whole
+    inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
+    for _ in range(100):
+        done = fits | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
+        if bool(done.all()):
+            break
+        middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(_TINY))
+        now = norm(shrunk(middle)) - epsilon
+        fit = now <= 0
+        lack, excess = (
+            torch.where(fit, -now, torch.where(stayed < 0, 0.5 * lack, lack)),
+            torch.where(fit, torch.where(stayed > 0, 0.5 * excess, excess), now),
+        )
+        inside, outside = torch.where(fit, middle, inside), torch.where(fit, outside, middle)
+        stayed = torch.where(fit, 1.0, -1.0)
+    return shrunk(inside)

@@ -1,73 +1,173 @@
-"""Projected gradient descent (Madry et al. 2018) in per-pixel boxes and linf balls."""
+"""Projected gradient ascent (Madry et al. 2018) and its single step (Goodfellow et al. 2015) in every threat model."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust.attacks._crafting import MODES, Mode, crafting, input_gradient, judge, named_loss
 from robust.errors import require
-from robust.threat_models import PixelBox
+from robust.losses import Loss
+from robust.threat_models import L1Ball, ThreatModel
+
+Start = Literal["random", "gaussian", "clean"]
 
 
 class PGD:
-    """Signed gradient ascent on the cross-entropy, each pixel's step in proportion to its budget.
+    """Steepest ascent of a loss in the threat model's norm, each step projected.
 
-    Gradients are taken with respect to the input only; the network runs in the mode it is in. Works under
-    ``torch.no_grad`` and ``torch.inference_mode``.
+    The step is the gradient's sign in linf and per-pixel boxes, the gradient over its norm in l2, and equal parts to
+    the largest entries in l1, where pixels that it would move out of [0, 1] are left out. Gradients are taken with
+    respect to the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
 
     Args:
         steps: number of ascent steps.
-        step_size: step over the pixel's budget; by default 2.5 / steps, so that every corner can be reached.
-        restarts: independent uniform starts in the box; an example counts as broken if any of them breaks it.
+        step_size: size of a step as a share of the radius, or of each pixel's budget; by default 2.5 / steps, so that
+            every corner can be reached.
+        absolute: ``step_size`` is in pixel units instead, as papers print it: ``step_size=2 / 255, absolute=True``.
+        start: ``"random"`` in the threat model, ``"gaussian"`` noise of deviation 0.001 (TRADES), or ``"clean"``.
+        restarts: independent starts; an example counts as broken if any of them, or no perturbation at all, breaks it.
+        loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
+        early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
+            network treats the examples of a batch independently, but the images found are barely misclassified.
+        eot_samples: gradients and verdicts are taken over so many copies of each example, for stochastic networks.
+        sparsity: share of the pixels that a step in l1 moves.
+        mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
+            update of batch normalisation's running statistics. Restored afterwards.
 
     Raises:
-        SettingError: if ``steps`` or ``restarts`` is below 1 or ``step_size`` not positive.
+        SettingError: if a setting is out of its range.
     """
 
-    def __init__(self, steps: int = 40, step_size: float | None = None, restarts: int = 1) -> None:
-        require(steps >= 1, "steps", steps, "give at least 1")
-        require(restarts >= 1, "restarts", restarts, "give at least 1")
+    def __init__(
+        self,
+        steps: int = 40,
+        step_size: float | None = None,
+        absolute: bool = False,
+        start: Start = "random",
+        restarts: int = 1,
+        loss: Loss | Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+        early_stop: bool = False,
+        eot_samples: int = 1,
+        sparsity: float = 0.01,
+        mode: Mode = "eval",
+    ) -> None:
+        for name, count in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
+            require(count >= 1, name, count, "give at least 1")
+        require(step_size is None or step_size > 0, "step_size", step_size, "give a positive share of the radius")
+        require(step_size is not None or not absolute, "absolute", absolute, "give the step_size in pixel units too")
+        require(start in ("random", "gaussian", "clean"), "start", start, "give random, gaussian or clean")
+        require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")
+        require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.steps = steps
         self.step_size = 2.5 / steps if step_size is None else step_size
-        require(self.step_size > 0, "step_size", step_size, "give a positive share of the budget")
+        self.absolute = absolute
+        self.start = start
         self.restarts = restarts
+        self.loss = named_loss(loss)
+        self.early_stop = early_stop
+        self.eot_samples = eot_samples
+        self.sparsity = sparsity
+        self.mode: Mode = mode
 
-    def __call__(self, network: nn.Module, threat_model: PixelBox, x: Tensor, y: Tensor) -> Tensor:
-        """The strongest perturbed images found, (B, C, H, W): misclassified if possible, else of highest loss.
+    def __call__(
+        self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss | None = None
+    ) -> Tensor:
+        """Perturbed images (B, C, H, W): the last iterate of a single run, else the strongest found.
+
+        With restarts or early stopping that is a misclassified image if one was seen, else one of highest loss.
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
             threat_model: where to search.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
+            loss: ascended instead of the constructor's; it may hold tensors of this batch:
+                ``lambda logits, y: kl(logits, clean_logits)``.
+
+        Raises:
+            SettingError: if the loss is not one number per example, or given here with early stopping.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        require(loss is None or not self.early_stop, "early_stop", True, "turn it off: the loss is of whole batches")
+        loss = loss or self.loss
+        with crafting(network, self.mode):
             x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
-            threat_model = PixelBox(threat_model.budgets.detach().clone())
-            best, best_score = x, self._score(network, x, y)
-            for _ in range(self.restarts):
-                x_adv = self._ascend(network, threat_model, x, y)
-                score = self._score(network, x_adv, y)
-                better = score > best_score
-                best = torch.where(better[:, None, None, None], x_adv, best)
-                best_score = torch.where(better, score, best_score)
-            return best
+            if self.restarts == 1 and not self.early_stop:
+                return self._ascend(network, threat_model, x, y, loss)
+            return self._strongest(network, threat_model, x, y, loss)
 
-    def _ascend(self, network: nn.Module, threat_model: PixelBox, x: Tensor, y: Tensor) -> Tensor:
-        x_adv = threat_model.sample(x)
+    def _strongest(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+        """Best of no perturbation and all restarts: misclassified first, loss second."""
+        best = x.clone()
+        best_loss, broken = judge(network, loss, x, y, self.eot_samples)
+        for _ in range(self.restarts):
+            left = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
+            if len(left) == 0:
+                break
+            part, images, labels = threat_model.select(left), x[left], y[left]
+            found = self._ascend(network, part, images, labels, loss)
+            value, wrong = judge(network, loss, found, labels, self.eot_samples)
+            better = (wrong & ~broken[left]) | ((wrong == broken[left]) & (value > best_loss[left]))
+            chosen = left[better]
+            best[chosen], best_loss[chosen], broken[chosen] = found[better], value[better], wrong[better]
+        return best
+
+    def _ascend(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+        """One run, (B, C, H, W): the last iterate or, with early stopping, the first that is misclassified."""
+        x_adv = self._started(threat_model, x)
+        found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            x_adv = x_adv.detach().requires_grad_()
-            loss = F.cross_entropy(network(x_adv), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x_adv)
-            x_adv = threat_model.project(x_adv.detach() + self.step_size * threat_model.budgets * gradient.sign(), x)
-        return x_adv
+            gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.eot_samples)
+            if self.early_stop and wrong.any():
+                found[left] = x_adv
+                on = ~wrong
+                left, x, y, x_adv, gradient = left[on], x[on], y[on], x_adv[on], gradient[on]
+                threat_model = threat_model.select(on)
+                if len(left) == 0:
+                    return found
+            if isinstance(threat_model, L1Ball):
+                gradient = _unblocked(gradient, x_adv)
+            length = self.step_size if self.absolute else self.step_size * threat_model.radius
+            step = threat_model.direction(gradient, self.sparsity).mul_(length)
+            x_adv = threat_model.project(step.add_(x_adv), x)
+        return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
 
-    @staticmethod
-    @torch.no_grad()
-    def _score(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Highest other logit minus the label's, (B,): positive where misclassified."""
-        logits = network(x)
-        label = logits.gather(1, y[:, None]).squeeze(1)
-        score: Tensor = logits.scatter(1, y[:, None], -torch.inf).amax(1) - label
-        return score
+    def _started(self, threat_model: ThreatModel, x: Tensor) -> Tensor:
+        if self.start == "random":
+            return threat_model.sample(x)
+        return threat_model.project(x + 0.001 * torch.randn_like(x), x) if self.start == "gaussian" else x.clone()
+
+
+def _unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
+    """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
+    probe = x_adv + 1e-6 * gradient.sign()  # a pixel at the end may be off it by rounding
+    return gradient * (probe == probe.clamp(0.0, 1.0))
+
+
+class FGSM(PGD):
+    """One step of the whole radius (Goodfellow et al. 2015), in every norm; the other arguments are :class:`PGD`'s.
+
+    Args:
+        step_size: as a share of the radius; 1.25 from a random start is that of fast adversarial training (Wong et
+            al. 2020).
+        random_start: begin at a random point of the threat model instead of the image.
+        loss: what is ascended.
+        eot_samples: copies of each example over which the gradient is averaged.
+        mode: the network's mode meanwhile.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        step_size: float = 1.0,
+        random_start: bool = False,
+        loss: Loss | Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+        eot_samples: int = 1,
+        mode: Mode = "eval",
+    ) -> None:
+        start: Start = "random" if random_start else "clean"
+        super().__init__(1, step_size, start=start, loss=loss, eot_samples=eot_samples, mode=mode)

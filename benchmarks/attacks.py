@@ -1,0 +1,158 @@
+"""Time of k steps of PGD over k plain passes (forward, and backward to the input), and the accuracy that it leaves.
+
+    uv run benchmarks/attacks.py [--threads N] [--rounds N] [--steps N] [--device cuda] [--peers]
+
+All attacks are measured in turn in one run, on the same network, trained for a few epochs against FGSM on the embedded
+digits, and the same test images. Times are medians and accuracies means over the rounds, each with its own seed.
+``--peers`` adds torchattacks and foolbox with the same steps, step sizes and random starts, from a folder of their own,
+as torchattacks pins an old requests:
+
+    uv pip install --target peers --no-deps torchattacks foolbox eagerpy gitpython gitdb smmap requests urllib3 idna
+    uv pip install --target peers --no-deps certifi charset-normalizer
+    PYTHONPATH=peers uv run benchmarks/attacks.py --peers
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
+
+from callbacks.results import git_commit, installed_versions
+from datamodules import Digits
+from robust.attacks import FGSM, PGD
+from robust.networks import DMSmall
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox, ThreatModel
+
+Attack = Callable[[Tensor, Tensor], Tensor]
+BALLS = {"linf": LinfBall(0.15), "l2": L2Ball(1.5), "l1": L1Ball(10.0)}
+
+
+def digits(split: str, device: str) -> tuple[Tensor, Tensor]:
+    dataset = Digits().load(split)
+    return (dataset.images.float() / 255).to(device), dataset.labels.to(device)
+
+
+def train(network: nn.Module, device: str, epochs: int = 5) -> None:
+    """A few epochs of fast adversarial training (Wong et al. 2020)."""
+    x, y = digits("train", device)
+    attack, optimizer = FGSM(1.25, random_start=True), torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x), device=device).split(64):
+            optimizer.zero_grad()
+            x_adv = attack(network, LinfBall(0.1), x[batch], y[batch])
+            F.cross_entropy(network(x_adv), y[batch]).backward()
+            optimizer.step()
+    network.eval()
+
+
+def plain(network: nn.Module, steps: int) -> Attack:
+    """So many forward passes and backward passes to the input, and nothing else."""
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        for _ in range(steps):
+            torch.autograd.grad(F.cross_entropy(network(x), y, reduction="sum"), x)
+        return x.detach()
+
+    return run
+
+
+def ours(network: nn.Module, steps: int, threat_model: ThreatModel, early_stop: bool = False) -> Attack:
+    attack = PGD(steps, early_stop=early_stop)
+    return lambda x, y: attack(network, threat_model, x, y)
+
+
+def peers(network: nn.Module, steps: int) -> dict[tuple[str, str], Attack]:
+    """The other libraries' PGD with the settings of ours, by threat model and name."""
+    import foolbox
+    import torchattacks
+
+    linf, l2, l1 = (ball.epsilon for ball in BALLS.values())
+    share = 2.5 / steps
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=next(network.parameters()).device)
+
+    def fooled(attack: Callable[..., tuple[Tensor, Tensor, Tensor]], epsilon: float) -> Attack:
+        return lambda x, y: attack(model, x, y, epsilons=epsilon)[1]
+
+    return {
+        ("linf", "torchattacks"): torchattacks.PGD(network, linf, share * linf, steps),
+        ("linf", "foolbox"): fooled(foolbox.attacks.LinfPGD(rel_stepsize=share, steps=steps), linf),
+        ("l2", "torchattacks"): torchattacks.PGDL2(network, l2, share * l2, steps),
+        ("l2", "foolbox"): fooled(foolbox.attacks.L2PGD(rel_stepsize=share, steps=steps), l2),
+        ("l1", "foolbox, SLIDE"): fooled(
+            foolbox.attacks.SparseL1DescentAttack(rel_stepsize=share, steps=steps, random_start=True), l1
+        ),
+    }
+
+
+def measure(
+    attacks: dict[tuple[str, str], Attack], network: nn.Module, x: Tensor, y: Tensor, rounds: int
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Median seconds, and mean accuracy left in percent, of each attack; the first round's time is not counted."""
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in attacks}
+    left: dict[tuple[str, str], list[float]] = {name: [] for name in attacks}
+    for seed in range(rounds + 1):
+        for name, attack in attacks.items():
+            torch.manual_seed(seed)
+            start = time.perf_counter()
+            x_adv = attack(x, y)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+            with torch.no_grad():
+                left[name].append(100 * (network(x_adv).argmax(1) == y).float().mean().item())
+    return {name: (statistics.median(times[name][1:]), statistics.mean(left[name])) for name in attacks}
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peers", action="store_true", help="measure torchattacks and foolbox too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    network = DMSmall((1, 28, 28)).to(args.device)
+    train(network, args.device)
+    x, y = digits("test", args.device)
+    box = PixelBox(0.3 * torch.rand_like(x))
+    attacks = {("none", "plain passes"): plain(network, args.steps)}
+    for name, ball in {**BALLS, "per-pixel budgets": box}.items():
+        attacks[name, "ours"] = ours(network, args.steps, ball)
+        attacks[name, "ours, early stop"] = ours(network, args.steps, ball, early_stop=True)
+    if args.peers:
+        warnings.simplefilter("ignore")  # foolbox's imports
+        attacks |= peers(network, args.steps)
+    results = measure(attacks, network, x, y, args.rounds)
+    seconds = results["none", "plain passes"][0]
+    print("| threat model | implementation | time over plain passes | accuracy left |\n| --- | --- | --- | --- |")
+    for name, implementation in sorted(results, key=lambda key: [*BALLS, "none", "per-pixel budgets"].index(key[0])):
+        spent, accuracy = results[name, implementation]
+        print(f"| {name} | {implementation} | {spent / seconds:.2f} | {accuracy:.1f} |")
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor()} x {args.threads}"
+    others = {name: version(name) for name in ("torchattacks", "foolbox") if args.peers}
+    print(
+        f"\nDM-small, {len(x)} test digits, {args.steps} steps of 2.5 / {args.steps} radius, {args.rounds} rounds, "
+        f"radii {', '.join(f'{name} {ball.epsilon:g}' for name, ball in BALLS.items())}; plain passes {seconds:.2f} s. "
+        f"{hardware} threads, commit {git_commit()}, {installed_versions() | others}"
+    )
+
+
+if __name__ == "__main__":
+    main()

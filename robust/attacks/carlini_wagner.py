@@ -1,0 +1,92 @@
+"""The nearest misclassified image in l2 (Carlini & Wagner 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robust.attacks._crafting import MODES, Mode, crafting
+from robust.errors import require
+from robust.losses import margin
+from robust.threat_models import ThreatModel
+
+
+class CarliniWagnerL2:
+    """Minimises |x' - x|^2 + c * max(confidence - margin, 0) over arctanh space by Adam, and searches c.
+
+    The image found is projected onto the threat model. For the distance to the boundary itself give a ball that holds
+    all images: ``L2Ball(number_of_pixels ** 0.5)``.
+
+    Args:
+        steps: number of Adam steps for each c.
+        searches: number of values of c: times 10 until one succeeds, then bisection, each example its own.
+        first_c: where the search begins.
+        learning_rate: Adam's, in arctanh space.
+        confidence: margin, in logits, by which the image found is to be misclassified.
+        mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        steps: int = 200,
+        searches: int = 6,
+        first_c: float = 0.1,
+        learning_rate: float = 0.05,
+        confidence: float = 0.0,
+        mode: Mode = "eval",
+    ) -> None:
+        require(steps >= 1, "steps", steps, "give at least 1")
+        require(searches >= 1, "searches", searches, "give at least 1")
+        require(first_c > 0, "first_c", first_c, "give a positive number")
+        require(learning_rate > 0, "learning_rate", learning_rate, "give a positive number")
+        require(confidence >= 0, "confidence", confidence, "give a margin in logits, 0 or above")
+        require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
+        self.steps = steps
+        self.searches = searches
+        self.first_c = first_c
+        self.learning_rate = learning_rate
+        self.confidence = confidence
+        self.mode: Mode = mode
+
+    def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
+        """The nearest misclassified image found, projected; ``x`` itself where none was found. (B, C, H, W).
+
+        Args:
+            network: classifier, (B, C, H, W) -> logits (B, K).
+            threat_model: onto what the image found is projected.
+            x: images (B, C, H, W) in [0, 1].
+            y: labels (B,).
+        """
+        with crafting(network, self.mode):
+            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
+            c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
+            low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
+            nearest, distance = x.clone(), torch.full_like(c, torch.inf)
+            distance[margin(network(x), y) > self.confidence] = 0.0
+            for _ in range(self.searches):
+                found, square = self._minimise(network, x, y, c)
+                succeeded, nearer = square.isfinite(), square < distance
+                nearest[nearer], distance[nearer] = found[nearer], square[nearer]
+                low, high = torch.where(succeeded, low, c), torch.where(succeeded, c, high)
+                c = torch.where(high.isinf(), 10 * c, 0.5 * (low + high))
+            return threat_model.project(nearest, x)
+
+    def _minimise(self, network: nn.Module, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest misclassified image seen with these c, (B, C, H, W), and its squared distance (B,), inf if none."""
+        nearest, distance = x.clone(), torch.full_like(c, torch.inf)
+        w = torch.atanh((2 * x - 1) * 0.999999).requires_grad_()
+        adam = torch.optim.Adam([w], lr=self.learning_rate)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                x_adv = 0.5 * (torch.tanh(w) + 1)
+                square = (x_adv - x).square().flatten(1).sum(1)
+                gap = margin(network(x_adv), y)
+                loss = square + c * (self.confidence - gap).clamp(min=0)
+                (w.grad,) = torch.autograd.grad(loss.sum(), w)
+            nearer = (gap > self.confidence) & (square < distance)
+            nearest[nearer], distance[nearer] = x_adv.detach()[nearer], square.detach()[nearer]
+            adam.step()
+        return nearest, distance

@@ -1,0 +1,43 @@
+"""Losses of each example: from logits (B, K) to (B,), never reduced.
+
+Those of ``(logits, y)``, y being labels (B,), can be given to an attack, which ascends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y, (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Highest other logit minus the label's, (B,): positive where misclassified (Carlini & Wagner 2017)."""
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - label
+
+
+def kl(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)), (B,), of two sets of logits (TRADES, Zhang et al. 2019, eq. 5)."""
+    return F.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (B,): the margin over z_(1) - z_(3); K >= 3 (Croce & Hein 2020, eq. 6)."""
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Ratio towards class ``target`` (B,): (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); K >= 4 (ibid., eq. 7)."""
+    top = logits.topk(4, dim=1).values
+    towards = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    return towards / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)

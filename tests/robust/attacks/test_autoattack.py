@@ -1,0 +1,122 @@
+"""The wrapper of pyautoattack: strength, state that can be resumed, silence, and what it refuses."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from robust.attacks import APGD, PGD, AutoAttack
+from robust.errors import SettingError
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+
+
+@pytest.fixture
+def library():
+    return pytest.importorskip("pyautoattack", reason="needs the extra eval")
+
+
+@pytest.fixture
+def short(library, monkeypatch):
+    """The standard ensemble with fewer steps, to save time, and the order in which its attacks are run."""
+    ran = []
+
+    class Short(library.AutoAttack):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            for part in (self.apgd, self.apgd_targeted, self.fab, self.square):
+                part.n_iter = part.n_iter_orig = 10
+                part.n_queries = 50
+                part.perturb = self.noted(part.perturb, part)
+
+        def noted(self, perturb, part):
+            def call(x, y):
+                ran.append((type(part).__name__, len(x)))
+                return perturb(x, y)
+
+            return call
+
+    monkeypatch.setattr(library, "AutoAttack", Short)
+    return ran
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(1.0), L1Ball(6.0)], ids=["linf", "l2", "l1"])
+def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
+    network, x, y = (trained[0], trained[1][:40], trained[2][:40])
+    noise = torch.random.get_rng_state()
+    x_adv = AutoAttack()(network, ball, x, y)
+    assert torch.equal(noise, torch.random.get_rng_state())
+    assert capfd.readouterr() == ("", "")
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())
+    assert ball.contains(x_adv, x).all()
+    left = (network(x_adv).argmax(1) == y).sum()
+    assert left <= (network(PGD(10)(network, ball, x, y)).argmax(1) == y).sum()
+    assert left <= (network(APGD(10)(network, ball, x, y)).argmax(1) == y).sum()
+    assert [name for name, _ in short] == ["APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"]
+
+
+def test_an_interrupted_evaluation_goes_on(trained, short, tmp_path, monkeypatch):
+    network, x, y = (trained[0], trained[1][:10], trained[2][:10])
+    whole = AutoAttack(batch_size=8)(network, LinfBall(0.08), x, y)
+    order, short[:] = list(short), []
+    attack = AutoAttack(batch_size=8, state_folder=tmp_path / "state")
+    with monkeypatch.context() as patch:
+        run = attack._attack
+        patch.setattr(
+            attack, "_attack", lambda runner, name, *rest: 1 / 0 if name == "fab-t" else run(runner, name, *rest)
+        )
+        with pytest.raises(ZeroDivisionError):
+            attack(network, LinfBall(0.08), x, y)
+    assert torch.equal(attack(network, LinfBall(0.08), x, y), whole)
+    assert short == order  # each attack once
+    assert torch.equal(attack(network, LinfBall(0.08), x, y), whole)
+    assert short == order  # nothing is left to do
+    attack(network, LinfBall(0.09), x, y)
+    assert len(list((tmp_path / "state").iterdir())) == 2  # another radius is another evaluation
+
+
+def test_works_in_inference_mode_with_few_classes(short):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).train(), torch.rand(6, 1, 8, 8)
+    y = network(x).argmax(1)
+    with torch.inference_mode():
+        x_adv = AutoAttack()(network, LinfBall(0.2), x.clone(), y.clone())
+    assert (network(x_adv).argmax(1) != y).any()
+    assert network.training
+
+
+class Noisy(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x + 0.1 * torch.randn_like(x))
+
+
+def test_networks_that_draw_random_numbers_need_the_rand_version(trained, library, monkeypatch):
+    network, x, y = Noisy(trained[0]), trained[1][:10], trained[2][:10]
+    with pytest.raises(SettingError, match=r"version: got 'standard'; take .rand."):
+        AutoAttack()(network, LinfBall(0.1), x, y)
+    monkeypatch.setattr(library.autoattack.APGDAttack, "perturb", lambda self, x, y: x + 0.01 * self.eot_iter / 20)
+    AutoAttack("rand")(network, LinfBall(0.1), x, y)
+
+
+def test_what_it_refuses(trained, library):
+    network, x, y = (trained[0], trained[1][:4], trained[2][:4])
+    with pytest.raises(SettingError, match="threat_model: got 'PixelBox'; take APGD"):
+        AutoAttack()(network, PixelBox(torch.full_like(x, 0.1)), x, y)
+    with pytest.raises(SettingError, match="at least 4 classes"):
+        AutoAttack()(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), LinfBall(0.1), x, y % 3)
+    with pytest.raises(SettingError, match="network: got 'outputs that sum to 1'; give a network whose outputs are"):
+        AutoAttack()(nn.Sequential(network, nn.Softmax(1)), LinfBall(0.1), x, y)
+    with pytest.raises(SettingError, match="version: got 'plus'"):
+        AutoAttack("plus")
+    with pytest.raises(SettingError, match="batch_size: got 0"):
+        AutoAttack(batch_size=0)
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(SettingError, match="install it: uv sync --extra eval"):
+        AutoAttack()

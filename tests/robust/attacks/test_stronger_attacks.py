@@ -1,0 +1,124 @@
+"""APGD, Square and Carlini-Wagner: against pyautoattack's at equal settings, PGD, and closed forms."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from robust.attacks import APGD, PGD, CarliniWagnerL2, Square
+from robust.attacks.square import _HALVINGS
+from robust.errors import SettingError
+from robust.losses import margin
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+
+BALLS = {"Linf": LinfBall(0.13), "L2": L2Ball(1.5), "L1": L1Ball(10.0)}
+
+
+@pytest.fixture
+def reference(trained):
+    """Accuracy in percent that one of pyautoattack's attacks leaves."""
+
+    def measure(kind, norm, **settings):
+        network, x, y = trained
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")  # zero gradients of correct and saturated examples
+            x_adv = kind(network, norm=norm, eps=BALLS[norm].epsilon, device="cpu", **settings).perturb(x, y)
+        network.zero_grad()
+        return 100 * (network(x_adv).argmax(1) == y).float().mean().item()
+
+    return measure
+
+
+@pytest.mark.parametrize("norm", BALLS)
+@pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
+def test_apgd_is_as_strong_as_the_authors(accuracy, reference, norm, loss):
+    library = pytest.importorskip("pyautoattack.autopgd_base", reason="needs the extra eval")
+    settings = {"n_iter": 20, "use_largereps": norm == "L1"}
+    if loss == "targeted":
+        theirs = reference(library.APGDAttack_targeted, norm, n_target_classes=3, **settings)
+        ours = accuracy(APGD(20, loss="targeted_dlr", targets=3), BALLS[norm])
+    else:
+        theirs = reference(library.APGDAttack, norm, loss=loss, **settings)
+        ours = accuracy(APGD(20, loss={"ce": "cross_entropy"}.get(loss, loss)), BALLS[norm])
+    assert ours <= theirs + 1.4  # two images of 150
+
+
+def test_square_is_as_strong_as_the_authors(accuracy, reference):
+    library = pytest.importorskip("pyautoattack.square", reason="needs the extra eval")
+    theirs = reference(library.SquareAttack, "Linf", n_queries=300, p_init=0.8, resc_schedule=False, seed=0)
+    assert accuracy(Square(300), LinfBall(0.13)) <= theirs + 1.4
+
+
+@pytest.mark.parametrize("norm", BALLS)
+def test_targeted_apgd_is_stronger_than_pgd(accuracy, norm):
+    targeted = APGD(20, loss="targeted_dlr", targets=2)
+    assert accuracy(targeted, BALLS[norm]) <= accuracy(PGD(20), BALLS[norm])
+
+
+def test_uneven_budgets_are_searched_as_well_as_even_ones(trained, accuracy):
+    _, x, _ = trained
+    threat_model = PixelBox(0.26 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0)))
+    pgd = accuracy(PGD(20), threat_model)
+    assert accuracy(APGD(20), threat_model) <= pgd + 0.7
+    assert accuracy(Square(100), threat_model) < accuracy(Square(1), threat_model)
+
+
+def test_targets_are_at_most_the_other_classes():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(9, 5)), torch.rand(4, 1, 3, 3)
+    y = network(x).argmax(1)
+    x_adv = APGD(5, loss="targeted_dlr", targets=9)(network, LinfBall(1.0), x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    with pytest.raises(SettingError, match="loss: got 'targeted_dlr'; take cross_entropy or margin"):
+        APGD(5, loss="targeted_dlr")(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), LinfBall(0.1), x, y % 3)
+
+
+def test_apgd_ascends_where_nothing_can_be_broken():
+    """Two-class linear network of large margins: the highest loss of each ball is reached all the same."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0.4 + 0.2 * torch.rand(8, 1, 4, 4)
+    y = network(x).argmax(1)
+    w = (network[1].weight[1] - network[1].weight[0]).detach()
+    for ball, optimum in ((LinfBall(1e-3), w.abs().sum()), (L2Ball(1e-3), w.norm()), (L1Ball(1e-3), w.abs().max())):
+        x_adv = APGD(100, loss="margin")(network, ball, x, y)
+        rise = margin(network(x_adv), y) - margin(network(x), y)
+        torch.testing.assert_close(rise, (1e-3 * optimum).expand(8), rtol=0.01, atol=1e-6)
+
+
+def test_squares_shrink():
+    x, attack = torch.zeros(50, 3, 10, 12), Square()
+    masks = [attack._squares(x, query) for query in (1, *(halving + 1 for halving in _HALVINGS))]
+    areas = [mask.sum((1, 2, 3)) for mask in masks]
+    assert all((area == area[0]).all() for area in areas)
+    sides = [math.isqrt(int(area[0])) for area in areas]
+    assert sides == [max(round((0.8 * 0.5**halvings * 120) ** 0.5), 1) for halvings in range(10)]
+    assert masks[-1].any(0).float().mean() > 0.3  # all over the image
+
+
+def test_carlini_wagner_finds_the_distance_to_a_plane():
+    """In two classes, away from the ends of [0, 1], it is the margin over the norm of the weights' difference."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0.4 + 0.2 * torch.rand(8, 1, 4, 4)
+    with torch.no_grad():
+        network[1].bias.copy_(-network[1].weight @ x.flatten(1).mean(0))  # the plane goes through the middle of them
+    y = network(x).argmax(1)
+    w = (network[1].weight[1] - network[1].weight[0]).detach()
+    plane = (-margin(network(x), y) / w.norm()).detach()
+    x_adv = CarliniWagnerL2(100, 7, learning_rate=0.02)(network, L2Ball(4.0), x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    torch.testing.assert_close((x_adv - x).flatten(1).norm(dim=1), plane, rtol=0.03, atol=1e-4)
+    confident = CarliniWagnerL2(100, 7, learning_rate=0.02, confidence=0.1)(network, L2Ball(4.0), x, y)
+    assert (margin(network(confident), y) > 0.099).all()
+
+
+def test_carlini_wagner_breaks_about_what_pgd_breaks(trained):
+    """Its distances say which examples a ball of a given radius holds an adversarial image of."""
+    network, x, y = (trained[0], trained[1][:30], trained[2][:30])
+    x_adv = CarliniWagnerL2(80, 5)(network, L2Ball(28.0), x, y)
+    assert (network(x_adv).argmax(1) != y).all()
+    distance = (x_adv - x).flatten(1).norm(dim=1)
+    broken = network(PGD(50, restarts=2, early_stop=True)(network, L2Ball(1.5), x, y)).argmax(1) != y
+    assert (distance[broken] < 1.5 * 1.1).all()
+    assert (distance[~broken] > 1.5 * 0.9).all()

@@ -1,0 +1,156 @@
+"""Balls and boxes: what is inside, what is nearest, and the direction of steepest ascent."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from robust.errors import SettingError
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+
+KINDS = ["linf", "box", "l2", "l1"]
+
+
+def make(kind, size, x):
+    """A threat model of about that size; of a box, with budgets between 0 and the size."""
+    if kind == "box":
+        return PixelBox(size * torch.rand_like(x))
+    return {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}[kind](size)
+
+
+def images(seed, dtype=torch.float32):
+    """Some pixels are at the ends of [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, 1, 4, 4, generator=generator, dtype=dtype).mul(1.4).sub(0.2).clamp(0, 1)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([1e-4, 0.1, 1.0, 100.0]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_and_projections_are_inside(kind, seed, size, far):
+    torch.manual_seed(seed)
+    x = images(seed)
+    threat_model = make(kind, size, x)
+    for point in (threat_model.sample(x), threat_model.project(x + far * torch.randn_like(x), x)):
+        assert threat_model.contains(point, x).all()
+        lower, upper = threat_model.interval(x)
+        assert (point >= lower - 1e-6).all()
+        assert (point <= upper + 1e-6).all()
+        torch.testing.assert_close(threat_model.project(point, x), point)  # what is inside stays where it is
+    assert torch.equal(threat_model.project(x, x), x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_outside_is_not_contained(kind):
+    x = torch.full((3, 1, 4, 4), 0.5)
+    threat_model = make(kind, 0.1, x)
+    far, out = x + 0.11, x.clone()
+    out[1, 0, 0, 0] = 1.01
+    assert not threat_model.contains(far, x).any()
+    assert threat_model.contains(out, x).tolist() == [True, False, True]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.sampled_from([0.2, 1.0, 4.0]), st.sampled_from([0.2, 1.0, 3.0]))
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_no_solver_finds_a_nearer_point(kind, seed, size, far):
+    """SLSQP in float64 over the split perturbation d = p - q with p and q >= 0."""
+    torch.manual_seed(seed)
+    x = images(seed, torch.double)[:1]
+    v = far * torch.randn_like(x)
+    distance = (make(kind, size, x).project(x + v, x) - x - v).square().sum().item()
+    target, start, n = v.flatten().numpy(), x.flatten().numpy(), x.numel()
+    inside = {"l1": lambda d: size - d.sum(), "l2": lambda d: size**2 - ((d[:n] - d[n:]) ** 2).sum()}[kind]
+
+    def slope(d):
+        return np.concatenate([2 * (d[:n] - d[n:] - target), -2 * (d[:n] - d[n:] - target)])
+
+    solution = minimize(
+        lambda d: ((d[:n] - d[n:] - target) ** 2).sum(),
+        jac=slope,
+        x0=np.full(2 * n, 0.01 * size / n),
+        bounds=[*((0, room) for room in 1 - start), *((0, room) for room in start)],
+        constraints={"type": "ineq", "fun": inside},
+        method="SLSQP",
+        options={"maxiter": 300, "ftol": 1e-12},
+    )
+    tolerance = 1e-6 * (1 + solution.fun)  # the radius is met to 1e-6 of it
+    assert distance <= solution.fun + tolerance
+    assert not solution.success or distance >= solution.fun - tolerance
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 5.0, 50.0]), st.sampled_from([0.1, 10.0]))
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_projections_of_whole_images_solve_the_optimality_conditions(kind, seed, size, far):
+    """One multiplier for all pixels, found by 200 halvings in float64, gives the same point in float32."""
+    torch.manual_seed(seed)
+    x = torch.rand(2, 3, 16, 16).mul(1.4).sub(0.2).clamp(0, 1)
+    v = far * torch.randn_like(x)
+    projected = make(kind, size, x).project(x + v, x) - x
+    for each, d, image in zip(projected, (x + v - x).double(), x.double(), strict=True):
+
+        def at(multiplier, d=d, image=image):
+            moved = d / (1 + multiplier) if kind == "l2" else d.sign() * (d.abs() - multiplier).clamp(min=0)
+            return torch.maximum(torch.minimum(moved, 1 - image), -image)
+
+        low, high = 0.0, 1e6
+        for _ in range(200):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if at(middle).norm(p=2 if kind == "l2" else 1) > size else (low, middle)
+        torch.testing.assert_close(each.double(), at(high), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_have_unit_size_and_ascend(kind):
+    x, gradient = torch.full((3, 1, 10, 10), 0.5), torch.randn(3, 1, 10, 10) * 1e-25
+    gradient[2] = 0
+    direction = make(kind, 0.5, x).direction(gradient, 0.05).flatten(1)
+    order = {"l2": 2, "l1": 1}.get(kind, torch.inf)
+    torch.testing.assert_close(direction.norm(p=order, dim=1), torch.tensor([1.0, 1.0, 0.0]))
+    assert (direction * gradient.flatten(1)).sum(1)[:2].gt(0).all()
+    if kind == "l1":
+        assert (direction != 0).sum(1).tolist() == [5, 5, 0]
+
+
+def test_steps_in_l1_move_a_share_of_each_example():
+    gradient = torch.tensor([1.0, 2.0, -8.0, -3.0]).reshape(1, 1, 1, 4).repeat(2, 1, 1, 1)
+    direction = L1Ball(1.0).direction(gradient, torch.tensor([0.1, 0.5])).flatten(1)
+    assert direction.tolist() == [[0, 0, -1, 0], [0, 0, -0.5, -0.5]]
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_samples_fill_the_ball_evenly(kind):
+    """In d dimensions the norm of a uniform point has mean epsilon * d / (d + 1), its signs are balanced."""
+    torch.manual_seed(0)
+    x = torch.full((4000, 1, 1, 3), 0.5)
+    delta = (make(kind, 0.4, x).sample(x) - x).flatten(1)
+    norms = delta.norm(p={"l2": 2, "l1": 1}[kind], dim=1)
+    assert norms.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert delta.mean(0).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_selected_examples_keep_their_threat_model(kind):
+    torch.manual_seed(0)
+    x = images(0)
+    far = x + torch.randn_like(x)
+    threat_model = make(kind, 0.3, x)
+    for chosen in (torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        part = threat_model.select(chosen).project(far[chosen], x[chosen])
+        torch.testing.assert_close(part, threat_model.project(far, x)[chosen])
+
+
+def test_the_box_is_differentiable_to_its_budgets_except_where_it_is_cut():
+    x, budgets = torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.full((1, 1, 1, 3), 0.2).requires_grad_()
+    lower, upper = PixelBox(budgets).interval(x)
+    (upper.sum() - lower.sum()).backward()
+    assert budgets.grad.flatten().tolist() == [1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(("kind", "epsilon"), [(LinfBall, -0.1), (LinfBall, 1.1), (L2Ball, -1.0), (L1Ball, torch.inf)])
+def test_radius_out_of_range(kind, epsilon):
+    with pytest.raises(SettingError, match="epsilon: got"):
+        kind(epsilon)
