@@ -41,3 +41,15 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     top = logits.topk(4, dim=1).values
     towards = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
     return towards / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """p_y - max_{t != y} p_t, (B,) in [-1, 1]: positive where classified right (weighted minimax risk, Def. 1)."""
+    p = logits.softmax(1)
+    label = p.gather(1, y[:, None]).squeeze(1)
+    return label - p.scatter(1, y[:, None], -1.0).amax(1)
+
+
+def vulnerability_weight(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """exp(-alpha * :func:`probability_margin`), (B,): differentiable, exactly 1 where alpha is 0 (ibid., eq. 7)."""
+    return (-alpha * probability_margin(logits, y)).exp()

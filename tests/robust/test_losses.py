@@ -2,7 +2,15 @@
 
 import torch
 
-from robust.losses import cross_entropy, dlr, kl, margin, targeted_dlr
+from robust.losses import (
+    cross_entropy,
+    dlr,
+    kl,
+    margin,
+    probability_margin,
+    targeted_dlr,
+    vulnerability_weight,
+)
 
 Z = torch.tensor([[4.0, 1.0, 2.0, -1.0], [0.0, 3.0, 1.0, 2.0]])
 Y = torch.tensor([0, 2])
@@ -22,3 +30,21 @@ def test_kl_is_the_divergence_from_the_reference():
     p, q = reference.softmax(1), Z.softmax(1)
     torch.testing.assert_close(kl(Z, reference), (p * (p.log() - q.log())).sum(1))
     torch.testing.assert_close(kl(Z, Z), torch.zeros(2))
+
+
+def test_the_probability_margin_is_between_the_label_and_the_most_likely_other_class():
+    p = Z.softmax(1)
+    expected = torch.stack([p[0, 0] - p[0, 2], p[1, 2] - p[1, 1]])
+    torch.testing.assert_close(probability_margin(Z, Y), expected)
+    sure = torch.tensor([[100.0, 0.0], [100.0, 0.0], [5.0, 5.0]])
+    assert probability_margin(sure, torch.tensor([0, 1, 1])).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_the_weight_follows_its_definition_and_alpha_0_weighs_nothing():
+    logits = Z.clone().requires_grad_()
+    p = Z.softmax(1)
+    torch.testing.assert_close(vulnerability_weight(logits, Y, 2.0)[0], torch.exp(-2 * (p[0, 0] - p[0, 2])))
+    weights = vulnerability_weight(logits, Y, 0.0)
+    assert weights.tolist() == [1.0, 1.0]
+    assert (torch.autograd.grad(weights.sum(), logits)[0] == 0).all()
+    assert torch.autograd.gradcheck(lambda z: vulnerability_weight(z, Y, 1.5), logits.double())
