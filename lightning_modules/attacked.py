@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
-from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
-
-Norm = Literal["linf", "l2", "l1"]
-
-
-def ball(norm: Norm, epsilon: float) -> ThreatModel:
-    """The ball of radius ``epsilon`` in a norm."""
-    return {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}[norm](epsilon)
+from robust.threat_models import Norm, ThreatModel, ball
 
 
 class AttackedClassifier(RobustClassifier):

@@ -133,6 +133,12 @@ class RobustClassifier(pl.LightningModule, ABC):
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                     schedule.step()  # type: ignore[call-arg]
 
+    def gathered(self, value: Tensor) -> Tensor:
+        """The parts (B, ...) of all processes in a row, in the order of the global batch; no gradient flows."""
+        parts = self.all_gather(value)
+        assert isinstance(parts, Tensor)
+        return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
+
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

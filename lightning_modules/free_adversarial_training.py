@@ -65,7 +65,7 @@ class FreeAdversarialTraining(AttackedClassifier):
         """Keep the perturbations of all processes, those of the global batch."""
         super().on_save_checkpoint(checkpoint)
         if self._perturbation is not None:
-            checkpoint["perturbation"] = self.all_gather(self._perturbation).reshape(-1, *self._perturbation.shape[1:])
+            checkpoint["perturbation"] = self.gathered(self._perturbation)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back this process's part of them."""

@@ -89,7 +89,9 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         """The largest of radius + gamma, radius, radius - gamma that the network withstands, else the last; (B,)."""
         larger = (radii + self.discretization).clamp(max=self.largest_radius)
         smaller = (radii - self.discretization).clamp(min=0)
-        return torch.where(self._withstands(x, y, larger), larger, torch.where(self._withstands(x, y, radii), radii, smaller))
+        return torch.where(
+            self._withstands(x, y, larger), larger, torch.where(self._withstands(x, y, radii), radii, smaller)
+        )
 
     @torch.no_grad()
     def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
 
     def _remember(self, indices: Tensor, radii: Tensor) -> None:
         """Write the radii of all processes' images, so that every process has the same memory."""
-        self.radii[self.all_gather(indices).flatten()] = self.all_gather(radii).flatten()
+        self.radii[self.gathered(indices)] = self.gathered(radii)
 
     def setup(self, stage: str) -> None:
         """Make a memory for the training images.

@@ -13,11 +13,12 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier, Norm
+from lightning_modules.attacked import AttackedClassifier
 from lightning_modules.base import Batch
 from robust.attacks import PGD, crafting
 from robust.errors import require
 from robust.losses import kl
+from robust.threat_models import Norm
 
 
 class TRADES(AttackedClassifier):

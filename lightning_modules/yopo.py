@@ -79,6 +79,7 @@ class YOPO(AttackedClassifier):
             self.check_finite(loss)
             self.manual_backward(loss)
             costate = hidden.grad
+            assert costate is not None
             for _ in range(self.inner):
                 x_adv = x_adv.detach().requires_grad_()
                 hamiltonian = (costate * self._first(x_adv)).sum()

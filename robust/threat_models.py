@@ -6,12 +6,14 @@ Images are float tensors in [0, 1] of shape (B, C, H, W); every epsilon and budg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from robust.errors import require
+
+Norm = Literal["linf", "l2", "l1"]
 
 
 class Box(NamedTuple):
@@ -239,6 +241,18 @@ class L1Ball(_NormBall):
     def select(self, chosen: Tensor) -> L1Ball:
         """See :meth:`ThreatModel.select`."""
         return self
+
+
+def ball(norm: Norm, epsilon: float) -> ThreatModel:
+    """The ball of radius ``epsilon`` in a norm.
+
+    Raises:
+        SettingError: if there is none of that name, or the radius is out of its range.
+    """
+    require(norm in get_args(Norm), "norm", norm, "give linf, l2 or l1")
+    if norm == "linf":
+        return LinfBall(epsilon)
+    return L2Ball(epsilon) if norm == "l2" else L1Ball(epsilon)
 
 
 _TINY = 1e-30
