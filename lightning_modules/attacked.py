@@ -39,6 +39,7 @@ class AttackedClassifier(RobustClassifier):
     ) -> None:
         # l2 and l1 balls are larger than a pixel's range
         super().__init__(classifier, epsilon, gradient_clip, largest_epsilon=1.0 if norm == "linf" else float("inf"))
+        ball(norm, epsilon)  # raises if there is no such norm
         self.norm: Norm = norm
         self.attack = PGD(steps=10) if attack is None else attack
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
