@@ -290,7 +290,8 @@ def _run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int],
     try:
         network.eval()
         with torch.no_grad():
-            output: Tensor = network(torch.zeros(2, *image_shape, device=device))
+            weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
+            output: Tensor = network(torch.zeros(2, *image_shape, device=device, dtype=weight.dtype))
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error

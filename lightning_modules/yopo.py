@@ -70,7 +70,7 @@ class YOPO(AttackedClassifier):
         x, y = batch
         ball = LinfBall(self.current_epsilon)
         step = self.step_size * self.current_epsilon
-        x_adv, losses = ball.sample(x), []
+        x_adv, losses = self.start(ball, x), []
         optimizer = self.all_optimizers()[0]
         optimizer.zero_grad()
         for _ in range(self.outer):
@@ -88,6 +88,10 @@ class YOPO(AttackedClassifier):
             losses.append(loss.detach())
         self.step(optimizer)
         self.log("train/loss", torch.stack(losses).sum(), prog_bar=True)
+
+    def start(self, ball: LinfBall, x: Tensor) -> Tensor:
+        """Where the perturbation of a batch begins: a random point of the ball."""
+        return ball.sample(x)
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's output, which keeps its gradient, and the logits."""

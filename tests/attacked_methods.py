@@ -2,16 +2,29 @@
 
 import torch
 
+from lightning_modules import YOPO
 from robust.attacks import PGD
 from tests.testers import ROOT
 
 
+def fixed_start(threat_model, x):
+    """A start that is no matter of chance, so that any number of processes finds the same images."""
+    pattern = torch.linspace(0, 40, x[0].numel(), device=x.device, dtype=x.dtype).sin().view_as(x[:1])
+    return threat_model.project(x + 0.3 * threat_model.radius * pattern, x)
+
+
 class FixedStart(PGD):
-    """PGD from a start that is no matter of chance, so that any number of processes finds the same images."""
+    """PGD from there."""
 
     def _started(self, threat_model, x):
-        pattern = torch.linspace(0, 40, x[0].numel(), device=x.device).sin().view_as(x[:1])
-        return threat_model.project(x + 0.3 * threat_model.radius * pattern, x)
+        return fixed_start(threat_model, x)
+
+
+class FixedYOPO(YOPO):
+    """YOPO from there."""
+
+    def start(self, ball, x):
+        return fixed_start(ball, x)
 
 
 # settings of their own; None for those without an attack
@@ -43,7 +56,7 @@ def attacked(method: str) -> list[str]:
     if own is not None:
         settings += [f"--model.attack={__name__}.FixedStart", "--model.attack.steps=2", *own]
     if method == "yopo":
-        settings += ["--model.outer=2", "--model.inner=1"]
+        settings += [f"--model.class_path={__name__}.FixedYOPO", "--model.outer=2", "--model.inner=1"]
     if method == "free_adversarial_training":
         settings.append("--model.replays=2")
     return settings

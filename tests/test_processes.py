@@ -40,4 +40,5 @@ def test_contextual_budgets(settings, tolerance, tmp_path):
 
 @pytest.mark.parametrize("method", ATTACKED)
 def test_methods_that_attack(method, tmp_path):
-    assert_processes_agree(attacked(method), tmp_path, 1e-5)
+    # in float64, for the sign of a gradient may be a matter of rounding
+    assert_processes_agree([*attacked(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
