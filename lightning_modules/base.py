@@ -34,7 +34,13 @@ class RobustClassifier(pl.LightningModule, ABC):
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, 1] or ``gradient_clip`` not positive.
+
+    Attributes:
+        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
+            several passes.
     """
+
+    stochastic: bool = False
 
     def __init__(self, classifier: nn.Module, epsilon: float, gradient_clip: float | None = None) -> None:
         super().__init__()
