@@ -4,6 +4,8 @@ from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.epsilon_scheduler import EpsilonScheduler
+from callbacks.gradient_masking_checks import GradientMaskingChecks
+from callbacks.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 
@@ -13,6 +15,8 @@ __all__ = [
     "BudgetImages",
     "CertifiedEvaluation",
     "EpsilonScheduler",
+    "GradientMaskingChecks",
+    "NonUniformEvaluation",
     "Predictions",
     "Results",
 ]

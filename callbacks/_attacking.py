@@ -89,10 +89,15 @@ def attacked(name: str, attack: Attack, network: nn.Module, threat_model: Threat
     if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
         what = f"images of shape {tuple(x_adv.shape)}" if x_adv.shape != x.shape else f"{int((~inside).sum())} images"
         raise RuntimeError(
-            f"invalid attack {name}: {type(attack).__name__} gave {what} out of {len(x)} outside "
+            f"invalid attack {name}: {_name(attack)} gave {what} out of {len(x)} outside "
             f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
         )
     return x_adv
+
+
+def _name(attack: Attack) -> str:
+    attack = getattr(attack, "func", attack)  # of a partial
+    return getattr(attack, "__name__", type(attack).__name__)
 
 
 def times_right(network: nn.Module, x: Tensor, y: Tensor, judgements: int = 1) -> Tensor:
