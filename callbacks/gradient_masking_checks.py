@@ -126,7 +126,7 @@ class GradientMaskingChecks(AttackingEvaluation):
         found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
         failures = list(self._failures({name: float(value) for name, value in found.items()}))
         for failure in failures:
-            rank_zero_warn(f"gradient masking: {failure}; do not trust this network's accuracy under PGD")
+            rank_zero_warn(f"gradient masking: {failure}; PGD overrates this network, take APGD or AutoAttack too")
         found["failed_checks"] = torch.tensor(float(len(failures)), device=found["clean"].device)
         return {f"masking/{name}": value for name, value in found.items()}
 
