@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -58,6 +58,10 @@ class AttackingEvaluation(Callback, ABC):
             for name, value in self.figures().items():
                 # synchronised by the metrics themselves; sync_dist only averages values that are already equal
                 module.log(f"{stage}/{name}", value, sync_dist=True)
+        self.metrics = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped had counted."""
         self.metrics = {}
 
     def on_test_batch_end(  # type: ignore[override]

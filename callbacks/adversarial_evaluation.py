@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import SumMetric
 
@@ -139,6 +139,10 @@ class AdversarialEvaluation(AttackingEvaluation):
             and self.every_n_epochs is not None
             and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs)
         )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped had counted."""
+        self.metrics = {}
 
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int

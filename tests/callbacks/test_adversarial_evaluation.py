@@ -138,6 +138,20 @@ def test_figures_do_not_depend_on_what_ran_before_and_draws_are_given_back(train
     assert other["test/accuracy/noise"] != first["test/accuracy/noise"]
 
 
+def test_a_stopped_evaluation_leaves_no_trace_in_the_next(trained):
+    def stop_in_the_second_batch(network, threat_model, x, y):
+        if len(evaluation.metrics) > 0 and evaluation.metrics["attacked_samples"].update_count == 1 and stopping:
+            raise KeyError
+        return x
+
+    evaluation, stopping = AdversarialEvaluation({"none": AttackCase(stop_in_the_second_batch)}), True
+    with pytest.raises(KeyError):
+        trainer_with(evaluation).test(copy.deepcopy(trained), Digits(eval_batch_size=50), verbose=False)
+    stopping = False
+    metrics = trainer_with(evaluation).test(copy.deepcopy(trained), Digits(eval_batch_size=50), verbose=False)[0]
+    assert metrics["test/attacked_samples"] == 299
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
