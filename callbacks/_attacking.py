@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_modules.base import Batch, RobustClassifier
-from robust.threat_models import ThreatModel
+from robust.errors import require
+from robust.threat_models import LinfBall, ThreatModel
 
 Stage = Literal["val", "test"]
 # It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
@@ -97,6 +98,20 @@ def attacked(name: str, attack: Attack, network: nn.Module, threat_model: Threat
             f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
         )
     return x_adv
+
+
+def linf_ball(setting: str, epsilon: float | None, module: RobustClassifier, x: Tensor) -> LinfBall:
+    """The linf ball of that radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
+
+    Raises:
+        SettingError: if no radius is given and the module has no linf ball.
+    """
+    if epsilon is not None:
+        return LinfBall(epsilon)
+    own = module.threat_models(x, module.epsilon)
+    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, LinfBall)]
+    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a linf ball")
+    return balls[0]
 
 
 def _name(attack: Attack) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
+from robust.threat_models import PixelBox
 
 
 def draw_budgets(images: Tensor, budgets: Tensor, title: str = "") -> Figure:
@@ -71,7 +72,7 @@ class BudgetImages(Callback):
     def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:
         x = x[: self.count]
         for name, threat_model in module.threat_models(x, module.epsilon).items():
-            if threat_model.budgets.dim() != x.dim():
+            if not isinstance(threat_model, PixelBox) or threat_model.budgets.dim() != x.dim():
                 continue
             figure = draw_budgets(x, threat_model.budgets, f"{name} budgets, volume of epsilon {module.epsilon:g}")
             step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by

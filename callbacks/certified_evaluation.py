@@ -14,7 +14,7 @@ from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, Verifier
 from robust.errors import require
 from robust.metrics import ErrorRate
-from robust.threat_models import PixelBox
+from robust.threat_models import PixelBox, ThreatModel
 
 Stage = Literal["val", "test"]
 
@@ -79,11 +79,11 @@ class CertifiedEvaluation(Callback):
                 if self.attack is not None:
                     broken = self._broken(module, threat_model, x, y, verified)
                     self._count(f"{stage}/pgd_error/{name}{suffix}", ErrorRate, broken)
-                if threat_model.budgets.dim() == x.dim():
+                if isinstance(threat_model, PixelBox) and threat_model.budgets.dim() == x.dim():
                     self._measure(f"{stage}/budget", suffix, threat_model.budgets, epsilon)
 
     def _broken(
-        self, module: RobustClassifier, threat_model: PixelBox, x: Tensor, y: Tensor, verified: Tensor
+        self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor, verified: Tensor
     ) -> Tensor:
         assert self.attack is not None
         broken: Tensor = module(self.attack(module.classifier, threat_model, x, y)).argmax(1) != y

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded, times_right
+from callbacks._attacking import Attack, AttackingEvaluation, attacked, linf_ball, seeded, times_right
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import require
@@ -54,7 +54,7 @@ class GradientMaskingChecks(AttackingEvaluation):
     They find gradients that vanish or mislead; passing them is no proof of robustness.
 
     Args:
-        epsilon: radius in (0, 1]; by default the module's.
+        epsilon: radius in (0, 1]; by default that of the module's linf ball.
         steps: of PGD, each 2.5 / steps of the radius.
         restarts: random starts of ``more_restarts``.
         queries: of Square.
@@ -110,7 +110,7 @@ class GradientMaskingChecks(AttackingEvaluation):
         clean = module(x).argmax(1) == y
         self.count("clean", Accuracy, clean)
         self.count("samples", SumMetric, torch.tensor(len(x), device=x.device))
-        epsilon = module.epsilon if self.epsilon is None else self.epsilon
+        epsilon = linf_ball("GradientMaskingChecks.epsilon", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
         cases += [(_growing(size), self.attacks["pgd"], size) for size in _sizes(epsilon)]
         for index, (name, attack, size) in enumerate(cases):

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import AttackingEvaluation, attacked, seeded
+from callbacks._attacking import AttackingEvaluation, attacked, linf_ball, seeded
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
 from robust.metrics import Accuracy, WeightedAccuracy
-from robust.threat_models import LinfBall
 
 
 class NonUniformEvaluation(AttackingEvaluation):
@@ -42,7 +41,7 @@ class NonUniformEvaluation(AttackingEvaluation):
     Args:
         steps: of PGD.
         step_size: in pixel units.
-        epsilon: radius of the ball in (0, 1]; by default the module's.
+        epsilon: radius of the ball in (0, 1]; by default that of the module's linf ball.
         restarts: random starts for each example.
         alphas: strengths of the weights, 0 or above.
         seed: of the random starts.
@@ -87,7 +86,7 @@ class NonUniformEvaluation(AttackingEvaluation):
 
     def _attack(self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, *key: int) -> tuple[Tensor, Tensor]:
         """Probability margins (B,) of the attacked images, and whether they are classified right (B,)."""
-        ball = LinfBall(module.epsilon if self.epsilon is None else self.epsilon)
+        ball = linf_ball("NonUniformEvaluation.epsilon", self.epsilon, module, x)
         with seeded(x.device, *key):
             found = attacked("NonUniformEvaluation", partial(self.attack, loss=loss), module, ball, x, y)
             logits = module(found).double()

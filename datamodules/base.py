@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 
 from datamodules.augmentation import CropAndFlip, Placement
 from datamodules.loading import Batch, RawImages, ResumableLoader, ShardedBatches, TensorImages, scaled, seeded
@@ -69,6 +70,8 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.shuffle_seed = self._seed_of_run()
         self._images: dict[Split, TensorImages] = {}
+        self._epoch_of_indices = -1
+        self._indices: list[Tensor] = []
 
     def load(self, split: Split) -> TensorImages:
         """Read one split; the only method that a data set must have (and ``prepare_data``, if it can download)."""
@@ -97,6 +100,16 @@ class ImageDataModule(LightningDataModule):
             self.shuffle_seed = self._seed_of_run()
             if self.trainer is not None:  # processes that drew their own seeds would see overlapping batches
                 self.shuffle_seed = int(self.trainer.strategy.broadcast(self.shuffle_seed))
+
+    def train_indices(self, batch_idx: int) -> Tensor:
+        """Which training images this process has in a batch of the current epoch, int64 (B,)."""
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
+        if self._epoch_of_indices != epoch:
+            sampler = self.batches(self.images("train"), self.batch_size, train=True)
+            sampler.set_epoch(epoch)
+            self._epoch_of_indices, self._indices = epoch, list(sampler)
+        return self._indices[batch_idx]
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled training batches.

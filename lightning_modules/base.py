@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust.errors import NonFiniteLossError, SettingError, require
 from robust.metrics import ErrorRate
-from robust.threat_models import LinfBall, PixelBox
+from robust.threat_models import LinfBall, ThreatModel
 
 Batch = tuple[Tensor, Tensor]
 
@@ -31,9 +31,10 @@ class RobustClassifier(pl.LightningModule, ABC):
         classifier: network from images to logits (B, K), normalisation inside.
         epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
         gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
+        largest_epsilon: that makes sense: 1 in linf, any in other norms.
 
     Raises:
-        SettingError: if ``epsilon`` is outside (0, 1] or ``gradient_clip`` not positive.
+        SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
 
     Attributes:
         stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
@@ -42,9 +43,16 @@ class RobustClassifier(pl.LightningModule, ABC):
 
     stochastic: bool = False
 
-    def __init__(self, classifier: nn.Module, epsilon: float, gradient_clip: float | None = None) -> None:
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float,
+        gradient_clip: float | None = None,
+        largest_epsilon: float = 1.0,
+    ) -> None:
         super().__init__()
-        require(0 < epsilon <= 1, "model.epsilon", epsilon, "give a size in (0, 1], in pixel units")
+        remedy = f"give a size in (0, {largest_epsilon:g}], in pixel units"
+        require(0 < epsilon <= largest_epsilon, "model.epsilon", epsilon, remedy)
         require(
             gradient_clip is None or gradient_clip > 0, "model.gradient_clip", gradient_clip, "give a positive norm"
         )
@@ -65,7 +73,7 @@ class RobustClassifier(pl.LightningModule, ABC):
         logits: Tensor = self.classifier(x)
         return logits
 
-    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, PixelBox]:
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
         return {"uniform": LinfBall(epsilon)}
 
@@ -88,14 +96,26 @@ class RobustClassifier(pl.LightningModule, ABC):
         Raises:
             NonFiniteLossError: if the loss is NaN or infinite; nothing is changed then.
         """
+        self.check_finite(loss)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.step(*optimizers, counts=counts)
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Stop training if the loss, a scalar, is NaN or infinite.
+
+        Raises:
+            NonFiniteLossError: if it is.
+        """
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"loss: got {loss.item()} in epoch {self.current_epoch}; training stopped before this step, "
                 "resume from the last checkpoint with a smaller model.gradient_clip, or train anew with a lower rate"
             )
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        self.manual_backward(loss)
+
+    def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
+        """Clip the gradients and step every optimizer; see :meth:`descend`, of which it is the second half."""
         if self.gradient_clip is not None:
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)
@@ -118,6 +138,12 @@ class RobustClassifier(pl.LightningModule, ABC):
                 with warnings.catch_warnings():  # it is no mistake that the first epochs leave out an optimizer
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                     schedule.step()  # type: ignore[call-arg]
+
+    def gathered(self, value: Tensor) -> Tensor:
+        """The parts (B, ...) of all processes in a row, in the order of the global batch; no gradient flows."""
+        parts = self.all_gather(value)
+        assert isinstance(parts, Tensor)
+        return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from lightning_modules.base import Batch, RobustClassifier
 from robust.bounds import FeedForwardVerifier, Verifier
 from robust.budgets import check_budget_range, relative_budgets
 from robust.errors import require
-from robust.threat_models import LinfBall, PixelBox
+from robust.threat_models import LinfBall, PixelBox, ThreatModel
 
 
 class ContextualBudgets(RobustClassifier):
@@ -87,9 +87,9 @@ class ContextualBudgets(RobustClassifier):
             return LinfBall(epsilon)
         return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, self.alpha_low, self.alpha_high))
 
-    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, PixelBox]:
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """Uniform budgets, and the learned ones of the same volume."""
-        learned = {} if self.generator is None else {"learned": self.threat_model(x, epsilon)}
+        learned: dict[str, ThreatModel] = {} if self.generator is None else {"learned": self.threat_model(x, epsilon)}
         return {**learned, **super().threat_models(x, epsilon)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

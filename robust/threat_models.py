@@ -6,12 +6,14 @@ Images are float tensors in [0, 1] of shape (B, C, H, W); every epsilon and budg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from robust.errors import require
+
+Norm = Literal["linf", "l2", "l1"]
 
 
 class Box(NamedTuple):
@@ -136,6 +138,15 @@ class _NormBall:
     def _norm(self, delta: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _at_random(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``x`` moved in the direction ``delta``, all (B, C, H, W), by a uniform share of the radius, cut to [0, 1].
+
+        Uniform in the ball would be on its surface, in many dimensions; attacks that start there end weaker.
+        """
+        share = torch.rand(len(x), dtype=x.dtype, device=x.device)
+        length = self.epsilon * share / self._norm(delta.flatten(1)).clamp_min(_TINY)
+        return (x + delta * length[:, None, None, None]).clamp(0.0, 1.0)
+
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.contains`."""
         return _in_range(x_adv) & (self._norm((x_adv - x).flatten(1)) <= 1.00001 * self.epsilon + 1e-6)
@@ -170,11 +181,8 @@ class L2Ball(_NormBall):
         return _moved(x, delta, _largest(shrunk, self._norm, inside, self.epsilon))
 
     def sample(self, x: Tensor) -> Tensor:
-        """Uniform in the ball, then cut to [0, 1]; see :meth:`ThreatModel.sample`."""
-        direction = torch.randn_like(x)
-        share = torch.rand(len(x), dtype=x.dtype, device=x.device) ** (1 / x[0].numel())
-        length = self.epsilon * share / self._norm(direction.flatten(1)).clamp_min(_TINY)
-        return (x + direction * length[:, None, None, None]).clamp(0.0, 1.0)
+        """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
+        return self._at_random(x, torch.randn_like(x))
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """The gradient over its norm; see :meth:`ThreatModel.direction`."""
@@ -216,11 +224,9 @@ class L1Ball(_NormBall):
         return _moved(x, delta, _largest(shrunk, self._norm, torch.zeros_like(longest), self.epsilon))
 
     def sample(self, x: Tensor) -> Tensor:
-        """Uniform in the ball, then cut to [0, 1]; see :meth:`ThreatModel.sample`."""
-        # d + 1 exponential variables over their sum are uniform on the simplex; the last is what stays unspent
-        lengths = torch.empty(len(x), x[0].numel() + 1, dtype=x.dtype, device=x.device).exponential_()
-        lengths = self.epsilon * (lengths / lengths.sum(1, keepdim=True))[:, :-1].reshape(x.shape)
-        return (x + lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0)).clamp(0.0, 1.0)
+        """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
+        lengths = torch.empty_like(x).exponential_()  # over their sum they are uniform on the simplex
+        return self._at_random(x, lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0))
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """Equal parts to the pixels of largest gradient; see :meth:`ThreatModel.direction`.
@@ -239,6 +245,18 @@ class L1Ball(_NormBall):
     def select(self, chosen: Tensor) -> L1Ball:
         """See :meth:`ThreatModel.select`."""
         return self
+
+
+def ball(norm: Norm, epsilon: float) -> ThreatModel:
+    """The ball of radius ``epsilon`` in a norm.
+
+    Raises:
+        SettingError: if there is none of that name, or the radius is out of its range.
+    """
+    require(norm in get_args(Norm), "norm", norm, "give linf, l2 or l1")
+    if norm == "linf":
+        return LinfBall(epsilon)
+    return L2Ball(epsilon) if norm == "l2" else L1Ball(epsilon)
 
 
 _TINY = 1e-30

@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import datamodules
+import datamodules.files
+import datamodules.mnist
+from tests.datamodules import layouts
+
 torch.set_num_threads(1)  # two workers on two cores; also in what they start:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -28,3 +33,26 @@ def mnist_root():
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST/raw in {root}; set ROBUST_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def _written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("layouts")
+    layouts.write_all(root)
+    return root
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Sizes as those of the small files."""
+    for module in (datamodules.files, datamodules.mnist):
+        monkeypatch.setattr(module, "VALIDATION_IMAGES", layouts.VALIDATION)
+    monkeypatch.setattr(datamodules.TinyImageNet, "sizes", (layouts.SIZES["train"], layouts.SIZES["test"]))
+    monkeypatch.setattr(datamodules.TinyImageNet, "num_classes", 4)
+    monkeypatch.setattr(datamodules.MNISTC, "images_each", layouts.SIZES["test"])
+
+
+@pytest.fixture
+def written(_written, small):
+    """Folder with every data set, not to be written to."""
+    return _written

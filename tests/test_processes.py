@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.attacked_methods import ATTACKED, attacked
 from tests.testers import ROOT, assert_processes_agree
 
 TINY = [
@@ -35,3 +36,8 @@ UNIFORM = ["--model.generator=null"]
 )
 def test_contextual_budgets(settings, tolerance, tmp_path):
     assert_processes_agree([*TINY, *settings], tmp_path, tolerance)
+
+
+@pytest.mark.parametrize("method", ATTACKED)
+def test_methods_that_attack(method, tmp_path):
+    assert_processes_agree(attacked(method), tmp_path, 1e-5)

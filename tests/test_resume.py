@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
+from tests.attacked_methods import ATTACKED, attacked
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
@@ -46,3 +47,12 @@ def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
     changed = [f"--ckpt_path={last_checkpoint(tmp_path / 'first')}", "--model.optimizer.init_args.lr=1e-9"]
     with pytest.warns(UserWarning, match="configured with learning rates .*1e-09.* the checkpoint's .* are kept"):
         run("fit", [*TINY, "--trainer.max_epochs=2", *changed], tmp_path / "second")
+
+
+@pytest.mark.parametrize("method", ATTACKED)
+def test_methods_that_attack(method, tmp_path):
+    random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
+    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
+    settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
+    few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)

@@ -46,7 +46,6 @@ def crafting(network: nn.Module, mode: Mode) -> Iterator[None]:
             layer.track_running_stats = True
         for module, training in modes:
             module.training = training
-        torch.clear_autocast_cache()  # it may hold weights that were cast without a graph, useless for training
 
 
 def named_loss(loss: Loss | str) -> Loss:

@@ -3,5 +3,7 @@
 from robust.networks.dm import DMLarge, DMSmall
 from robust.networks.generators import BudgetGenerator
 from robust.networks.normalize import Normalize
+from robust.networks.resnet import ResNet18
+from robust.networks.small_cnn import SmallCNN
 
-__all__ = ["BudgetGenerator", "DMLarge", "DMSmall", "Normalize"]
+__all__ = ["BudgetGenerator", "DMLarge", "DMSmall", "Normalize", "ResNet18", "SmallCNN"]

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from callbacks import NonUniformEvaluation
+from callbacks import GradientMaskingChecks, NonUniformEvaluation
 from callbacks._attacking import seeded
 from datamodules import Digits
 from robust.errors import SettingError
-from tests.callbacks.trained import images, trainer_with
+from robust.threat_models import L2Ball
+from tests.callbacks.trained import Plain, images, trainer_with
 
 
 def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
@@ -73,6 +74,18 @@ def test_alpha_0_weighs_nothing_and_the_radius_is_the_modules_by_default(trained
         assert figure["test/a_sa/alpha_0/effective_samples"] == figure["test/a_samples"] == 299
     assert figures[None] == figures[trained.epsilon]
     assert figures[None]["test/a_rob"] < figures[0.5 * trained.epsilon]["test/a_rob"]
+
+
+@pytest.mark.parametrize("kind", [NonUniformEvaluation, GradientMaskingChecks])
+def test_the_radius_of_another_norm_is_not_taken(trained, kind):
+    class InL2(Plain):
+        def threat_models(self, x, epsilon):
+            return {"l2": L2Ball(epsilon)}
+
+    callback = kind(**({"steps": 1, "step_size": 0.1} if kind is NonUniformEvaluation else {}))
+    remedy = f"^{kind.__name__}.epsilon: got None; give a radius: the model's are l2, none is a linf ball"
+    with pytest.raises(SettingError, match=remedy):
+        trainer_with(callback).test(InL2(trained.classifier, epsilon=0.5), Digits(), verbose=False)
 
 
 @pytest.mark.parametrize(

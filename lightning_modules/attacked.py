@@ -1,0 +1,57 @@
+"""What the methods that train on attacks share: one network, one optimizer, a norm ball, an attack."""
+
+from __future__ import annotations
+
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.base import RobustClassifier
+from robust.attacks import PGD
+from robust.threat_models import Norm, ThreatModel, ball
+
+
+class AttackedClassifier(RobustClassifier):
+    """Base of adversarial training and its kin: subclasses write ``training_step``, in terms of :meth:`perturb`.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        attack: what finds the training examples; by default ten steps of PGD from a random start.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        # l2 and l1 balls are larger than a pixel's range
+        super().__init__(classifier, epsilon, gradient_clip, largest_epsilon=1.0 if norm == "linf" else float("inf"))
+        ball(norm, epsilon)  # raises if there is no such norm
+        self.norm: Norm = norm
+        self.attack = PGD(steps=10) if attack is None else attack
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+
+    def threat_model(self, epsilon: float) -> ThreatModel:
+        """The ball of this radius in the module's norm."""
+        return ball(self.norm, epsilon)
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
+        """That ball, under the norm's name."""
+        return {self.norm: self.threat_model(epsilon)}
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+        optimizer = self.optimizer(self.classifier.parameters())
+        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]

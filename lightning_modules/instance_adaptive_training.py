@@ -1,0 +1,126 @@
+"""Instance Adaptive Adversarial Training: Improved Accuracy Tradeoffs in Neural Nets (Balaji, Goldstein, Hoffman 2019).
+
+| symbol | here | what |
+| --- | --- | --- |
+| epsilon_i | ``radii`` | radius of each training example, remembered from epoch to epoch |
+| gamma | ``discretization`` | by how much a radius is tried larger or smaller |
+| beta | ``smoothing`` | share of the new radius in the remembered one |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.attacks import PGD
+from robust.errors import require
+from robust.threat_models import PixelBox
+
+
+class InstanceAdaptiveTraining(AttackedClassifier):
+    """Adversarial training in which each example has a radius of its own, as large as the network withstands.
+
+    Needs a data module that knows which training images a batch holds (``train_indices``), as ours do. Radii start at
+    epsilon and never exceed ``largest_radius``. The threat model is the linf ball.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: radius of evaluation, and of the warm-up, in pixel units.
+        discretization: step by which a radius is tried, in pixel units.
+        smoothing: share of the newly selected radius, in (0, 1].
+        warmup_epochs: epochs of adversarial training at epsilon before radii adapt.
+        largest_radius: no example's radius exceeds it; by default twice epsilon.
+        attack: by default ten steps of PGD.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the data module does not name its images.
+    """
+
+    radii: Tensor
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        discretization: float = 1.9 / 255,
+        smoothing: float = 0.1,
+        warmup_epochs: int = 5,
+        largest_radius: float | None = None,
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        require(discretization > 0, "model.discretization", discretization, "give a positive step, in pixel units")
+        require(0 < smoothing <= 1, "model.smoothing", smoothing, "give a share in (0, 1]")
+        require(warmup_epochs >= 0, "model.warmup_epochs", warmup_epochs, "give 0 or more")
+        largest = min(2 * epsilon, 1.0) if largest_radius is None else largest_radius
+        require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give one from epsilon, {epsilon}, to 1")
+        super().__init__(classifier, epsilon, "linf", attack, optimizer, lr_scheduler, gradient_clip)
+        self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
+        self.largest_radius = largest
+        self.register_buffer("radii", torch.empty(0))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Select radii (Algorithm 2), then descend on the attack's images at these (Algorithm 1)."""
+        x, y = batch
+        indices = self.trainer.datamodule.train_indices(batch_idx).to(x.device)  # type: ignore[attr-defined]
+        radii = self.radii[indices]
+        if self.current_epoch >= self.warmup_epochs:
+            radii = (1 - self.smoothing) * radii + self.smoothing * self._select(x, y, radii)
+            self._remember(indices, radii)
+        x_adv = self.attack(self.classifier, _balls(radii), x, y)
+        loss = F.cross_entropy(self(x_adv), y)
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/mean_radius", radii.mean())
+
+    def _select(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
+        """The largest of radius + gamma, radius, radius - gamma that the network withstands, else the last; (B,)."""
+        larger = (radii + self.discretization).clamp(max=self.largest_radius)
+        smaller = (radii - self.discretization).clamp(min=0)
+        return torch.where(
+            self._withstands(x, y, larger), larger, torch.where(self._withstands(x, y, radii), radii, smaller)
+        )
+
+    @torch.no_grad()
+    def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
+        right: Tensor = self(self.attack(self.classifier, _balls(radii), x, y)).argmax(1) == y
+        return right
+
+    def _remember(self, indices: Tensor, radii: Tensor) -> None:
+        """Write the radii of all processes' images, so that every process has the same memory."""
+        self.radii[self.gathered(indices)] = self.gathered(radii)
+
+    def setup(self, stage: str) -> None:
+        """Make a memory for the training images.
+
+        Raises:
+            SettingError: if the data module does not name its images.
+        """
+        super().setup(stage)
+        if stage == "fit" and len(self.radii) == 0:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            knows = hasattr(data, "train_indices")
+            require(knows, "data", type(data).__name__, "it needs a train_indices method: give one of our data modules")
+            self.radii = torch.full((len(data.images("train")),), self.epsilon, device=self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make room for the remembered radii, whatever the number of images."""
+        self.radii = torch.empty_like(checkpoint["state_dict"]["radii"], device=self.device)
+        super().on_load_checkpoint(checkpoint)
+
+
+def _balls(radii: Tensor) -> PixelBox:
+    """A linf ball of its own around each image, radii (B,)."""
+    return PixelBox(radii[:, None, None, None])

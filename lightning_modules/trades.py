@@ -1,0 +1,67 @@
+"""Theoretically Principled Trade-off between Robustness and Accuracy (Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019).
+
+| symbol | here | what |
+| --- | --- | --- |
+| 1 / lambda | ``beta`` | weight of the robust term |
+| A(x) | ``attack`` | ascends KL(f(x) || f(x')) from x + 0.001 N(0, 1) |
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+from torch.optim import SGD
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.attacks import PGD, crafting
+from robust.errors import require
+from robust.losses import kl
+from robust.threat_models import Norm
+
+
+class TRADES(AttackedClassifier):
+    """Cross-entropy on clean images, plus beta times the divergence between clean and attacked predictions.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        beta: weight of the divergence, not negative.
+        attack: ascends the divergence; by default ten steps of PGD beside the image, in evaluation mode.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        beta: float = 6.0,
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        require(beta >= 0, "model.beta", beta, "give a weight of 0 or more")
+        attack = PGD(steps=10, start="gaussian") if attack is None else attack
+        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        self.beta = beta
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1."""
+        x, y = batch
+        with crafting(self.classifier, self.attack.mode):
+            reference = self(x)
+        ball = self.threat_model(self.current_epsilon)
+        x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: kl(logits, reference))
+        clean = self(x)
+        loss = F.cross_entropy(clean, y) + self.beta * kl(self(x_adv), clean).mean()
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True)

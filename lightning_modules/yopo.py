@@ -1,0 +1,122 @@
+"""You Only Propagate Once: Accelerating Adversarial Training via Maximal Principle (Zhang, Zhang, Lu, Zhu, Dong 2019).
+
+| symbol | here | what |
+| --- | --- | --- |
+| m, n | ``outer``, ``inner`` | full passes of a batch; steps through the first layer in each |
+| f_0 | ``first_layer`` | the layer that the perturbation reaches through its own gradient |
+| p | ``costate`` | gradient of the loss to that layer's output, held fixed in the inner steps |
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.errors import require
+from robust.threat_models import LinfBall
+
+
+class _FirstLayerDone(Exception):  # noqa: N818 - no error
+    """Ends a forward pass behind the first layer."""
+
+
+class YOPO(AttackedClassifier):
+    """YOPO-m-n: weights and costate share the m full passes; the n inner steps go through the first layer alone.
+
+    The threat model is the linf ball. Source: Algorithm 1.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        first_layer: name of the classifier's first layer, as ``named_modules`` gives it.
+        epsilon: radius of the threat model, in pixel units.
+        outer: full passes over a batch, whose weight gradients add up; at least 1.
+        inner: steps of the perturbation after each; at least 1.
+        step_size: of an inner step, as a share of epsilon.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the classifier has no layer of that name.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        first_layer: str,
+        epsilon: float = 8 / 255,
+        outer: int = 5,
+        inner: int = 3,
+        step_size: float = 0.25,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        require(outer >= 1, "model.outer", outer, "give at least 1")
+        require(inner >= 1, "model.inner", inner, "give at least 1")
+        require(step_size > 0, "model.step_size", step_size, "give a positive share of epsilon")
+        names = [name for name, _ in classifier.named_modules() if name]
+        require(first_layer in names, "model.first_layer", first_layer, f"give one of {', '.join(names)}")
+        super().__init__(classifier, epsilon, "linf", None, optimizer, lr_scheduler, gradient_clip)
+        self.first_layer, self.outer, self.inner, self.step_size = first_layer, outer, inner, step_size
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: the costate of each full pass steers ``inner`` steps of the perturbation."""
+        x, y = batch
+        ball = LinfBall(self.current_epsilon)
+        step = self.step_size * self.current_epsilon
+        x_adv, losses = ball.sample(x), []
+        optimizer = self.all_optimizers()[0]
+        optimizer.zero_grad()
+        for _ in range(self.outer):
+            hidden, logits = self._both(x_adv)
+            loss = F.cross_entropy(logits, y) / self.outer
+            self.check_finite(loss)
+            self.manual_backward(loss)
+            costate = hidden.grad
+            assert costate is not None
+            for _ in range(self.inner):
+                x_adv = x_adv.detach().requires_grad_()
+                hamiltonian = (costate * self._first(x_adv)).sum()
+                (gradient,) = torch.autograd.grad(hamiltonian, x_adv)
+                x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
+            losses.append(loss.detach())
+        self.step(optimizer)
+        self.log("train/loss", torch.stack(losses).sum(), prog_bar=True)
+
+    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer's output, which keeps its gradient, and the logits."""
+        kept: list[Tensor] = []
+
+        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            output.retain_grad()
+            kept.append(output)
+
+        handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(keep)
+        try:
+            logits = self.classifier(x)
+        finally:
+            handle.remove()
+        return kept[0], logits
+
+    def _first(self, x: Tensor) -> Tensor:
+        """The first layer's output, whatever comes before it included."""
+        kept: list[Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            kept.append(output)
+            raise _FirstLayerDone
+
+        handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(stop)
+        try:
+            self.classifier(x)
+        except _FirstLayerDone:
+            pass
+        finally:
+            handle.remove()
+        return kept[0]

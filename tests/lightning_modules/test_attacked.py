@@ -1,0 +1,313 @@
+"""Adversarial training and its kin: each step against a plain computation of the paper's formula."""
+
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules import Digits
+from lightning_modules import (
+    TRADES,
+    YOPO,
+    AdversarialTraining,
+    FreeAdversarialTraining,
+    InstanceAdaptiveTraining,
+    StandardTraining,
+    WeightedMinimax,
+)
+from robust.attacks import PGD
+from robust.errors import SettingError
+
+EPSILON, RATE = 0.1, 0.05
+
+
+class FixedStart(PGD):
+    """PGD from a start that is no matter of chance."""
+
+    def _started(self, threat_model, x):
+        pattern = torch.linspace(0, 40, x[0].numel(), device=x.device).sin().view_as(x[:1])
+        return threat_model.project(x + 0.3 * threat_model.radius * pattern, x)
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    """In float64 no gradient's sign is a matter of rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
+
+
+def data(count=8):
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(count, 1, 8, 8, generator=generator), torch.randint(5, (count,), generator=generator)
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=RATE)
+
+
+def one_step(module, x, y):
+    """The classifier after one batch."""
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **options)
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=len(x)))
+    assert trainer.global_step == 1
+    return module.classifier
+
+
+def descended(classifier, risk):
+    """A copy of the classifier, one step of gradient descent on the risk later."""
+    classifier = copy.deepcopy(classifier)
+    gradients = torch.autograd.grad(risk(classifier), list(classifier.parameters()))
+    with torch.no_grad():
+        for weight, gradient in zip(classifier.parameters(), gradients, strict=True):
+            weight -= RATE * gradient
+    return classifier
+
+
+def assert_same(one, other, tolerance=1e-12):
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert (a - b).abs().max() <= tolerance
+
+
+def ascended(classifier, x, loss, steps, step, start):
+    """Plain signed gradient ascent in the linf ball."""
+    x_adv = start
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(classifier(x_adv)).sum(), x_adv)
+        x_adv = (x_adv.detach() + step * gradient.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+    return x_adv.detach()
+
+
+def start_of(x):
+    pattern = torch.linspace(0, 40, x[0].numel()).sin().view_as(x[:1])
+    return (x + 0.3 * EPSILON * pattern).clamp(0, 1)
+
+
+def each_margin(logits, y):
+    """The probability margin, by sorting."""
+    p = logits.softmax(1)
+    return torch.stack([row[k] - torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(p, y, strict=True)])
+
+
+def each_kl(logits, reference):
+    p, q = reference.softmax(1), logits.softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+ATTACK = {"steps": 3, "step_size": 0.4}
+
+
+def test_standard_training():
+    x, y = data()
+    before = network()
+    expected = descended(before, lambda f: F.cross_entropy(f(x), y))
+    assert_same(one_step(StandardTraining(copy.deepcopy(before), optimizer=sgd), x, y), expected)
+
+
+def test_adversarial_training():
+    x, y = data()
+    before = network()
+    x_adv = ascended(before, x, lambda z: F.cross_entropy(z, y, reduction="none"), 3, 0.4 * EPSILON, start_of(x))
+    expected = descended(before, lambda f: F.cross_entropy(f(x_adv), y))
+    module = AdversarialTraining(copy.deepcopy(before), EPSILON, attack=FixedStart(**ATTACK), optimizer=sgd)
+    assert_same(one_step(module, x, y), expected)
+
+
+def test_trades():
+    x, y = data()
+    before = network()
+    clean = before(x).detach()
+    x_adv = ascended(before, x, lambda z: each_kl(z, clean), 3, 0.4 * EPSILON, start_of(x))
+    expected = descended(before, lambda f: F.cross_entropy(f(x), y) + 6 * each_kl(f(x_adv), f(x)).mean())
+    module = TRADES(copy.deepcopy(before), EPSILON, beta=6, attack=FixedStart(**ATTACK), optimizer=sgd)
+    assert_same(one_step(module, x, y), expected, 1e-12)
+
+
+@pytest.mark.parametrize("beta", [None, 5.0])
+@pytest.mark.parametrize("detach", [False, True])
+def test_weighted_minimax(beta, detach):
+    x, y = data()
+    before, alpha = network(), 2.0
+    clean = before(x).detach()
+
+    def weighted(logits, reference, constant=False):
+        weight = (-alpha * each_margin(logits, y)).exp()
+        weight = weight.detach() if constant else weight
+        each = F.cross_entropy(logits, y, reduction="none") if beta is None else each_kl(logits, reference)
+        return weight * each
+
+    x_adv = ascended(before, x, lambda z: weighted(z, clean, detach), 3, 0.4 * EPSILON, start_of(x))
+
+    def risk(f):
+        robust = weighted(f(x_adv), f(x), detach).mean()
+        return robust if beta is None else F.cross_entropy(f(x), y) + beta * robust
+
+    module = WeightedMinimax(
+        copy.deepcopy(before), EPSILON, "linf", alpha, beta, detach, FixedStart(**ATTACK), optimizer=sgd
+    )
+    assert_same(one_step(module, x, y), descended(before, risk), 1e-12)
+
+
+@pytest.mark.parametrize("beta", [None, 5.0])
+def test_without_alpha_it_is_the_base_method_bit_for_bit(beta):
+    x, y = data()
+    before = network()
+    pl.seed_everything(0, verbose=False)
+    weighted = WeightedMinimax(copy.deepcopy(before), EPSILON, alpha=0, beta=beta, attack=PGD(3), optimizer=sgd)
+    first = one_step(weighted, x, y)
+    pl.seed_everything(0, verbose=False)
+    if beta is None:
+        base = AdversarialTraining(copy.deepcopy(before), EPSILON, attack=PGD(3), optimizer=sgd)
+    else:
+        base = TRADES(copy.deepcopy(before), EPSILON, beta=beta, attack=PGD(3), optimizer=sgd)
+    assert_same(first, one_step(base, x, y), 0)
+
+
+def test_free_adversarial_training():
+    x, y = data()
+    before = network()
+    expected, delta = before, torch.zeros_like(x)
+    for _ in range(3):
+        x_adv = (x + delta).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(expected(x_adv), y), x_adv)
+        expected = descended(expected, lambda f, at=x_adv: F.cross_entropy(f(at.detach()), y))
+        delta = (delta + EPSILON * gradient.sign()).clamp(-EPSILON, EPSILON)
+    module = FreeAdversarialTraining(copy.deepcopy(before), EPSILON, replays=3, optimizer=sgd)
+    assert_same(one_step(module, x, y), expected)
+    assert torch.equal(module._perturbation, delta)
+
+
+def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
+    """The costate through the first layer is the chain rule: YOPO-m-1 attacks like PGD, weights at each iterate."""
+    x, y = data()
+    before = network()
+    monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
+    x_adv, risks = start_of(x), []
+    for _ in range(3):
+        risks.append(x_adv)
+        x_adv = ascended(before, x, lambda z: F.cross_entropy(z, y, reduction="none"), 1, 0.4 * EPSILON, x_adv)
+    expected = descended(before, lambda f: sum(F.cross_entropy(f(at), y) for at in risks) / 3)
+    module = YOPO(copy.deepcopy(before), "0", EPSILON, outer=3, inner=1, step_size=0.4, optimizer=sgd)
+    assert_same(one_step(module, x, y), expected)
+
+
+def test_yopos_inner_steps_hold_the_costate(monkeypatch):
+    """Two inner steps, the second with the costate of before and the first layer at the new point."""
+    x, y = data()
+    before = network()
+    monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
+    first, rest = before[0], before[1:]
+    start = start_of(x)
+    hidden = first(start).detach().requires_grad_()
+    (costate,) = torch.autograd.grad(F.cross_entropy(rest(hidden), y), hidden)
+    x_adv = start
+    for _ in range(2):
+        x_adv = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((costate * first(x_adv)).sum(), x_adv)
+        x_adv = (x_adv.detach() + 0.4 * EPSILON * gradient.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+    expected = descended(before, lambda f: (F.cross_entropy(f(start), y) + F.cross_entropy(f(x_adv), y)) / 2)
+    module = YOPO(copy.deepcopy(before), "0", EPSILON, outer=2, inner=2, step_size=0.4, optimizer=sgd)
+    assert_same(one_step(module, x, y), expected)
+
+
+class Fragile(nn.Module):
+    """Right as long as no pixel of an image has moved by more than its own tolerance, which is the pixel's tenth."""
+
+    def __init__(self, originals):
+        super().__init__()
+        self.register_buffer("originals", originals)
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        moved = (x - self.originals[: len(x)]).abs().amax((1, 2, 3))
+        return torch.stack([0.1 - moved, moved - 0.1], 1) + self.weight
+
+
+@pytest.mark.parametrize(("radius", "expected"), [(0.05, 0.07), (0.095, 0.095), (0.2, 0.18)])
+def test_radii_grow_stay_or_shrink(radius, expected):
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3).long()
+    attack = PGD(1, 1.0, start="random")
+    module = InstanceAdaptiveTraining(Fragile(x), 0.1, 0.02, largest_radius=0.5, attack=attack)
+    torch.manual_seed(0)
+    selected = module._select(x, y, torch.full((3,), radius))
+    assert torch.allclose(selected, torch.full((3,), expected))
+
+
+def test_radii_are_smoothed_bounded_and_remembered(tmp_path):
+    torch.set_default_dtype(torch.float32)
+    digits = Digits(batch_size=64)
+    module = InstanceAdaptiveTraining(
+        nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, 0.02, 0.5, 1, 0.11, PGD(2), optimizer=sgd
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=2, logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    trainer.fit(module, datamodule=digits)
+    assert module.radii.shape == (1298,)
+    sampler = digits.batches(digits.images("train"), 64, train=True)
+    sampler.set_epoch(1)
+    seen = torch.cat(list(sampler))
+    others = torch.ones(1298, dtype=torch.bool)
+    others[seen] = False
+    assert (module.radii[others] == 0.1).all()
+    assert (module.radii[seen] != 0.1).any()
+    assert module.radii.min() >= 0.09 - 1e-6
+    assert module.radii.max() <= 0.105 + 1e-6
+    again = InstanceAdaptiveTraining(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, attack=PGD(2))
+    again.on_load_checkpoint({"method": "InstanceAdaptiveTraining", "seed": 0, "state_dict": module.state_dict()})
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again.radii, module.radii)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_threat_model_is_the_norms_ball(norm):
+    module = AdversarialTraining(network(), 0.5, norm)
+    (name,) = module.threat_models(data()[0], 0.5)
+    assert name == norm
+    x, _ = data()
+    assert bool(module.threat_model(0.5).contains(module.threat_model(0.5).sample(x), x).all())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdversarialTraining(network(), 1.5), r"model\.epsilon: got 1\.5; give a size in \(0, 1\]"),
+        (lambda: AdversarialTraining(network(), 0.5, "l3"), r"norm: got 'l3'; give linf, l2 or l1"),
+        (lambda: TRADES(network(), beta=-1), r"model\.beta: got -1"),
+        (lambda: WeightedMinimax(network(), alpha=-1), r"model\.alpha: got -1"),
+        (lambda: WeightedMinimax(network(), beta=-1), r"model\.beta: got -1"),
+        (lambda: FreeAdversarialTraining(network(), replays=0), r"model\.replays: got 0"),
+        (lambda: YOPO(network(), "conv1"), r"model\.first_layer: got 'conv1'; give one of 0, 1, 2, 3"),
+        (lambda: YOPO(network(), "0", outer=0), r"model\.outer: got 0"),
+        (lambda: YOPO(network(), "0", inner=0), r"model\.inner: got 0"),
+        (lambda: YOPO(network(), "0", step_size=0), r"model\.step_size: got 0"),
+        (lambda: InstanceAdaptiveTraining(network(), smoothing=0), r"model\.smoothing: got 0"),
+        (lambda: InstanceAdaptiveTraining(network(), discretization=0), r"model\.discretization: got 0"),
+        (lambda: InstanceAdaptiveTraining(network(), warmup_epochs=-1), r"model\.warmup_epochs: got -1"),
+        (lambda: InstanceAdaptiveTraining(network(), 0.2, largest_radius=0.1), r"model\.largest_radius: got 0\.1"),
+    ],
+)
+def test_wrong_settings(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_l2_radii_may_exceed_a_pixels_range():
+    assert AdversarialTraining(network(), 2.0, "l2").epsilon == 2.0
+
+
+def test_radii_need_data_that_name_their_images():
+    x, y = data()
+    with pytest.raises(SettingError, match="train_indices"):
+        one_step(InstanceAdaptiveTraining(network(), attack=PGD(1)), x, y)
