@@ -14,11 +14,11 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from robust import bounds, networks
+from robust import attacks, bounds, networks
 
 CLASSES = {
     name: f"{package.__name__}.{name}"
-    for package in (lightning_modules, datamodules, callbacks, networks, bounds)
+    for package in (lightning_modules, datamodules, callbacks, networks, bounds, attacks)
     for name in package.__all__
 }
 KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number", "list": "a list", "NoneType": "null"}

@@ -1,9 +1,22 @@
 """What happens around training: schedules, evaluations, pictures and the record of a run."""
 
+from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.epsilon_scheduler import EpsilonScheduler
+from callbacks.gradient_masking_checks import GradientMaskingChecks
+from callbacks.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 
-__all__ = ["BudgetImages", "CertifiedEvaluation", "EpsilonScheduler", "Predictions", "Results"]
+__all__ = [
+    "AdversarialEvaluation",
+    "AttackCase",
+    "BudgetImages",
+    "CertifiedEvaluation",
+    "EpsilonScheduler",
+    "GradientMaskingChecks",
+    "NonUniformEvaluation",
+    "Predictions",
+    "Results",
+]

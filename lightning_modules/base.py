@@ -35,7 +35,13 @@ class RobustClassifier(pl.LightningModule, ABC):
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
+
+    Attributes:
+        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
+            several passes.
     """
+
+    stochastic: bool = False
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ class APGD:
         self,
         steps: int = 100,
         restarts: int = 1,
-        loss: Loss | Literal["cross_entropy", "margin", "dlr", "targeted_dlr"] = "cross_entropy",
+        loss: Literal["cross_entropy", "margin", "dlr", "targeted_dlr"] | Loss = "cross_entropy",
         targets: int = 9,
         eot_samples: int = 1,
         wide_start: bool = True,

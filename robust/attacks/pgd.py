@@ -48,7 +48,7 @@ class PGD:
         absolute: bool = False,
         start: Start = "random",
         restarts: int = 1,
-        loss: Loss | Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+        loss: Literal["cross_entropy", "margin", "dlr"] | Loss = "cross_entropy",
         early_stop: bool = False,
         eot_samples: int = 1,
         sparsity: float = 0.01,
@@ -165,7 +165,7 @@ class FGSM(PGD):
         self,
         step_size: float = 1.0,
         random_start: bool = False,
-        loss: Loss | Literal["cross_entropy", "margin", "dlr"] = "cross_entropy",
+        loss: Literal["cross_entropy", "margin", "dlr"] | Loss = "cross_entropy",
         eot_samples: int = 1,
         mode: Mode = "eval",
     ) -> None:

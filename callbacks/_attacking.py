@@ -1,0 +1,124 @@
+"""What the evaluations that attack share: seeds of their own, a check of every attack, exact figures, their hooks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_modules.base import Batch, RobustClassifier
+from robust.errors import require
+from robust.threat_models import LinfBall, ThreatModel
+
+Stage = Literal["val", "test"]
+# It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
+Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
+
+
+class AttackingEvaluation(Callback, ABC):
+    """An evaluation of test batches, whatever the Trainer's inference mode is.
+
+    Args:
+        seed: of the random draws, which depend on it, the process, the batch and the attack alone: what ran before
+            makes no difference, and torch's generators are left as they are.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.metrics: dict[str, Metric] = {}
+
+    @abstractmethod
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
+        """Attack images (B, C, H, W) of labels (B,), batch ``batch_idx`` of this process, and count."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, Tensor]:
+        """What is logged of all that was counted, by name."""
+
+    def count(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
+        """Update the metric of that name, and make it first if there is none."""
+        if name not in self.metrics:
+            self.metrics[name] = metric().to(values[0].device)
+        self.metrics[name].update(*values)
+
+    def on_batch(self, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch where attacks can take gradients."""
+        x, y = batch
+        with torch.inference_mode(False), torch.no_grad():
+            self.evaluate(module, x.clone(), y.clone(), batch_idx)  # those of inference mode cannot enter a graph
+
+    def on_end(self, stage: Stage, module: RobustClassifier) -> None:
+        """Log what was counted."""
+        if self.metrics:
+            for name, value in self.figures().items():
+                # synchronised by the metrics themselves; sync_dist only averages values that are already equal
+                module.log(f"{stage}/{name}", value, sync_dist=True)
+        self.metrics = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped had counted."""
+        self.metrics = {}
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Evaluate a test batch."""
+        self.on_batch(pl_module, batch, batch_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Log the test figures."""
+        self.on_end("test", pl_module)
+
+
+@contextmanager
+def seeded(device: torch.device, *key: int) -> Iterator[None]:
+    """Torch's generators seeded by ``key``, and given back as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(hash(key) % 2**63)
+        yield
+
+
+def attacked(name: str, attack: Attack, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
+    """What the attack makes of ``x`` (B, C, H, W), checked to be in the threat model and in [0, 1].
+
+    Raises:
+        RuntimeError: if it is not: the accuracy would be that in another threat model.
+    """
+    x_adv: Tensor = attack(network, threat_model, x, y)
+    if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
+        what = f"images of shape {tuple(x_adv.shape)}" if x_adv.shape != x.shape else f"{int((~inside).sum())} images"
+        raise RuntimeError(
+            f"invalid attack {name}: {_name(attack)} gave {what} out of {len(x)} outside "
+            f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
+        )
+    return x_adv
+
+
+def linf_ball(setting: str, epsilon: float | None, module: RobustClassifier, x: Tensor) -> LinfBall:
+    """The linf ball of that radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
+
+    Raises:
+        SettingError: if no radius is given and the module has no linf ball.
+    """
+    if epsilon is not None:
+        return LinfBall(epsilon)
+    own = module.threat_models(x, module.epsilon)
+    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, LinfBall)]
+    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a linf ball")
+    return balls[0]
+
+
+def _name(attack: Attack) -> str:
+    attack = getattr(attack, "func", attack)  # of a partial
+    return getattr(attack, "__name__", type(attack).__name__)
+
+
+def times_right(network: nn.Module, x: Tensor, y: Tensor, judgements: int = 1) -> Tensor:
+    """In how many of so many forward passes each example is classified right; whole numbers (B,)."""
+    return torch.stack([network(x).argmax(1) == y for _ in range(judgements)]).sum(0)

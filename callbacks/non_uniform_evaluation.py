@@ -1,0 +1,112 @@
+"""Accuracy under attack in which vulnerable examples count more, on any number of processes."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from callbacks._attacking import AttackingEvaluation, attacked, linf_ball, seeded
+from lightning_modules.base import RobustClassifier
+from robust.attacks import PGD
+from robust.errors import require
+from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
+from robust.metrics import Accuracy, WeightedAccuracy
+
+
+class NonUniformEvaluation(AttackingEvaluation):
+    """The weighted minimax risk's figures on the test data, under PGD in linf.
+
+    Logged, as shares in [0, 1]:
+
+    - ``test/a_nat``: clean accuracy
+    - ``test/a_rob``: accuracy under PGD on the cross-entropy
+    - ``test/a_sa/alpha_<alpha>``: the same images, with weights exp(-alpha * margin) of the attacked images
+    - ``test/a_tr/alpha_<alpha>``: images of PGD on the weighted cross-entropy, with the same weights
+    - ``test/a_samples``: number of examples; ``test/a_sa/alpha_<alpha>/effective_samples``, and of ``a_tr``: how many
+      examples of equal weight the weighted ones are worth, (sum s)^2 / sum s^2
+
+    All examples are attacked, also those that are misclassified without: their weights count too. Each restart begins
+    at a new uniform point of the ball, the same for all alphas; an example keeps the image that was misclassified
+    first, the one of highest loss second, no perturbation among them. That loss is the one that was ascended, so for
+    ``a_tr`` the weighted one, where the published code compares cross-entropies. The gradient goes through the weight,
+    as in that code. Networks that draw random numbers are judged in one pass.
+
+    Source: weighted minimax risk (WMR), evaluation metrics; protocol of the published code: MNIST 40 steps of 0.01 in
+    0.3, CIFAR-10 20 steps of 0.0031 in 0.031, 10 restarts.
+
+    Args:
+        steps: of PGD.
+        step_size: in pixel units.
+        epsilon: radius of the ball in (0, 1]; by default that of the module's linf ball.
+        restarts: random starts for each example.
+        alphas: strengths of the weights, 0 or above.
+        seed: of the random starts.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        step_size: float,
+        epsilon: float | None = None,
+        restarts: int = 10,
+        alphas: tuple[float, ...] = (1.0, 1.5, 2.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        name = "NonUniformEvaluation"
+        for setting, count in (("steps", steps), ("restarts", restarts)):
+            require(count >= 1, f"{name}.{setting}", count, "give at least 1")
+        require(step_size > 0, f"{name}.step_size", step_size, "give a positive size, in pixel units")
+        require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
+        require(len(set(alphas)) == len(alphas), f"{name}.alphas", alphas, "give each once")
+        for alpha in alphas:
+            require(0 <= alpha < math.inf, f"{name}.alphas", alpha, "give strengths that are 0 or above")
+        self.epsilon = epsilon
+        self.alphas = list(alphas)
+        self.attack = PGD(steps, step_size, absolute=True, restarts=restarts)
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
+        """See :meth:`AttackingEvaluation.evaluate`."""
+        key = (self.seed, module.global_rank, batch_idx)
+        self.count("a_nat", Accuracy, module(x).argmax(1) == y)
+        margins, right = self._attack(module, cross_entropy, x, y, *key)
+        self.count("a_rob", Accuracy, right)
+        self.count("a_sa", partial(WeightedAccuracy, self.alphas), margins, right)
+        for alpha in self.alphas:
+            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, *key)
+            self.count(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, right)
+        self.count("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
+
+    def _attack(self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+        """Probability margins (B,) of the attacked images, and whether they are classified right (B,)."""
+        ball = linf_ball("NonUniformEvaluation.epsilon", self.epsilon, module, x)
+        with seeded(x.device, *key):
+            found = attacked("NonUniformEvaluation", partial(self.attack, loss=loss), module, ball, x, y)
+            logits = module(found).double()
+        return probability_margin(logits, y), logits.argmax(1) == y
+
+    def figures(self) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.figures`."""
+        found: dict[str, Tensor] = {}
+        for name, metric in self.metrics.items():
+            value = metric.compute()
+            if not isinstance(metric, WeightedAccuracy):
+                found[name] = value
+                continue
+            for index, alpha in enumerate(metric.alphas):
+                full_name = f"{name.partition('/')[0]}/alpha_{alpha:g}"
+                found[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes what has one entry
+                found[f"{full_name}/effective_samples"] = value["effective_samples"].reshape(-1)[index]
+        return found
+
+
+def _weighted(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """The example's weight times its cross-entropy, (B,)."""
+    return vulnerability_weight(logits, y, alpha) * cross_entropy(logits, y)

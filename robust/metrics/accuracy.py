@@ -1,0 +1,37 @@
+"""Share of verdicts that are right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Accuracy(Metric):
+    """Right verdicts over all verdicts, as whole numbers that are summed over processes: exact however data is split.
+
+    Args:
+        judgements: verdicts on each example: more than one where a network draws random numbers.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, judgements: int = 1) -> None:
+        super().__init__()
+        self.judgements = judgements
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, right: Tensor) -> None:
+        """Count a batch: how many of each example's verdicts are right, whole numbers or bool of shape (B,)."""
+        # not in place: a state that inference mode has made cannot be changed outside it
+        self.right = self.right + right.sum()
+        self.total = self.total + right.numel() * self.judgements
+
+    def compute(self) -> Tensor:
+        """The share in [0, 1], a scalar; NaN before the first example."""
+        return self.right / self.total

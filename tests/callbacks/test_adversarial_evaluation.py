@@ -1,0 +1,169 @@
+"""Figures against a plain computation, and what the settings do."""
+
+import copy
+
+import pytest
+import torch
+
+from callbacks import AdversarialEvaluation, AttackCase
+from datamodules import Digits
+from lightning_modules import ContextualBudgets
+from robust.attacks import FGSM, PGD
+from robust.errors import SettingError
+from robust.networks import BudgetGenerator, DMSmall
+from robust.threat_models import L1Ball, L2Ball, LinfBall
+from tests.callbacks.trained import Plain, images, small, trainer_with
+
+CASES = {
+    "fgsm": AttackCase(FGSM(), group="linf"),
+    "pgd": AttackCase(PGD(3, start="clean"), LinfBall(0.04), "linf"),
+    "l2": AttackCase(PGD(3, start="clean"), L2Ball(1.0)),
+    "l1": AttackCase(PGD(3, start="clean"), L1Ball(4.0)),
+}
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_figures_equal_a_plain_computation(trained, inference_mode):
+    x, y = images()
+    right = {"clean": trained(x).argmax(1) == y}
+    for name, case in CASES.items():
+        found = case.attack(trained, case.threat_model or LinfBall(0.05), x, y)
+        right[name] = right["clean"] & (trained(found).argmax(1) == y)
+    right["linf"] = right["fgsm"] & right["pgd"]
+    right["union"] = right["linf"] & right["l1"] & right["l2"]
+    expected = {f"test/accuracy/{name}": each.float().mean().item() for name, each in right.items()}
+    expected["test/accuracy/average"] = sum(expected[f"test/accuracy/{group}"] for group in ("linf", "l1", "l2")) / 3
+    expected["test/attacked_samples"] = 299
+
+    trainer = trainer_with(AdversarialEvaluation(CASES), inference_mode=inference_mode)
+    measured = trainer.test(trained, Digits(eval_batch_size=64), verbose=False)[0]
+    del measured["test/clean_error"]
+    assert measured == pytest.approx(expected, abs=1e-6)
+    assert 0 < measured["test/accuracy/union"] < measured["test/accuracy/linf"] < measured["test/accuracy/clean"] < 1
+
+
+def test_validation_is_attacked_every_n_epochs_and_at_the_end_on_at_most_m_batches():
+    seen = []
+
+    def noting(network, threat_model, x, y):
+        assert not network.training
+        assert not torch.is_inference_mode_enabled()
+        seen.append(trainer.current_epoch)
+        return x
+
+    module = Plain(small(), epsilon=0.1)
+    data = Digits(eval_batch_size=64)
+    fit = {"max_epochs": 5, "limit_train_batches": 40, "num_sanity_val_steps": 2}
+    for every, epochs in ((2, [1, 3, 4]), (None, [])):
+        seen.clear()
+        evaluation = AdversarialEvaluation({"none": AttackCase(noting)}, every_n_epochs=every, max_batches=1)
+        trainer = trainer_with(evaluation, **fit)
+        trainer.fit(module, datamodule=data)
+        assert seen == epochs
+        assert ("val/accuracy/none" in trainer.callback_metrics) == bool(epochs)
+    assert trainer.validate(module, data, verbose=False)[0]["val/attacked_samples"] == 64
+
+
+def test_a_case_without_threat_model_is_judged_in_each_of_the_modules_own():
+    torch.manual_seed(0)
+    module = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.02)
+    evaluation = AdversarialEvaluation({"fgsm": AttackCase(FGSM()), "mine": AttackCase(FGSM(), LinfBall(0.01), "a")})
+    metrics = trainer_with(evaluation, limit_test_batches=1).test(module, Digits(eval_batch_size=32), verbose=False)[0]
+    names = {name.removeprefix("test/accuracy/") for name in metrics if "accuracy" in name}
+    assert names == {"clean", "fgsm/learned", "fgsm/uniform", "mine", "a", "union", "average"}
+
+
+def test_an_attack_that_leaves_the_ball_or_the_range_stops_the_evaluation(trained):
+    def far(network, threat_model, x, y):
+        return (x + 0.0502).clamp(0, 1)
+
+    def bright(network, threat_model, x, y):
+        return x + 0.01
+
+    for attack in (far, bright, lambda network, threat_model, x, y: x[:1], lambda *_: torch.nan * _[2]):
+        trainer = trainer_with(AdversarialEvaluation({"broken": AttackCase(attack)}), limit_test_batches=1)
+        with pytest.raises(RuntimeError, match=r"invalid attack broken: (far|bright|<lambda>) gave"):
+            trainer.test(copy.deepcopy(trained), Digits(), verbose=False)
+
+
+class Coin(Plain):
+    """Right in so many of ten passes of an image, whatever the image."""
+
+    stochastic = True
+    share = 0.6
+
+    def forward(self, x):
+        self.passes = getattr(self, "passes", 0) + len(x)
+        right = (torch.rand(len(x), 1) < self.share).float()
+        return torch.cat([right, 1 - right], 1) * torch.ones(1, 10).cumsum(1)[:, :1]
+
+
+class CoinDigits(Digits):
+    """All of class 0."""
+
+    def load(self, split):
+        images = super().load(split)
+        images.labels.zero_()
+        return images
+
+
+def test_stochastic_networks_are_judged_by_the_mean_over_fresh_passes():
+    module = Coin(small(), epsilon=0.1)
+    module.check_shapes = lambda *_: None
+    cases = {name: AttackCase(lambda network, threat_model, x, y: x) for name in ("one", "other")}
+    measured = {}
+    for judgements in (1, 10):
+        module.passes = 0
+        evaluation = AdversarialEvaluation(cases, judgements=judgements)
+        measured[judgements] = trainer_with(evaluation).test(module, CoinDigits(), verbose=False)[0]
+        assert module.passes == 299 * (1 + 3 * judgements)  # clean_error's, and all examples under clean and two cases
+    # binomial: deviations of 0.028 and 0.009
+    assert measured[1]["test/accuracy/one"] == pytest.approx(0.6, abs=0.1)
+    assert measured[10]["test/accuracy/one"] == pytest.approx(0.6, abs=0.03)
+    # each further attack gives another chance of bad luck: 0.36 in one pass, less so in the mean of many
+    assert measured[1]["test/accuracy/union"] == pytest.approx(0.36, abs=0.1)
+    assert measured[10]["test/accuracy/union"] > 0.5
+
+
+def test_figures_do_not_depend_on_what_ran_before_and_draws_are_given_back(trained):
+    alone = {"noise": AttackCase(lambda network, threat_model, x, y: threat_model.sample(x), LinfBall(0.4))}
+    data = Digits(eval_batch_size=100)
+    torch.manual_seed(1)
+    first = trainer_with(AdversarialEvaluation(alone)).test(trained, data, verbose=False)[0]
+    state = torch.get_rng_state()
+    second = trainer_with(AdversarialEvaluation(alone)).test(trained, data, verbose=False)[0]
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), state)
+    other = trainer_with(AdversarialEvaluation(alone, seed=1)).test(trained, data, verbose=False)[0]
+    assert other["test/accuracy/noise"] != first["test/accuracy/noise"]
+
+
+def test_a_stopped_evaluation_leaves_no_trace_in_the_next(trained):
+    def stop_in_the_second_batch(network, threat_model, x, y):
+        if len(evaluation.metrics) > 0 and evaluation.metrics["attacked_samples"].update_count == 1 and stopping:
+            raise KeyError
+        return x
+
+    evaluation, stopping = AdversarialEvaluation({"none": AttackCase(stop_in_the_second_batch)}), True
+    with pytest.raises(KeyError):
+        trainer_with(evaluation).test(copy.deepcopy(trained), Digits(eval_batch_size=50), verbose=False)
+    stopping = False
+    metrics = trainer_with(evaluation).test(copy.deepcopy(trained), Digits(eval_batch_size=50), verbose=False)[0]
+    assert metrics["test/attacked_samples"] == 299
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("attacks", {}),
+        ("attacks", {"clean": AttackCase(FGSM())}),
+        ("attacks", {"a": AttackCase(FGSM(), group="union")}),
+        ("attacks", {"a": AttackCase(FGSM(), group="a")}),
+        ("every_n_epochs", 0),
+        ("max_batches", 0),
+        ("judgements", 0),
+    ],
+)
+def test_wrong_settings(setting, value):
+    with pytest.raises(SettingError, match=f"^AdversarialEvaluation.{setting}: got"):
+        AdversarialEvaluation(**({"attacks": CASES} | {setting: value}))

@@ -1,0 +1,109 @@
+"""Masked networks are flagged, an honest one passes."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from callbacks import GradientMaskingChecks
+from datamodules import Digits
+from robust.errors import SettingError
+from tests.callbacks.trained import Plain, trainer_with
+
+
+class Sharp(nn.Module):
+    """Logits so large that float32's softmax is 0 or 1: the cross-entropy of what is right has no gradient."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return 1e4 * self.network(x)
+
+
+class Quantised(Sharp):
+    """Eight grey values: a gradient of zero."""
+
+    def forward(self, x):
+        return self.network((7 * x).round() / 7)
+
+
+def check(network, epsilon=0.1, **settings):
+    """Metrics and the warnings of failed checks."""
+    module = Plain(network, epsilon=epsilon)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = trainer_with(GradientMaskingChecks(**settings))
+        metrics = trainer.test(module, Digits(eval_batch_size=100), verbose=False)[0]
+    messages = [str(warning.message) for warning in caught]
+    return metrics, [message for message in messages if message.startswith("gradient masking: ")]
+
+
+def test_an_honest_network_passes(trained):
+    metrics, flagged = check(trained.classifier)
+    assert flagged == []
+    assert metrics["test/masking/failed_checks"] == 0
+    assert metrics["test/masking/samples"] == 100
+    names = {name.removeprefix("test/masking/") for name in metrics if "masking" in name}
+    sizes = {f"pgd/epsilon_{size}" for size in (0.2, 0.4, 0.8, 1)}
+    attacks = {"clean", "one_step", "pgd", "more_steps", "more_restarts", "noise", "square"}
+    assert names == {*attacks, *sizes, "samples", "failed_checks"}
+    assert metrics["test/masking/pgd/epsilon_1"] == 0
+    assert metrics["test/masking/pgd"] < metrics["test/masking/noise"] <= metrics["test/masking/clean"]
+
+
+@pytest.mark.parametrize("kind", [Sharp, Quantised])
+def test_masked_gradients_are_flagged(trained, kind):
+    metrics, flagged = check(kind(trained.classifier), max_batches=2)
+    print(metrics, *flagged, sep="\n")
+    assert metrics["test/masking/samples"] == 200
+    assert len(flagged) == metrics["test/masking/failed_checks"] >= 2
+    assert any("random search without gradients is stronger than PGD (accuracy 0." in line for line in flagged)
+    assert any("in a ball that holds all images the accuracy under PGD is 0." in line for line in flagged)
+
+
+def test_each_check_has_its_warning():
+    honest = dict.fromkeys(("one_step", "noise", "square"), 0.5)
+    honest |= dict.fromkeys(("pgd", "more_steps", "more_restarts"), 0.4)
+    honest |= {"pgd/epsilon_0.5": 0.1, "pgd/epsilon_1": 0.0}
+    checks = GradientMaskingChecks(tolerance=0.01)
+    assert list(checks._failures(honest)) == []
+    for wrong, phrase in (
+        ({"one_step": 0.38}, "many steps are weaker"),
+        ({"more_steps": 0.42}, "more steps help"),
+        ({"more_restarts": 0.42}, "more restarts help"),
+        ({"noise": 0.38}, "random noise is stronger than PGD (accuracy 0.380 under noise, 0.400 under pgd)"),
+        ({"square": 0.38}, "without gradients"),
+        ({"pgd/epsilon_0.5": 0.42}, "a larger ball helps the defender"),
+        ({"pgd/epsilon_1": 0.02}, "the accuracy under PGD is 0.020, not 0"),
+    ):
+        (failure,) = checks._failures(honest | wrong)
+        assert phrase in failure
+        within = {name: value - 0.015 if value in (0.42, 0.02) else value + 0.015 for name, value in wrong.items()}
+        assert list(checks._failures(honest | within)) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("epsilon", 2.0), ("steps", 0), ("restarts", 0), ("queries", 0), ("max_batches", 0), ("tolerance", -0.1)],
+)
+def test_wrong_settings(setting, value):
+    with pytest.raises(SettingError, match=rf"^GradientMaskingChecks.{setting}: got"):
+        GradientMaskingChecks(**{setting: value})
+
+
+def test_the_noise_keeps_what_is_misclassified():
+    from callbacks.gradient_masking_checks import _Noise
+    from robust.threat_models import LinfBall
+
+    def bright(x):
+        return torch.stack([0.65 - x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 0.65], 1)
+
+    torch.manual_seed(0)
+    x, y = torch.full((200, 1, 1, 1), 0.5), torch.zeros(200, dtype=torch.long)
+    found = _Noise(1)(bright, LinfBall(0.2), x, y)
+    assert 0.0 < (found > 0.65).float().mean() < 0.25
+    found = _Noise(100)(bright, LinfBall(0.2), x, y)
+    assert (found > 0.65).all()

@@ -1,0 +1,97 @@
+"""Figures against a plain computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from callbacks import GradientMaskingChecks, NonUniformEvaluation
+from callbacks._attacking import seeded
+from datamodules import Digits
+from robust.errors import SettingError
+from robust.threat_models import L2Ball
+from tests.callbacks.trained import Plain, images, trainer_with
+
+
+def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
+    """PGD on exp(-alpha * margin) * CE, written out."""
+
+    def loss_and_wrong(x):
+        logits = network(x)
+        p = logits.softmax(1)
+        others = p.masked_fill(F.one_hot(y, 10).bool(), 0).amax(1)
+        loss = torch.exp(-alpha * (p[range(len(y)), y] - others)) * F.cross_entropy(logits, y, reduction="none")
+        return loss, logits.argmax(1) != y
+
+    best, (best_loss, broken) = x, loss_and_wrong(x)
+    for _ in range(restarts):
+        low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
+        z = low + (high - low) * torch.rand_like(x)
+        for _ in range(steps):
+            z = z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss_and_wrong(z)[0].sum(), z)
+            z = (z + step_size * gradient.sign()).clamp(x - epsilon, x + epsilon).clamp(0, 1).detach()
+        loss, wrong = loss_and_wrong(z)
+        better = (wrong & ~broken) | ((wrong == broken) & (loss > best_loss))
+        best = torch.where(better[:, None, None, None], z, best)
+        best_loss, broken = torch.where(better, loss, best_loss), torch.where(better, wrong, broken)
+    return best.detach()
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_figures_equal_a_plain_computation(trained, inference_mode):
+    settings = {"steps": 4, "step_size": 0.01, "epsilon": 0.03, "restarts": 2}
+    x, y = images()
+    expected = {"test/a_nat": (trained(x).argmax(1) == y).float().mean().item(), "test/a_samples": 299}
+    for attack_alpha in (0.0, 1.0, 2.0):
+        with seeded(x.device, 7, 0, 0):
+            p = trained(strongest(trained, x, y, attack_alpha, **settings)).softmax(1).double()
+        label = p[range(299), y]
+        margins = label - p.masked_fill(F.one_hot(y, 10).bool(), 0).amax(1)
+        for alpha in (1.0, 2.0) if attack_alpha == 0 else (attack_alpha,):
+            weights = (-alpha * margins).exp()
+            name = f"test/{'a_sa' if attack_alpha == 0 else 'a_tr'}/alpha_{alpha:g}"
+            expected[name] = (weights[margins > 0].sum() / weights.sum()).item()
+            expected[f"{name}/effective_samples"] = (weights.sum() ** 2 / (weights**2).sum()).item()
+        if attack_alpha == 0:
+            expected["test/a_rob"] = (margins > 0).float().mean().item()
+
+    evaluation = NonUniformEvaluation(alphas=(1.0, 2.0), seed=7, **settings)
+    trainer = trainer_with(evaluation, inference_mode=inference_mode)
+    measured = trainer.test(trained, Digits(eval_batch_size=299), verbose=False)[0]
+    del measured["test/clean_error"]
+    assert measured == pytest.approx(expected, rel=1e-5)
+    assert measured["test/a_sa/alpha_2"] < measured["test/a_sa/alpha_1"] < measured["test/a_rob"]
+    assert measured["test/a_rob"] < measured["test/a_nat"]
+
+
+def test_alpha_0_weighs_nothing_and_the_radius_is_the_modules_by_default(trained):
+    figures = {}
+    for epsilon in (None, trained.epsilon, 0.5 * trained.epsilon):
+        evaluation = NonUniformEvaluation(3, 0.02, epsilon, restarts=1, alphas=(0.0,))
+        figures[epsilon] = trainer_with(evaluation).test(trained, Digits(eval_batch_size=100), verbose=False)[0]
+    for figure in figures.values():
+        assert figure["test/a_tr/alpha_0"] == figure["test/a_sa/alpha_0"] == pytest.approx(figure["test/a_rob"])
+        assert figure["test/a_sa/alpha_0/effective_samples"] == figure["test/a_samples"] == 299
+    assert figures[None] == figures[trained.epsilon]
+    assert figures[None]["test/a_rob"] < figures[0.5 * trained.epsilon]["test/a_rob"]
+
+
+@pytest.mark.parametrize("kind", [NonUniformEvaluation, GradientMaskingChecks])
+def test_the_radius_of_another_norm_is_not_taken(trained, kind):
+    class InL2(Plain):
+        def threat_models(self, x, epsilon):
+            return {"l2": L2Ball(epsilon)}
+
+    callback = kind(**({"steps": 1, "step_size": 0.1} if kind is NonUniformEvaluation else {}))
+    remedy = f"^{kind.__name__}.epsilon: got None; give a radius: the model's are l2, none is a linf ball"
+    with pytest.raises(SettingError, match=remedy):
+        trainer_with(callback).test(InL2(trained.classifier, epsilon=0.5), Digits(), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("steps", 0), ("step_size", 0.0), ("epsilon", 0.0), ("restarts", 0), ("alphas", (-1.0,)), ("alphas", (1.0, 1.0))],
+)
+def test_wrong_settings(setting, value):
+    with pytest.raises(SettingError, match=f"^NonUniformEvaluation.{setting}: got"):
+        NonUniformEvaluation(**({"steps": 1, "step_size": 0.1} | {setting: value}))

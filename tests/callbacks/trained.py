@@ -1,0 +1,42 @@
+"""A small network to evaluate, and a quiet Trainer."""
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from datamodules import Digits
+from lightning_modules.base import RobustClassifier
+
+
+class Plain(RobustClassifier):
+    """Standard training."""
+
+    def training_step(self, batch, batch_idx):
+        self.descend(nn.functional.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=2e-3)
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10))
+
+
+def trainer_with(*callbacks, **settings):
+    return pl.Trainer(
+        accelerator="cpu", callbacks=list(callbacks), enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, logger=False, **settings
+    )  # fmt: skip
+
+
+def train_small():
+    """Right on most test images, and not under attack."""
+    torch.manual_seed(0)
+    module = Plain(small(), epsilon=0.05)
+    trainer_with(max_epochs=3, limit_val_batches=0).fit(module, datamodule=Digits(batch_size=32))
+    return module.eval()
+
+
+def images():
+    """All 299 test images and their labels."""
+    return Digits().images("test")[torch.arange(299)]

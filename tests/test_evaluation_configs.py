@@ -1,0 +1,93 @@
+"""Each config of configs/evaluation behind a method's and its checkpoint, from the command line; two processes."""
+
+import importlib.util
+import re
+
+import pytest
+import yaml
+
+from tests.testers import ROOT, last_checkpoint, outcome, run, run_two_processes
+
+FOLDER = ROOT / "configs" / "evaluation"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--model.generator=null", "--test_after_fit=false"]
+
+
+@pytest.fixture(scope="module")
+def method(tmp_path_factory):
+    """Arguments of ``test``: the quickstart's config after one epoch of natural training, with its checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    run("fit", [*QUICKSTART, "--trainer.max_epochs=1", "--trainer.callbacks=null", "--data.batch_size=16"], folder)
+    return [*QUICKSTART[:2], f"--ckpt_path={last_checkpoint(folder)}", "--model.epsilon=0.1"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_behind_a_method(name, method, tmp_path, monkeypatch):
+    if name == "autoattack_linf" and importlib.util.find_spec("pyautoattack") is None:
+        pytest.skip("the extra eval is not installed")
+    monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
+    few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name == 'autoattack_linf' else 8}"]
+    _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
+    metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
+    assert "test/verified_error/uniform" in metrics, "the method's own callbacks still run"
+    assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
+    assert "Unable to serialize" not in str(callbacks), "the record can be run again"
+    if name.startswith("non_uniform"):
+        assert metrics["test/a_tr/alpha_2"] <= metrics["test/a_rob"] <= metrics["test/a_nat"]
+    else:
+        (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])
+        union, clean = metrics["test/accuracy/union"], metrics["test/accuracy/clean"]
+        assert all(union <= metrics[f"test/accuracy/{case}"] <= clean for case in cases)
+
+
+def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    (tmp_path / "page.yaml").write_text(block)
+    both = [f"--config={FOLDER / 'non_uniform_cifar10.yaml'}", f"--config={tmp_path / 'page.yaml'}"]
+    few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=4"]
+    _, record = run("test", [*method, *both, *few], tmp_path)
+    assert {"test/a_rob", "test/accuracy/pgd", "test/accuracy/apgd_l1"} <= record["metrics"].keys()
+    assert record["metrics"]["test/attacked_samples"] == record["metrics"]["test/a_samples"] == 4
+
+
+def test_every_config_is_on_the_page():
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert [name for name in NAMES if f"configs/evaluation/{name}.yaml)" not in page] == []
+
+
+def test_an_empty_list_before_it_leaves_out_the_methods_callbacks(method, tmp_path):
+    alone = ["--trainer.callbacks=[]", f"--config={FOLDER / 'non_uniform_cifar10.yaml'}"]
+    few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=8"]
+    _, record = run("test", [*method, *alone, *few], tmp_path)
+    assert "test/a_rob" in record["metrics"]
+    assert "test/verified_error/uniform" not in record["metrics"]
+
+
+def test_two_processes_give_the_figures_of_one(method, tmp_path):
+    def pgd(kind, epsilon):
+        return {
+            "attack": {"class_path": "robust.attacks.PGD", "init_args": {"steps": 2, "start": "clean"}},
+            "threat_model": {"class_path": f"robust.threat_models.{kind}", "init_args": {"epsilon": epsilon}},
+        }
+
+    adversarial = {"attacks": {"a": pgd("LinfBall", 0.05) | {"group": "linf"}, "b": pgd("L2Ball", 1.0)}}
+    # random starts are others in other batches, hence a ball in which they make no difference
+    weighted = {"steps": 1, "step_size": 1e-7, "epsilon": 1e-7, "restarts": 2, "alphas": [1.0, 2.0]}
+    callbacks = [
+        {"class_path": "AdversarialEvaluation", "init_args": adversarial},
+        {"class_path": "NonUniformEvaluation", "init_args": weighted},
+        {"class_path": "GradientMaskingChecks", "init_args": {"steps": 1, "queries": 1, "max_batches": 10}},
+    ]
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=32"]
+    _, one = run("test", settings, tmp_path / "one")
+    run_two_processes("test", settings, tmp_path / "two")
+    _, two = outcome(tmp_path / "two")
+    assert one["samples"]["test"] % 2 == 1
+    assert one["metrics"].keys() == two["metrics"].keys()
+    exact = {name: value for name, value in one["metrics"].items() if "test/masking/" not in name}
+    exact |= {name: one["metrics"][name] for name in ("test/masking/clean", "test/masking/samples")}
+    assert {name: two["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
+    assert exact["test/attacked_samples"] == exact["test/a_samples"] == exact["test/masking/samples"] == 299
+    assert 0 < exact["test/accuracy/union"] < exact["test/accuracy/linf"] < exact["test/accuracy/clean"] < 1
+    assert exact["test/a_sa/alpha_2"] < exact["test/a_sa/alpha_1"] < exact["test/a_nat"]
