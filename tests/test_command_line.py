@@ -117,24 +117,6 @@ def test_later_configs_win_setting_by_setting(tmp_path, capsys):
     assert model["classifier"]["init_args"]["image_shape"] == [1, 28, 28]
 
 
-# the others go behind one of these, see tests/datamodules/test_configs.py and tests/test_evaluation_configs.py
-WHOLE = sorted(path for path in CONFIGS.rglob("*.yaml") if "model" in yaml.safe_load(path.read_text()))
-
-
-@pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_shipped_config_runs(path, tmp_path, request, monkeypatch):
-    if yaml.safe_load(path.read_text())["data"]["class_path"] == "MNIST":
-        monkeypatch.setenv("ROBUST_DATA", str(request.getfixturevalue("mnist_root")))
-    few = ["--data.batch_size=8", "--data.eval_batch_size=8", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
-    few += [f"--trainer.limit_{stage}_batches=2" for stage in ("train", "val", "test")]
-    few += ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"]
-    ramp = ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=1", "--test_after_fit=false"]
-    train.main(["fit", f"--config={path}", *few, *ramp])
-    logs = tmp_path / "lightning_logs"
-    train.main(["test", f"--config={path}", *few, f"--ckpt_path={last_checkpoint(logs / 'version_0')}"])
-    assert "test/verified_error/uniform" in results(logs / "version_1")["metrics"]
-
-
 # -- settings that cannot be read ------------------------------------------------------------------------------------
 
 

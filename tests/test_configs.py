@@ -35,10 +35,18 @@ def test_runs_from_its_config(name, tmp_path, written):
     ]
     if config["data"]["class_path"] not in ("Digits", "WatermarkedDigits", "DoubledDigits"):
         arguments += [f"--data.root={written}", "--data.verify_checksums=false"]
+    if config["trainer"]["callbacks"][0]["class_path"] == "AdversarialEvaluation":
+        arguments.append(
+            "--trainer.callbacks.attacks={pgd: {attack: {class_path: robust.attacks.PGD, init_args: {steps: 2}}}}"
+        )
     if "attack" in config["model"]["init_args"]:
         arguments.append("--model.attack.steps=2")
     if config["data"]["class_path"] == "TinyImageNet":
         arguments.append("--model.classifier.num_classes=4")
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    assert 0 <= json.loads(record.read_text())["metrics"]["test/clean_error"] <= 1
+    figures = json.loads(record.read_text())["metrics"]
+    assert 0 <= figures["test/clean_error"] <= 1
+    evaluation = config["trainer"]["callbacks"][0]["class_path"]
+    expected = {"CertifiedEvaluation": "verified_error/uniform", "AdversarialEvaluation": "accuracy/pgd"}[evaluation]
+    assert f"test/{expected}" in figures

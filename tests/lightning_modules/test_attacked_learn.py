@@ -1,0 +1,38 @@
+"""Each method that trains on attacks learns: on Digits, against PGD, it is far above the undefended network."""
+
+import json
+
+import pytest
+
+import train
+from tests.testers import ROOT
+
+METHODS = [
+    "adversarial_training",
+    "trades",
+    "free_adversarial_training",
+    "yopo",
+    "instance_adaptive_training",
+    "weighted_minimax",
+]
+
+
+def robust_accuracy(method, folder, *settings):
+    arguments = [f"--config={ROOT / 'configs' / method / 'digits.yaml'}", "--trainer.max_epochs=10", *settings]
+    arguments += ["--trainer.callbacks.every_n_epochs=10", "--trainer.enable_progress_bar=false"]
+    train.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
+    (record,) = folder.glob("lightning_logs/*/results.json")
+    figures = json.loads(record.read_text())["metrics"]
+    assert figures["test/accuracy/pgd"] <= figures["test/accuracy/clean"]
+    return figures["test/accuracy/pgd"]
+
+
+@pytest.fixture(scope="module")
+def undefended(tmp_path_factory):
+    return robust_accuracy("standard_training", tmp_path_factory.mktemp("standard"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_learns(method, tmp_path, undefended):
+    cheaper = [] if method in ("free_adversarial_training", "yopo") else ["--model.attack.steps=5"]
+    assert robust_accuracy(method, tmp_path, *cheaper) > undefended + 0.3
