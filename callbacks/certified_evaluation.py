@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MaxMetric, Metric, MinMetric
 
@@ -123,6 +123,14 @@ class CertifiedEvaluation(Callback):
     ) -> None:
         """Certify a test batch."""
         self._certify("test", pl_module, *batch)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped has counted."""
+        self.metrics = {}
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped has counted."""
+        self.metrics = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Log the validation figures."""

@@ -16,6 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+_SHARES = ("accuracy", "a_nat", "a_rob", "a_sa", "a_tr")  # and whatever ends in _error: shown in percent
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 
@@ -86,7 +87,7 @@ class Results(Callback):
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in self._metrics.items():
-            table.add_row(name, f"{value:.2%}" if "_error/" in f"{name}/" and "budget" not in name else f"{value:.4g}")
+            table.add_row(name, f"{value:.2%}" if _is_share(name) else f"{value:.4g}")
         console = Console()
         console.print(table)
         console.print(f"Written to {path}", soft_wrap=True)
@@ -129,3 +130,9 @@ def _cpu_name() -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
+
+
+def _is_share(name: str) -> bool:
+    """Whether a figure ``stage/kind/...`` is an error or an accuracy."""
+    kind = name.split("/")[1] if "/" in name else name
+    return (kind.endswith("_error") or kind in _SHARES) and not name.endswith("effective_samples")
