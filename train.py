@@ -27,7 +27,7 @@ class RobustCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
         super().__init__(
-            lightning_modules.RobustClassifier,
+            lightning_modules.TrainingModule,
             datamodules.ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

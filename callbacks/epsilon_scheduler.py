@@ -76,7 +76,14 @@ class EpsilonScheduler(Callback):
         return at_middle + (1 - at_middle) * (steps - middle) / (length - middle)
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn where training ends before the ramp does."""
+        """Warn where training ends before the ramp does.
+
+        Raises:
+            SettingError: if there is to be a ramp, and the module has no threat model.
+        """
+        fits = self.shape == "constant" or isinstance(pl_module, RobustClassifier)
+        remedy = f"{type(pl_module).__name__} has no threat model to ramp; give constant"
+        require(fits, "epsilon_schedule.shape", self.shape, remedy)
         end = self.start_epoch + self.length - 1
         if self.shape != "constant" and trainer.max_epochs is not None and 0 <= trainer.max_epochs < end:
             rank_zero_warn(
@@ -88,7 +95,9 @@ class EpsilonScheduler(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Set and log epsilon."""
+        """Set and log epsilon; what is no classifier has none."""
+        if not isinstance(pl_module, RobustClassifier):
+            return
         share = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
         pl_module.current_epsilon = share * pl_module.epsilon
         pl_module.log("train/epsilon", pl_module.current_epsilon)

@@ -58,7 +58,8 @@ class Results(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
         self._metrics |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        self._samples |= {name: len(loader.dataset) for name, loader in loaders.items() if hasattr(loader, "dataset")}
+        first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in loaders.items()}
+        self._samples |= {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")}
         self._wall_time[stage] = round(time.perf_counter() - self._start, 1)
         if not trainer.is_global_zero:
             return

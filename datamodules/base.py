@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 
 from datamodules.augmentation import CropAndFlip, Placement
@@ -111,15 +112,19 @@ class ImageDataModule(LightningDataModule):
             self._epoch_of_indices, self._indices = epoch, list(sampler)
         return self._indices[batch_idx]
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled training batches.
+    def train_dataloader(self) -> ResumableLoader | CombinedLoader:
+        """Shuffled training batches; lists of them, shuffled independently, for a module that asks for several.
 
         Raises:
             SettingError: if the batch size does not fit the processes or the images.
         """
-        loader = self._loader("train", self.batch_size)
-        loader.trainer = self.trainer
-        return loader
+        count = getattr(getattr(self.trainer, "lightning_module", None), "training_batches", 1)
+        loaders = [self._loader("train", self.batch_size) for _ in range(count)]
+        for stream, loader in enumerate(loaders):
+            assert isinstance(loader.sampler, ShardedBatches)
+            loader.sampler.seed = self._stream_seed(stream)
+            loader.trainer = self.trainer
+        return loaders[0] if count == 1 else CombinedLoader(loaders, "min_size")
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation batches in order."""
@@ -134,19 +139,24 @@ class ImageDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment a training batch and scale the images to [0, 1], on the device where they are."""
+        """Augment training batches and scale the images to [0, 1], on the device where they are."""
+        if isinstance(batch, list) and isinstance(batch[0], Batch):
+            return [self._arrived(part, stream) for stream, part in enumerate(batch)]
+        return self._arrived(batch, 0)
+
+    def _arrived(self, batch: Any, stream: int) -> Any:
         assert self.trainer is not None
         images, labels = batch
         if self.augmentation is not None and self.trainer.training:
-            images = self.augmentation.apply(images, self._placement(self.augmentation))
+            images = self.augmentation.apply(images, self._placement(self.augmentation, stream))
         return self.trainer.precision_plugin.convert_input(Batch(scaled(images), labels))
 
-    def _placement(self, augmentation: CropAndFlip) -> Placement:
+    def _placement(self, augmentation: CropAndFlip, stream: int = 0) -> Placement:
         """This process's part of what is drawn for the batch, which depends on seed, epoch and batch index alone."""
         assert self.trainer is not None
         index = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # from 1, for seeds that differ in trailing zeros give one stream, and (seed, epoch) is the order's
-        key = (self.shuffle_seed, self.trainer.current_epoch, index + 1)
+        key = (self._stream_seed(stream), self.trainer.current_epoch, index + 1)
         drawn = augmentation.draw(self.batch_size, seeded(*key))
         share = self.batch_size // self.trainer.world_size
         own = slice(self.trainer.global_rank * share, (self.trainer.global_rank + 1) * share)
@@ -163,6 +173,10 @@ class ImageDataModule(LightningDataModule):
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """The indices of each batch of this process; a data set may compose its training batches otherwise."""
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
+
+    def _stream_seed(self, stream: int) -> int:
+        """The seed of one of the independent orders; that of the first is the data module's own."""
+        return self.shuffle_seed if stream == 0 else seeded(self.shuffle_seed, stream).initial_seed()
 
     def _seed_of_run(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed

@@ -2,7 +2,7 @@
 
 from lightning_modules.adversarial_training import AdversarialTraining
 from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import RobustClassifier
+from lightning_modules.base import RobustClassifier, TrainingModule
 from lightning_modules.contextual_budgets import ContextualBudgets
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining
 from lightning_modules.instance_adaptive_training import InstanceAdaptiveTraining
@@ -21,5 +21,6 @@ __all__ = [
     "InstanceAdaptiveTraining",
     "RobustClassifier",
     "StandardTraining",
+    "TrainingModule",
     "WeightedMinimax",
 ]

@@ -53,3 +53,19 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 def vulnerability_weight(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
     """exp(-alpha * :func:`probability_margin`), (B,): differentiable, exactly 1 where alpha is 0 (ibid., eq. 7)."""
     return (-alpha * probability_margin(logits, y)).exp()
+
+
+def soft_cross_entropy(logits: Tensor, reference: Tensor) -> Tensor:
+    """-sum_k p_k log q_k, (B,), with p = softmax(reference) and q = softmax(logits) (robustness framework, Sec. 3)."""
+    return -(reference.softmax(1) * logits.log_softmax(1)).sum(1)
+
+
+def cross_lipschitz(logits: Tensor, x: Tensor) -> Tensor:
+    """1 / K^2 sum_{l,m} |grad f_l(x) - grad f_m(x)|^2, (B,), of logits (B, K) of images ``x`` (B, C, H, W).
+
+    By the identity 2 / K sum_l |g_l|^2 - 2 / K^2 |sum_l g_l|^2, in K backward passes; it can be differentiated. The
+    logits of an image must not depend on the others of the batch. Source: Hein & Andriushchenko 2017, eq. 5.
+    """
+    K = logits.shape[1]
+    each = torch.stack([torch.autograd.grad(f.sum(), x, create_graph=True)[0].flatten(1) for f in logits.unbind(1)])
+    return 2 / K * each.square().sum((0, 2)) - 2 / K**2 * each.sum(0).square().sum(1)

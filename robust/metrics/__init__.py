@@ -2,6 +2,8 @@
 
 from robust.metrics.accuracy import Accuracy
 from robust.metrics.error_rate import ErrorRate
+from robust.metrics.gathered import Gathered
+from robust.metrics.sampled_score import SampledScore
 from robust.metrics.weighted_accuracy import WeightedAccuracy
 
-__all__ = ["Accuracy", "ErrorRate", "WeightedAccuracy"]
+__all__ = ["Accuracy", "ErrorRate", "Gathered", "SampledScore", "WeightedAccuracy"]

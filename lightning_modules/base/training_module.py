@@ -1,4 +1,4 @@
-"""What every method shares: a classifier, its threat models, clean evaluation, and one step of descent."""
+"""What everything that is trained shares: steps of its own, exact resumption, checks before anything runs."""
 
 from __future__ import annotations
 
@@ -15,71 +15,46 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from robust.errors import NonFiniteLossError, SettingError, require
-from robust.metrics import ErrorRate
-from robust.threat_models import LinfBall, ThreatModel
 
 Batch = tuple[Tensor, Tensor]
 
 
-class RobustClassifier(pl.LightningModule, ABC):
-    """A classifier that is trained to stay right in a threat model, with optimizers that the method steps itself.
+class TrainingModule(pl.LightningModule, ABC):
+    """Networks with optimizers that the method steps itself, in runs that resume bit for bit.
 
-    Subclasses write ``training_step`` and ``configure_optimizers``, end each step in :meth:`descend`, and extend
-    :meth:`threat_models` by what they learn. Images are float tensors (B, C, H, W) in [0, 1].
+    Subclasses write ``training_step`` and ``configure_optimizers``, and end each step in :meth:`descend`. Images are
+    float tensors (B, C, H, W) in [0, 1].
 
     Args:
-        classifier: network from images to logits (B, K), normalisation inside.
-        epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
         gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
-        largest_epsilon: that makes sense: 1 in linf, any in other norms.
 
     Raises:
-        SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
+        SettingError: if ``gradient_clip`` is not positive.
 
     Attributes:
-        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
-            several passes.
+        training_batches: how many independently shuffled batches a step takes; with more than one, ``training_step``
+            gets a list of them.
     """
 
-    stochastic: bool = False
+    training_batches: int = 1
 
-    def __init__(
-        self,
-        classifier: nn.Module,
-        epsilon: float,
-        gradient_clip: float | None = None,
-        largest_epsilon: float = 1.0,
-    ) -> None:
+    def __init__(self, gradient_clip: float | None = None) -> None:
         super().__init__()
-        remedy = f"give a size in (0, {largest_epsilon:g}], in pixel units"
-        require(0 < epsilon <= largest_epsilon, "model.epsilon", epsilon, remedy)
         require(
             gradient_clip is None or gradient_clip > 0, "model.gradient_clip", gradient_clip, "give a positive norm"
         )
         self.automatic_optimization = False
-        self.classifier = classifier
-        self.epsilon = self.current_epsilon = epsilon
         self.gradient_clip = gradient_clip
-        self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
         self._seed: int | None = None
         self._configured_rates: list[float] = []
 
     @abstractmethod
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         """One batch of the method's algorithm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W)."""
-        logits: Tensor = self.classifier(x)
-        return logits
-
-    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
-        return {"uniform": LinfBall(epsilon)}
 
     @property
     def learned_parts(self) -> dict[str, nn.Module]:
-        """Networks beside the classifier that some steps leave out; under DDP these need a search for unused ones."""
+        """Networks that some steps leave out; under DDP these need a search for unused ones."""
         return {}
 
     # -- one step of descent -------------------------------------------------------------------------------------
@@ -145,32 +120,10 @@ class RobustClassifier(pl.LightningModule, ABC):
         assert isinstance(parts, Tensor)
         return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Clean error on validation data."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Clean error on test data."""
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, K) and predicted classes (B,)."""
-        logits = self(batch[0])
-        return {"logits": logits, "prediction": logits.argmax(1)}
-
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        x, y = batch
-        metric = self.clean_error[stage]
-        assert isinstance(metric, ErrorRate)
-        metric.update(self(x).argmax(1) != y)
-        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
-
     # -- at the door ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that classifier, data and trainer fit together before anything runs.
+        """Check that networks, data and trainer fit together before anything runs.
 
         Raises:
             SettingError: naming the setting that does not fit.
@@ -201,18 +154,11 @@ class RobustClassifier(pl.LightningModule, ABC):
         )
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Run the networks once on a blank image of the data's shape.
+        """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
 
         Raises:
-            SettingError: if the classifier does not take it or gives another number of logits.
+            SettingError: if one does not take it or gives another shape than it should.
         """
-        logits = _run_blank("model.classifier", self.classifier, image_shape, self.device)
-        require(
-            logits.shape == (2, num_classes),
-            "model.classifier",
-            f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
-            f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
-        )
 
     def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Check that a generator gives images of the data's shape.
@@ -220,7 +166,7 @@ class RobustClassifier(pl.LightningModule, ABC):
         Raises:
             SettingError: if it does not.
         """
-        output = _run_blank(f"model.{name}", generator, image_shape, self.device)
+        output = run_blank(f"model.{name}", generator, image_shape, self.device)
         require(
             tuple(output.shape[1:]) == tuple(image_shape),
             f"model.{name}",
@@ -258,6 +204,10 @@ class RobustClassifier(pl.LightningModule, ABC):
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
 
+    def shared_generator(self, batch_idx: int) -> torch.Generator:
+        """A generator on the CPU for what all processes are to draw alike; of (seed, epoch, batch) alone."""
+        return torch.Generator().manual_seed(hash((self._seed, self.current_epoch, batch_idx)) % 2**63)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the method and the seed."""
         checkpoint["method"] = type(self).__name__
@@ -290,7 +240,7 @@ class RobustClassifier(pl.LightningModule, ABC):
         )
 
 
-def _run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
+def run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
     """The network's output on two blank images, its modes and statistics left as they are."""
     modes = [(module, module.training) for module in network.modules()]
     try:

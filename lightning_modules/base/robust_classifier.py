@@ -1,0 +1,93 @@
+"""What the classifiers share: threat models, and clean evaluation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lightning_modules.base.training_module import Batch, TrainingModule, run_blank
+from robust.errors import require
+from robust.metrics import ErrorRate
+from robust.threat_models import LinfBall, ThreatModel
+
+
+class RobustClassifier(TrainingModule):
+    """A classifier that is trained to stay right in a threat model.
+
+    Subclasses extend :meth:`threat_models` by what they learn. Images are float tensors (B, C, H, W) in [0, 1].
+
+    Args:
+        classifier: network from images to logits (B, K), normalisation inside.
+        epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
+        gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
+        largest_epsilon: that makes sense: 1 in linf, any in other norms.
+
+    Raises:
+        SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
+
+    Attributes:
+        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
+            several passes.
+    """
+
+    stochastic: bool = False
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float,
+        gradient_clip: float | None = None,
+        largest_epsilon: float = 1.0,
+    ) -> None:
+        super().__init__(gradient_clip)
+        remedy = f"give a size in (0, {largest_epsilon:g}], in pixel units"
+        require(0 < epsilon <= largest_epsilon, "model.epsilon", epsilon, remedy)
+        self.classifier = classifier
+        self.epsilon = self.current_epsilon = epsilon
+        self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        logits: Tensor = self.classifier(x)
+        return logits
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
+        """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
+        return {"uniform": LinfBall(epsilon)}
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean error on validation data."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Clean error on test data."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, K) and predicted classes (B,)."""
+        logits = self(batch[0])
+        return {"logits": logits, "prediction": logits.argmax(1)}
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        x, y = batch
+        metric = self.clean_error[stage]
+        assert isinstance(metric, ErrorRate)
+        metric.update(self(x).argmax(1) != y)
+        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
+
+    # -- at the door ---------------------------------------------------------------------------------------------
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Run the networks once on a blank image of the data's shape.
+
+        Raises:
+            SettingError: if the classifier does not take it or gives another number of logits.
+        """
+        logits = run_blank("model.classifier", self.classifier, image_shape, self.device)
+        require(
+            logits.shape == (2, num_classes),
+            "model.classifier",
+            f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
+            f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
+        )

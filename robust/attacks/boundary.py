@@ -1,0 +1,117 @@
+"""Attacks that look for the nearest image of another class, and the step back to the boundary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.attacks._crafting import crafting, input_gradient
+from robust.attacks.pgd import PGD
+from robust.errors import require
+from robust.losses import cross_entropy
+from robust.threat_models import L2Ball
+
+# (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in callbacks._attacking
+BoundaryAttack = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+class FGSMGrid:
+    """The fast gradient sign method at growing sizes, until an image changes class (Goodfellow et al. 2015).
+
+    Args:
+        epsilons: sizes in (0, 1], rising; by default 0.05, 0.1, ..., 1.
+
+    Raises:
+        SettingError: if they are not.
+    """
+
+    def __init__(self, epsilons: list[float] | None = None) -> None:
+        epsilons = [k / 20 for k in range(1, 21)] if epsilons is None else epsilons
+        rising = len(epsilons) > 0 and epsilons == sorted(set(epsilons)) and epsilons[0] > 0 and epsilons[-1] <= 1
+        require(rising, "epsilons", epsilons, "give rising sizes in (0, 1]")
+        self.epsilons = epsilons
+
+    def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The images of the first size that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
+        with crafting(network, "eval"):
+            x, y = x.clone(), y.clone()
+            gradient, _, _ = input_gradient(network, cross_entropy, x, y, 1)
+            found, left = x.clone(), torch.arange(len(x), device=x.device)
+            for epsilon in self.epsilons:
+                at = (x[left] + epsilon * gradient[left].sign()).clamp(0.0, 1.0)
+                flipped = network(at).argmax(1) != y[left]
+                found[left[flipped]] = at[flipped]
+                left = left[~flipped]
+                if len(left) == 0:
+                    break
+            return found
+
+
+class GrowingPGD:
+    """PGD in l2 balls of doubled radius, until an image changes class or the ball holds all images.
+
+    Args:
+        first_radius: where it begins, in l2 over all pixels.
+        steps: of PGD in each ball, each 2.5 / steps of the radius, from one random start.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(self, first_radius: float = 0.5, steps: int = 40) -> None:
+        require(first_radius > 0, "first_radius", first_radius, "give a positive distance")
+        self.first_radius = first_radius
+        self.attack = PGD(steps)
+
+    def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The images of the first ball that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
+        with crafting(network, "eval"):
+            x, y = x.clone(), y.clone()
+            found, left = x.clone(), torch.arange(len(x), device=x.device)
+            radius, diameter = self.first_radius, math.sqrt(x[0].numel())
+            while len(left) > 0:
+                at = self.attack(network, L2Ball(radius), x[left], y[left])
+                flipped = network(at).argmax(1) != y[left]
+                found[left[flipped]] = at[flipped]
+                left = left[~flipped]
+                if radius >= diameter:
+                    break
+                radius *= 2
+            return found
+
+
+def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halvings: int = 25) -> tuple[Tensor, Tensor]:
+    """The images moved back along the segment to ``x`` until just before they would be of class ``y`` again.
+
+    Bisection finds a crossing, the only one if there is but one; the flipped end of the last interval is returned.
+    Source: general robustness framework, eq. 14, whose epsilon is the share of the segment.
+
+    Args:
+        network: classifier in the mode in which it is judged.
+        x: images (B, C, H, W) of class ``y``.
+        x_adv: images found, same shape; those of class ``y`` are failures.
+        y: classes (B,) that the network gives ``x``.
+        halvings: of the segment.
+
+    Returns:
+        Points (B, C, H, W), of a class other than ``y`` except for failures; and their distance (B,) from ``x`` in l2,
+        infinite for failures.
+    """
+    shape = (-1, *[1] * (x.dim() - 1))
+
+    def at(share: Tensor) -> Tensor:
+        return torch.lerp(x, x_adv, share.view(shape)).clamp_(0.0, 1.0)  # rounding may leave the range
+
+    low, high = torch.zeros_like(x.flatten(1)[:, 0]), torch.ones_like(x.flatten(1)[:, 0])
+    flips = network(at(high)).argmax(1) != y
+    for _ in range(halvings):
+        middle = 0.5 * (low + high)
+        flipped = network(at(middle)).argmax(1) != y
+        low, high = torch.where(flipped, low, middle), torch.where(flipped, middle, high)
+    points = torch.where(flips.view(shape), at(high), x_adv)
+    distance = (points - x).flatten(1).norm(dim=1)
+    return points, torch.where(flips, distance, torch.inf)

@@ -1,0 +1,69 @@
+"""Attack along the data manifold: on the codes of a decoder (Stutz, Hein, Schiele 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robust.attacks._crafting import crafting
+from robust.errors import require
+from robust.losses import cross_entropy
+
+
+class LatentAttack:
+    """Adam on codes, within an linf ball around them and a range: ascends the cross-entropy of the decoded image.
+
+    The source projects onto ball and range in turns; both are boxes, and one step onto their intersection does the
+    same. Source: Stutz, Hein, Schiele 2019, Sec. 3.3, with the authors' settings for training.
+
+    Args:
+        epsilon: radius of the ball; the source has 0.1 for one manifold of all classes.
+        steps: of Adam, from a random start.
+        learning_rate: Adam's.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(self, epsilon: float = 0.1, steps: int = 40, learning_rate: float = 0.005) -> None:
+        require(epsilon > 0, "epsilon", epsilon, "give a positive radius, in units of the codes")
+        require(steps >= 1, "steps", steps, "give at least 1")
+        require(learning_rate > 0, "learning_rate", learning_rate, "give a positive rate")
+        self.epsilon, self.steps, self.learning_rate = epsilon, steps, learning_rate
+
+    def __call__(
+        self,
+        network: nn.Module,
+        decode: Callable[[Tensor], Tensor],
+        codes: Tensor,
+        y: Tensor,
+        low: Tensor,
+        high: Tensor,
+    ) -> Tensor:
+        """Codes (B, Z) found: the last iterate.
+
+        Args:
+            network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
+            decode: codes (B, Z) to images.
+            codes: where to begin, (B, Z).
+            y: labels (B,).
+            low: range of the codes, (Z,); ``codes`` are inside.
+            high: its other end.
+        """
+        low, high = torch.maximum(low, codes - self.epsilon), torch.minimum(high, codes + self.epsilon)
+        with crafting(network, "eval"):
+            z = self.start(codes).clamp(low, high).requires_grad_()
+            adam = torch.optim.Adam([z], lr=self.learning_rate, maximize=True)
+            for _ in range(self.steps):
+                with torch.enable_grad():
+                    loss = cross_entropy(network(decode(z)), y).sum()
+                    (z.grad,) = torch.autograd.grad(loss, z)
+                adam.step()
+                z.copy_(z.clamp(low, high))
+            return z.detach()
+
+    def start(self, codes: Tensor) -> Tensor:
+        """Uniform in the ball around ``codes`` (B, Z)."""
+        return codes + self.epsilon * (2 * torch.rand_like(codes) - 1)

@@ -1,0 +1,40 @@
+"""Robustness scores: a distribution Q, a function H and a weight G give a score, and samples estimate it."""
+
+from robust.scores.framework import (
+    R1,
+    R2,
+    R3,
+    R4,
+    Score,
+    Weight,
+    always,
+    basic_measure,
+    draw_epsilons,
+    share,
+)
+from robust.scores.margins import Margins, area_under_curve, diameter, margin_curve, nearest_boundary
+from robust.scores.samplers import FromData, Neighbours, OnManifold, SameLabel, Sampler, UniformBall
+
+__all__ = [
+    "R1",
+    "R2",
+    "R3",
+    "R4",
+    "FromData",
+    "Margins",
+    "Neighbours",
+    "OnManifold",
+    "SameLabel",
+    "Sampler",
+    "Score",
+    "UniformBall",
+    "Weight",
+    "always",
+    "area_under_curve",
+    "basic_measure",
+    "diameter",
+    "draw_epsilons",
+    "margin_curve",
+    "nearest_boundary",
+    "share",
+]

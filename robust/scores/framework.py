@@ -1,0 +1,147 @@
+"""The triple (Q, H, G) and what follows from it (general robustness framework, Tibo, Jaeger, Larsen 2022, Sec. 2-3).
+
+| symbol | here | what |
+| --- | --- | --- |
+| R_Q(x, epsilon) | ``basic_measure`` | Q(f(X) = f(x) given X in the ball), Def. 1, by samples: eq. 8 |
+| rho = H(R_Q) G | ``Score.robustness`` | robustness function, Def. 2 |
+| R | ``robust.metrics.SampledScore`` | mean over images and radii, eq. 9, the sample form of Def. 3 |
+| Sigma | ``draw_epsilons`` | radii, uniform in [0, d] with d the cube's diameter |
+
+| score | Q | H(p) | G(x, epsilon) |
+| --- | --- | --- | --- |
+| R1 | uniform | 1[p = 1] | 1 |
+| R2 | uniform | 1[p = 1] | p(x) |
+| R3 | P | 1[p = 1] | p(x) |
+| R4 | P | p | p(x) / epsilon |
+
+The label-aware scores (example 5) are R2 and R3 of a sampler inside :class:`robust.scores.SameLabel`. R2 of image
+classifiers is not estimated by samples but by the distance to the boundary: :mod:`robust.scores.margins`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robust.scores.samplers import Neighbours, Sampler, UniformBall
+
+Classify = Callable[[Tensor], Tensor]
+
+
+def share(p: Tensor) -> Tensor:
+    """H(p) = p: the average case."""
+    return p
+
+
+def always(p: Tensor) -> Tensor:
+    """H(p) = 1[p = 1]: the worst case (eq. 4)."""
+    return (p == 1).to(p.dtype)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """G(x, epsilon) = density(x) * epsilon^power.
+
+    Args:
+        density: ``"data"`` for p(x): images are those of the data; ``"uniform"`` for 1: they are drawn from the cube.
+        power: of epsilon.
+    """
+
+    density: Literal["data", "uniform"] = "data"
+    power: int = 0
+
+    def of_radius(self, epsilons: Tensor) -> Tensor:
+        """The factor of each radius (E,)."""
+        return epsilons**self.power
+
+
+def basic_measure(agrees: Tensor, inside: Tensor) -> Tensor:
+    """R_S(x, epsilon), (B, E): the share of S_epsilon(x) that is classified like ``x`` (eq. 8).
+
+    It is 1 where there is no sample in the ball: the ball holds the image itself, and smaller balls are safer.
+
+    Args:
+        agrees: whether f(x') = f(x), bool (B, N).
+        inside: which samples are in the ball, bool (B, E, N).
+    """
+    count = inside.sum(2)
+    agreeing = (inside & agrees[:, None]).sum(2)
+    return torch.where(count > 0, agreeing.double() / count.clamp(min=1), 1.0)
+
+
+class Score:
+    """A robustness score.
+
+    Args:
+        sampler: Q.
+        reward: H, elementwise from [0, 1].
+        weight: G.
+    """
+
+    def __init__(self, sampler: Sampler, reward: Callable[[Tensor], Tensor], weight: Weight) -> None:
+        self.sampler, self.reward, self.weight = sampler, reward, weight
+
+    def points(self, x: Tensor, keys: list[int]) -> Tensor:
+        """Where the outer integral is taken: the images ``x`` (B, C, H, W), or as many of the cube's points."""
+        if self.weight.density == "data":
+            return x
+        # other numbers than the sampler's, which takes the keys as they are
+        generators = [torch.Generator().manual_seed(hash((key, 1)) % 2**63) for key in keys]
+        return torch.stack([torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]).to(x.device)
+
+    def measure(self, classify: Classify, x: Tensor, epsilons: Tensor, keys: list[int]) -> tuple[Tensor, Neighbours]:
+        """Basic measure (B, E), and the samples that it was taken on.
+
+        Args:
+            classify: images (N, C, H, W) to predicted classes (N,).
+            x: images (B, C, H, W).
+            epsilons: radii (E,).
+            keys: of the draws, one for each image.
+        """
+        found = self.sampler(x, epsilons, keys)
+        predicted = classify(found.images.flatten(0, 1)).view(found.images.shape[:2])
+        return basic_measure(predicted == classify(x)[:, None], found.inside), found
+
+    def robustness(self, measure: Tensor, epsilons: Tensor) -> Tensor:
+        """rho(x, epsilon) without p(x), (B, E), of the basic measure (B, E): the images are drawn from p."""
+        return self.reward(measure) * self.weight.of_radius(epsilons.to(measure))
+
+
+class R1(Score):
+    """Mean distance to the boundary over the whole cube (example 1)."""
+
+    def __init__(self, sampler: UniformBall) -> None:
+        super().__init__(sampler, always, Weight("uniform"))
+
+
+class R2(Score):
+    """Mean distance to the boundary over the data: the area under the margin curve (example 2)."""
+
+    def __init__(self, sampler: UniformBall) -> None:
+        super().__init__(sampler, always, Weight("data"))
+
+
+class R3(Score):
+    """On the manifold, worst case (example 3)."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(sampler, always, Weight("data"))
+
+
+class R4(Score):
+    """On the manifold, average case, small balls weighted up (example 4)."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(sampler, share, Weight("data", power=-1))
+
+
+def draw_epsilons(count: int, image_shape: tuple[int, ...], seed: int) -> Tensor:
+    """Sigma: radii (count,) in float64, uniform in [0, d] with d the cube's diameter; rising."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
+    return drawn.sort().values * math.sqrt(math.prod(image_shape))

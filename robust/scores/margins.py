@@ -1,0 +1,81 @@
+"""R2 of image classifiers: the distance to the decision boundary, by attacks (general robustness framework, Sec. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust.attacks import BoundaryAttack, crafting, to_boundary
+
+
+class Margins(NamedTuple):
+    """What the attacks have found of B images; attacks are numbered in their order."""
+
+    margin: Tensor  # (B,) distance in l2 to the nearest image of another class; the cube's diameter where none is found
+    attack: Tensor  # (B,) which attack found it, the first of equal ones; -1 for none
+    distances: Tensor  # (B, A) of each attack's point on the boundary; infinite where it failed
+    nearest: Tensor  # (B, C, H, W) the images; where none is found, the image itself
+
+
+def diameter(image_shape: tuple[int, ...]) -> float:
+    """D = sqrt(m), of the cube of images with m pixels and channels."""
+    return math.sqrt(math.prod(image_shape))
+
+
+def nearest_boundary(
+    network: nn.Module, attacks: Mapping[str, BoundaryAttack], x: Tensor, halvings: int = 25
+) -> Margins:
+    """The nearest image of another class that any of the attacks gives, each moved back to the boundary.
+
+    The class meant is the predicted one, also where the prediction is wrong. It is an upper bound of the true margin:
+    stronger attacks only lower it. An image that every attack fails on has the largest margin that there is.
+
+    Args:
+        network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
+        attacks: by name.
+        x: images (B, C, H, W) in [0, 1].
+        halvings: of the segment from the image to what the attack found.
+
+    Raises:
+        RuntimeError: if a point found does not change the class or leaves [0, 1]; the margin would be wrong.
+    """
+    with crafting(network, "eval"):
+        x = x.clone()
+        y = network(x).argmax(1)
+        points, distances = [], []
+        for name, attack in attacks.items():
+            point, distance = to_boundary(network, x, attack(network, x, y), y, halvings)
+            failed = distance.isinf()
+            valid = (failed | (network(point).argmax(1) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
+            if not valid.all():
+                raise RuntimeError(
+                    f"invalid attack {name}: {int((~valid).sum())} of {len(x)} images keep their class or leave [0, 1]"
+                )
+            points.append(point)
+            distances.append(distance)
+        table = torch.stack(distances, 1)
+        nearest, which = table.min(1)
+        failed = nearest.isinf()
+        chosen = torch.stack(points, 1)[torch.arange(len(x), device=x.device), which]
+        return Margins(
+            torch.where(failed, diameter(tuple(x.shape[1:])), nearest),
+            torch.where(failed, -1, which),
+            table,
+            torch.where(failed.view(-1, *[1] * (x.dim() - 1)), x, chosen),
+        )
+
+
+def margin_curve(margins: Tensor, epsilons: Tensor) -> Tensor:
+    """Share of images (E,) whose margin (N,) is above each radius (E,): eq. 6 by samples."""
+    return (margins[None] > epsilons[:, None]).double().mean(1)
+
+
+def area_under_curve(margins: Tensor) -> Tensor:
+    """Integral of the margin curve over all radii, a scalar: piece by piece of the step function."""
+    ends = margins.double().sort().values
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return ((ends - starts) * margin_curve(ends, starts)).sum()

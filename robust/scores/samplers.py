@@ -1,0 +1,160 @@
+"""Distributions Q of a robustness score: each draws from Q given the ball around an image.
+
+All draws depend on an integer key for each image, and on nothing else: models are compared on the same draws, whatever
+the number of processes. Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 2, 4.2; examples 1-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from robust.errors import require
+from robust.networks.autoencoder import Autoencoder, load_autoencoder
+
+Labelling = Callable[[Tensor], Tensor]
+
+
+class Neighbours(NamedTuple):
+    """Samples S_epsilon(x) for several epsilons."""
+
+    images: Tensor  # (B, N, C, H, W)
+    inside: Tensor  # (B, E, N) bool: which of them are in S_epsilon(x)
+    codes: Tensor | None = None  # (B, N, Z), what the images are decoded from
+
+
+class Sampler(Protocol):
+    """A distribution Q on images in [0, 1]."""
+
+    def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
+        """Draws from Q, given the open l2 ball around ``x`` (B, C, H, W), for radii (E,); one key for each image."""
+
+
+class UniformBall:
+    """Q uniform on [0, 1]^m: samples of ball and cube's intersection.
+
+    Drawn by Gibbs sampling: pixel by pixel from the uniform distribution that the others leave it. Exact for one
+    pixel; close to it after some sweeps. It takes m * sweeps steps, and memory for E * samples images.
+
+    Args:
+        samples: for each image and radius.
+        sweeps: over all pixels.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    def __init__(self, samples: int = 100, sweeps: int = 10) -> None:
+        require(samples >= 1, "samples", samples, "give at least 1")
+        require(sweeps >= 1, "sweeps", sweeps, "give at least 1")
+        self.samples, self.sweeps = samples, sweeps
+
+    def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
+        """See :meth:`Sampler.__call__`."""
+        E, flat = len(epsilons), x.flatten(1)
+        count = E * self.samples
+        radius = epsilons.to(x).repeat_interleave(self.samples)
+        generators = [seeded(key) for key in keys]
+        delta = torch.zeros(flat.shape[1], len(x), count, dtype=x.dtype, device=x.device)
+        square = torch.zeros_like(delta[0])
+        for _ in range(self.sweeps):
+            size = (flat.shape[1], count)
+            drawn = torch.stack([torch.rand(size, generator=g, dtype=x.dtype) for g in generators], 1).to(x.device)
+            for pixel, before in enumerate(flat.unbind(1)):
+                square -= delta[pixel].square()
+                room = (radius.square() - square).clamp(min=0).sqrt()
+                low, high = torch.maximum(-room, -before[:, None]), torch.minimum(room, 1 - before[:, None])
+                delta[pixel] = low + (high - low) * drawn[pixel]
+                square += delta[pixel].square()
+        images = (flat[:, None] + delta.permute(1, 2, 0)).clamp(0.0, 1.0)
+        own = torch.arange(count, device=x.device) // self.samples == torch.arange(E, device=x.device)[:, None]
+        return Neighbours(images.view(len(x), count, *x.shape[1:]), own.expand(len(x), -1, -1))
+
+
+class OnManifold:
+    """Q = P, the data's distribution near an image as an autoencoder has it: dec(enc(x) + sigma * N(0, 1)), eq. 13.
+
+    Distances are to the image itself, so the reconstruction's error is part of them.
+
+    Args:
+        autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode.
+        checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
+        sigma: deviation of the noise on the codes.
+        samples: for each image.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the checkpoint does not fit.
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, checkpoint: str | None = None, sigma: float = 0.06, samples: int = 50
+    ) -> None:
+        require(sigma > 0, "sigma", sigma, "give a positive deviation")
+        require(samples >= 1, "samples", samples, "give at least 1")
+        if checkpoint is not None:
+            load_autoencoder(autoencoder, checkpoint, "checkpoint")
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        self.sigma, self.samples = sigma, samples
+
+    def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
+        """See :meth:`Sampler.__call__`."""
+        autoencoder = self.autoencoder.to(x)
+        with torch.no_grad():
+            codes = autoencoder.encode(x)
+            size = (self.samples, codes.shape[1])
+            noise = torch.stack([torch.randn(size, generator=seeded(key), dtype=codes.dtype) for key in keys])
+            codes = codes[:, None] + self.sigma * noise.to(x.device)
+            images = autoencoder.decode(codes.flatten(0, 1)).clamp(0.0, 1.0)
+        images = images.view(len(x), self.samples, *x.shape[1:])
+        return Neighbours(images, _inside(x, images, epsilons), codes)
+
+
+class FromData:
+    """Q = P, by a fixed set of images drawn from P: those in the ball.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
+        """See :meth:`Sampler.__call__`; nothing is drawn."""
+        images = self.images.to(x)
+        distance = torch.cdist(x.flatten(1), images.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        inside = distance[:, None] < epsilons.to(x)[:, None]
+        return Neighbours(images.expand(len(x), *images.shape), inside)
+
+
+class SameLabel:
+    """Another sampler's distribution, given that the true label is that of the image: Y(X) = Y(x) (example 5).
+
+    Args:
+        sampler: of the distribution that is conditioned.
+        labelling: the true labels (N,) of images (N, C, H, W).
+    """
+
+    def __init__(self, sampler: Sampler, labelling: Labelling) -> None:
+        self.sampler, self.labelling = sampler, labelling
+
+    def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
+        """See :meth:`Sampler.__call__`."""
+        found = self.sampler(x, epsilons, keys)
+        labels = self.labelling(found.images.flatten(0, 1)).view(found.images.shape[:2])
+        same = labels == self.labelling(x)[:, None]
+        return found._replace(inside=found.inside & same[:, None])
+
+
+def seeded(key: int) -> torch.Generator:
+    """A generator on the CPU whose stream depends on the key."""
+    return torch.Generator().manual_seed(hash((key, 0)) % 2**63)
+
+
+def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
+    """Which images (B, N, C, H, W) are in the open balls around ``x``, bool (B, E, N)."""
+    distance = (images - x[:, None]).flatten(2).norm(dim=2)
+    return distance[:, None] < epsilons.to(x)[:, None]
