@@ -5,9 +5,12 @@ from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
+from callbacks.group_accuracy import GroupAccuracy
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.predictions import Predictions
 from callbacks.results import Results
+from callbacks.robustness_score import RobustnessScore
+from callbacks.sampled_robustness import SampledRobustness
 
 __all__ = [
     "AdversarialEvaluation",
@@ -16,7 +19,10 @@ __all__ = [
     "CertifiedEvaluation",
     "EpsilonScheduler",
     "GradientMaskingChecks",
+    "GroupAccuracy",
     "NonUniformEvaluation",
     "Predictions",
     "Results",
+    "RobustnessScore",
+    "SampledRobustness",
 ]

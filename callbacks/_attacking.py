@@ -41,6 +41,10 @@ class AttackingEvaluation(Callback, ABC):
     def figures(self) -> dict[str, Tensor]:
         """What is logged of all that was counted, by name."""
 
+    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
+        """The figures; where an evaluation writes files beside them, it does so here, in all processes."""
+        return self.figures()
+
     def count(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
         """Update the metric of that name, and make it first if there is none."""
         if name not in self.metrics:
@@ -56,7 +60,7 @@ class AttackingEvaluation(Callback, ABC):
     def on_end(self, stage: Stage, module: RobustClassifier) -> None:
         """Log what was counted."""
         if self.metrics:
-            for name, value in self.figures().items():
+            for name, value in self.report(stage, module).items():
                 # synchronised by the metrics themselves; sync_dist only averages values that are already equal
                 module.log(f"{stage}/{name}", value, sync_dist=True)
         self.metrics = {}
@@ -74,6 +78,56 @@ class AttackingEvaluation(Callback, ABC):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Log the test figures."""
         self.on_end("test", pl_module)
+
+
+class ValidatingEvaluation(AttackingEvaluation):
+    """One that can also be made in validation: in ``train.py validate``, and after some epochs of training.
+
+    Args:
+        seed: see :class:`AttackingEvaluation`.
+        every_n_epochs: evaluate in validation after every so many epochs of training, and after the last; by default
+            only in tests and in ``train.py validate``.
+        max_batches: evaluate at most so many batches of each process in validation.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    def __init__(self, seed: int, every_n_epochs: int | None, max_batches: int | None) -> None:
+        super().__init__(seed)
+        name = type(self).__name__
+        require(every_n_epochs is None or every_n_epochs >= 1, f"{name}.every_n_epochs", every_n_epochs, "at least 1")
+        require(max_batches is None or max_batches >= 1, f"{name}.max_batches", max_batches, "give at least 1")
+        self.every_n_epochs = every_n_epochs
+        self.max_batches = max_batches
+
+    def _due(self, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether this validation batch is evaluated; never in the sanity check."""
+        if self.max_batches is not None and batch_idx >= self.max_batches:
+            return False
+        if trainer.state.fn == "validate":
+            return True
+        epoch = trainer.current_epoch + 1
+        return (
+            not trainer.sanity_checking
+            and self.every_n_epochs is not None
+            and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs)
+        )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an evaluation that was stopped had counted."""
+        self.metrics = {}
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Evaluate a validation batch."""
+        if self._due(trainer, batch_idx):
+            self.on_batch(pl_module, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Log the validation figures."""
+        self.on_end("val", pl_module)
 
 
 @contextmanager

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded, times_right
+from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded, times_right
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Accuracy
@@ -36,7 +34,7 @@ class AttackCase:
     group: str | None = None
 
 
-class AdversarialEvaluation(AttackingEvaluation):
+class AdversarialEvaluation(ValidatingEvaluation):
     """Accuracy under each of several attacks, and under the worst of them for each example.
 
     Logged, as shares in [0, 1] of all examples:
@@ -79,7 +77,7 @@ class AdversarialEvaluation(AttackingEvaluation):
         judgements: int = 5,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(seed, every_n_epochs, max_batches)
         name = "AdversarialEvaluation"
         groups = {case.group for case in attacks.values() if case.group is not None}
         require(len(attacks) > 0, f"{name}.attacks", attacks, "give at least one attack")
@@ -87,12 +85,8 @@ class AdversarialEvaluation(AttackingEvaluation):
             require(taken not in attacks, f"{name}.attacks", taken, "give it a name that no other figure has")
         for taken in TAKEN:
             require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other figure has")
-        require(every_n_epochs is None or every_n_epochs >= 1, f"{name}.every_n_epochs", every_n_epochs, "at least 1")
-        require(max_batches is None or max_batches >= 1, f"{name}.max_batches", max_batches, "give at least 1")
         require(judgements >= 1, f"{name}.judgements", judgements, "give at least 1")
         self.attacks = attacks
-        self.every_n_epochs = every_n_epochs
-        self.max_batches = max_batches
         self.judgements = judgements
         self._groups: list[str] = []
 
@@ -126,34 +120,6 @@ class AdversarialEvaluation(AttackingEvaluation):
         found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
         average = torch.stack([found[f"accuracy/{group}"] for group in self._groups]).mean()
         return found | {"accuracy/average": average}
-
-    def _due(self, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether this validation batch is attacked; never in the sanity check."""
-        if self.max_batches is not None and batch_idx >= self.max_batches:
-            return False
-        if trainer.state.fn == "validate":
-            return True
-        epoch = trainer.current_epoch + 1
-        return (
-            not trainer.sanity_checking
-            and self.every_n_epochs is not None
-            and (epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs)
-        )
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an evaluation that was stopped had counted."""
-        self.metrics = {}
-
-    def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        """Attack a validation batch."""
-        if self._due(trainer, batch_idx):
-            self.on_batch(pl_module, batch, batch_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Log the validation figures."""
-        self.on_end("val", pl_module)
 
 
 def _threat_models(

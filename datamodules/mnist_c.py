@@ -68,6 +68,16 @@ class MNISTC(ImageFiles):
         require(corruption in (*CORRUPTIONS, "all"), "data.corruption", corruption, remedy)
         self.corruption = corruption
 
+    @property
+    def names(self) -> tuple[Corruption, ...]:
+        """The corruptions in use, in order."""
+        return CORRUPTIONS if self.corruption == "all" else (self.corruption,)
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Number of test images of each corruption, in order."""
+        return dict.fromkeys(self.names, self.images_each)
+
     def fetch(self) -> None:
         """See :meth:`ImageFiles.fetch`."""
         from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
@@ -85,8 +95,7 @@ class MNISTC(ImageFiles):
         """
         if split != "test":
             raise SettingError("data", "MNISTC", "it is for test and predict alone; train and validate on MNIST")
-        names = CORRUPTIONS if self.corruption == "all" else (self.corruption,)
-        parts = [self.load_corruption(name) for name in names]
+        parts = [self.load_corruption(name) for name in self.names]
         images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
         return TensorImages(images, labels, self.num_classes)
 

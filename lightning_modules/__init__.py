@@ -4,10 +4,15 @@ from lightning_modules.adversarial_training import AdversarialTraining
 from lightning_modules.attacked import AttackedClassifier
 from lightning_modules.base import RobustClassifier, TrainingModule
 from lightning_modules.contextual_budgets import ContextualBudgets
+from lightning_modules.cross_lipschitz import CrossLipschitz
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining
 from lightning_modules.instance_adaptive_training import InstanceAdaptiveTraining
+from lightning_modules.on_manifold_adversarial_training import OnManifoldAdversarialTraining
+from lightning_modules.on_manifold_robustness import OnManifoldRobustness
+from lightning_modules.robustness_score import RobustnessScoreTraining
 from lightning_modules.standard_training import StandardTraining
 from lightning_modules.trades import TRADES
+from lightning_modules.wasserstein_autoencoder import WassersteinAutoencoder
 from lightning_modules.weighted_minimax import WeightedMinimax
 from lightning_modules.yopo import YOPO
 
@@ -17,10 +22,15 @@ __all__ = [
     "AdversarialTraining",
     "AttackedClassifier",
     "ContextualBudgets",
+    "CrossLipschitz",
     "FreeAdversarialTraining",
     "InstanceAdaptiveTraining",
+    "OnManifoldAdversarialTraining",
+    "OnManifoldRobustness",
     "RobustClassifier",
+    "RobustnessScoreTraining",
     "StandardTraining",
     "TrainingModule",
+    "WassersteinAutoencoder",
     "WeightedMinimax",
 ]

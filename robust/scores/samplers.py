@@ -156,5 +156,5 @@ def seeded(key: int) -> torch.Generator:
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
     """Which images (B, N, C, H, W) are in the open balls around ``x``, bool (B, E, N)."""
-    distance = (images - x[:, None]).flatten(2).norm(dim=2)
+    distance: Tensor = torch.linalg.vector_norm((images - x[:, None]).flatten(2), dim=2)
     return distance[:, None] < epsilons.to(x)[:, None]

@@ -1,0 +1,42 @@
+"""Where the examples of a batch are in the data, and what is written beside the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+
+class Places:
+    """Counts the examples that this process has evaluated.
+
+    Evaluation gives process r of n the examples r, r + n, r + 2n, ... of the data.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def of(self, trainer: Trainer, x: Tensor) -> Tensor:
+        """Places (B,) of the next batch ``x`` (B, ...)."""
+        own = torch.arange(self._seen, self._seen + len(x), device=x.device)
+        self._seen += len(x)
+        return trainer.global_rank + trainer.world_size * own
+
+
+def log_folder(trainer: Trainer) -> Path:
+    """The run's log folder; to be asked in all processes."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None:
+    """To TensorBoard and to a file."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)

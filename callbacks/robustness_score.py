@@ -1,0 +1,137 @@
+"""Measures R2, the mean distance of images to the decision boundary, and draws its curve."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from callbacks._attacking import Stage, ValidatingEvaluation, seeded
+from callbacks._places import Places, log_folder, write_figure
+from lightning_modules.base import RobustClassifier
+from robust.attacks import BoundaryAttack, FGSMGrid, GrowingPGD, LinearizedBoundary
+from robust.errors import require
+from robust.metrics import Gathered
+from robust.scores import area_under_curve, margin_curve, nearest_boundary
+
+COLUMNS = ["label", "prediction", "margin", "attack", "distances"]
+GRID = 200
+
+
+class RobustnessScore(ValidatingEvaluation):
+    """R2: the mean margin of images, i.e. the area under the curve of the share of images with a larger margin.
+
+    A margin is the smallest l2 distance, over all pixels in [0, 1], at which an attack changes the prediction, right
+    or wrong; images that every attack fails on count with the cube's diameter. It is an upper bound: stronger attacks
+    only lower it. Compare models of about the same accuracy, by the same attacks. Logged:
+
+    - ``<stage>/r2``: the mean; ``<stage>/r2_area``: the same by the trapezoid rule on the drawn curve
+    - ``<stage>/r2_failed``: share of images that every attack fails on
+    - ``<stage>/r2_share/<attack>``: share of images to which this attack came closest, the first of equal ones
+    - ``<stage>/r2_samples``: number of images
+
+    Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
+    distance, and ``<stage>_curve.png``, which TensorBoard shows too. In training, epochs overwrite each other's.
+
+    Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 5.
+
+    Args:
+        attacks: by name; by default ``bg`` (LinearizedBoundary), ``fgsm`` (FGSMGrid) and ``pgd`` (GrowingPGD).
+        halvings: of the segment from an image to what an attack found, which give the distance 2^-halvings of it.
+        every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
+        max_batches: evaluate at most so many batches of each process in validation.
+        seed: of the attacks' random draws.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the network is stochastic.
+        RuntimeError: if an attack's image is invalid.
+    """
+
+    def __init__(
+        self,
+        attacks: dict[str, BoundaryAttack] | None = None,
+        halvings: int = 25,
+        every_n_epochs: int | None = None,
+        max_batches: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed, every_n_epochs, max_batches)
+        attacks = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid(), "pgd": GrowingPGD()} if attacks is None else attacks
+        require(len(attacks) > 0, "RobustnessScore.attacks", attacks, "give at least one attack")
+        require(1 <= halvings <= 50, "RobustnessScore.halvings", halvings, "give 1 to 50")
+        self.attacks = attacks
+        self.halvings = halvings
+        self._places = Places()
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
+        """See :meth:`AttackingEvaluation.evaluate`."""
+        remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
+        require(not module.stochastic, "model", type(module).__name__, remedy)
+        if not self.metrics:
+            self._places = Places()
+        with seeded(x.device, self.seed, module.global_rank, batch_idx):
+            found = nearest_boundary(module, self.attacks, x, self.halvings)
+        row = (self._places.of(module.trainer, x), y, module(x).argmax(1), found.margin, found.attack, found.distances)
+        self.count("margins", partial(Gathered, COLUMNS), *row)
+
+    def figures(self) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.figures`."""
+        table = self.metrics["margins"].compute()
+        margins, attack = table["margin"].double(), table["attack"]
+        grid, curve = _curve(margins)
+        shares = {f"r2_share/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
+        return {
+            "r2": area_under_curve(margins),
+            "r2_area": torch.trapezoid(curve, grid),
+            "r2_failed": (attack < 0).double().mean(),
+            "r2_samples": torch.tensor(float(len(margins)), device=margins.device),
+            **shares,
+        }
+
+    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.report`."""
+        figures = self.figures()
+        table = {name: values.cpu() for name, values in self.metrics["margins"].compute().items()}
+        folder = log_folder(module.trainer) / "robustness_score"
+        if module.trainer.is_global_zero:
+            margins = table["margin"].double()
+            figure = draw_curve({f"{type(module).__name__}, R2 = {float(figures['r2']):.3f}": margins})
+            write_figure(module.trainer, f"{stage}/margin_curve", figure, folder / f"{stage}_curve.png")
+            self._write(table, folder / f"{stage}_margins.csv")
+        rank_zero_info(f"Margins: {folder / f'{stage}_margins.csv'}")
+        return figures
+
+    def _write(self, table: dict[str, Tensor], path: Path) -> None:
+        names = [*self.attacks, "none"]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("sample", "label", "prediction", "margin", "attack", *self.attacks))
+            columns = [table[name].tolist() for name in ("place", *COLUMNS)]
+            for place, label, prediction, margin, attack, distances in zip(*columns, strict=True):
+                writer.writerow((place, label, prediction, margin, names[attack], *distances))
+
+
+def draw_curve(margins: dict[str, Tensor]) -> Figure:
+    """Margin curves: the share of images (N,) whose margin is larger, over the radius; one for each name."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in margins.items():
+        grid, curve = _curve(values.double())
+        axes.plot(grid.numpy(), curve.numpy(), label=name)
+    axes.set_xlabel("distance in l2")
+    axes.set_ylabel("share of images with a larger margin")
+    axes.set_ylim(0, 1.02)
+    axes.legend()
+    return figure
+
+
+def _curve(margins: Tensor) -> tuple[Tensor, Tensor]:
+    """The grid that is drawn, and the curve's values on it; both (200,)."""
+    steps = torch.linspace(0, 1, GRID, dtype=margins.dtype, device=margins.device)
+    grid = margins.max() * steps
+    return grid, margin_curve(margins, grid)

@@ -1,0 +1,108 @@
+"""Estimates any score of the robustness framework from samples, such as R4 on the data manifold."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from callbacks._attacking import Stage, ValidatingEvaluation
+from callbacks._places import Places, log_folder
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+from robust.metrics import Gathered, SampledScore
+from robust.scores import Score, diameter, draw_epsilons
+
+AT_ONCE = 2048
+
+
+class SampledRobustness(ValidatingEvaluation):
+    """A robustness score by samples: for each image and radius the share of neighbours of the same prediction.
+
+    Radii and neighbours depend on ``seed`` and the image's place in the data alone: all models, on any number of
+    processes, are compared on the same draws. That matters: the mean of 1 / epsilon over 200 radii is between 0.16 and
+    1 in most draws. Logged, with the score's name in small letters:
+
+    - ``<stage>/<name>``: mean over images and radii (eq. 9), with the radii's weight
+    - ``<stage>/<name>_integral``: the same times the cube's diameter, the integral over radii
+    - ``<stage>/<name>_normalized``: the first over that of a constant classifier, in [0, 1]
+    - ``<stage>/<name>_samples``: number of images
+
+    Written to ``robustness_score/<stage>_<name>.pt`` in the log folder: ``seed``, ``epsilons`` (E,), ``curve`` (E,),
+    and for each image ``place``, ``measure`` (E,) and, where the sampler draws codes, ``codes`` (M, Z).
+
+    Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 3.
+
+    Args:
+        score: the triple (Q, H, G), such as ``robust.scores.R4``.
+        epsilons: number of radii.
+        every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
+        max_batches: evaluate at most so many batches of each process in validation.
+        seed: of radii and neighbours.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the network is stochastic.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        epsilons: int = 200,
+        every_n_epochs: int | None = None,
+        max_batches: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed, every_n_epochs, max_batches)
+        require(epsilons >= 1, "SampledRobustness.epsilons", epsilons, "give at least 1")
+        self.score = score
+        self.epsilons = epsilons
+        self.name = type(score).__name__.lower()
+        self._places = Places()
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
+        """See :meth:`AttackingEvaluation.evaluate`."""
+        remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
+        require(not module.stochastic, "model", type(module).__name__, remedy)
+        if not self.metrics:
+            self._places = Places()
+        epsilons, place = self._radii(x), self._places.of(module.trainer, x)
+        keys = [hash((self.seed, one)) for one in place.tolist()]
+
+        def classify(images: Tensor) -> Tensor:
+            return torch.cat([module(part).argmax(1) for part in torch.split(images, AT_ONCE)])
+
+        measure, found = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
+        weights = self.score.weight.of_radius(epsilons)
+        score = partial(SampledScore, epsilons, weights, diameter(tuple(x.shape[1:])))
+        self.count("score", score, self.score.robustness(measure, epsilons))
+        codes = () if found.codes is None else (found.codes,)
+        columns = ["measure", "codes"][: 1 + len(codes)]
+        self.count("table", partial(Gathered, columns), place, measure.float(), *codes)
+
+    def _radii(self, x: Tensor) -> Tensor:
+        return draw_epsilons(self.epsilons, tuple(x.shape[1:]), self.seed).to(x.device)
+
+    def figures(self) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.figures`."""
+        score = self.metrics["score"]
+        found = score.compute()
+        return {
+            self.name: found["mean"],
+            f"{self.name}_integral": found["integral"],
+            f"{self.name}_normalized": found["normalized"],
+            f"{self.name}_samples": torch.tensor(float(len(self.metrics["table"].compute()["place"]))),
+        }
+
+    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.report`."""
+        figures = self.figures()
+        score = self.metrics["score"]
+        record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self.metrics["table"].compute()}
+        path = log_folder(module.trainer) / "robustness_score" / f"{stage}_{self.name}.pt"
+        if module.trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"seed": self.seed} | {name: values.cpu() for name, values in record.items()}, path)
+        rank_zero_info(f"Draws of {self.name}: {path}")
+        return figures

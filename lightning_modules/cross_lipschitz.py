@@ -1,0 +1,72 @@
+"""Formal Guarantees on the Robustness of a Classifier against Adversarial Manipulation (Hein, Andriushchenko 2017).
+
+| symbol | here | what |
+| --- | --- | --- |
+| Omega(f) | ``robust.losses.cross_lipschitz`` | mean over images and pairs of classes of the squared distance of gradients |
+| lambda | ``penalty_weight`` | weight of the penalty |
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.base import Batch, RobustClassifier
+from robust.attacks import crafting
+from robust.errors import require
+from robust.losses import cross_lipschitz
+
+
+class CrossLipschitz(RobustClassifier):
+    """Cross-entropy, plus lambda times the cross-Lipschitz penalty on the logits (eq. 5-6).
+
+    The penalty is taken in evaluation mode: batch normalisation in training mode would mix the gradients of a batch's
+    images, and dropout make them those of another network. It takes as many backward passes as there are classes.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
+        penalty_weight: lambda, not negative; to be chosen on validation data.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 0.1,
+        penalty_weight: float = 0.01,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.2, momentum=0.9),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        require(penalty_weight >= 0, "model.penalty_weight", penalty_weight, "give a weight of 0 or more")
+        super().__init__(classifier, epsilon, gradient_clip)
+        self.penalty_weight = penalty_weight
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Minimise cross-entropy and penalty."""
+        x, y = batch
+        penalty = self.penalty(x).mean()
+        loss = F.cross_entropy(self(x), y) + self.penalty_weight * penalty
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)
+
+    def penalty(self, x: Tensor) -> Tensor:
+        """Omega of each image (B,)."""
+        with crafting(self.classifier, "eval"), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return cross_lipschitz(self(x), x)
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+        optimizer = self.optimizer(self.classifier.parameters())
+        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]

@@ -1,0 +1,123 @@
+"""A General Framework for Defining and Optimizing Robustness (Tibo, Jaeger, Larsen 2022): training for R4.
+
+| symbol | here | what |
+| --- | --- | --- |
+| S(x) | ``neighbours`` | dec(enc(x) + sigma N(0, 1)), eq. 13, of a frozen autoencoder |
+| Sigma | ``epsilons`` | radii, drawn for each step from U(0, d) (Sec. 7) |
+| w_im | ``pair_weights`` | mean over Sigma of 1 / epsilon over the number of samples in the ball |
+| lambda | ``score_weight`` | weight of the robustness term |
+
+R4 asks for agreement, and the cross-entropy of two predictions is disagreement: it is added, where eq. 7 subtracts the
+score. Balls that hold no sample give no gradient, though they carry almost all of the weight 1 / epsilon.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from lightning_modules.base import Batch, ManifoldClassifier
+from robust.errors import require
+from robust.losses import soft_cross_entropy
+from robust.networks import Autoencoder
+
+
+class OnManifoldRobustness(ManifoldClassifier):
+    """Trains a classifier to agree with itself on what an autoencoder makes of noisy codes.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        autoencoder: of the form that ``WassersteinAutoencoder`` has trained; frozen here.
+        autoencoder_checkpoint: of that training; read where a training begins, for a checkpoint of this module holds
+            the autoencoder too.
+        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
+        score_weight: lambda, not negative; to be chosen on validation data.
+        sigma: deviation of the noise on the codes.
+        samples: M, for each image.
+        radii: number of radii drawn for a step.
+        smallest_radius: below which none is taken.
+        grad_through_reference: let the term's gradient flow through f(x), too.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        autoencoder: Autoencoder,
+        autoencoder_checkpoint: str | None = None,
+        epsilon: float = 0.1,
+        score_weight: float = 1.0,
+        sigma: float = 0.06,
+        samples: int = 10,
+        radii: int = 10,
+        smallest_radius: float = 1e-3,
+        grad_through_reference: bool = True,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
+        require(sigma > 0, "model.sigma", sigma, "give a positive deviation")
+        for name, count in (("samples", samples), ("radii", radii)):
+            require(count >= 1, f"model.{name}", count, "give at least 1")
+        require(smallest_radius > 0, "model.smallest_radius", smallest_radius, "give a positive distance")
+        super().__init__(
+            classifier, autoencoder, autoencoder_checkpoint, epsilon, optimizer, lr_scheduler, gradient_clip
+        )
+        self.score_weight, self.sigma, self.samples = score_weight, sigma, samples
+        self.radii, self.smallest_radius = radii, smallest_radius
+        self.grad_through_reference = grad_through_reference
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Cross-entropy, plus lambda times the weighted disagreement with the samples."""
+        x, y = batch
+        neighbours = self.neighbours(x)
+        epsilons = self.draw_radii(x, batch_idx)
+        weights = pair_weights((neighbours - x[:, None]).flatten(2).norm(dim=2), epsilons)
+        logits = self(x)
+        reference = (logits if self.grad_through_reference else logits.detach())[:, None]
+        others = self(neighbours.flatten(0, 1))
+        disagreement = soft_cross_entropy(others, reference.expand(-1, self.samples, -1).flatten(0, 1))
+        term = (weights * disagreement.view(weights.shape)).sum(1)
+        loss = F.cross_entropy(logits, y) + self.score_weight * term.mean()
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/disagreement", disagreement.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
+
+    @torch.no_grad()
+    def neighbours(self, x: Tensor) -> Tensor:
+        """S(x): samples (B, M, C, H, W) in [0, 1] of images (B, C, H, W)."""
+        codes = self.autoencoder.encode(x)[:, None].expand(-1, self.samples, -1)
+        found = self.autoencoder.decode((codes + self.sigma * self.noise(codes)).flatten(0, 1))
+        return found.clamp(0.0, 1.0).view(len(x), self.samples, *x.shape[1:])
+
+    def noise(self, codes: Tensor) -> Tensor:
+        """Noise of the codes' shape (B, M, Z), standard normal."""
+        return torch.randn_like(codes)
+
+    def draw_radii(self, x: Tensor, batch_idx: int) -> Tensor:
+        """Sigma: radii (E,) from U(0, d), the same for all images of the batch in all processes."""
+        drawn = torch.rand(self.radii, generator=self.shared_generator(batch_idx)).to(x)
+        return (drawn * math.sqrt(x[0].numel())).clamp(min=self.smallest_radius)
+
+
+def pair_weights(distance: Tensor, epsilons: Tensor) -> Tensor:
+    """w_im = mean over epsilon of 1[D_im < epsilon] / (epsilon * N_ie), (B, M); N_ie samples are in the ball.
+
+    Args:
+        distance: D, of each sample to the image, (B, M).
+        epsilons: radii (E,).
+    """
+    inside = distance[:, None] < epsilons[:, None]
+    count = inside.sum(2, keepdim=True).clamp(min=1)
+    return (inside / (epsilons[:, None] * count)).mean(1)

@@ -1,0 +1,169 @@
+"""A General Framework for Defining and Optimizing Robustness (Tibo, Jaeger, Larsen 2022): training for R2.
+
+| symbol | here | what |
+| --- | --- | --- |
+| f, g | ``classifier``, ``generator`` | trained in turns on independently shuffled batches (Algorithm 1) |
+| epsilon* | ``distance`` | l2 distance of g(x) to x; a constant in the classifier's step |
+| CE(f(x), f(x*)) | ``disagreement`` | soft stand-in of the indicator that both classes are equal (Sec. 3) |
+| lambda | ``score_weight`` | weight of the robustness term (eq. 7, 12) |
+
+The term of eq. 12 is a score, so that the loss *subtracts* it: lowering -epsilon* / CE makes f agree with itself at x*
+and pushes the boundary beyond it. It has no lower bound as CE goes to 0, hence the floor. ``form="inverse"`` has the
+same preference and is bounded: CE / epsilon* is added. The hinge of g's loss is at most 1, so with the printed weight of
+1 no flip farther than sqrt(2) pays and g becomes the identity: hence ``adversarial_weight``. Watch ``train/flip_rate``
+and ``train/distance``: where they fall to 0, the term is noise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from lightning_modules.base import Batch, RobustClassifier
+from robust.attacks import crafting
+from robust.errors import require
+from robust.losses import probability_margin, soft_cross_entropy
+
+Form = Literal["literal", "inverse"]
+
+
+class RobustnessScoreTraining(RobustClassifier):
+    """Trains a classifier for a large R2, the mean distance to its boundary, against a generator of examples beyond it.
+
+    Epochs come in three phases: cross-entropy alone, the generator alone, then both in turns.
+
+    Args:
+        classifier: f, network from images (B, C, H, W) to logits (B, K).
+        generator: g, network from images to images of the same shape in [0, 1].
+        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
+        score_weight: lambda, not negative; to be chosen on validation data.
+        form: of the robustness term: ``"literal"``, -epsilon* / CE, or ``"inverse"``, CE / epsilon*.
+        adversarial_weight: of the hinge in the generator's loss; 1 in the paper.
+        disagreement_floor: least CE of the literal form.
+        distance_floor: least epsilon* of the inverse form.
+        grad_through_reference: let the term's gradient flow through f(x), too; f can then lower CE by flattening it.
+        only_flipped: leave out images whose x* does not change the class.
+        warmup_epochs: epochs of the classifier alone.
+        generator_epochs: epochs of the generator alone after them.
+        optimizer: the classifier's.
+        generator_optimizer: the generator's.
+        lr_scheduler: the classifier's learning-rate schedule, stepped once an epoch.
+        generator_lr_scheduler: the generator's.
+        gradient_clip: largest norm of the gradient, of each network on its own.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the networks do not fit the data.
+    """
+
+    training_batches = 2
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        generator: nn.Module,
+        epsilon: float = 0.1,
+        score_weight: float = 0.02,
+        form: Form = "literal",
+        adversarial_weight: float = 20.0,
+        disagreement_floor: float = 0.05,
+        distance_floor: float = 0.1,
+        grad_through_reference: bool = False,
+        only_flipped: bool = False,
+        warmup_epochs: int = 1,
+        generator_epochs: int = 1,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        generator_optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        generator_lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = 5.0,
+    ) -> None:
+        require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
+        require(form in ("literal", "inverse"), "model.form", form, "give literal or inverse")
+        require(adversarial_weight > 0, "model.adversarial_weight", adversarial_weight, "give a positive weight")
+        for name, floor in (("disagreement", disagreement_floor), ("distance", distance_floor)):
+            require(floor > 0, f"model.{name}_floor", floor, "give a positive floor: the term is a fraction")
+        for name, epochs in (("warmup", warmup_epochs), ("generator", generator_epochs)):
+            require(epochs >= 0, f"model.{name}_epochs", epochs, "give 0 or more")
+        super().__init__(classifier, epsilon, gradient_clip)
+        self.generator = generator
+        self.score_weight, self.form, self.adversarial_weight = score_weight, form, adversarial_weight
+        self.disagreement_floor, self.distance_floor = disagreement_floor, distance_floor
+        self.grad_through_reference, self.only_flipped = grad_through_reference, only_flipped
+        self.warmup_epochs, self.generator_epochs = warmup_epochs, generator_epochs
+        self.optimizer, self.generator_optimizer = optimizer, generator_optimizer
+        self.lr_scheduler, self.generator_lr_scheduler = lr_scheduler, generator_lr_scheduler
+
+    @property
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """Each network's step leaves out the other."""
+        return {"classifier": self.classifier, "generator": self.generator}
+
+    def training_step(self, batch: list[Batch], batch_idx: int) -> None:
+        """Algorithm 1: a step of f on one batch, then a step of g on another."""
+        (x, y), (z, _) = batch
+        f_optimizer, g_optimizer = self.all_optimizers()
+        first = self.warmup_epochs
+        if self.current_epoch < first:
+            self._classifier_step(f_optimizer, F.cross_entropy(self(x), y))
+        elif self.current_epoch < first + self.generator_epochs:
+            self._generator_step(g_optimizer, z, counts=True)
+        else:
+            self._classifier_step(f_optimizer, self.classifier_loss(x, y))
+            self._generator_step(g_optimizer, z, counts=False)
+
+    def _classifier_step(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        self.descend(loss, optimizer)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+
+    def _generator_step(self, optimizer: LightningOptimizer, z: Tensor, counts: bool) -> None:
+        with self.toggled_optimizer(optimizer), crafting(self.classifier, "eval"), torch.enable_grad():
+            loss = self.generator_loss(z)
+            self.descend(loss, optimizer, counts=counts)
+        self.log("train/generator_loss", loss.detach())
+
+    def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy minus lambda times the term of eq. 12, or plus lambda times its inverse; a scalar."""
+        with crafting(self.generator, "eval"):
+            x_star = self.generator(x)
+            distance = (x_star - x).flatten(1).norm(dim=1)
+        logits, logits_star = self(x), self(x_star)
+        reference = logits if self.grad_through_reference else logits.detach()
+        disagreement = soft_cross_entropy(logits_star, reference)
+        if self.form == "literal":
+            term = -distance / disagreement.clamp(min=self.disagreement_floor)
+        else:
+            term = disagreement / distance.clamp(min=self.distance_floor)
+        flips = logits_star.argmax(1) != logits.argmax(1)
+        for name, value in (("flip_rate", flips.float()), ("distance", distance), ("disagreement", disagreement)):
+            self.log(f"train/{name}", value.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
+        if self.only_flipped:
+            term = term * flips
+        return F.cross_entropy(logits, y) + self.score_weight * term.mean()
+
+    def generator_loss(self, z: Tensor) -> Tensor:
+        """Half the squared distance, plus a hinge on the lead of the class that f predicts (Sec. 4.1); a scalar."""
+        with torch.no_grad():
+            predicted = self(z).argmax(1)
+        found = self.generator(z)
+        distance = 0.5 * (found - z).flatten(1).square().sum(1)
+        hinge = probability_margin(self(found), predicted).clamp(min=0)
+        return (distance + self.adversarial_weight * hinge).mean()
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+        optimizers = [
+            self.optimizer(self.classifier.parameters()),
+            self.generator_optimizer(self.generator.parameters()),
+        ]
+        pairs = zip((self.lr_scheduler, self.generator_lr_scheduler), optimizers, strict=True)
+        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check the classifier, and that the generator gives images."""
+        super().check_shapes(image_shape, num_classes)
+        self.check_generator("generator", self.generator, image_shape)
