@@ -88,18 +88,31 @@ class ValidatingEvaluation(AttackingEvaluation):
         every_n_epochs: evaluate in validation after every so many epochs of training, and after the last; by default
             only in tests and in ``train.py validate``.
         max_batches: evaluate at most so many batches of each process in validation.
+        max_test_batches: and so many in a test; by default all of them.
 
     Raises:
         SettingError: if a setting is below 1.
     """
 
-    def __init__(self, seed: int, every_n_epochs: int | None, max_batches: int | None) -> None:
+    def __init__(
+        self, seed: int, every_n_epochs: int | None, max_batches: int | None, max_test_batches: int | None = None
+    ) -> None:
         super().__init__(seed)
         name = type(self).__name__
+        fits = max_test_batches is None or max_test_batches >= 1
+        require(fits, f"{name}.max_test_batches", max_test_batches, "give at least 1")
         require(every_n_epochs is None or every_n_epochs >= 1, f"{name}.every_n_epochs", every_n_epochs, "at least 1")
         require(max_batches is None or max_batches >= 1, f"{name}.max_batches", max_batches, "give at least 1")
         self.every_n_epochs = every_n_epochs
         self.max_batches = max_batches
+        self.max_test_batches = max_test_batches
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Evaluate a test batch."""
+        if self.max_test_batches is None or batch_idx < self.max_test_batches:
+            self.on_batch(pl_module, batch, batch_idx)
 
     def _due(self, trainer: Trainer, batch_idx: int) -> bool:
         """Whether this validation batch is evaluated; never in the sanity check."""

@@ -45,6 +45,7 @@ class RobustnessScore(ValidatingEvaluation):
         halvings: of the segment from an image to what an attack found, which give the distance 2^-halvings of it.
         every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
         max_batches: evaluate at most so many batches of each process in validation.
+        max_test_batches: and so many in a test; by default all of them.
         seed: of the attacks' random draws.
 
     Raises:
@@ -58,9 +59,10 @@ class RobustnessScore(ValidatingEvaluation):
         halvings: int = 25,
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
+        max_test_batches: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches)
+        super().__init__(seed, every_n_epochs, max_batches, max_test_batches)
         attacks = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid(), "pgd": GrowingPGD()} if attacks is None else attacks
         require(len(attacks) > 0, "RobustnessScore.attacks", attacks, "give at least one attack")
         require(1 <= halvings <= 50, "RobustnessScore.halvings", halvings, "give 1 to 50")

@@ -40,6 +40,7 @@ class SampledRobustness(ValidatingEvaluation):
         epsilons: number of radii.
         every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
         max_batches: evaluate at most so many batches of each process in validation.
+        max_test_batches: and so many in a test; by default all of them.
         seed: of radii and neighbours.
 
     Raises:
@@ -52,9 +53,10 @@ class SampledRobustness(ValidatingEvaluation):
         epsilons: int = 200,
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
+        max_test_batches: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches)
+        super().__init__(seed, every_n_epochs, max_batches, max_test_batches)
         require(epsilons >= 1, "SampledRobustness.epsilons", epsilons, "give at least 1")
         self.score = score
         self.epsilons = epsilons

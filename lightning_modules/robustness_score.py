@@ -9,9 +9,9 @@
 
 The term of eq. 12 is a score, so that the loss *subtracts* it: lowering -epsilon* / CE makes f agree with itself at x*
 and pushes the boundary beyond it. It has no lower bound as CE goes to 0, hence the floor. ``form="inverse"`` has the
-same preference and is bounded: CE / epsilon* is added. The hinge of g's loss is at most 1, so with the printed weight of
-1 no flip farther than sqrt(2) pays and g becomes the identity: hence ``adversarial_weight``. Watch ``train/flip_rate``
-and ``train/distance``: where they fall to 0, the term is noise.
+same preference and is bounded: CE / epsilon* is added. The hinge of g's loss is at most 1, so with the printed weight
+of 1 no flip farther than sqrt(2) pays and g becomes the identity: hence ``adversarial_weight``. Watch
+``train/flip_rate`` and ``train/distance``: where they fall to 0, the term is noise.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class RobustnessScoreTraining(RobustClassifier):
         """Cross-entropy minus lambda times the term of eq. 12, or plus lambda times its inverse; a scalar."""
         with crafting(self.generator, "eval"):
             x_star = self.generator(x)
-            distance = (x_star - x).flatten(1).norm(dim=1)
+            distance = torch.linalg.vector_norm((x_star - x).flatten(1), dim=1)
         logits, logits_star = self(x), self(x_star)
         reference = logits if self.grad_through_reference else logits.detach()
         disagreement = soft_cross_entropy(logits_star, reference)
@@ -144,7 +144,8 @@ class RobustnessScoreTraining(RobustClassifier):
             self.log(f"train/{name}", value.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
         if self.only_flipped:
             term = term * flips
-        return F.cross_entropy(logits, y) + self.score_weight * term.mean()
+        loss: Tensor = F.cross_entropy(logits, y) + self.score_weight * term.mean()
+        return loss
 
     def generator_loss(self, z: Tensor) -> Tensor:
         """Half the squared distance, plus a hinge on the lead of the class that f predicts (Sec. 4.1); a scalar."""
@@ -153,7 +154,8 @@ class RobustnessScoreTraining(RobustClassifier):
         found = self.generator(z)
         distance = 0.5 * (found - z).flatten(1).square().sum(1)
         hinge = probability_margin(self(found), predicted).clamp(min=0)
-        return (distance + self.adversarial_weight * hinge).mean()
+        loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
+        return loss
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
         optimizers = [
