@@ -71,4 +71,4 @@ class AdversarialGenerator(nn.Module):
             return h.sigmoid()
         moved = x + h.tanh()
         clipped = moved.clamp(0.0, 1.0)
-        return clipped if self.output == "clip" else clipped.detach() + moved - moved.detach()
+        return clipped if self.output == "clip" else clipped.detach() + (moved - moved.detach())

@@ -1,0 +1,84 @@
+"""Networks of the robustness framework."""
+
+import pytest
+import torch
+
+from robust.errors import SettingError
+from robust.networks import AdversarialGenerator, Autoencoder, RFClassifier, load_autoencoder
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_parameter_counts():
+    with torch.device("meta"):
+        assert parameters(RFClassifier()) == 584_170
+        assert parameters(RFClassifier((3, 32, 32))) == 814_122
+        assert parameters(AdversarialGenerator(1)) == 918_913
+        assert parameters(AdversarialGenerator(3)) == 920_067
+        assert parameters(Autoencoder().encoder) == 11_026_056
+        assert parameters(Autoencoder().decoder) == 10_943_745
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_shapes(shape):
+    x = torch.rand(2, *shape)
+    assert RFClassifier(shape, 7, width=2, mean=[0.5] * shape[0], std=[0.2] * shape[0])(x).shape == (2, 7)
+    assert AdversarialGenerator(shape[0], width=2)(x).shape == x.shape
+    autoencoder = Autoencoder(shape, 5, width=2)
+    assert autoencoder.encode(x).shape == (2, 5)
+    assert autoencoder(x).shape == x.shape
+
+
+@pytest.mark.parametrize("output", ["clip", "straight_through", "sigmoid"])
+def test_generated_images_are_images_and_only_the_clip_stops_gradients(output):
+    torch.manual_seed(0)
+    generator = AdversarialGenerator(1, 2, output)
+    x = torch.ones(1, 1, 8, 8)
+    with torch.no_grad():
+        generator.layers[-1].bias.fill_(0.5)
+    found = generator(x)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    (gradient,) = torch.autograd.grad(found.sum(), generator.layers[-1].bias)
+    assert bool(gradient == 0) == (output == "clip")
+    if output != "sigmoid":
+        assert torch.equal(found, x)  # pushed beyond white
+
+
+def test_autoencoder_from_a_checkpoint(tmp_path):
+    trained, fresh = Autoencoder((1, 16, 16), 3, 2), Autoencoder((1, 16, 16), 3, 2)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"autoencoder.{name}": value for name, value in trained.state_dict().items()}}, path)
+    load_autoencoder(fresh, str(path), "model.checkpoint")
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name])
+    with pytest.raises(SettingError, match=r"model\.checkpoint: got .*configure the same autoencoder"):
+        load_autoencoder(Autoencoder((1, 16, 16), 4, 2), str(path), "model.checkpoint")
+    with pytest.raises(SettingError, match=r"model\.checkpoint: got .*no such file"):
+        load_autoencoder(fresh, str(tmp_path / "absent.ckpt"), "model.checkpoint")
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(SettingError, match=r"model\.checkpoint: got .*no checkpoint"):
+        load_autoencoder(fresh, str(path), "model.checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RFClassifier((1, 7, 28)), r"image_shape: got \(1, 7, 28\)"),
+        (lambda: RFClassifier(num_classes=1), "num_classes: got 1"),
+        (lambda: RFClassifier(dropout=1), "dropout: got 1"),
+        (lambda: RFClassifier(width=0), "width: got 0"),
+        (lambda: RFClassifier(mean=[0.5]), "std: got None"),
+        (lambda: AdversarialGenerator(0), "channels: got 0"),
+        (lambda: AdversarialGenerator(width=0), "width: got 0"),
+        (lambda: AdversarialGenerator(output="tanh"), "output: got 'tanh'; give one of clip"),
+        (lambda: Autoencoder((1, 30, 28)), r"image_shape: got \(1, 30, 28\)"),
+        (lambda: Autoencoder(code_size=0), "code_size: got 0"),
+        (lambda: Autoencoder(width=0), "width: got 0"),
+    ],
+)
+def test_wrong_settings(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
