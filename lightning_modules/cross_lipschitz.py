@@ -60,8 +60,9 @@ class CrossLipschitz(RobustClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise cross-entropy and penalty."""
         x, y = batch
+        natural = F.cross_entropy(self(x), y)  # first: it moves running statistics, which the penalty reads
         penalty = self.penalty(x[: math.ceil(self.penalty_share * len(x))]).mean()
-        loss = F.cross_entropy(self(x), y) + self.penalty_weight * penalty
+        loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)

@@ -40,7 +40,7 @@ class ManifoldClassifier(RobustClassifier):
         gradient_clip: float | None,
     ) -> None:
         super().__init__(classifier, epsilon, gradient_clip)
-        self.autoencoder = autoencoder.requires_grad_(False)
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.autoencoder_checkpoint = autoencoder_checkpoint
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
 

@@ -80,7 +80,9 @@ class LinearizedBoundary:
         SettingError: if a setting is out of its range.
     """
 
-    def __init__(self, growth: float = 1.2, flat_growth: float = 1.7, tries: int = 40, tolerance: float = 0.001) -> None:
+    def __init__(
+        self, growth: float = 1.2, flat_growth: float = 1.7, tries: int = 40, tolerance: float = 0.001
+    ) -> None:
         require(growth > 1, "growth", growth, "give a factor above 1")
         require(flat_growth > 1, "flat_growth", flat_growth, "give a factor above 1")
         require(tries >= 1, "tries", tries, "give at least 1")
