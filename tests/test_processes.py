@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests import score_methods
 from tests.attacked_methods import ATTACKED, attacked
 from tests.testers import ROOT, assert_processes_agree
 
@@ -42,3 +43,9 @@ def test_contextual_budgets(settings, tolerance, tmp_path):
 def test_methods_that_attack(method, tmp_path):
     # in float64, for the sign of a gradient may be a matter of rounding
     assert_processes_agree([*attacked(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
+
+
+@pytest.mark.parametrize("method", score_methods.METHODS)
+def test_methods_of_the_robustness_framework(method, tmp_path):
+    settings = [*score_methods.small(method, tmp_path, chance=False), "--trainer.precision=64-true"]
+    assert_processes_agree(settings, tmp_path, 1e-9)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
+from tests import score_methods
 from tests.attacked_methods import ATTACKED, attacked
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
@@ -56,3 +57,11 @@ def test_methods_that_attack(method, tmp_path):
     settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize("method", score_methods.METHODS)
+def test_methods_of_the_robustness_framework(method, tmp_path):
+    schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
+    few = ["--data.batch_size=8", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
+    settings = [*score_methods.small(method, tmp_path, chance=True), *schedule, *few]
+    assert_resume_is_identical(settings, tmp_path, batches_per_epoch=4)
