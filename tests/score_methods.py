@@ -45,7 +45,6 @@ class FixedAttack(LatentAttack):
         return codes + self.epsilon * pattern(codes)
 
 
-
 def autoencoder_checkpoint(folder):
     """A file as training the autoencoder leaves it."""
     torch.manual_seed(0)

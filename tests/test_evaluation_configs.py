@@ -4,8 +4,10 @@ import importlib.util
 import re
 
 import pytest
+import torch
 import yaml
 
+from robust.networks import Autoencoder
 from tests.testers import ROOT, last_checkpoint, outcome, run, run_two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
@@ -21,18 +23,41 @@ def method(tmp_path_factory):
     return [*QUICKSTART[:2], f"--ckpt_path={last_checkpoint(folder)}", "--model.epsilon=0.1"]
 
 
+def frozen_autoencoder(name, folder):
+    """Arguments that put a small autoencoder in the place of the one that a config of R4 asks for."""
+    if not name.startswith("r4"):
+        return []
+    (callback,) = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"]
+    network = callback["init_args"]["score"]["init_args"]["sampler"]["init_args"]["autoencoder"]["init_args"]
+    small = network | {"width": 2}
+    weights = {f"autoencoder.{key}": value for key, value in Autoencoder(**small).state_dict().items()}
+    torch.save({"state_dict": weights}, folder / "autoencoder.ckpt")
+    sampler = "--trainer.callbacks.score.init_args.sampler.init_args"
+    checkpoint = f"{sampler}.checkpoint={folder / 'autoencoder.ckpt'}"
+    return [checkpoint, f"{sampler}.autoencoder.init_args.width=2", "--trainer.callbacks.epsilons=5"]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_behind_a_method(name, method, tmp_path, monkeypatch):
+def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name == "autoattack_linf" and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
     few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name == 'autoattack_linf' else 8}"]
+    if name == "mnist_c":
+        few = [f"--data.root={written}", "--data.eval_batch_size=64"]
+    few += frozen_autoencoder(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
     assert "test/verified_error/uniform" in metrics, "the method's own callbacks still run"
     assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
     assert "Unable to serialize" not in str(callbacks), "the record can be run again"
-    if name.startswith("non_uniform"):
+    if name == "r2":
+        assert 0 < metrics["test/r2"] <= 28
+    elif name.startswith("r4"):
+        assert 0 < metrics["test/r4_normalized"] <= 1
+    elif name == "mnist_c":
+        assert metrics["test/accuracy/mean"] == pytest.approx(1 - metrics["test/clean_error"])
+    elif name.startswith("non_uniform"):
         assert metrics["test/a_tr/alpha_2"] <= metrics["test/a_rob"] <= metrics["test/a_nat"]
     else:
         (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])

@@ -1,0 +1,193 @@
+"""The callbacks that measure robustness scores, and accuracy by group."""
+
+import csv
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+
+from callbacks import GroupAccuracy, RobustnessScore, SampledRobustness
+from datamodules import MNISTC, Digits
+from robust.attacks import FGSMGrid, LinearizedBoundary
+from robust.errors import SettingError
+from robust.metrics import SampledScore
+from robust.networks import Autoencoder
+from robust.scores import R4, OnManifold, draw_epsilons, nearest_boundary
+from tests.callbacks.trained import Plain, images, trainer_with
+
+FAST = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid()}
+
+
+def score(folder, callback, trained, stage="test", **settings):
+    trainer = trainer_with(callback, default_root_dir=folder, **settings)
+    getattr(trainer, stage)(trained, datamodule=Digits(eval_batch_size=32), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_r2_of_the_test_set_its_file_and_its_picture(trained, tmp_path):
+    metrics = score(tmp_path, RobustnessScore(FAST), trained)
+    x, y = images()
+    expected = nearest_boundary(trained, FAST, x)
+    assert metrics["test/r2"] == pytest.approx(float(expected.margin.double().mean()), rel=1e-3)
+    assert metrics["test/r2_area"] == pytest.approx(metrics["test/r2"], rel=0.01)
+    assert metrics["test/r2_failed"] == 0
+    assert metrics["test/r2_samples"] == 299
+    shares = [metrics[f"test/r2_share/{name}"] for name in FAST]
+    assert shares == pytest.approx([float((expected.attack == k).float().mean()) for k in range(2)], abs=0.01)
+    assert sum(shares) == pytest.approx(1)
+    table = rows(tmp_path / "robustness_score" / "test_margins.csv")
+    assert [int(row["sample"]) for row in table] == list(range(299))
+    assert [int(row["label"]) for row in table] == y.tolist()
+    assert [int(row["prediction"]) for row in table] == trained(x).argmax(1).tolist()
+    assert sum(float(row["margin"]) for row in table) / 299 == pytest.approx(metrics["test/r2"], rel=1e-6)
+    for row in table:
+        assert float(row["margin"]) == min(float(row["bg"]), float(row["fgsm"])) == float(row[row["attack"]])
+    assert (tmp_path / "robustness_score" / "test_curve.png").stat().st_size > 5000
+
+
+def test_the_curve_is_on_tensorboard(trained, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=logger, callbacks=[RobustnessScore(FAST, max_test_batches=1)],
+        enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.test(trained, datamodule=Digits(eval_batch_size=16), verbose=False)
+    assert trainer.callback_metrics["test/r2_samples"] == 16
+    assert trainer.callback_metrics["test/clean_error"] < 0.2  # of all images
+    (events,) = (tmp_path / "lightning_logs").rglob("events*")
+    assert b"test/margin_curve" in events.read_bytes()
+
+
+def test_validation_when_asked_and_in_training_after_some_epochs(trained, tmp_path):
+    callback = RobustnessScore(FAST, max_batches=1)
+    metrics = score(tmp_path, callback, trained, stage="validate")
+    assert metrics["val/r2_samples"] == 32
+    assert metrics["val/r2"] > 0
+    seen = {}
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen[trainer.current_epoch] = "val/r2" in trainer.callback_metrics
+
+    module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
+    few = {"max_epochs": 3, "limit_train_batches": 1}
+    trainer = trainer_with(
+        RobustnessScore(FAST, every_n_epochs=2, max_batches=1), Watch(), default_root_dir=tmp_path, **few
+    )
+    trainer.fit(module, datamodule=Digits(eval_batch_size=8))
+    assert not seen[0]
+    assert seen[1]
+
+
+def test_a_stochastic_network_has_no_margin(trained, tmp_path):
+    module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
+    module.stochastic = True
+    autoencoder = Autoencoder(code_size=2, width=1)
+    for callback in (RobustnessScore(FAST), SampledRobustness(R4(OnManifold(autoencoder)))):
+        with pytest.raises(SettingError, match="model: got 'Plain'; its predictions differ from pass to pass"):
+            score(tmp_path, callback, module)
+
+
+@pytest.fixture
+def sampler():
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(code_size=3, width=1)
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            if name.endswith("weight"):
+                parameter.mul_(30)  # images that are not grey all over
+    return OnManifold(autoencoder, samples=6, sigma=1.0)
+
+
+def test_r4_and_what_it_was_measured_on(trained, sampler, tmp_path):
+    metrics = score(tmp_path, SampledRobustness(R4(sampler), epsilons=50, seed=4), trained)
+    record = torch.load(tmp_path / "robustness_score" / "test_r4.pt", weights_only=True)
+    epsilons = draw_epsilons(50, (1, 28, 28), 4)
+    assert torch.equal(record["epsilons"], epsilons)
+    assert record["seed"] == 4
+    assert torch.equal(record["place"], torch.arange(299))
+    assert record["codes"].shape == (299, 6, 3)
+    x, _ = images()
+    agrees, distances = [], []
+    for image, codes in zip(x, record["codes"], strict=True):
+        samples = sampler.autoencoder.decode(codes).clamp(0, 1)
+        agrees.append(trained(samples).argmax(1) == trained(image[None]).argmax(1))
+        distances.append((samples - image).flatten(1).norm(dim=1))
+    total = 0.0
+    for epsilon in epsilons.tolist():
+        for same, distance in zip(agrees, distances, strict=True):
+            near = same[distance < epsilon]
+            total += (float(near.double().mean()) if len(near) else 1.0) / epsilon
+    expected = total / 299 / 50
+    assert 0.05 < torch.stack(agrees).double().mean() < 0.95
+    assert metrics["test/r4"] == pytest.approx(expected, rel=1e-3)
+    assert metrics["test/r4_normalized"] == pytest.approx(expected / float((1 / epsilons).mean()), rel=1e-3)
+    assert metrics["test/r4_integral"] == pytest.approx(28 * expected, rel=1e-3)
+    assert metrics["test/r4_samples"] == 299
+
+
+def test_all_models_are_compared_on_the_same_draws(trained, sampler, tmp_path):
+    other = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
+    found = []
+    for name, module, batch in (("one", trained, 32), ("two", other, 50)):
+        torch.manual_seed(len(found))
+        trainer = trainer_with(SampledRobustness(R4(sampler), epsilons=20), default_root_dir=tmp_path / name)
+        trainer.test(module, datamodule=Digits(eval_batch_size=batch), verbose=False)
+        found.append(torch.load(tmp_path / name / "robustness_score" / "test_r4.pt", weights_only=True))
+    assert torch.equal(found[0]["epsilons"], found[1]["epsilons"])
+    torch.testing.assert_close(found[0]["codes"], found[1]["codes"])
+    assert not torch.equal(found[0]["measure"], found[1]["measure"])
+
+
+def test_accuracy_of_each_corruption_and_their_mean(written, tmp_path):
+    data = MNISTC(root=str(written), eval_batch_size=7)
+    module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
+    trainer = trainer_with(GroupAccuracy(), default_root_dir=tmp_path)
+    trainer.test(module, datamodule=data, verbose=False)
+    metrics = trainer.callback_metrics
+    assert len(data.groups) == 15
+    means = []
+    for name in data.groups:
+        part = data.load_corruption(name)
+        x, y = part[torch.arange(len(part))]
+        means.append(float((module(x).argmax(1) == y).double().mean()))
+        assert float(metrics[f"test/accuracy/{name}"]) == pytest.approx(means[-1])
+    assert float(metrics["test/accuracy/mean"]) == pytest.approx(sum(means) / 15)
+    assert float(metrics["test/accuracy/mean"]) == pytest.approx(1 - float(metrics["test/clean_error"]))
+
+
+def test_a_part_of_the_corruptions_or_other_data_is_an_error(written, trained, tmp_path):
+    trainer = trainer_with(GroupAccuracy(), default_root_dir=tmp_path, limit_test_batches=2)
+    with pytest.raises(SettingError, match=r"trainer\.limit_test_batches: got 2"):
+        trainer.test(trained, datamodule=MNISTC(root=str(written)), verbose=False)
+    with pytest.raises(SettingError, match="data: got 'Digits'; GroupAccuracy needs data in groups"):
+        trainer_with(GroupAccuracy()).test(trained, datamodule=Digits(), verbose=False)
+    with pytest.raises(SettingError, match=r"mnist_c.*shot_noise"):
+        trainer_with(GroupAccuracy()).test(trained, datamodule=MNISTC(root=str(tmp_path)), verbose=False)
+
+
+def test_a_score_is_of_at_least_one_image():
+    assert SampledScore(torch.ones(2), torch.ones(2), 1.0).compute()["mean"].isnan()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RobustnessScore({}), r"RobustnessScore\.attacks: got \{\}"),
+        (lambda: RobustnessScore(FAST, halvings=0), r"RobustnessScore\.halvings: got 0"),
+        (lambda: RobustnessScore(FAST, every_n_epochs=0), r"RobustnessScore\.every_n_epochs: got 0"),
+        (lambda: RobustnessScore(FAST, max_batches=0), r"RobustnessScore\.max_batches: got 0"),
+        (lambda: RobustnessScore(FAST, max_test_batches=0), r"RobustnessScore\.max_test_batches: got 0"),
+        (lambda: SampledRobustness(None, epsilons=0), r"SampledRobustness\.epsilons: got 0"),
+    ],
+)
+def test_wrong_settings(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
