@@ -14,10 +14,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name not in ("data", "evaluation")  # parts, tested behind a method
+    if path.parent.name not in ("data", "evaluation") and path.stem != "sweep"  # parts, tested behind a method
 )
 
 
+SCORES = ("robustness_score/", "cross_lipschitz/", "wasserstein_autoencoder/", "on_manifold_")
+ALIKE = [name for name in METHODS if name.startswith(SCORES) and name.endswith("_short.yaml")]  # but for the schedule
 FIGURES = {
     "CertifiedEvaluation": "test/verified_error/uniform",
     "AdversarialEvaluation": "test/accuracy/pgd",
@@ -50,7 +52,9 @@ def quicker(config, folder):
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in METHODS]
+)
 def test_runs_from_its_config(name, tmp_path, written):
     config = yaml.safe_load((CONFIGS / name).read_text())
     arguments = [
@@ -77,3 +81,19 @@ def test_runs_from_its_config(name, tmp_path, written):
         return
     assert 0 <= figures["test/clean_error"] <= 1
     assert FIGURES[config["trainer"]["callbacks"][0]["class_path"]] in figures
+
+
+def test_the_sweep_measures_validation_images_alone(tmp_path):
+    folder = CONFIGS / "robustness_score"
+    for weight in ("0.01", "0.1"):
+        arguments = ["fit", f"--config={folder / 'digits.yaml'}", f"--config={folder / 'sweep.yaml'}"]
+        arguments += ["--trainer.max_epochs=6", "--trainer.limit_train_batches=1", "--data.eval_batch_size=16"]
+        arguments += [f"--model.score_weight={weight}", f"--trainer.default_root_dir={tmp_path / weight}"]
+        arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
+        train.main([*arguments, "--trainer.enable_progress_bar=false"])
+        (record,) = (tmp_path / weight).rglob("results.json")
+        figures = json.loads(record.read_text())
+        assert {"val/r2", "val/clean_error", "train/flip_rate"} <= figures["metrics"].keys()
+        assert figures["metrics"]["val/r2_samples"] == 16
+        assert not any(name.startswith("test/") for name in figures["metrics"])
+        assert figures["config"]["model"]["init_args"]["score_weight"] == float(weight)

@@ -1,0 +1,42 @@
+"""Training for R2 raises R2, on real digits."""
+
+import json
+
+import pytest
+
+import train
+from tests.testers import ROOT
+
+
+def trained(name, folder, *settings):
+    """Test figures of a config for Digits."""
+    arguments = ["fit", f"--config={ROOT / 'configs' / 'robustness_score' / name}.yaml", *settings]
+    train.main([*arguments, "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={folder}"])
+    (record,) = folder.glob("lightning_logs/*/results.json")
+    return json.loads(record.read_text())["metrics"]
+
+
+QUICK = [
+    "--model.classifier=robust.networks.DMSmall",
+    "--trainer.max_epochs=9",
+    "--data.eval_batch_size=100",
+    "--trainer.callbacks.max_test_batches=2",
+    "--trainer.callbacks.attacks={bg: robust.attacks.LinearizedBoundary}",
+]
+INVERSE = ["--model.form=inverse", "--model.score_weight=0.3", "--model.adversarial_weight=60"]
+
+
+def test_learns(tmp_path):
+    plain = trained("none_digits", tmp_path / "none", *QUICK)
+    robust = trained("digits", tmp_path / "r2", *QUICK, *INVERSE)
+    assert robust["test/clean_error"] < 0.06
+    assert robust["train/flip_rate"] > 0.2, "the generator has given up"
+    assert robust["test/r2"] > 1.05 * plain["test/r2"]
+
+
+@pytest.mark.slow
+def test_the_digits_config_as_it_is(tmp_path):
+    plain = trained("none_digits", tmp_path / "none")
+    robust = trained("digits", tmp_path / "r2")
+    assert robust["test/clean_error"] < plain["test/clean_error"] + 0.02
+    assert robust["test/r2"] > 1.1 * plain["test/r2"]
