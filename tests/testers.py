@@ -119,7 +119,9 @@ def run_two_processes(command, settings, folder):
     """Run the command line as a program of its own, since Lightning starts it anew for the second process."""
     arguments = [command, *settings, *QUIET, "--trainer.devices=2", f"--trainer.default_root_dir={folder}"]
     arguments += ["--trainer.strategy=ddp_find_unused_parameters_true"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    # what Lightning leaves behind after DDP in this process would make it wait for a launcher to start the second one
+    left_behind = ("PL_", "MASTER_", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(left_behind)}
     program = [sys.executable, str(ROOT / "train.py"), *arguments]
     process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr
