@@ -5,7 +5,7 @@ import torch
 
 from robust.budgets import relative_budgets
 from robust.errors import SettingError
-from robust.networks import BudgetGenerator, DMLarge, DMSmall, Normalize
+from robust.networks import BudgetGenerator, DMLarge, DMSmall, Normalize, ResNet18, SmallCNN
 
 
 def count(network):
@@ -27,6 +27,19 @@ def test_parameter_counts_of_classifiers(network, shape, classes, parameters):
     built = network(shape, classes)
     assert count(built) == parameters
     assert built(torch.rand(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "classes", "parameters"),
+    [
+        (SmallCNN(), (1, 28, 28), 10, 312_202),
+        (ResNet18(), (3, 32, 32), 10, 11_173_962),
+        (ResNet18(num_classes=100), (3, 32, 32), 100, 11_220_132),
+    ],
+)
+def test_parameter_counts_of_attacked_classifiers(network, shape, classes, parameters):
+    assert count(network) == parameters
+    assert network.eval()(torch.rand(2, *shape)).shape == (2, classes)
 
 
 @pytest.mark.parametrize(
