@@ -6,6 +6,7 @@ from lightning_modules.base import RobustClassifier
 from lightning_modules.contextual_budgets import ContextualBudgets
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining
 from lightning_modules.instance_adaptive_training import InstanceAdaptiveTraining
+from lightning_modules.learn2perturb import Learn2Perturb
 from lightning_modules.standard_training import StandardTraining
 from lightning_modules.trades import TRADES
 from lightning_modules.weighted_minimax import WeightedMinimax
@@ -19,6 +20,7 @@ __all__ = [
     "ContextualBudgets",
     "FreeAdversarialTraining",
     "InstanceAdaptiveTraining",
+    "Learn2Perturb",
     "RobustClassifier",
     "StandardTraining",
     "WeightedMinimax",
