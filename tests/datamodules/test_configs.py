@@ -56,6 +56,15 @@ def test_there_is_a_test_for_each_config():
     assert sorted(FORMS) == sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "watermarked_mnist"])
+def test_runs_on_the_published_files(name, tmp_path, mnist_root):
+    if not (mnist_root / "FashionMNIST").is_dir():
+        pytest.skip(f"no FashionMNIST in {mnist_root}")
+    train.main([*command(name, tmp_path), f"--data.root={mnist_root}"])
+    (record,) = tmp_path.glob("lightning_logs/*/results.json")
+    assert json.loads(record.read_text())["samples"] == {"train": 55_000, "val": 5_000, "test": 10_000}
+
+
 @pytest.mark.filterwarnings("ignore:data.verify_checksums")
 @pytest.mark.parametrize("name", FORMS)
 def test_runs_from_its_config(name, tmp_path, request):
