@@ -66,8 +66,6 @@ class Learn2Perturb(AttackedClassifier):
         SettingError: if a setting is out of its range, the network has no noise, or scales would decay.
     """
 
-    stochastic = True
-
     def __init__(
         self,
         classifier: nn.Module,
@@ -132,8 +130,8 @@ class Learn2Perturb(AttackedClassifier):
         x, y = batch
         weights, scales = self.all_optimizers()
         from_loss = self.noise_is_on and self.scales_learn_from == "loss_and_regulariser"
-        from_regulariser = self.noise_is_on and self.scales_learn_from != "nothing"
-        joint = from_loss and self.theta_update == "joint"
+        from_regulariser = self.noise_is_on and self.scales_learn_from != "nothing" and self.gamma > 0
+        joint = from_loss and from_regulariser and self.theta_update == "joint"
 
         # a step of theta between a pass and its gradient would go unnoticed: only the noise is kept for the gradient
         if from_regulariser and not joint:

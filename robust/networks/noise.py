@@ -12,10 +12,20 @@ from torch import Tensor, nn
 from robust.errors import SettingError, require
 
 
-class PerturbationInjection(nn.Module):
-    """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned standard deviation for each neuron.
+class NoiseSource(nn.Module):
+    """Base of every module that adds noise: in each pass anew, in evaluation too, as long as ``enabled`` is set.
 
-    It is drawn in every pass, in evaluation too, as long as ``enabled`` is set.
+    Attributes:
+        enabled: whether there is noise at all; without it, the module gives its output's mean.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+
+class PerturbationInjection(NoiseSource):
+    """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned standard deviation for each neuron.
 
     Args:
         shape: (C, H, W) of the feature map.
@@ -28,7 +38,6 @@ class PerturbationInjection(nn.Module):
 
     Attributes:
         theta: standard deviations, (1, C, H, W).
-        enabled: whether there is noise at all.
     """
 
     def __init__(self, shape: Sequence[int], initial_scale: float = 0.25, shared_noise: bool = False) -> None:
@@ -36,7 +45,6 @@ class PerturbationInjection(nn.Module):
         require(initial_scale > 0, "initial_scale", initial_scale, "give a positive standard deviation")
         self.theta = nn.Parameter(torch.full((1, *shape), initial_scale))
         self.shared_noise = shared_noise
-        self.enabled = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps (B, C, H, W), with noise of the same shape added."""
@@ -89,22 +97,27 @@ def injections(network: nn.Module) -> list[PerturbationInjection]:
     return [module for module in network.modules() if isinstance(module, PerturbationInjection)]
 
 
+def noise_sources(network: nn.Module) -> list[NoiseSource]:
+    """Everything in the network that adds noise, of whatever kind."""
+    return [module for module in network.modules() if isinstance(module, NoiseSource)]
+
+
 def switch_noise(network: nn.Module, on: bool) -> None:
-    """Turn the noise of every injection in the network on or off."""
-    for injection in injections(network):
-        injection.enabled = on
+    """Turn all noise of the network on or off."""
+    for source in noise_sources(network):
+        source.enabled = on
 
 
 @contextmanager
 def without_noise(network: nn.Module) -> Iterator[None]:
-    """The network with its noise off, for diagnostics; each injection as it was afterwards."""
-    before = [(injection, injection.enabled) for injection in injections(network)]
+    """The mean network: all noise off, each source as it was afterwards."""
+    before = [(source, source.enabled) for source in noise_sources(network)]
     switch_noise(network, on=False)
     try:
         yield
     finally:
-        for injection, enabled in before:
-            injection.enabled = enabled
+        for source, enabled in before:
+            source.enabled = enabled
 
 
 def _output_shapes(

@@ -124,7 +124,7 @@ def test_scales_that_stay(update):
 
 @pytest.mark.parametrize("update", ["two_step", "joint"])
 def test_scales_are_at_least_theta_min_after_every_step(update):
-    module = small_module(0.011, theta_update=update, gamma=0.0, rate=1.0)
+    module = small_module(0.011, theta_update=update, gamma=1e-6, rate=1.0)
     lowest = []
     step = module.step
     module.step = lambda *arguments, **more: (
