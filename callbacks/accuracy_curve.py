@@ -36,11 +36,11 @@ Curves = dict[str, list[Point]]
 class AccuracyCurve(AttackingEvaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
-    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../deviation`` where there is one; drawn in TensorBoard and in ``accuracy_curve.png`` in the log
-    folder; written to ``accuracy_curve.csv`` there (columns attack, epsilon, accuracy, deviation). Radius 0 is the
-    clean accuracy. An image that is misclassified without perturbation is not attacked and counts as wrong. Networks
-    with noise are judged in several passes: the curve is their mean, its bars their standard deviation, and all images
-    are attacked. Source: Learn2Perturb, figures 5 and 6.
+    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../deviation`` where there is one; drawn in
+    TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
+    attack, epsilon, accuracy, deviation). Radius 0 is the clean accuracy. An image that is misclassified without
+    perturbation is not attacked and counts as wrong. Networks with noise are judged in several passes: the curve is
+    their mean, its bars their standard deviation, and all images are attacked. Source: Learn2Perturb, figures 5 and 6.
 
     Args:
         attacks: by the name of their curve; called as ``attack(network, threat_model, x, y)``.
