@@ -56,9 +56,8 @@ class ParametricNoiseInjection(AttackedClassifier):
     ) -> None:
         attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
         super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
-        self._strengths = [module.alpha for module in classifier.modules() if isinstance(module, WeightNoise)]
         name = type(classifier).__name__
-        require(bool(self._strengths), "model.classifier", name, "wrap it in robust.networks.NoisyWeights")
+        require(bool(self.strengths), "model.classifier", name, "wrap it in robust.networks.NoisyWeights")
         delay = adversarial_delay
         require(delay >= 0, "model.adversarial_delay", delay, "give a number of epochs, 0 or more")
         self.adversarial_delay = adversarial_delay
@@ -68,4 +67,9 @@ class ParametricNoiseInjection(AttackedClassifier):
         loss = self.half_adversarial_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/mean_strength", torch.cat([alpha.detach().flatten() for alpha in self._strengths]).mean())
+        self.log("train/mean_strength", torch.cat([alpha.detach().flatten() for alpha in self.strengths]).mean())
+
+    @property
+    def strengths(self) -> list[nn.Parameter]:
+        """Alpha of each weight with noise."""
+        return [module.alpha for module in self.classifier.modules() if isinstance(module, WeightNoise)]
