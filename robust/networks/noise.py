@@ -23,6 +23,10 @@ class NoiseSource(nn.Module):
         super().__init__()
         self.enabled = True
 
+    def draw(self, like: Tensor) -> Tensor:
+        """Independent standard normal numbers of that shape."""
+        return torch.randn_like(like)
+
 
 class PerturbationInjection(NoiseSource):
     """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned standard deviation for each neuron.
@@ -51,7 +55,7 @@ class PerturbationInjection(NoiseSource):
         if not self.enabled:
             return x
         # theta * n, not a draw from N(0, theta^2): the gradient reaches theta through it
-        return torch.addcmul(x, self.theta, torch.randn_like(x[:1] if self.shared_noise else x))
+        return torch.addcmul(x, self.theta, self.draw(x[:1] if self.shared_noise else x))
 
 
 class Noisy(nn.Module):

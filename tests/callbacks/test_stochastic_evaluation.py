@@ -66,13 +66,14 @@ def test_figures_equal_a_plain_computation(noisy):
 
 
 def test_noise_that_hides_the_gradient_is_found_out(noisy):
-    """Much noise on the logits: a single draw points anywhere, the mean of many does not, nor does the mean network."""
+    """Of much noise a single draw points anywhere; the mean of many does not, nor does the mean network."""
     loud = copy.deepcopy(noisy)
-    injections(loud)[0].theta.data.fill_(4.0)
-    figures = evaluate(loud, PGD(5, start="clean"))
-    assert figures["pgd/eot"] < figures["pgd"] - 0.03
-    assert figures["pgd/mean_network"] < figures["pgd"] - 0.03
-    assert figures["clean/vote"] > figures["clean"] + 0.03
+    injections(loud)[0].theta.data.fill_(1.5)
+    loud.epsilon = 0.1
+    figures = evaluate(loud, PGD(1, start="clean"))
+    assert figures["pgd/eot"] < figures["pgd"] - 0.02
+    assert figures["pgd/mean_network"] < figures["pgd"] - 0.005
+    assert figures["clean/vote"] > figures["clean"] + 0.02
 
 
 def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(noisy):

@@ -14,17 +14,19 @@ METHODS = [
     "yopo",
     "instance_adaptive_training",
     "weighted_minimax",
+    "mixed_adversarial_training",
 ]
+STOCHASTIC = ["learn2perturb", "parametric_noise_injection", "adversarial_bnn"]
 
 
-def robust_accuracy(method, folder, *settings):
+def robust_accuracy(method, folder, *settings, figure="pgd"):
     arguments = [f"--config={ROOT / 'configs' / method / 'digits.yaml'}", "--trainer.max_epochs=10", *settings]
     arguments += ["--trainer.callbacks.every_n_epochs=10", "--trainer.enable_progress_bar=false"]
     train.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
     (record,) = folder.glob("lightning_logs/*/results.json")
     figures = json.loads(record.read_text())["metrics"]
     assert figures["test/accuracy/pgd"] <= figures["test/accuracy/clean"]
-    return figures["test/accuracy/pgd"]
+    return figures[f"test/accuracy/{figure}"]
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,10 @@ def undefended(tmp_path_factory):
 def test_learns(method, tmp_path, undefended):
     cheaper = [] if method in ("free_adversarial_training", "yopo") else ["--model.attack.steps=5"]
     assert robust_accuracy(method, tmp_path, *cheaper) > undefended + 0.3
+
+
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_stochastic_methods_learn(method, tmp_path, undefended):
+    """Whatever the gradient: of one draw, the mean of several, of the network without noise."""
+    few = ["--model.attack.steps=5", "--trainer.callbacks.eot_samples=5"]
+    assert robust_accuracy(method, tmp_path, *few, figure="pgd/worst") > undefended + 0.2
