@@ -56,18 +56,17 @@ ATTACKED: dict[str, list[str] | None] = {
     "parametric_noise_injection": ["--model.adversarial_delay=1"],
     "adversarial_bnn": [],
     "learn2perturb": ["--model.noise_delay=1", "--model.adversarial_delay=2"],
-    "learn2perturb_joint": ["--model.noise_delay=1", "--model.adversarial_delay=2", "--model.theta_update=joint"],
 }
-FOLDERS = {"weighted_trades": "weighted_minimax", "learn2perturb_joint": "learn2perturb"}
-STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb", "learn2perturb_joint")
+STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb")
 
 
 def attacked(method: str) -> list[str]:
     """Arguments of ``fit``: the method's config for Digits, made small; without random draws in the attack."""
     own = ATTACKED[method]
+    folder = "weighted_minimax" if method == "weighted_trades" else method
     evaluation = "{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1}}"
     settings = [
-        f"--config={ROOT / 'configs' / FOLDERS.get(method, method) / 'digits.yaml'}",
+        f"--config={ROOT / 'configs' / folder / 'digits.yaml'}",
         "--data.batch_size=16",
         "--data.eval_batch_size=64",
         "--trainer.max_epochs=3",

@@ -66,7 +66,7 @@ class NoteNoise(Callback):
 
 
 def test_noise_differs_between_processes_and_scales_do_not(tmp_path):
-    note = [f"--trainer.callbacks+={__name__}.NoteNoise", f"--trainer.callbacks.folder={tmp_path}"]
+    note = ["--trainer.callbacks+=tests.test_processes.NoteNoise", f"--trainer.callbacks.folder={tmp_path}"]
     run_two_processes("fit", [*attacked("learn2perturb"), *note, "--test_after_fit=false"], tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert {epoch for epoch, _ in one["drawn"]} == {1, 2}  # without noise in the first epoch
