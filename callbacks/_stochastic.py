@@ -9,22 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from callbacks._attacking import Attack
+from lightning_modules.base import RobustClassifier
 from robust.networks import noise_sources, without_noise
 from robust.threat_models import ThreatModel
 
 MEAN_NETWORK = "/mean_network"  # end of the a figure's name
 
 
-def variants(name: str, attack: Attack, network: nn.Module, eot_samples: int) -> dict[str, Attack]:
-    """The attack under its name, and what else tells whether the noise only hides the gradient.
+def variants(name: str, attack: Attack, module: RobustClassifier, eot_samples: int) -> dict[str, Attack]:
+    """What is run of an attack, by the figure's name.
 
-    ``<name>/eot``: each gradient is the mean over so many passes. ``<name>/mean_network``: gradients without noise.
-    Attacks that have no setting ``eot_samples``, or one above 1, take care of the noise themselves.
+    For networks with noise, outside ``fit``, also what tells whether the noise only hides the gradient:
+    ``<name>/eot``, each gradient the mean over so many passes, and ``<name>/mean_network``, gradients without noise.
+    Attacks that have no setting ``eot_samples``, or one above 1, take care of the noise themselves. Without noise
+    all passes are the same, and one is enough.
     """
-    if getattr(attack, "eot_samples", None) != 1:
+    own = getattr(attack, "eot_samples", None)
+    if not module.stochastic:
+        return {name: attack if own in (None, 1) else _with_expectation(attack, 1)}
+    if own != 1 or module.trainer.state.fn == "fit":
         return {name: attack}
     found = {name: attack, f"{name}/eot": _with_expectation(attack, eot_samples)}
-    return found | ({f"{name}{MEAN_NETWORK}": _on_mean_network(attack)} if noise_sources(network) else {})
+    return found | ({f"{name}{MEAN_NETWORK}": _on_mean_network(attack)} if noise_sources(module) else {})
 
 
 def verdicts(network: nn.Module, x: Tensor, y: Tensor, passes: int) -> tuple[Tensor, Tensor]:

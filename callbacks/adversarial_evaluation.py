@@ -124,7 +124,7 @@ class AdversarialEvaluation(AttackingEvaluation):
         groups: dict[str, list[Tensor]] = {}
         for index, (name, case) in enumerate(self.attacks.items()):
             for threat_name, threat_model in _threat_models(name, case, module, x):
-                kinds = self._kinds(threat_name, case.attack, module)
+                kinds = variants(threat_name, case.attack, module, self.eot_samples)
                 group = case.group or (threat_name if len(kinds) == 1 else f"{threat_name}/worst")
                 for figure, attack in kinds.items():
                     with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
@@ -146,11 +146,6 @@ class AdversarialEvaluation(AttackingEvaluation):
         found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
         average = torch.stack([found[f"accuracy/{group}"] for group in self._groups]).mean()
         return found | {"accuracy/average": average}
-
-    def _kinds(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
-        """What is run of an attack, by the figure's name."""
-        thorough = module.stochastic and module.trainer.state.fn != "fit"
-        return variants(name, attack, module, self.eot_samples) if thorough else {name: attack}
 
     def _judge(self, figure: str, module: RobustClassifier, x: Tensor, y: Tensor, left: Tensor) -> Tensor:
         """In how many passes each image (B, C, H, W) is right; those not ``left`` are wrong. Whole numbers (B,)."""

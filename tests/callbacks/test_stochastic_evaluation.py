@@ -90,3 +90,14 @@ def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(nois
 def test_without_noise_it_is_evaluated_like_any_network(noisy):
     with without_noise(noisy):
         assert evaluate(noisy, PGD(1)).keys() == {"clean", "pgd", "union", "average"}
+
+
+def test_without_noise_the_expectation_is_left_out(trained):
+    attack = PGD(2, start="clean", eot_samples=7)
+    passes = []
+    hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
+    figures = evaluate(trained, attack)
+    hook.remove()
+    assert len(passes) == 1 + 1 + 2 + 1  # clean_error, clean, two steps, the verdict
+    assert figures == evaluate(trained, PGD(2, start="clean"))
+    assert attack.eot_samples == 7
