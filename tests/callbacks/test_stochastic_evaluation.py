@@ -98,6 +98,6 @@ def test_without_noise_the_expectation_is_left_out(trained):
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
     figures = evaluate(trained, attack)
     hook.remove()
-    assert len(passes) == 1 + 1 + 2 + 1  # clean_error, clean, two steps, the verdict
+    assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, clean_error, clean, two steps, the verdict
     assert figures == evaluate(trained, PGD(2, start="clean"))
     assert attack.eot_samples == 7
