@@ -1,5 +1,6 @@
 """What happens around training: schedules, evaluations, pictures and the record of a run."""
 
+from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
@@ -10,6 +11,7 @@ from callbacks.predictions import Predictions
 from callbacks.results import Results
 
 __all__ = [
+    "AccuracyCurve",
     "AdversarialEvaluation",
     "AttackCase",
     "BudgetImages",

@@ -16,7 +16,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-_SHARES = ("accuracy", "a_nat", "a_rob", "a_sa", "a_tr")  # and whatever ends in _error: shown in percent
+_SHARES = (
+    "accuracy",
+    "accuracy_curve",
+    "a_nat",
+    "a_rob",
+    "a_sa",
+    "a_tr",
+)  # and whatever ends in _error: shown in percent
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 

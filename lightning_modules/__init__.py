@@ -1,11 +1,15 @@
 """How a method learns: one file a method."""
 
+from lightning_modules.adversarial_bnn import AdversarialBNN
 from lightning_modules.adversarial_training import AdversarialTraining
 from lightning_modules.attacked import AttackedClassifier
 from lightning_modules.base import RobustClassifier
 from lightning_modules.contextual_budgets import ContextualBudgets
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining
 from lightning_modules.instance_adaptive_training import InstanceAdaptiveTraining
+from lightning_modules.learn2perturb import Learn2Perturb
+from lightning_modules.mixed_adversarial_training import MixedAdversarialTraining
+from lightning_modules.parametric_noise_injection import ParametricNoiseInjection
 from lightning_modules.standard_training import StandardTraining
 from lightning_modules.trades import TRADES
 from lightning_modules.weighted_minimax import WeightedMinimax
@@ -14,11 +18,15 @@ from lightning_modules.yopo import YOPO
 __all__ = [
     "TRADES",
     "YOPO",
+    "AdversarialBNN",
     "AdversarialTraining",
     "AttackedClassifier",
     "ContextualBudgets",
     "FreeAdversarialTraining",
     "InstanceAdaptiveTraining",
+    "Learn2Perturb",
+    "MixedAdversarialTraining",
+    "ParametricNoiseInjection",
     "RobustClassifier",
     "StandardTraining",
     "WeightedMinimax",

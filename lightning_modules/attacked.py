@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -51,6 +52,24 @@ class AttackedClassifier(RobustClassifier):
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """That ball, under the norm's name."""
         return {self.norm: self.threat_model(epsilon)}
+
+    def half_adversarial_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
+        """Half the cross-entropy on the images, half on attacked ones; without ``adversarial`` that on the images.
+
+        The attack is against the network's own predictions, so that no label leaks into the images (Kurakin et al.
+        2017). Stochastic defences train on it: PNI, Learn2Perturb.
+
+        Args:
+            x: images (B, C, H, W).
+            y: labels (B,).
+            adversarial: whether to attack at all.
+        """
+        logits = self(x)
+        clean = F.cross_entropy(logits, y)
+        if not adversarial:
+            return clean
+        x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, logits.argmax(1))
+        return 0.5 * clean + 0.5 * F.cross_entropy(self(x_adv), y)
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
         optimizer = self.optimizer(self.classifier.parameters())

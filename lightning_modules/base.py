@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robust.errors import NonFiniteLossError, SettingError, require
 from robust.metrics import ErrorRate
+from robust.networks import noise_sources
 from robust.threat_models import LinfBall, ThreatModel
 
 Batch = tuple[Tensor, Tensor]
@@ -35,13 +36,7 @@ class RobustClassifier(pl.LightningModule, ABC):
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
-
-    Attributes:
-        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
-            several passes.
     """
-
-    stochastic: bool = False
 
     def __init__(
         self,
@@ -76,6 +71,14 @@ class RobustClassifier(pl.LightningModule, ABC):
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
         return {"uniform": LinfBall(epsilon)}
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes of the same image differ in evaluation mode, as the classifier has noise that is on.
+
+        Evaluations then judge an image by several passes.
+        """
+        return any(source.enabled for source in noise_sources(self.classifier))
 
     @property
     def learned_parts(self) -> dict[str, nn.Module]:

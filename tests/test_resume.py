@@ -49,10 +49,24 @@ def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
         run("fit", [*TINY, "--trainer.max_epochs=2", *changed], tmp_path / "second")
 
 
-@pytest.mark.parametrize("method", ATTACKED)
+# Learn2Perturb, below, in each of its phases
+@pytest.mark.parametrize("method", [method for method in ATTACKED if method != "learn2perturb"])
 def test_methods_that_attack(method, tmp_path):
     random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    ("noise_delay", "adversarial_delay"), [(9, 9), (2, 3), (1, 2)], ids=["noise off", "noise on", "adversarial on"]
+)
+def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
+    """Killed between epochs 1 and 2 and in the middle of epoch 2: the second case goes from off to on, to attacked."""
+    decay = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
+    settings = [*attacked("learn2perturb"), f"--model.lr_scheduler={decay}", f"--model.theta_lr_scheduler={decay}"]
+    settings += [f"--model.noise_delay={noise_delay}", f"--model.adversarial_delay={adversarial_delay}"]
+    settings += ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2", "--test_after_fit=false"]
+    few = ["--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)

@@ -32,7 +32,7 @@ class PGD:
         loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
-        eot_samples: gradients and verdicts are taken over so many copies of each example, for stochastic networks.
+        eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
         sparsity: share of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
             update of batch normalisation's running statistics. Restored afterwards.
@@ -154,7 +154,7 @@ class FGSM(PGD):
             al. 2020).
         random_start: begin at a random point of the threat model instead of the image.
         loss: what is ascended.
-        eot_samples: copies of each example over which the gradient is averaged.
+        eot_samples: passes over which the gradient is averaged.
         mode: the network's mode meanwhile.
 
     Raises:

@@ -2,8 +2,39 @@
 
 from robust.networks.dm import DMLarge, DMSmall
 from robust.networks.generators import BudgetGenerator
+from robust.networks.noise import (
+    NoiseSource,
+    Noisy,
+    PerturbationInjection,
+    injections,
+    noise_sources,
+    switch_noise,
+    without_noise,
+)
+from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, NoisyWeights, WeightNoise, divergence
 from robust.networks.normalize import Normalize
 from robust.networks.resnet import ResNet18
+from robust.networks.resnet_v1 import ResNetV1
 from robust.networks.small_cnn import SmallCNN
 
-__all__ = ["BudgetGenerator", "DMLarge", "DMSmall", "Normalize", "ResNet18", "SmallCNN"]
+__all__ = [
+    "BayesianWeights",
+    "BudgetGenerator",
+    "DMLarge",
+    "DMSmall",
+    "GaussianWeight",
+    "NoiseSource",
+    "Noisy",
+    "NoisyWeights",
+    "Normalize",
+    "PerturbationInjection",
+    "ResNet18",
+    "ResNetV1",
+    "SmallCNN",
+    "WeightNoise",
+    "divergence",
+    "injections",
+    "noise_sources",
+    "switch_noise",
+    "without_noise",
+]
