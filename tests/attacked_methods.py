@@ -1,5 +1,6 @@
 """The methods that train on attacks, small enough for the testers."""
 
+import pytest
 import torch
 from pytorch_lightning import Callback
 
@@ -57,6 +58,9 @@ ATTACKED: dict[str, list[str] | None] = {
     "adversarial_bnn": [],
     "learn2perturb": ["--model.noise_delay=1", "--model.adversarial_delay=2"],
 }
+# their steps are parts of the others'
+SLOW = ("mixed_adversarial_training", "adversarial_bnn")
+METHODS = [pytest.param(method, marks=pytest.mark.slow) if method in SLOW else method for method in ATTACKED]
 STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb")
 
 

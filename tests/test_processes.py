@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import Callback
 
 from robust.networks import injections
-from tests.attacked_methods import ATTACKED, STOCHASTIC, attacked
+from tests.attacked_methods import METHODS, STOCHASTIC, attacked
 from tests.testers import ROOT, assert_processes_agree, run_two_processes
 
 TINY = [
@@ -41,7 +41,7 @@ def test_contextual_budgets(settings, tolerance, tmp_path):
     assert_processes_agree([*TINY, *settings], tmp_path, tolerance)
 
 
-@pytest.mark.parametrize("method", ATTACKED)
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_that_attack(method, tmp_path):
     # in float64, for the sign of a gradient may be a matter of rounding
     settings = [*attacked(method), "--trainer.precision=64-true"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
-from tests.attacked_methods import ATTACKED, attacked
+from tests.attacked_methods import ATTACKED, METHODS, attacked
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
@@ -50,7 +50,7 @@ def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
 
 
 # Learn2Perturb, below, in each of its phases
-@pytest.mark.parametrize("method", [method for method in ATTACKED if method != "learn2perturb"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "learn2perturb"])
 def test_methods_that_attack(method, tmp_path):
     random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
@@ -60,7 +60,9 @@ def test_methods_that_attack(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("noise_delay", "adversarial_delay"), [(9, 9), (2, 3), (1, 2)], ids=["noise off", "noise on", "adversarial on"]
+    ("noise_delay", "adversarial_delay"),
+    [pytest.param(9, 9, marks=pytest.mark.slow), (2, 3), (1, 2)],
+    ids=["noise off", "noise on", "adversarial on"],
 )
 def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
     """Killed between epochs 1 and 2 and in the middle of epoch 2: the second case goes from off to on, to attacked."""

@@ -15,7 +15,8 @@ METHODS = [
     "instance_adaptive_training",
     "weighted_minimax",
 ]
-STOCHASTIC = ["mixed_adversarial_training", "learn2perturb", "parametric_noise_injection", "adversarial_bnn"]
+STOCHASTIC = ["learn2perturb", "parametric_noise_injection"]
+STOCHASTIC += [pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_adversarial_training", "adversarial_bnn")]
 
 
 def robust_accuracy(method, folder, *settings, figure="pgd"):
