@@ -1,17 +1,22 @@
 """How a method learns: one file a method."""
 
 from lightning_modules.adversarial_training import AdversarialTraining
-from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.attacked import AttackedClassifier, MultiNormClassifier
 from lightning_modules.base import RobustClassifier
 from lightning_modules.contextual_budgets import ContextualBudgets
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining
 from lightning_modules.instance_adaptive_training import InstanceAdaptiveTraining
+from lightning_modules.mng_ac import MNGAC
+from lightning_modules.msd import MSD
+from lightning_modules.multi_norm_training import MultiNormTraining
 from lightning_modules.standard_training import StandardTraining
 from lightning_modules.trades import TRADES
 from lightning_modules.weighted_minimax import WeightedMinimax
 from lightning_modules.yopo import YOPO
 
 __all__ = [
+    "MNGAC",
+    "MSD",
     "TRADES",
     "YOPO",
     "AdversarialTraining",
@@ -19,6 +24,8 @@ __all__ = [
     "ContextualBudgets",
     "FreeAdversarialTraining",
     "InstanceAdaptiveTraining",
+    "MultiNormClassifier",
+    "MultiNormTraining",
     "RobustClassifier",
     "StandardTraining",
     "WeightedMinimax",
