@@ -3,6 +3,7 @@
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
@@ -14,6 +15,7 @@ __all__ = [
     "AttackCase",
     "BudgetImages",
     "CertifiedEvaluation",
+    "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",
     "NonUniformEvaluation",
