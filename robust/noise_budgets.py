@@ -64,10 +64,10 @@ def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
         cut = _cut_pixels(square, room, epsilon**2)
     left = torch.where(cut, 0.0, square).sum(1)
     fits = left > 0
-    # where nothing is left to scale, an infinite multiple would be times the zeros of the noise
     missing = epsilon**2 - torch.where(cut, room, 0.0).sum(1)
     multiple = (missing.clamp(min=0) / torch.where(fits, left, 1.0)).clamp(min=_TINY).sqrt()
-    whole = (room / square).nan_to_num(0, posinf=0).amax(1).sqrt().detach()
+    # where all pixels are cut, twice what cuts the last one: finite, for the zeros of the noise, and beyond any kink
+    whole = 2 * (room / square).nan_to_num(0, posinf=0).amax(1).sqrt().detach()
     return (x + torch.where(fits, multiple, whole)[:, None, None, None] * noise).clamp(0, 1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.attacked_methods import ATTACKED, attacked
+from tests.attacked_methods import ATTACKED, MULTI_NORM, attacked, multi_norm
 from tests.testers import ROOT, assert_processes_agree
 
 TINY = [
@@ -42,3 +42,10 @@ def test_contextual_budgets(settings, tolerance, tmp_path):
 def test_methods_that_attack(method, tmp_path):
     # in float64, for the sign of a gradient may be a matter of rounding
     assert_processes_agree([*attacked(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    assert_processes_agree([*multi_norm(method), "--trainer.precision=64-true"], tmp_path, 1e-9)

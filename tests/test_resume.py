@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
-from tests.attacked_methods import ATTACKED, attacked
+from tests.attacked_methods import ATTACKED, MULTI_NORM, attacked, multi_norm
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
@@ -56,3 +56,12 @@ def test_methods_that_attack(method, tmp_path):
     settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    random = ["--model.generator=robust.networks.NoiseGenerator"] if method == "mng_ac" else []
+    settings = [*multi_norm(method, "robust.attacks.PGD"), *random, "--test_after_fit=false"]
+    assert_resume_is_identical([*settings, "--trainer.limit_val_batches=1"], tmp_path, batches_per_epoch=4)
