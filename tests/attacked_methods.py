@@ -33,7 +33,7 @@ class FixedNoise(NoiseGenerator):
 
     def draw(self, x):
         shape = (1, x.shape[1], x.shape[2] + 2, x.shape[3] + 2)
-        pattern = torch.arange(shape[1] * shape[2] * shape[3], dtype=x.dtype, device=x.device).mul(2.3).sin()
+        pattern = torch.arange(1, 1 + shape[1] * shape[2] * shape[3], dtype=x.dtype, device=x.device).mul(2.3).sin()
         return 1.4 * pattern.view(shape).expand(len(x), -1, -1, -1)
 
 
@@ -53,7 +53,14 @@ ATTACKED: dict[str, list[str] | None] = {
 NO_GENERATOR = ["--model.generator=null"]
 # the multi-norm methods: config folder, and settings of their own
 MULTI_NORM: dict[str, tuple[str, list[str]]] = {
-    "mng_ac": ("mng_ac", [f"--model.generator={__name__}.FixedNoise", "--model.generator.channels=1"]),
+    "mng_ac": (
+        "mng_ac",
+        [
+            f"--model.generator={__name__}.FixedNoise",
+            "--model.generator.channels=1",
+            "--model.generator_optimizer.init_args.lr=5",  # its gradient is small
+        ],
+    ),
     "sat": ("mng_ac", [*NO_GENERATOR, "--model.consistency=0"]),
     "average": ("multi_norm_training", []),
     "maximum": ("multi_norm_training", ["--model.combine=maximum"]),

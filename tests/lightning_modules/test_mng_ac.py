@@ -1,4 +1,4 @@
-"""MNG-AC: its meta-gradient against finite differences, its step against a plain one, what it leaves alone, its cost."""
+"""MNG-AC: its meta-gradient against finite differences, its step against a plain one, what it leaves alone, passes."""
 
 import copy
 
@@ -94,12 +94,12 @@ def test_the_meta_gradient_agrees_with_finite_differences(norm, conditional):
     directions = [torch.randn_like(weight) for weight in weights]
     slope = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True)).item()
     values = []
-    for shift in (1e-6, -2e-6):  # to one side of the weights, then from there to the other
+    for shift in (1e-8, -2e-8):  # to one side of the weights, then from there to the other
         with torch.no_grad():
             for weight, direction in zip(weights, directions, strict=True):
                 weight += shift * direction
         values.append(plain_meta_loss(module.classifier, generator, norm, x, x_adv, y))
-    assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-3)
+    assert (values[0] - values[1]) / 2e-8 == pytest.approx(slope, rel=1e-4)
     assert abs(slope) > 1e-5
 
 

@@ -84,7 +84,8 @@ def test_a_pre_activation_network_adds_what_the_blocks_give_to_what_they_take():
 
 
 @pytest.mark.parametrize(
-    ("channels", "conditional", "parameters"), [(3, True, 4_243), (3, False, 4_183), (1, True, 4_121), (1, False, 4_101)]
+    ("channels", "conditional", "parameters"),
+    [(3, True, 4_243), (3, False, 4_183), (1, True, 4_121), (1, False, 4_101)],
 )
 def test_the_noise_generator(channels, conditional, parameters):
     torch.manual_seed(0)
