@@ -4,6 +4,7 @@ from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
@@ -16,6 +17,7 @@ __all__ = [
     "AttackCase",
     "BudgetImages",
     "CertifiedEvaluation",
+    "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",
     "NonUniformEvaluation",

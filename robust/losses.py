@@ -5,6 +5,7 @@ Those of ``(logits, y)``, y being labels (B,), can be given to an attack, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,3 +54,13 @@ def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
 def vulnerability_weight(logits: Tensor, y: Tensor, alpha: float) -> Tensor:
     """exp(-alpha * :func:`probability_margin`), (B,): differentiable, exactly 1 where alpha is 0 (ibid., eq. 7)."""
     return (-alpha * probability_margin(logits, y)).exp()
+
+
+def jensen_shannon(*logits: Tensor) -> Tensor:
+    """Mean over the predictions q of KL(q || their mean), (B,) in [0, log n], of n sets of logits (B, K).
+
+    Source: multi-norm training (MNG-AC), adversarial consistency; there n = 3.
+    """
+    log_q = torch.stack(logits).log_softmax(2)
+    log_mean = log_q.logsumexp(0) - math.log(len(logits))  # exact, where the published code cuts the mean at 1e-7
+    return (log_q.exp() * (log_q - log_mean)).sum(2).mean(0)

@@ -6,7 +6,7 @@ from pytorch_lightning import Callback
 
 from lightning_modules import YOPO
 from robust.attacks import PGD
-from robust.networks import noise_sources
+from robust.networks import NoiseGenerator, noise_sources
 from tests.testers import ROOT
 
 
@@ -43,6 +43,15 @@ class FixedNoise(Callback):
         return pattern.view_as(like[:1]).expand_as(like)
 
 
+class FixedGenerator(NoiseGenerator):
+    """A generator whose random numbers are the same for all images."""
+
+    def draw(self, x):
+        shape = (1, x.shape[1], x.shape[2] + 2, x.shape[3] + 2)
+        pattern = torch.arange(1, 1 + shape[1] * shape[2] * shape[3], dtype=x.dtype, device=x.device).mul(2.3).sin()
+        return 1.4 * pattern.view(shape).expand(len(x), -1, -1, -1)
+
+
 # settings of their own; None for those without an attack
 ATTACKED: dict[str, list[str] | None] = {
     "standard_training": None,
@@ -62,6 +71,42 @@ ATTACKED: dict[str, list[str] | None] = {
 SLOW = ("mixed_adversarial_training", "adversarial_bnn")
 METHODS = [pytest.param(method, marks=pytest.mark.slow) if method in SLOW else method for method in ATTACKED]
 STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb")
+
+
+NO_GENERATOR = ["--model.generator=null"]
+# the multi-norm methods: config folder, and settings of their own
+MULTI_NORM: dict[str, tuple[str, list[str]]] = {
+    "mng_ac": (
+        "mng_ac",
+        [
+            f"--model.generator={__name__}.FixedGenerator",
+            "--model.generator.channels=1",
+            "--model.generator_optimizer.init_args.lr=5",  # its gradient is small
+        ],
+    ),
+    "sat": ("mng_ac", [*NO_GENERATOR, "--model.consistency=0"]),
+    "average": ("multi_norm_training", []),
+    "maximum": ("multi_norm_training", ["--model.combine=maximum"]),
+    "msd": ("msd", ["--model.attack.steps=2"]),
+}
+
+
+def multi_norm(method: str, attack: str = f"{__name__}.FixedStart") -> list[str]:
+    """Arguments of ``fit``: the method's config for Digits, made small, its schedules in the ramp."""
+    folder, own = MULTI_NORM[method]
+    settings = [
+        f"--config={ROOT / 'configs' / folder / 'digits.yaml'}",
+        "--data.batch_size=8",
+        "--data.eval_batch_size=64",
+        "--trainer.max_epochs=4",
+        "--trainer.limit_train_batches=4",
+        "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1}}]",
+        *own,
+    ]
+    if folder != "msd":
+        for norm in ("linf", "l2", "l1"):
+            settings += [f"--model.attack_{norm}={attack}", f"--model.attack_{norm}.steps=2"]
+    return settings
 
 
 def attacked(method: str) -> list[str]:

@@ -5,7 +5,7 @@ import torch
 from pytorch_lightning import Callback
 
 from robust.networks import injections
-from tests.attacked_methods import METHODS, STOCHASTIC, attacked
+from tests.attacked_methods import METHODS, MULTI_NORM, STOCHASTIC, attacked, multi_norm
 from tests.testers import ROOT, assert_processes_agree, run_two_processes
 
 TINY = [
@@ -76,3 +76,10 @@ def test_noise_differs_between_processes_and_scales_do_not(tmp_path):
     for mine, theirs in zip(one["scales"], other["scales"], strict=True):
         assert torch.equal(mine, theirs)
         assert (mine != 0.25).all()
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    assert_processes_agree([*multi_norm(method), "--trainer.precision=64-true"], tmp_path, 1e-9)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules import ContextualBudgets
-from tests.attacked_methods import ATTACKED, METHODS, attacked
+from tests.attacked_methods import ATTACKED, METHODS, MULTI_NORM, attacked, multi_norm
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
@@ -72,3 +72,12 @@ def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
     settings += ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2", "--test_after_fit=false"]
     few = ["--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    random = ["--model.generator=robust.networks.NoiseGenerator"] if method == "mng_ac" else []
+    settings = [*multi_norm(method, "robust.attacks.PGD"), *random, "--test_after_fit=false"]
+    assert_resume_is_identical([*settings, "--trainer.limit_val_batches=1"], tmp_path, batches_per_epoch=4)

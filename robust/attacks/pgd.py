@@ -128,7 +128,7 @@ class PGD:
                 if len(left) == 0:
                     return found
             if isinstance(threat_model, L1Ball):
-                gradient = _unblocked(gradient, x_adv)
+                gradient = unblocked(gradient, x_adv)
             length = self.step_size if self.absolute else self.step_size * threat_model.radius
             step = threat_model.direction(gradient, self.sparsity).mul_(length)
             x_adv = threat_model.project(step.add_(x_adv), x)
@@ -140,7 +140,7 @@ class PGD:
         return threat_model.project(x + 0.001 * torch.randn_like(x), x) if self.start == "gaussian" else x.clone()
 
 
-def _unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
+def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
     """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
     probe = x_adv + 1e-6 * gradient.sign()  # a pixel at the end may be off it by rounding
     return gradient * (probe == probe.clamp(0.0, 1.0))

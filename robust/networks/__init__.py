@@ -11,11 +11,13 @@ from robust.networks.noise import (
     switch_noise,
     without_noise,
 )
+from robust.networks.noise_generator import NoiseGenerator
 from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, NoisyWeights, WeightNoise, divergence
 from robust.networks.normalize import Normalize
 from robust.networks.resnet import ResNet18
 from robust.networks.resnet_v1 import ResNetV1
 from robust.networks.small_cnn import SmallCNN
+from robust.networks.wide_resnet import PreActResNet18, WideResNet
 
 __all__ = [
     "BayesianWeights",
@@ -23,15 +25,18 @@ __all__ = [
     "DMLarge",
     "DMSmall",
     "GaussianWeight",
+    "NoiseGenerator",
     "NoiseSource",
     "Noisy",
     "NoisyWeights",
     "Normalize",
     "PerturbationInjection",
+    "PreActResNet18",
     "ResNet18",
     "ResNetV1",
     "SmallCNN",
     "WeightNoise",
+    "WideResNet",
     "divergence",
     "injections",
     "noise_sources",
