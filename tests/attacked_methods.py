@@ -68,7 +68,7 @@ ATTACKED: dict[str, list[str] | None] = {
     "learn2perturb": ["--model.noise_delay=1", "--model.adversarial_delay=2"],
 }
 # their steps are parts of the others'
-SLOW = ("mixed_adversarial_training", "adversarial_bnn")
+SLOW = ("standard_training", "adversarial_training", "trades", "mixed_adversarial_training", "adversarial_bnn")
 METHODS = [pytest.param(method, marks=pytest.mark.slow) if method in SLOW else method for method in ATTACKED]
 STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb")
 

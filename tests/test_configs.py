@@ -26,7 +26,10 @@ PARTS = [
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums")
-@pytest.mark.parametrize(("name", "part"), [*((name, None) for name in METHODS), *PARTS])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [*((name, None) for name in METHODS), *(pytest.param(*both, marks=pytest.mark.slow) for both in PARTS)],
+)
 def test_runs_from_its_config(name, part, tmp_path, written):
     config = yaml.safe_load((CONFIGS / name).read_text())
     nested = "labelled." if config["data"]["class_path"] == "SemiSupervised" else ""
