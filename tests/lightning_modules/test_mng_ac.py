@@ -16,7 +16,7 @@ from robust.losses import jensen_shannon
 from robust.networks import NoiseGenerator
 from robust.noise_budgets import fit_noise
 from robust.threat_models import ball
-from tests.attacked_methods import FixedNoise, FixedStart
+from tests.attacked_methods import FixedGenerator, FixedStart
 
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
 RATE = 0.05
@@ -81,7 +81,7 @@ def plain_meta_loss(classifier, generator, norm, x, x_adv, y, fit="tanh"):
 @pytest.mark.parametrize("norm", RADII)
 @pytest.mark.parametrize("conditional", [True, False])
 def test_the_meta_gradient_agrees_with_finite_differences(norm, conditional):
-    (x, y), generator = data(), FixedNoise(1, conditional)
+    (x, y), generator = data(), FixedGenerator(1, conditional)
     module = make(generator)
     module.trainer = trainer()
     x_adv = PGD(3)(module.classifier, ball(norm, RADII[norm]), x, y)
@@ -105,7 +105,7 @@ def test_the_meta_gradient_agrees_with_finite_differences(norm, conditional):
 
 @pytest.mark.parametrize("norm", RADII)
 def test_one_step_is_that_of_the_algorithm(norm):
-    (x, y), generator, classifier = data(), FixedNoise(1), network()
+    (x, y), generator, classifier = data(), FixedGenerator(1), network()
     fixed, budget = FixedStart(3, mode="frozen"), ball(norm, RADII[norm])
     module = make(copy.deepcopy(generator), consistency=12.0, **attacks(), classifier=copy.deepcopy(classifier))
     module.attacks = {norm: module.attacks[norm]}
