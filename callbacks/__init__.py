@@ -1,8 +1,10 @@
 """What happens around training: schedules, evaluations, pictures and the record of a run."""
 
+from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
 from callbacks.group_accuracy import GroupAccuracy
@@ -13,10 +15,12 @@ from callbacks.robustness_score import RobustnessScore
 from callbacks.sampled_robustness import SampledRobustness
 
 __all__ = [
+    "AccuracyCurve",
     "AdversarialEvaluation",
     "AttackCase",
     "BudgetImages",
     "CertifiedEvaluation",
+    "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",
     "GroupAccuracy",

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded, times_right
+from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded
+from callbacks._stochastic import MEAN_NETWORK, variants, verdicts
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
-from robust.metrics import Accuracy
+from robust.metrics import Accuracy, AccuracyDeviation
+from robust.networks import noise_sources, without_noise
 from robust.threat_models import L1Ball, L2Ball, PixelBox, ThreatModel
 
 TAKEN = ("clean", "union", "average")
@@ -48,9 +50,23 @@ class AdversarialEvaluation(ValidatingEvaluation):
     - ``<stage>/attacked_samples``: number of examples that this is about, over all processes
 
     An example that is misclassified without perturbation counts as wrong under every attack, and is not attacked.
-    Networks that draw random numbers (``RobustClassifier.stochastic``) are treated otherwise: all examples are
-    attacked, each image found is judged again in several passes with fresh noise, and a figure is the mean over passes
-    and examples. For groups and the union it is the mean of the lowest of the cases' shares for each example.
+
+    Networks with noise (``RobustClassifier.stochastic``) are treated otherwise: all examples are attacked, and each
+    image found is judged again in several passes with fresh noise. For clean images and each case:
+
+    - the figure itself is the mean over passes and examples
+    - ``.../deviation``: standard deviation, over passes, of the accuracy on all examples
+    - ``.../vote``: accuracy of the class that most passes give
+    - ``clean/noise_off``: without noise
+
+    and, outside ``fit``, for each attack whose setting ``eot_samples`` is 1:
+
+    - ``.../eot``: the same with gradients that are means over ``eot_samples`` passes
+    - ``.../mean_network``: the same with gradients of the network without noise
+    - ``.../noise_off``: the latter's images, judged without noise too
+    - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; where it has no group
+
+    For groups and the union a figure is the mean of the lowest of the cases' shares for each example.
 
     Attack and verdict run in the precision of the weights, without autocast. Source: multi-norm training (MNG-AC),
     evaluation; stochastic networks: Learn2Perturb.
@@ -61,7 +77,8 @@ class AdversarialEvaluation(ValidatingEvaluation):
             default only in tests and in ``train.py validate``.
         max_batches: attack at most so many batches of each process in validation. The test is as long as
             ``--trainer.limit_test_batches`` has it; ``attacked_samples`` says how long that was.
-        judgements: number of passes in which stochastic networks are judged.
+        judgements: number of passes in which networks with noise are judged.
+        eot_samples: number of passes over which gradients of networks with noise are averaged.
         seed: of the attacks' random draws.
 
     Raises:
@@ -74,7 +91,8 @@ class AdversarialEvaluation(ValidatingEvaluation):
         attacks: dict[str, AttackCase],
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
-        judgements: int = 5,
+        judgements: int = 10,
+        eot_samples: int = 30,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, every_n_epochs, max_batches)
@@ -86,33 +104,35 @@ class AdversarialEvaluation(ValidatingEvaluation):
         for taken in TAKEN:
             require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other figure has")
         require(judgements >= 1, f"{name}.judgements", judgements, "give at least 1")
+        require(eot_samples >= 1, f"{name}.eot_samples", eot_samples, "give at least 1")
         self.attacks = attacks
-        self.judgements = judgements
+        self.judgements, self.eot_samples = judgements, eot_samples
         self._groups: list[str] = []
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
-        judgements = self.judgements if module.stochastic else 1
+        everything = torch.arange(len(x), device=x.device)
         with seeded(x.device, self.seed, module.global_rank, batch_idx):
-            clean = times_right(module, x, y, judgements)
-        left = torch.arange(len(x), device=x.device) if module.stochastic else clean.nonzero().squeeze(1)
+            scores = {"clean": self._judge("clean", module, x, y, everything)}
+        left = everything if module.stochastic else scores["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
-        scores = {"clean": clean}
         for index, (name, case) in enumerate(self.attacks.items()):
-            with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
-                for threat_name, threat_model in _threat_models(name, case, module, x):
-                    right = torch.zeros_like(clean)
-                    if len(left) > 0:
-                        part, labels = threat_model.select(left), y[left]
-                        found = attacked(threat_name, case.attack, module, part, x[left], labels)
-                        right[left] = times_right(module, found, labels, judgements)
-                    scores[threat_name] = right
-                    groups.setdefault(case.group or threat_name, []).append(right)
+            for threat_name, threat_model in _threat_models(name, case, module, x):
+                kinds = variants(threat_name, case.attack, module, self.eot_samples)
+                group = case.group or (threat_name if len(kinds) == 1 else f"{threat_name}/worst")
+                for figure, attack in kinds.items():
+                    with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
+                        found = x.clone()
+                        if len(left) > 0:
+                            part = threat_model.select(left)
+                            found[left] = attacked(figure, attack, module, part, x[left], y[left])
+                        scores[figure] = self._judge(figure, module, found, y, left)
+                    groups.setdefault(group, []).append(scores[figure])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
         scores |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
         self._groups = list(worst)
-        for name, score in scores.items():
-            self.count(f"accuracy/{name}", partial(Accuracy, judgements), score)
+        for figure, score in scores.items():
+            self.count(f"accuracy/{figure}", partial(Accuracy, self._passes(module)), score)
         self.count("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def figures(self) -> dict[str, Tensor]:
@@ -120,6 +140,22 @@ class AdversarialEvaluation(ValidatingEvaluation):
         found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
         average = torch.stack([found[f"accuracy/{group}"] for group in self._groups]).mean()
         return found | {"accuracy/average": average}
+
+    def _judge(self, figure: str, module: RobustClassifier, x: Tensor, y: Tensor, left: Tensor) -> Tensor:
+        """In how many passes each image (B, C, H, W) is right; those not ``left`` are wrong. Whole numbers (B,)."""
+        right, vote = verdicts(module, x[left], y[left], self._passes(module))
+        if module.stochastic:
+            if self.judgements > 1:
+                self.count(f"accuracy/{figure}/deviation", partial(AccuracyDeviation, self.judgements), right)
+            self.count(f"accuracy/{figure}/vote", Accuracy, vote)
+            if noise_sources(module) and (figure == "clean" or figure.endswith(MEAN_NETWORK)):
+                with without_noise(module):
+                    alone = module(x).argmax(1) == y
+                self.count(f"accuracy/{figure.removesuffix(MEAN_NETWORK)}/noise_off", Accuracy, alone)
+        return torch.zeros_like(y).index_copy(0, left, right.sum(0))
+
+    def _passes(self, module: RobustClassifier) -> int:
+        return self.judgements if module.stochastic else 1
 
 
 def _threat_models(

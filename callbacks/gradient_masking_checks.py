@@ -60,7 +60,7 @@ class GradientMaskingChecks(AttackingEvaluation):
         queries: of Square.
         max_batches: number of batches of each process.
         tolerance: share of the examples by which a comparison may be off, chance included.
-        eot_samples: copies of each example over which networks that draw random numbers are attacked.
+        eot_samples: passes over which networks that draw random numbers are attacked.
         seed: of the attacks' random draws.
 
     Raises:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 _SHARES = (
     "accuracy",
+    "accuracy_curve",
     "a_nat",
     "a_rob",
     "a_sa",

@@ -107,7 +107,7 @@ class OnManifoldRobustness(ManifoldClassifier):
 
     def draw_radii(self, x: Tensor, batch_idx: int) -> Tensor:
         """Sigma: radii (E,) from U(0, d), the same for all images of the batch in all processes."""
-        drawn = torch.rand(self.radii, generator=self.shared_generator(batch_idx)).to(x)
+        drawn = torch.rand(self.radii, generator=self.shared_draws(batch_idx)).to(x)
         return (drawn * math.sqrt(x[0].numel())).clamp(min=self.smallest_radius)
 
 

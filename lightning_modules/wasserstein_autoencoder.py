@@ -95,7 +95,7 @@ class WassersteinAutoencoder(TrainingModule):
         if self.current_epoch == 0 and batch_idx < self.pretraining_batches:
             loss = moment_distance(everywhere, self.prior_deviation)
         else:
-            generator = self.shared_generator(batch_idx)
+            generator = self.shared_draws(batch_idx)
             drawn = torch.randn(everywhere.shape, generator=generator, dtype=codes.dtype).to(codes.device)
             penalty = maximum_mean_discrepancy(everywhere, self.prior_deviation * drawn, self.prior_deviation)
             loss = self.reconstruction(x, self.autoencoder.decode(codes)).mean() + self.mmd_weight * penalty

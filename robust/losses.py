@@ -5,6 +5,7 @@ Those of ``(logits, y)``, y being labels (B,), can be given to an attack, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -69,3 +70,13 @@ def cross_lipschitz(logits: Tensor, x: Tensor) -> Tensor:
     K = logits.shape[1]
     each = torch.stack([torch.autograd.grad(f.sum(), x, create_graph=True)[0].flatten(1) for f in logits.unbind(1)])
     return 2 / K * each.square().sum((0, 2)) - 2 / K**2 * each.sum(0).square().sum(1)
+
+
+def jensen_shannon(*logits: Tensor) -> Tensor:
+    """Mean over the predictions q of KL(q || their mean), (B,) in [0, log n], of n sets of logits (B, K).
+
+    Source: multi-norm training (MNG-AC), adversarial consistency; there n = 3.
+    """
+    log_q = torch.stack(logits).log_softmax(2)
+    log_mean = log_q.logsumexp(0) - math.log(len(logits))  # exact, where the published code cuts the mean at 1e-7
+    return (log_q.exp() * (log_q - log_mean)).sum(2).mean(0)

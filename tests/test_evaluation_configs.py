@@ -40,10 +40,10 @@ def frozen_autoencoder(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
-    if name == "autoattack_linf" and importlib.util.find_spec("pyautoattack") is None:
+    if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
-    few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name == 'autoattack_linf' else 8}"]
+    few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name.startswith('autoattack') else 8}"]
     if name == "mnist_c":
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     few += frozen_autoencoder(name, tmp_path)
@@ -60,6 +60,11 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         assert metrics["test/accuracy/mean"] == pytest.approx(1 - metrics["test/clean_error"])
     elif name.startswith("non_uniform"):
         assert metrics["test/a_tr/alpha_2"] <= metrics["test/a_rob"] <= metrics["test/a_nat"]
+    elif name.startswith("accuracy_curve"):
+        curve = [value for key, value in metrics.items() if key.startswith("test/accuracy_curve/pgd_7/")]
+        assert len(curve) == 7
+        assert max(curve) == metrics["test/accuracy_curve/pgd_7/0"]
+        assert (tmp_path / "accuracy_curve.png").exists()
     else:
         (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])
         union, clean = metrics["test/accuracy/union"], metrics["test/accuracy/clean"]

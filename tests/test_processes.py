@@ -1,10 +1,13 @@
 """Two processes give what one gives, for each method."""
 
 import pytest
+import torch
+from pytorch_lightning import Callback
 
+from robust.networks import injections
 from tests import score_methods
-from tests.attacked_methods import ATTACKED, attacked
-from tests.testers import ROOT, assert_processes_agree
+from tests.attacked_methods import METHODS, MULTI_NORM, STOCHASTIC, attacked, multi_norm
+from tests.testers import ROOT, assert_processes_agree, run_two_processes
 
 TINY = [
     f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
@@ -39,10 +42,48 @@ def test_contextual_budgets(settings, tolerance, tmp_path):
     assert_processes_agree([*TINY, *settings], tmp_path, tolerance)
 
 
-@pytest.mark.parametrize("method", ATTACKED)
+@pytest.mark.parametrize("method", METHODS)
 def test_methods_that_attack(method, tmp_path):
     # in float64, for the sign of a gradient may be a matter of rounding
-    assert_processes_agree([*attacked(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
+    settings = [*attacked(method), "--trainer.precision=64-true"]
+    settings += ["--trainer.callbacks+=tests.attacked_methods.FixedNoise"] if method in STOCHASTIC else []
+    assert_processes_agree(settings, tmp_path, 1e-9)
+
+
+class NoteNoise(Callback):
+    """Writes what a process drew in its first place of noise, with the epochs, and its scales at the end."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.drawn = folder, []
+
+    def on_train_start(self, trainer, pl_module):
+        place = injections(pl_module)[0]
+        draw = place.draw
+        place.draw = lambda like: self.drawn.append((trainer.current_epoch, draw(like))) or self.drawn[-1][1]
+
+    def on_train_end(self, trainer, pl_module):
+        notes = {"drawn": self.drawn, "scales": [place.theta.detach() for place in injections(pl_module)]}
+        torch.save(notes, f"{self.folder}/{trainer.global_rank}.pt")
+
+
+def test_noise_differs_between_processes_and_scales_do_not(tmp_path):
+    note = ["--trainer.callbacks+=tests.test_processes.NoteNoise", f"--trainer.callbacks.folder={tmp_path}"]
+    run_two_processes("fit", [*attacked("learn2perturb"), *note, "--test_after_fit=false"], tmp_path)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert {epoch for epoch, _ in one["drawn"]} == {1, 2}  # without noise in the first epoch
+    pairs = list(zip(one["drawn"], other["drawn"], strict=True))
+    assert len(pairs) > 8
+    assert all(not torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
+    for mine, theirs in zip(one["scales"], other["scales"], strict=True):
+        assert torch.equal(mine, theirs)
+        assert (mine != 0.25).all()
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    assert_processes_agree([*multi_norm(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
 
 
 @pytest.mark.parametrize("method", score_methods.METHODS)

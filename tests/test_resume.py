@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules import ContextualBudgets
 from tests import score_methods
-from tests.attacked_methods import ATTACKED, attacked
+from tests.attacked_methods import ATTACKED, METHODS, MULTI_NORM, attacked, multi_norm
 from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
 
 TINY = [
@@ -50,13 +50,38 @@ def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
         run("fit", [*TINY, "--trainer.max_epochs=2", *changed], tmp_path / "second")
 
 
-@pytest.mark.parametrize("method", ATTACKED)
+# Learn2Perturb, below, in each of its phases
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "learn2perturb"])
 def test_methods_that_attack(method, tmp_path):
     random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    ("noise_delay", "adversarial_delay"),
+    [pytest.param(9, 9, marks=pytest.mark.slow), (2, 3), (1, 2)],
+    ids=["noise off", "noise on", "adversarial on"],
+)
+def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
+    """Killed between epochs 1 and 2 and in the middle of epoch 2: the second case goes from off to on, to attacked."""
+    decay = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
+    settings = [*attacked("learn2perturb"), f"--model.lr_scheduler={decay}", f"--model.theta_lr_scheduler={decay}"]
+    settings += [f"--model.noise_delay={noise_delay}", f"--model.adversarial_delay={adversarial_delay}"]
+    settings += ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2", "--test_after_fit=false"]
+    few = ["--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+)
+def test_multi_norm_methods(method, tmp_path):
+    random = ["--model.generator=robust.networks.NoiseGenerator"] if method == "mng_ac" else []
+    settings = [*multi_norm(method, "robust.attacks.PGD"), *random, "--test_after_fit=false"]
+    assert_resume_is_identical([*settings, "--trainer.limit_val_batches=1"], tmp_path, batches_per_epoch=4)
 
 
 @pytest.mark.parametrize("method", score_methods.METHODS)

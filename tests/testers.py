@@ -6,6 +6,7 @@ make it small. Call both testers for each new method, with every kind of random 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,10 +120,18 @@ def run_two_processes(command, settings, folder):
     """Run the command line as a program of its own, since Lightning starts it anew for the second process."""
     arguments = [command, *settings, *QUIET, "--trainer.devices=2", f"--trainer.default_root_dir={folder}"]
     arguments += ["--trainer.strategy=ddp_find_unused_parameters_true"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    # what Lightning leaves behind after DDP in this process would make it wait for a launcher to start the second one
+    left_behind = ("PL_", "MASTER_", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(left_behind)}
     program = [sys.executable, str(ROOT / "train.py"), *arguments]
-    process = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert process.returncode == 0, process.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            _, errors = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the second process too, which would spin on
+            raise
+    assert process.returncode == 0, errors
 
 
 def error_counts(results):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from lightning_modules.base.training_module import Batch, TrainingModule, run_blank
 from robust.errors import require
 from robust.metrics import ErrorRate
+from robust.networks import noise_sources
 from robust.threat_models import LinfBall, ThreatModel
 
 
@@ -23,13 +24,7 @@ class RobustClassifier(TrainingModule):
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
-
-    Attributes:
-        stochastic: whether two passes of the same image differ in evaluation mode; evaluations then judge an image by
-            several passes.
     """
-
-    stochastic: bool = False
 
     def __init__(
         self,
@@ -44,6 +39,14 @@ class RobustClassifier(TrainingModule):
         self.classifier = classifier
         self.epsilon = self.current_epsilon = epsilon
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes of the same image differ in evaluation mode, as the classifier has noise that is on.
+
+        Evaluations then judge an image by several passes.
+        """
+        return any(source.enabled for source in noise_sources(self.classifier))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from robust.errors import NonFiniteLossError, SettingError, require
+from robust.schedules import PiecewiseLinear
 
 Batch = tuple[Tensor, Tensor]
 
@@ -105,10 +106,12 @@ class TrainingModule(pl.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
-    def _step_schedules(self) -> None:
-        """Bring every learning-rate schedule to this epoch."""
+    def _step_schedules(self, batch_idx: int) -> None:
+        """Bring every learning-rate schedule to this epoch, and those that move by batch to this batch's end."""
         schedules = self.lr_schedulers() or []
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            if isinstance(schedule, PiecewiseLinear):
+                schedule.move_to(self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches)
             while schedule.last_epoch < self.current_epoch:
                 with warnings.catch_warnings():  # it is no mistake that the first epochs leave out an optimizer
                     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
@@ -119,6 +122,18 @@ class TrainingModule(pl.LightningModule, ABC):
         parts = self.all_gather(value)
         assert isinstance(parts, Tensor)
         return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
+
+    def averaged(self, value: Tensor) -> Tensor:
+        """Mean over all processes, through which gradients flow to each process's part; ``value`` without several."""
+        if self.trainer.world_size == 1:
+            return value
+        parts = self.all_gather(value, sync_grads=True)
+        assert isinstance(parts, Tensor)
+        return parts.mean(0)
+
+    def shared_draws(self, batch_idx: int) -> torch.Generator:
+        """Random numbers for a batch (on the CPU) that are the same in all processes."""
+        return torch.Generator().manual_seed(hash((self._seed, self.current_epoch, batch_idx)) % 2**63)
 
     # -- at the door ---------------------------------------------------------------------------------------------
 
@@ -179,7 +194,7 @@ class TrainingModule(pl.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Take the run's seed, unless a checkpoint brought its own; note the learning rates as configured."""
         if self._seed is None:
-            self._seed = torch.initial_seed() % 2**32
+            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
         self._configured_rates = self._learning_rates()
 
     def on_train_start(self) -> None:
@@ -200,13 +215,9 @@ class TrainingModule(pl.LightningModule, ABC):
 
         Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
         """
-        self._step_schedules()
+        self._step_schedules(batch_idx)
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
-
-    def shared_generator(self, batch_idx: int) -> torch.Generator:
-        """A generator on the CPU for what all processes are to draw alike; of (seed, epoch, batch) alone."""
-        return torch.Generator().manual_seed(hash((self._seed, self.current_epoch, batch_idx)) % 2**63)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the method and the seed."""

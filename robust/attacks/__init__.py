@@ -11,6 +11,7 @@ from robust.attacks.boundary import BoundaryAttack, FGSMGrid, GrowingPGD, to_bou
 from robust.attacks.carlini_wagner import CarliniWagnerL2
 from robust.attacks.latent import LatentAttack
 from robust.attacks.linearized import BoxedHalfspace, LinearizedBoundary
+from robust.attacks.msd import MultiSteepestDescent
 from robust.attacks.pgd import FGSM, PGD
 from robust.attacks.square import Square
 
@@ -26,6 +27,7 @@ __all__ = [
     "GrowingPGD",
     "LatentAttack",
     "LinearizedBoundary",
+    "MultiSteepestDescent",
     "Square",
     "crafting",
     "to_boundary",

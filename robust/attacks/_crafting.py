@@ -60,31 +60,39 @@ def named_loss(loss: Loss | str) -> Loss:
     return loss
 
 
-def judge(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, copies: int) -> tuple[Tensor, Tensor]:
-    """Loss of each example (B,) and whether it is misclassified (B,).
+def judge(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """Loss of each example (B,) and whether it is misclassified (B,): mean and majority over so many passes.
 
-    Mean and majority over ``copies`` of the batch (B, C, H, W) in one pass: a network that draws its noise for each
-    example draws them independently.
+    Separate passes, for networks may share one draw of their noise among the examples of a batch.
 
     Raises:
         SettingError: if the loss is not one number per example.
     """
-    if copies == 1:
-        logits = network(x)
-        return _checked(loss(logits, y), y), logits.argmax(1) != y
-    parts = network(x.repeat(copies, 1, 1, 1)).chunk(copies)
-    each = torch.stack([_checked(loss(part, y), y) for part in parts]).mean(0)
-    wrong = torch.stack([part.argmax(1) != y for part in parts]).float().mean(0) > 0.5
-    return each, wrong
+    logits = [network(x) for _ in range(draws)]
+    return _mean([_checked(loss(each, y), y) for each in logits]), _majority([each.argmax(1) != y for each in logits])
 
 
-def input_gradient(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, copies: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient (B, C, H, W) of each example's loss to its image, and what :func:`judge` gives."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        each, wrong = judge(network, loss, x, y, copies)
-        (gradient,) = torch.autograd.grad(each.sum(), x)  # the sum: an example's gradient does not depend on the others
-    return gradient, each.detach(), wrong
+def input_gradient(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient (B, C, H, W) of each example's loss to its image, mean over passes, and what :func:`judge` gives."""
+    x = x.detach().requires_grad_()
+    gradients, losses, wrong = [], [], []
+    for _ in range(draws):  # one graph at a time
+        with torch.enable_grad():
+            logits = network(x)
+            each = _checked(loss(logits, y), y)
+            # the sum: an example's gradient does not depend on the others
+            gradients.append(torch.autograd.grad(each.sum(), x)[0])
+        losses.append(each.detach())
+        wrong.append(logits.argmax(1) != y)
+    return _mean(gradients), _mean(losses), _majority(wrong)
+
+
+def _mean(draws: list[Tensor]) -> Tensor:
+    return torch.stack(draws).mean(0)
+
+
+def _majority(draws: list[Tensor]) -> Tensor:
+    return torch.stack(draws).float().mean(0) > 0.5
 
 
 def _checked(each: Tensor, y: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class APGD:
         loss: ``"cross_entropy"``, ``"dlr"``, ``"targeted_dlr"`` (one run for each target), or a function (logits,
             labels) -> (B,).
         targets: number of other classes that ``"targeted_dlr"`` aims at, most likely ones first; at most K - 1 are.
-        eot_samples: gradients and verdicts are taken over so many copies of each example, for stochastic networks.
+        eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
         wide_start: in l1, search balls of 3 and 2 times the radius first.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
@@ -124,11 +124,11 @@ class _Climb:
     """One run of the ascent: where it is, the best that it saw, and the first that was misclassified."""
 
     def __init__(
-        self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss, copies: int
+        self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss, draws: int
     ) -> None:
         self.threat_model = threat_model
         self.x = x
-        self._examine = partial(input_gradient, network, loss, y=y, copies=copies)
+        self._examine = partial(input_gradient, network, loss, y=y, draws=draws)
 
     def run(self, start: Tensor, steps: int, stop: bool) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,); ``best`` is that of highest loss.

@@ -32,7 +32,7 @@ class PGD:
         loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
-        eot_samples: gradients and verdicts are taken over so many copies of each example, for stochastic networks.
+        eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
         sparsity: share of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
             update of batch normalisation's running statistics. Restored afterwards.
@@ -128,7 +128,7 @@ class PGD:
                 if len(left) == 0:
                     return found
             if isinstance(threat_model, L1Ball):
-                gradient = _unblocked(gradient, x_adv)
+                gradient = unblocked(gradient, x_adv)
             length = self.step_size if self.absolute else self.step_size * threat_model.radius
             step = threat_model.direction(gradient, self.sparsity).mul_(length)
             x_adv = threat_model.project(step.add_(x_adv), x)
@@ -140,7 +140,7 @@ class PGD:
         return threat_model.project(x + 0.001 * torch.randn_like(x), x) if self.start == "gaussian" else x.clone()
 
 
-def _unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
+def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
     """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
     probe = x_adv + 1e-6 * gradient.sign()  # a pixel at the end may be off it by rounding
     return gradient * (probe == probe.clamp(0.0, 1.0))
@@ -154,7 +154,7 @@ class FGSM(PGD):
             al. 2020).
         random_start: begin at a random point of the threat model instead of the image.
         loss: what is ascended.
-        eot_samples: copies of each example over which the gradient is averaged.
+        eot_samples: passes over which the gradient is averaged.
         mode: the network's mode meanwhile.
 
     Raises:

@@ -23,7 +23,7 @@ class Square:
     Args:
         queries: passes of each example at most; those that are misclassified are left out of the rest.
         first_area: share of the image that the first squares cover.
-        eot_samples: loss and verdict are taken over so many copies of each example, for stochastic networks.
+        eot_samples: loss and verdict are taken over so many passes, for networks that draw random numbers (EOT).
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:

@@ -35,3 +35,30 @@ class Accuracy(Metric):
     def compute(self) -> Tensor:
         """The share in [0, 1], a scalar; NaN before the first example."""
         return self.right / self.total
+
+
+class AccuracyDeviation(Metric):
+    """Standard deviation, over passes of a network that draws random numbers, of the accuracy on all examples.
+
+    Args:
+        passes: number of them; with one, the deviation is NaN.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros(passes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, right: Tensor) -> None:
+        """Count a batch: whether each pass is right, bool (P, B)."""
+        self.right = self.right + right.sum(1)
+        self.total = self.total + right.shape[1]
+
+    def compute(self) -> Tensor:
+        """The deviation of an accuracy in [0, 1], unbiased; a scalar."""
+        return (self.right / self.total).std()

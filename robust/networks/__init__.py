@@ -4,22 +4,49 @@ from robust.networks.adversarial_generator import AdversarialGenerator
 from robust.networks.autoencoder import Autoencoder, load_autoencoder
 from robust.networks.dm import DMLarge, DMSmall
 from robust.networks.generators import BudgetGenerator
+from robust.networks.noise import (
+    NoiseSource,
+    Noisy,
+    PerturbationInjection,
+    injections,
+    noise_sources,
+    switch_noise,
+    without_noise,
+)
+from robust.networks.noise_generator import NoiseGenerator
+from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, NoisyWeights, WeightNoise, divergence
 from robust.networks.normalize import Normalize
 from robust.networks.resnet import ResNet18
 from robust.networks.resnet_v1 import ResNetV1
 from robust.networks.rf_classifier import RFClassifier
 from robust.networks.small_cnn import SmallCNN
+from robust.networks.wide_resnet import PreActResNet18, WideResNet
 
 __all__ = [
     "AdversarialGenerator",
     "Autoencoder",
+    "BayesianWeights",
     "BudgetGenerator",
     "DMLarge",
     "DMSmall",
+    "GaussianWeight",
+    "NoiseGenerator",
+    "NoiseSource",
+    "Noisy",
+    "NoisyWeights",
     "Normalize",
+    "PerturbationInjection",
+    "PreActResNet18",
     "RFClassifier",
     "ResNet18",
     "ResNetV1",
     "SmallCNN",
+    "WeightNoise",
+    "WideResNet",
+    "divergence",
+    "injections",
     "load_autoencoder",
+    "noise_sources",
+    "switch_noise",
+    "without_noise",
 ]

@@ -211,7 +211,7 @@ def test_a_step_of_the_autoencoder():
     module = wasserstein(mmd_weight=0.5)
     wae = copy.deepcopy(module.autoencoder).double().train()
     generators = []
-    module.shared_generator = lambda batch_idx: generators.append(batch_idx) or torch.Generator().manual_seed(4)
+    module.shared_draws = lambda batch_idx: generators.append(batch_idx) or torch.Generator().manual_seed(4)
     fit(module, x, y)
     assert generators == [0]
     drawn = torch.randn(6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)

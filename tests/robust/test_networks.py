@@ -5,7 +5,17 @@ import torch
 
 from robust.budgets import relative_budgets
 from robust.errors import SettingError
-from robust.networks import BudgetGenerator, DMLarge, DMSmall, Normalize
+from robust.networks import (
+    BudgetGenerator,
+    DMLarge,
+    DMSmall,
+    NoiseGenerator,
+    Normalize,
+    PreActResNet18,
+    ResNet18,
+    SmallCNN,
+    WideResNet,
+)
 
 
 def count(network):
@@ -27,6 +37,19 @@ def test_parameter_counts_of_classifiers(network, shape, classes, parameters):
     built = network(shape, classes)
     assert count(built) == parameters
     assert built(torch.rand(2, *shape)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "classes", "parameters"),
+    [
+        (SmallCNN(), (1, 28, 28), 10, 312_202),
+        (ResNet18(), (3, 32, 32), 10, 11_173_962),
+        (ResNet18(num_classes=100), (3, 32, 32), 100, 11_220_132),
+    ],
+)
+def test_parameter_counts_of_attacked_classifiers(network, shape, classes, parameters):
+    assert count(network) == parameters
+    assert network.eval()(torch.rand(2, *shape)).shape == (2, classes)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +80,56 @@ def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(share)
     assert 0.75 < budgets.min() < budgets.max() < 1.3
 
 
+def test_parameter_counts_of_pre_activation_networks():
+    assert count(WideResNet()) == 36_479_194
+    assert count(PreActResNet18()) == 11_269_640
+    small = WideResNet(10, 1, num_classes=7, channels=1, mean=[0.5], std=[0.2])
+    assert small(torch.rand(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_a_pre_activation_network_adds_what_the_blocks_give_to_what_they_take():
+    torch.manual_seed(0)
+    network = WideResNet(10, 1).eval()
+    inputs, sums = [], []
+    blocks = [block for stage in network.stages for block in stage]
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+        block.addition.register_forward_hook(lambda module, args, output: sums.append(output))
+    x = torch.rand(2, 3, 32, 32)
+    logits = network(x)
+    assert [tuple(total.shape[1:]) for total in sums] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    torch.testing.assert_close(inputs[0], network.conv1(x))
+    block = blocks[1]
+    active = block.bn1(sums[0]).relu()
+    expected = block.conv2(block.bn2(block.conv1(active)).relu()) + block.shortcut(active)
+    torch.testing.assert_close(sums[1], expected)
+    torch.testing.assert_close(logits, network.linear(network.bn(sums[2]).relu().mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("channels", "conditional", "parameters"),
+    [(3, True, 4_243), (3, False, 4_183), (1, True, 4_121), (1, False, 4_101)],
+)
+def test_the_noise_generator(channels, conditional, parameters):
+    torch.manual_seed(0)
+    generator = NoiseGenerator(channels, conditional)
+    assert count(generator) == parameters
+    x, other = torch.rand(2, 2, channels, 9, 9)
+    noise = []
+    for images in (x, other, x):
+        torch.manual_seed(1)
+        noise.append(generator(images))
+    assert noise[0].shape == x.shape
+    assert torch.equal(noise[0], noise[2])
+    assert torch.equal(noise[0], noise[1]) is not conditional
+    assert not torch.equal(noise[0], generator(x)), "drawn anew"
+    torch.nn.init.zeros_(generator.layers[-1].weight)
+    torch.manual_seed(1)
+    alone = generator(x)
+    torch.manual_seed(1)
+    assert torch.equal(alone, torch.randn(2, channels, 11, 11)[:, :, 1:-1, 1:-1]), "z itself is added"
+
+
 def test_normalize():
     x = torch.rand(2, 3, 4, 4)
     mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
@@ -71,6 +144,10 @@ def test_normalize():
         (lambda: DMSmall((1, 9, 28)), "image_shape"),
         (lambda: DMSmall(num_classes=1), "num_classes: got 1"),
         (lambda: DMLarge(mean=[0.5]), "std"),
+        (lambda: WideResNet(27), "depth: got 27; give 6 n"),
+        (lambda: WideResNet(width=0), "width: got 0"),
+        (lambda: PreActResNet18(1), "num_classes: got 1"),
+        (lambda: WideResNet(mean=[0.5]), "std"),
         (lambda: Normalize([0.5], [0.0]), "std.*positive"),
         (lambda: Normalize([0.5], [0.1, 0.2]), "std.*give 1 values"),
         (lambda: BudgetGenerator(initial_output=1.0), "initial_output: got 1.0"),

@@ -1,0 +1,144 @@
+"""Pictures of the predicted class on a plane through an image, with the budgets of its threat models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from callbacks._attacking import seeded
+from lightning_modules.base import RobustClassifier
+from robust.attacks import PGD
+from robust.errors import require
+from robust.threat_models import ThreatModel
+
+_COLOURS = (
+    "#4e79a7",
+    "#f28e2b",
+    "#e15759",
+    "#76b7b2",
+    "#59a14f",
+    "#edc948",
+    "#b07aa1",
+    "#ff9da7",
+    "#9c755f",
+    "#bab0ac",
+)
+
+
+class DecisionBoundary(Callback):
+    """Draws the predicted class around the first images of the test (and of ``train.py validate``).
+
+    Each picture is the plane through an image along two directions at right angles: towards what PGD finds in the
+    module's first threat model, and a random one. A step of 1 on an axis is 1 in the l2 norm. Every point is cut to
+    [0, 1] before it is classified, and the line of a threat model encloses the points that, so cut, it contains.
+    Written to TensorBoard (``<stage>/boundary``) and to ``boundaries/`` in the log folder. Source: multi-norm training
+    (MNG-AC), its figure of decision boundaries.
+
+    Args:
+        count: number of images.
+        extent: distance from the image to the border of its picture, in l2.
+        points: along each axis, at least 3.
+        steps: of PGD, which gives the first direction.
+        seed: of PGD and the random direction.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(self, count: int = 4, extent: float = 3.0, points: int = 81, steps: int = 20, seed: int = 0) -> None:
+        require(count >= 1, "DecisionBoundary.count", count, "give at least 1")
+        require(extent > 0, "DecisionBoundary.extent", extent, "give a positive distance in the l2 norm")
+        require(points >= 3, "DecisionBoundary.points", points, "give at least 3")
+        self.count = count
+        self.extent = extent
+        self.points = points
+        self.seed = seed
+        self.attack = PGD(steps)
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the log folder, which must be asked in all processes."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Draw the first batch of ``validate``."""
+        if batch_idx == 0 and trainer.is_global_zero and trainer.state.fn == "validate":
+            self._draw("val", trainer, pl_module, batch)
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Draw the first test batch."""
+        if batch_idx == 0 and trainer.is_global_zero:
+            self._draw("test", trainer, pl_module, batch)
+
+    def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
+        with torch.inference_mode(False), torch.no_grad(), seeded(batch[0].device, self.seed):
+            x, y = (part[: self.count].clone() for part in batch)
+            figure = self.figure(module, x, y)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
+                logger.experiment.add_figure(f"{stage}/boundary", figure, step)
+        path = self._folder / "boundaries" / f"{stage}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100)
+        rank_zero_info(f"Picture of the decision boundary: {path}")
+
+    def figure(self, module: RobustClassifier, x: Tensor, y: Tensor) -> Figure:
+        """One picture for each of the images ``x`` (B, C, H, W) of labels ``y`` (B,)."""
+        models = module.threat_models(x, module.epsilon)
+        x_adv = self.attack(module, next(iter(models.values())), x, y)
+        offsets = torch.linspace(-self.extent, self.extent, self.points, device=x.device, dtype=x.dtype)
+        figure = Figure(figsize=(2.6 * len(x), 3.2), layout="constrained")
+        axes = figure.subplots(1, len(x), squeeze=False)[0]
+        for index, axis in enumerate(axes):
+            plane = plane_through(x[index], x_adv[index] - x[index], offsets)
+            classes = torch.cat([module(part).argmax(1) for part in torch.split(plane, 256)])
+            lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
+            self._picture(axis, offsets, classes, lines)
+            axis.set_title(f"class {int(y[index])}", fontsize=9)
+        axes[0].legend(fontsize=7, loc="lower left")
+        return figure
+
+    def _picture(self, axis: Any, offsets: Tensor, classes: Tensor, lines: dict[str, Tensor]) -> None:
+        grid, shape = offsets.cpu().numpy(), (self.points, self.points)
+        edges = [index - 0.5 for index in range(len(_COLOURS) + 1)]
+        colours, norm = ListedColormap(list(_COLOURS)), BoundaryNorm(edges, len(_COLOURS))
+        shown = classes.view(shape).cpu().numpy() % len(_COLOURS)
+        axis.pcolormesh(grid, grid, shown, cmap=colours, norm=norm, shading="nearest")
+        for (name, inside), style in zip(lines.items(), ("solid", "dashed", "dotted", "dashdot"), strict=False):
+            axis.contour(grid, grid, inside.view(shape).cpu().numpy(), [0.5], colors="black", linestyles=style)
+            axis.plot([], [], color="black", linestyle=style, label=name)
+        axis.plot(0, 0, "k+")
+        axis.set_aspect("equal")
+
+
+def plane_through(x: Tensor, towards: Tensor, offsets: Tensor) -> Tensor:
+    """Images (P * P, C, H, W) in [0, 1] on the plane through ``x`` (C, H, W); the first direction is the columns'.
+
+    The second direction is random. Where ``towards`` is zero, so is the first.
+    """
+    first = towards / towards.norm().clamp_min(1e-12)
+    second = torch.randn_like(x)
+    second = second - (second * first).sum() * first
+    second = second / second.norm()
+    along = offsets[None, :, None, None, None] * first + offsets[:, None, None, None, None] * second
+    plane: Tensor = (x + along).flatten(0, 1).clamp(0, 1)
+    return plane
+
+
+def _contained(threat_model: ThreatModel, index: int, plane: Tensor, x: Tensor) -> Tensor:
+    """Which images of the plane through image ``index`` its threat model contains, as 0 and 1 (P * P,)."""
+    own = threat_model.select(torch.tensor([index], device=x.device))
+    return own.contains(plane, x[index : index + 1].expand_as(plane)).float()

@@ -1,0 +1,81 @@
+"""Adv-BNN: Improved Adversarial Defense through Robust Bayesian Neural Network (Liu, Li, Wu, Hsieh 2019).
+
+| symbol | here | what |
+| --- | --- | --- |
+| mu, sigma | ``GaussianWeight`` | mean and deviation of a weight, both learned |
+| sigma_0 | ``prior_deviation`` | deviation of the prior N(0, sigma_0^2) of every weight |
+| alpha | ``kl_weight`` | weight of the divergence from the prior; 1 is the variational bound |
+| N | size of the training data | the divergence counts once for all of it |
+
+The paper predicts by the mean probability over several passes; evaluations report the mean over single passes and the
+majority vote. The authors' code begins each stage of its schedule with a new Adam; a schedule here keeps the moments.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.attacks import PGD
+from robust.errors import require
+from robust.networks import GaussianWeight, divergence
+from robust.threat_models import Norm
+
+
+class AdversarialBNN(AttackedClassifier):
+    """Variational inference of the weights' distribution on attacked images.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.BayesianWeights``.
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        prior_deviation: of the prior, positive.
+        kl_weight: of the divergence, not negative.
+        attack: finds the training images; each of its steps draws new weights. By default ten steps of PGD.
+        optimizer: of means and deviations, without weight decay: the prior is in its place.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the network's weights have no distribution.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        prior_deviation: float = 0.08,
+        kl_weight: float = 1.0,
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        bayesian = any(isinstance(module, GaussianWeight) for module in classifier.modules())
+        name = type(classifier).__name__
+        require(bayesian, "model.classifier", name, "wrap it in robust.networks.BayesianWeights")
+        require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive standard deviation")
+        require(kl_weight >= 0, "model.kl_weight", kl_weight, "give 0 (no prior) or more")
+        self.prior_deviation, self.kl_weight = prior_deviation, kl_weight
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Descend on the variational bound of attacked images."""
+        x, y = batch
+        x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, y)
+        cross_entropy = F.cross_entropy(self(x_adv), y)
+        kl = self.kl_per_image()
+        self.descend(cross_entropy + self.kl_weight * kl, self.all_optimizers()[0])
+        self.log("train/loss", cross_entropy.detach(), prog_bar=True)
+        self.log("train/kl", kl.detach())
+
+    def kl_per_image(self) -> Tensor:
+        """Divergence from the prior, over the number of training images: a scalar."""
+        data = self.trainer.train_dataloader
+        assert data is not None
+        return divergence(self.classifier, self.prior_deviation) / len(data.dataset)

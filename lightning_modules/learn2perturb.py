@@ -1,0 +1,201 @@
+"""Learn2Perturb: an End-to-end Feature Perturbation Learning to Improve Adversarial Robustness (Jeddi et al. 2020).
+
+| symbol | here | what |
+| --- | --- | --- |
+| W | all other parameters of ``classifier`` | the network's weights, batch normalisation's among them |
+| theta | ``scales`` | standard deviation of each neuron's noise, at least theta_min |
+| gamma | ``gamma`` | weight of the regulariser, -sum of sqrt(theta) / tau: it rewards noise (eq. 7) |
+| tau | ``harmonic_number`` | 1 + 1/2 + ... + 1/t in the t-th epoch with noise |
+
+The paper does not define tau; the authors' code takes the harmonic number of epoch - ``noise_delay``, which is 0 in
+the first epoch with noise, so that it divides by zero; here t begins with 1. The paper prints gamma's term without a
+learning rate; here, as in that code, it goes through the optimizer.
+
+The paper's variation "Learn2Perturb-R" is defined in no source that we know, and is not here under that name.
+``scales_learn_from`` and ``gamma: 0`` give the variations that can be meant: scales that stay as they are, that learn
+from the regulariser alone, and from the loss alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.attacks import PGD
+from robust.errors import require
+from robust.networks import injections, switch_noise
+from robust.threat_models import Norm
+
+Update = Literal["two_step", "joint"]
+Source = Literal["loss_and_regulariser", "regulariser", "nothing"]
+
+
+class Learn2Perturb(AttackedClassifier):
+    """Adversarial training of a network with noise in its layers, whose scale for each neuron is learned in turn.
+
+    Noise is off at first, then on, in evaluation too; attacked images join the loss later.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K) with noise: ``robust.networks.Noisy``.
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        gamma: weight of the regulariser, not negative.
+        theta_min: smallest scale, positive; scales are brought back to it after each of their steps.
+        noise_delay: number of epochs before the noise is turned on.
+        adversarial_delay: number of epochs before attacked images are half of the loss.
+        theta_update: ``"joint"`` is the paper's alternation: one step of the loss and the regulariser, whose gradients
+            are taken at the same W and theta. ``"two_step"`` is the authors' code: a step of the regulariser, then one
+            of the loss, sharing momentum.
+        scales_learn_from: what they descend on; see above.
+        attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
+        optimizer: of W.
+        theta_optimizer: of the scales, without weight decay, which would draw them to theta_min.
+        lr_scheduler: learning-rate schedule of W, stepped once an epoch.
+        theta_lr_scheduler: that of the scales.
+        gradient_clip: largest norm of the gradient of all that a step moves.
+
+    Raises:
+        SettingError: if a setting is out of its range, the network has no noise, or scales would decay.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        gamma: float = 1e-4,
+        theta_min: float = 0.01,
+        noise_delay: int = 10,
+        adversarial_delay: int = 20,
+        theta_update: Update = "two_step",
+        scales_learn_from: Source = "loss_and_regulariser",
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: SGD(
+            params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=3e-4
+        ),
+        theta_optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, nesterov=True),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        theta_lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
+        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        name = type(classifier).__name__
+        require(bool(injections(classifier)), "model.classifier", name, "wrap it in robust.networks.Noisy")
+        require(gamma >= 0, "model.gamma", gamma, "give 0 (no regulariser) or more")
+        require(theta_min > 0, "model.theta_min", theta_min, "give a positive scale")
+        for setting, delay in (("noise_delay", noise_delay), ("adversarial_delay", adversarial_delay)):
+            require(delay >= 0, f"model.{setting}", delay, "give a number of epochs, 0 or more")
+        for setting, value, choices in (
+            ("theta_update", theta_update, get_args(Update)),
+            ("scales_learn_from", scales_learn_from, get_args(Source)),
+        ):
+            require(value in choices, f"model.{setting}", value, f"give one of {', '.join(choices)}")
+        self.gamma, self.theta_min = gamma, theta_min
+        self.noise_delay, self.adversarial_delay = noise_delay, adversarial_delay
+        self.theta_update, self.scales_learn_from = theta_update, scales_learn_from
+        self.theta_optimizer, self.theta_lr_scheduler = theta_optimizer, theta_lr_scheduler
+        for theta in self.scales:
+            theta.requires_grad_(scales_learn_from != "nothing")
+
+    # -- phases: functions of the epoch alone, so that a resumed run is in the right one ---------------------------
+
+    @property
+    def noise_is_on(self) -> bool:
+        """Whether this epoch trains with noise."""
+        return self.current_epoch >= self.noise_delay
+
+    @property
+    def tau(self) -> float:
+        """The harmonic number of this epoch, counted from the first one with noise."""
+        return harmonic_number(self.current_epoch - self.noise_delay + 1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Turn the noise on or off."""
+        super().on_train_batch_start(batch, batch_idx)
+        switch_noise(self.classifier, self.noise_is_on)
+
+    # -- the algorithm -------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Descend in W on the loss, and in theta on the loss and the regulariser (Algorithm 1)."""
+        x, y = batch
+        weights, scales = self.all_optimizers()
+        from_loss = self.noise_is_on and self.scales_learn_from == "loss_and_regulariser"
+        from_regulariser = self.noise_is_on and self.scales_learn_from != "nothing" and self.gamma > 0
+        joint = from_loss and from_regulariser and self.theta_update == "joint"
+
+        # a step of theta between a pass and its gradient would go unnoticed: only the noise is kept for the gradient
+        if from_regulariser and not joint:
+            self.descend(self.regulariser(), scales, counts=False)
+        loss = self.half_adversarial_risk(x, y, adversarial=self.current_epoch >= self.adversarial_delay)
+        total = loss + self.regulariser() if joint else loss
+        self.descend(total, weights, *([scales] if from_loss else []))
+
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/mean_scale", torch.cat([theta.detach().flatten() for theta in self.scales]).mean())
+
+    def regulariser(self) -> Tensor:
+        """-gamma times the sum of sqrt(theta) over all neurons, over tau (eq. 7): a scalar."""
+        return self.gamma * noise_reward(self.scales, self.tau)
+
+    def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
+        """Step, and bring scales that fell below theta_min back to it."""
+        super().step(*optimizers, counts=counts)
+        with torch.no_grad():
+            for theta in self.scales:
+                theta.clamp_(min=self.theta_min)
+
+    # -- W and theta apart ---------------------------------------------------------------------------------------
+
+    @property
+    def scales(self) -> list[nn.Parameter]:
+        """Theta: one tensor (1, C, H, W) for each place of noise."""
+        return [injection.theta for injection in injections(self.classifier)]
+
+    @property
+    def learned_parts(self) -> dict[str, nn.Module]:
+        """The places of noise, which are left out before it is on."""
+        return {"the noise": nn.ModuleList(injections(self.classifier))}
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+        scales = {id(theta) for theta in self.scales}
+        optimizers = [
+            self.optimizer(weight for weight in self.classifier.parameters() if id(weight) not in scales),
+            self.theta_optimizer(self.scales),
+        ]
+        decays = [group.get("weight_decay", 0) for group in optimizers[1].param_groups]
+        setting = "model.theta_optimizer.init_args.weight_decay"
+        require(not any(decays), setting, max(decays), "give 0: it would draw the scales to theta_min")
+        pairs = zip((self.lr_scheduler, self.theta_lr_scheduler), optimizers, strict=True)
+        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
+
+    # -- what a checkpoint holds beside weights ------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether the noise is on: evaluations of the checkpoint know no epoch."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["noise"] = injections(self.classifier)[0].enabled
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Turn the noise on or off as it was."""
+        super().on_load_checkpoint(checkpoint)
+        switch_noise(self.classifier, checkpoint["noise"])
+
+
+def harmonic_number(t: int) -> float:
+    """1 + 1/2 + ... + 1/t."""
+    return sum(1 / i for i in range(1, t + 1))
+
+
+def noise_reward(scales: Iterable[Tensor], tau: float) -> Tensor:
+    """The sum of g(theta) = -sqrt(theta) / tau over all entries of all positive scales (eq. 7): a scalar."""
+    return -torch.stack([theta.sqrt().sum() for theta in scales]).sum() / tau

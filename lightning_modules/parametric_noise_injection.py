@@ -1,0 +1,75 @@
+"""Parametric Noise Injection: Trainable Randomness to Improve DNN Robustness (He, Rakin, Fan 2019).
+
+| symbol | here | what |
+| --- | --- | --- |
+| alpha | ``WeightNoise.alpha`` | learned strength of a weight's noise, in units of the weight's standard deviation |
+| w_c, w_a = 1/2 | ``half_adversarial_risk`` | the loss: half clean, half attacked images |
+
+As in the authors' code, alpha descends on the same loss as the weights, in the same optimizer, decayed like them.
+"""
+
+from __future__ import annotations
+
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+from torch.optim import SGD
+
+from lightning_modules.attacked import AttackedClassifier
+from lightning_modules.base import Batch
+from robust.attacks import PGD
+from robust.errors import require
+from robust.networks import WeightNoise
+from robust.threat_models import Norm
+
+
+class ParametricNoiseInjection(AttackedClassifier):
+    """Adversarial training of a network with noise of learned strength on its weights.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.NoisyWeights``, whose setting
+            ``granularity`` gives the paper's variants.
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        adversarial_delay: number of epochs before attacked images are half of the loss.
+        attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
+        optimizer: the classifier's.
+        lr_scheduler: its learning-rate schedule, stepped once an epoch.
+        gradient_clip: largest norm of the gradient.
+
+    Raises:
+        SettingError: if a setting is out of its range, or the network has no noise on its weights.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        adversarial_delay: int = 5,
+        attack: PGD | None = None,
+        optimizer: OptimizerCallable = lambda params: SGD(
+            params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=3e-4
+        ),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        gradient_clip: float | None = None,
+    ) -> None:
+        attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
+        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        name = type(classifier).__name__
+        require(bool(self.strengths), "model.classifier", name, "wrap it in robust.networks.NoisyWeights")
+        delay = adversarial_delay
+        require(delay >= 0, "model.adversarial_delay", delay, "give a number of epochs, 0 or more")
+        self.adversarial_delay = adversarial_delay
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Descend in weights and strengths at once; each pass draws new noise."""
+        loss = self.half_adversarial_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/mean_strength", torch.cat([alpha.detach().flatten() for alpha in self.strengths]).mean())
+
+    @property
+    def strengths(self) -> list[nn.Parameter]:
+        """Alpha of each weight with noise."""
+        return [module.alpha for module in self.classifier.modules() if isinstance(module, WeightNoise)]

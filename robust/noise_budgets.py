@@ -1,0 +1,110 @@
+"""Fits free noise to a norm ball around an image, so that gradients reach the noise.
+
+Source: multi-norm training (MNG-AC), its noise generator. Noise and images are (B, C, H, W); what is returned is in the
+ball and in [0, 1].
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
+
+LinfFit = Literal["tanh", "clip", "straight_through"]
+LINF_FITS = ("tanh", "clip", "straight_through")
+
+
+def fit_noise(x: Tensor, noise: Tensor, ball: ThreatModel, linf: LinfFit = "tanh") -> Tensor:
+    """``x`` plus the noise, fitted to a ball of any norm; see :func:`fit_linf`, :func:`fit_l2` and :func:`fit_l1`.
+
+    Raises:
+        TypeError: if it is no norm ball.
+    """
+    if isinstance(ball, LinfBall):
+        return fit_linf(x, noise, ball.epsilon, linf)
+    if isinstance(ball, L2Ball):
+        return fit_l2(x, noise, ball.epsilon)
+    if isinstance(ball, L1Ball):
+        return fit_l1(x, noise, ball.epsilon)
+    raise TypeError(f"noise is fitted to norm balls, not to a {type(ball).__name__}")
+
+
+def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") -> Tensor:
+    """``x`` plus noise of at most ``epsilon`` a pixel.
+
+    Args:
+        x: images in [0, 1].
+        noise: any.
+        epsilon: radius.
+        fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
+            [-epsilon, epsilon], as published, which passes almost no gradient for noise of deviation 1;
+            ``"straight_through"``: cut alike, with the gradient of no cut.
+    """
+    if fit == "tanh":
+        return (x + epsilon * noise.tanh()).clamp(0, 1)
+    cut = noise.clamp(-epsilon, epsilon)
+    if fit == "straight_through":
+        cut = noise + (cut - noise).detach()
+    return (x + cut).clamp(0, 1)
+
+
+def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
+    """``x`` plus a multiple of the noise, cut to [0, 1], at distance ``epsilon`` exactly, in closed form.
+
+    With t the square of the multiple and s_i the room of a pixel in the noise's direction, the squared distance is
+    sum_i min(t noise_i^2, s_i^2): linear in t between the breakpoints s_i^2 / noise_i^2, and t follows from those
+    pixels that are cut. Where the whole room is shorter than epsilon, all of it is used. The gradient is that of the
+    fitted image, the rescaling included.
+    """
+    square, room = noise.flatten(1).square(), _room(x, noise).square()
+    with torch.no_grad():
+        cut = _cut_pixels(square, room, epsilon**2)
+    left = torch.where(cut, 0.0, square).sum(1)
+    fits = left > 0
+    missing = epsilon**2 - torch.where(cut, room, 0.0).sum(1)
+    multiple = (missing.clamp(min=0) / torch.where(fits, left, 1.0)).clamp(min=_TINY).sqrt()
+    # where all pixels are cut, twice what cuts the last one: finite, for the zeros of the noise, and beyond any kink
+    whole = 2 * (room / square).nan_to_num(0, posinf=0).amax(1).sqrt().detach()
+    return (x + torch.where(fits, multiple, whole)[:, None, None, None] * noise).clamp(0, 1)
+
+
+def _cut_pixels(square: Tensor, room: Tensor, target: float) -> Tensor:
+    """Which pixels of the noise multiplied to fit are at the end of their room, bool (B, d); all arguments squared."""
+    breakpoint = torch.where(square > 0, room / square, torch.inf)
+    order = breakpoint.argsort(1)
+    sorted_square, sorted_room = square.gather(1, order), room.gather(1, order)
+    used = sorted_room.cumsum(1)  # by the pixels cut up to here, at their breakpoint
+    rest = sorted_square.sum(1, keepdim=True) - sorted_square.cumsum(1)
+    at = breakpoint.gather(1, order)
+    reached = used + torch.where(rest > 0, rest * at, 0.0)  # squared distance at each breakpoint
+    cut = (reached < target) & at.isfinite()
+    return torch.zeros_like(cut).scatter(1, order, cut)
+
+
+def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
+    """The nearest image to ``x`` plus the noise, in the l1 ball of radius ``epsilon`` and in [0, 1].
+
+    That leaves the largest entries. The gradient follows from the conditions of the projection: with F the pixels
+    that are neither zero nor at the end of their room, an entry of F moves as its noise does less the mean over F.
+    """
+    with torch.no_grad():
+        fitted = L1Ball(epsilon).project(x + noise, x)
+        length = (fitted - x).abs().flatten(1)
+        # rounding: a pixel that ends within 1e-7 of its room is at the end
+        free = ((length > 1e-7) & (length < _room(x, noise) - 1e-7)).to(x.dtype)
+        binds = (length.sum(1, keepdim=True) > (1 - 1e-5) * epsilon).to(x.dtype)
+    entries = noise.flatten(1).abs()
+    mean = (free * entries).sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(min=1)
+    moved = (free * (entries - binds * mean) * noise.flatten(1).sign()).view_as(x)
+    return fitted + (moved - moved.detach())
+
+
+def _room(x: Tensor, noise: Tensor) -> Tensor:
+    """How far each pixel can go in [0, 1] in the direction of the noise, (B, d)."""
+    return torch.where(noise >= 0, 1 - x, x).flatten(1)
+
+
+_TINY = 1e-30

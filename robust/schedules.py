@@ -1,0 +1,51 @@
+"""Learning-rate schedules that move with every batch, as pure functions of the time in epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from robust.errors import require
+
+
+class PiecewiseLinear(LRScheduler):
+    """Multiplies the optimizer's learning rate by a factor that is linear between given epochs.
+
+    The base of the methods moves it before each batch, to the time at which that batch ends: batch b (from 0) of L in
+    epoch e (from 0) is trained at e + (b + 1) / L. Before the first epoch given the factor is the first one, after
+    the last epoch the last one. Source: multi-norm training (MNG-AC), 0 to 1 in epoch 12, to 0 in epoch 30.
+
+    Args:
+        optimizer: its configured learning rate is what a factor of 1 gives.
+        epochs: increasing times.
+        factors: at each of them, not negative.
+
+    Raises:
+        SettingError: if the lengths differ, the epochs do not increase, or a factor is negative.
+    """
+
+    def __init__(self, optimizer: Optimizer, epochs: Sequence[float], factors: Sequence[float]) -> None:
+        rising = all(before < after for before, after in pairwise(epochs))
+        require(len(epochs) > 0 and rising, "lr_scheduler.epochs", list(epochs), "give increasing epochs, at least one")
+        fits = len(factors) == len(epochs) and min(factors) >= 0
+        remedy = f"give {len(epochs)} factors of at least 0, one for each epoch"
+        require(fits, "lr_scheduler.factors", list(factors), remedy)
+        self.epochs, self.factors = list(epochs), list(factors)
+        self.time = 0.0
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Each parameter group's learning rate at the current time."""
+        factor = float(np.interp(self.time, self.epochs, self.factors))
+        return [float(rate) * factor for rate in self.base_lrs]
+
+    def move_to(self, time: float) -> None:
+        """Set the learning rates of that time, in epochs, whatever they were before."""
+        self.time, self.last_epoch = time, int(time)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+        self._last_lr = list(self.get_lr())

@@ -1,0 +1,50 @@
+"""On Digits MNG-AC withstands the union of three norms better than training in one of them, and than none."""
+
+import pytest
+
+from tests.testers import ROOT, last_checkpoint, run
+
+CONFIGS = ROOT / "configs"
+ONE_NORM = f"--config={CONFIGS / 'adversarial_training' / 'multi_norm_digits.yaml'}"
+PARTS = CONFIGS / "adversarial_training" / "parts"
+METHODS = {
+    "MNG-AC": [f"--config={CONFIGS / 'mng_ac' / 'digits.yaml'}"],
+    "Adv_inf": [ONE_NORM],
+    "Adv_2": [ONE_NORM, f"--config={PARTS / 'digits_l2.yaml'}"],
+    "Adv_1": [ONE_NORM, f"--config={PARTS / 'digits_l1.yaml'}"],
+    "undefended": [f"--config={CONFIGS / 'standard_training' / 'digits.yaml'}"],
+}
+
+
+def figures(method, folder, *settings):
+    """Accuracies in the test, after as many epochs for each method."""
+    settings = [*METHODS[method], "--test_after_fit=false", *settings]
+    run("fit", [*settings, "--trainer.callbacks=null"], folder)
+    evaluation = ["--trainer.callbacks=[]", f"--config={CONFIGS / 'evaluation' / 'multi_norm_digits.yaml'}"]
+    _, record = run("test", [*settings, *evaluation, f"--ckpt_path={last_checkpoint(folder)}"], folder / "test")
+    found = {name.removeprefix("test/accuracy/"): value for name, value in record["metrics"].items()}
+    norms = [found[norm] for norm in ("linf", "l2", "l1")]
+    assert found["union"] <= min(norms)
+    assert max(norms) <= found["clean"]
+    assert found["average"] == pytest.approx(sum(norms) / 3)
+    for norm in ("linf", "l2", "l1"):
+        assert found[norm] <= min(found[f"{attack}_{norm}"] for attack in ("pgd", "apgd", "apgd_targeted"))
+    return found
+
+
+def test_union_in_few_epochs(tmp_path):
+    epochs = ["--trainer.max_epochs=5", "--trainer.limit_test_batches=1", "--data.eval_batch_size=64"]
+    ramp = [*epochs, "--model.lr_scheduler.epochs=[0,2,5]"]
+    both = [
+        *ramp,
+        "--model.generator_lr_scheduler.epochs=[0,2,5]",
+        *(f"--model.attack_{norm}.steps=3" for norm in ("linf", "l2", "l1")),
+    ]
+    union = figures("MNG-AC", tmp_path / "mng_ac", *both)["union"]
+    assert union > figures("Adv_inf", tmp_path / "adv_inf", *ramp)["union"] + 0.1
+
+
+@pytest.mark.slow
+def test_union(tmp_path):
+    unions = {method: figures(method, tmp_path / method, "--trainer.max_epochs=20")["union"] for method in METHODS}
+    assert all(unions["MNG-AC"] > union for method, union in unions.items() if method != "MNG-AC"), unions
