@@ -13,7 +13,7 @@ import datamodules.mnist
 from tests.datamodules import layouts
 
 torch.set_num_threads(1)  # two workers on two cores; also in what they start:
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).parents[1]
 
