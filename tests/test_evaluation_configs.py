@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from robust.networks import Autoencoder
-from tests.testers import ROOT, last_checkpoint, outcome, run, run_two_processes
+from tests.testers import ROOT, last_checkpoint, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -117,8 +117,7 @@ def test_two_processes_give_the_figures_of_one(method, tmp_path):
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=32"]
     _, one = run("test", settings, tmp_path / "one")
-    run_two_processes("test", settings, tmp_path / "two")
-    _, two = outcome(tmp_path / "two")
+    _, two = two_processes("test", settings, tmp_path / "two")
     assert one["samples"]["test"] % 2 == 1
     assert one["metrics"].keys() == two["metrics"].keys()
     # the last digits of a prediction depend on the batch, and with them where a margin ends

@@ -7,7 +7,7 @@ from pytorch_lightning import Callback
 from robust.networks import injections
 from tests import score_methods
 from tests.attacked_methods import METHODS, MULTI_NORM, STOCHASTIC, attacked, multi_norm
-from tests.testers import ROOT, assert_processes_agree, run_two_processes
+from tests.testers import ROOT, assert_processes_agree, start_two_processes
 
 TINY = [
     f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
@@ -68,7 +68,7 @@ class NoteNoise(Callback):
 
 def test_noise_differs_between_processes_and_scales_do_not(tmp_path):
     note = ["--trainer.callbacks+=tests.test_processes.NoteNoise", f"--trainer.callbacks.folder={tmp_path}"]
-    run_two_processes("fit", [*attacked("learn2perturb"), *note, "--test_after_fit=false"], tmp_path)
+    start_two_processes("fit", [*attacked("learn2perturb"), *note, "--test_after_fit=false"], tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert {epoch for epoch, _ in one["drawn"]} == {1, 2}  # without noise in the first epoch
     pairs = list(zip(one["drawn"], other["drawn"], strict=True))

@@ -16,10 +16,12 @@ import torch
 from pytorch_lightning import Callback
 
 import train
+from tests.two_processes import run_together
 
 ROOT = Path(__file__).parents[1]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 QUIET += ["--trainer.num_sanity_val_steps=0"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
 
 
 class KilledError(Exception):
@@ -105,8 +107,7 @@ def assert_processes_agree(settings, tmp_path, tolerance):
         tolerance: largest difference of a weight, whose sums over the batch two processes round differently.
     """
     whole, _ = run("fit", [*settings, "--test_after_fit=false"], tmp_path / "one")
-    run_two_processes("fit", [*settings, "--test_after_fit=true"], tmp_path / "two")
-    halves, counted_by_two = outcome(tmp_path / "two")
+    halves, counted_by_two = two_processes("fit", [*settings, "--test_after_fit=true"], tmp_path / "two")
     for name, weight in whole["state_dict"].items():
         difference = (halves["state_dict"][name] - weight).abs().max()
         assert difference <= tolerance, f"{name} differs by {difference}"
@@ -116,10 +117,15 @@ def assert_processes_agree(settings, tmp_path, tolerance):
     assert_equal(error_counts(counted_by_two), error_counts(counted_by_one), "counts")
 
 
-def run_two_processes(command, settings, folder):
-    """Run the command line as a program of its own, since Lightning starts it anew for the second process."""
-    arguments = [command, *settings, *QUIET, "--trainer.devices=2", f"--trainer.default_root_dir={folder}"]
-    arguments += ["--trainer.strategy=ddp_find_unused_parameters_true"]
+def two_processes(command, settings, folder):
+    """Run the command line in two processes, and return the outcome in ``folder``."""
+    run_together([command, *settings, *QUIET, *TWO, f"--trainer.default_root_dir={folder}"])
+    return outcome(folder)
+
+
+def start_two_processes(command, settings, folder):
+    """The same from a program of its own, which Lightning starts anew for the second process, as a user would."""
+    arguments = [command, *settings, *QUIET, *TWO, f"--trainer.default_root_dir={folder}"]
     # what Lightning leaves behind after DDP in this process would make it wait for a launcher to start the second one
     left_behind = ("PL_", "MASTER_", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left_behind)}

@@ -13,7 +13,7 @@ from datamodules import MNISTC, Digits
 from robust.attacks import FGSMGrid, LinearizedBoundary
 from robust.errors import SettingError
 from robust.metrics import SampledScore
-from robust.networks import Autoencoder
+from robust.networks import Autoencoder, Noisy
 from robust.scores import R4, OnManifold, draw_epsilons, nearest_boundary
 from tests.callbacks.trained import Plain, images, trainer_with
 
@@ -87,8 +87,7 @@ def test_validation_when_asked_and_in_training_after_some_epochs(trained, tmp_pa
 
 
 def test_a_stochastic_network_has_no_margin(trained, tmp_path):
-    module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
-    module.stochastic = True
+    module = Plain(Noisy(nn.Sequential(nn.Linear(28, 28), nn.Flatten(), nn.Linear(784, 10)), ["0"], (1, 28, 28)), 0.1)
     autoencoder = Autoencoder(code_size=2, width=1)
     for callback in (RobustnessScore(FAST), SampledRobustness(R4(OnManifold(autoencoder)))):
         with pytest.raises(SettingError, match="model: got 'Plain'; its predictions differ from pass to pass"):

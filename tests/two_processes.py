@@ -1,0 +1,85 @@
+"""Two processes that run command lines together, kept from one run to the next, for their start takes longer."""
+
+import atexit
+import os
+import socket
+import sys
+import traceback
+from multiprocessing import get_context
+
+TIMEOUT = 300  # seconds
+
+
+class TwoProcesses:
+    """Two processes (gloo, CPU) as torchrun would start them."""
+
+    def __init__(self):
+        spawn = get_context("spawn")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.pipes, self.processes = [], []
+        for rank in (0, 1):
+            pipe, theirs = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(rank, port, theirs), daemon=True)
+            process.start()
+            theirs.close()  # so that the pipe ends with the process
+            self.pipes.append(pipe)
+            self.processes.append(process)
+
+    def run(self, arguments):
+        """Run the command line in both.
+
+        Raises:
+            RuntimeError: with the first process's error; also if a process ends or takes longer than 300 seconds.
+        """
+        for pipe in self.pipes:
+            pipe.send(arguments)
+        for rank, pipe in enumerate(self.pipes):
+            try:
+                error = pipe.recv() if pipe.poll(TIMEOUT) else f"no end after {TIMEOUT} seconds"
+            except EOFError:
+                error = "the process ended"
+            if error is not None:
+                raise RuntimeError(f"process {rank}: {error}")
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+
+
+_running = []
+
+
+def run_together(arguments):
+    """Run the command line in two processes; see :meth:`TwoProcesses.run`. After an error they are started anew."""
+    if not _running:
+        _running.append(TwoProcesses())
+        atexit.register(_running[0].stop)
+    try:
+        _running[0].run(arguments)
+    except Exception:
+        _running.pop().stop()
+        raise
+
+
+def serve(rank, port, pipe):
+    """Run the command lines that come through the pipe, and answer each with None or its error."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "tests"
+    import torch
+
+    import train
+
+    torch.set_num_threads(1)
+    sys.argv = ["train.py"]
+    while True:
+        try:
+            train.main(pipe.recv())
+        except EOFError:
+            return
+        except BaseException:
+            pipe.send(traceback.format_exc())
+            return
+        pipe.send(None)
