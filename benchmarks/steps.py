@@ -1,0 +1,102 @@
+r"""Cost of methods: the time of a training step of each configuration over that of the first one, in one run.
+
+    python benchmarks/steps.py [--threads 1] [--batches 20] [--rounds 2] CASE [CASE ...]
+
+A case is what one would write behind ``train.py fit``, in quotes:
+
+    python benchmarks/steps.py "--config configs/adversarial_training/multi_norm_digits.yaml" \
+        "--config configs/mng_ac/digits.yaml"
+
+Each is trained for some batches with its own settings, at full epsilon; the cases take turns. A step's time runs from
+Lightning's start of a batch to its end: forward, attacks, backward, every optimizer; the mean over batches, for some
+methods draw lots on what to do. On CPU it is the process's own time over all its threads, which other load on the
+machine hardly changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train
+from callbacks.results import _cpu_name, git_commit, installed_versions
+
+
+class StepTime(Callback):
+    """Notes the time of each training step, in seconds."""
+
+    taken: list[float]
+
+    def __init__(self) -> None:
+        StepTime.taken = []
+        self.start = 0.0
+
+    @staticmethod
+    def now() -> float:
+        """The clock: of the process on a CPU, the wall's on a GPU once that has finished."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Start the clock."""
+        self.start = self.now()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Stop it."""
+        StepTime.taken.append(self.now() - self.start)
+
+
+def seconds(case: str, batches: int) -> float:
+    """Mean time of a training step of the case."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        settings = [*shlex.split(case), f"--trainer.default_root_dir={folder}", "--trainer.logger=false"]
+        settings += ["--trainer.callbacks=[{class_path: benchmarks.steps.StepTime}]", "--test_after_fit=false"]
+        settings += ["--trainer.max_epochs=1", f"--trainer.limit_train_batches={batches + 2}"]
+        settings += [
+            "--trainer.limit_val_batches=0",
+            "--trainer.enable_progress_bar=false",
+            "--epsilon_schedule.shape=constant",
+        ]
+        train.main(["fit", *settings])
+    from benchmarks.steps import StepTime as Named  # as the configuration names it; this file may be __main__
+
+    return statistics.fmean(Named.taken[2:])  # the first ones allocate
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="+", metavar="CASE")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sys.argv = sys.argv[:1]  # LightningCLI warns of arguments that are not its own
+    rounds = [{case: seconds(case, args.batches) for case in args.cases} for _ in range(args.rounds)]
+    print("| case | step (s) | over the first |\n| --- | --- | --- |")
+    for case in args.cases:
+        ratio = statistics.median(each[case] / each[args.cases[0]] for each in rounds)
+        print(f"| `{case}` | {statistics.median(each[case] for each in rounds):.3g} | {ratio:.2f} |")
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu_name()} x {args.threads} threads"
+    print(
+        f"\n{args.rounds} rounds of {args.batches} batches. {hardware}, commit {git_commit()}, {installed_versions()}"
+    )
+
+
+if __name__ == "__main__":
+    main()
