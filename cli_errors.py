@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from textwrap import shorten
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -15,6 +18,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from robust import attacks, bounds, networks
+from robust.errors import SettingError, require
 
 CLASSES = {
     name: f"{package.__name__}.{name}"
@@ -84,6 +88,47 @@ def explain(message: str, error: Exception | None) -> str:
         wanted = [path + name.split(".")[-1] for name in missing[1].split(", ")]
         return f"{', '.join(wanted)}: not given; put it in the config file or add --{wanted[0]}"
     return f"{path[:-1]}: {value_and_remedy(levels[-1], root)}" if levels else message
+
+
+def refuse_null(config: Any, name: str) -> None:
+    """Refuse null, which jsonargparse lets pass, in the settings of classes that have no null among their types.
+
+    Args:
+        config: settings as plain dicts and lists.
+        name: their full name.
+
+    Raises:
+        SettingError: at the first.
+    """
+    if isinstance(config, list):
+        for index, part in enumerate(config):
+            refuse_null(part, f"{name}.{index}")
+    if not isinstance(config, dict) or "class_path" not in config:
+        return
+    hints = types_of_settings(config["class_path"])
+    for setting, value in config.get("init_args", {}).items():
+        hint = hints.get(setting, Any)
+        nullable = hint is Any or NoneType in (hint, *get_args(hint))
+        kind = KINDS.get(getattr(hint, "__name__", ""), "a value")
+        require(value is not None or nullable, f"{name}.{setting}", value, f"give {kind}")
+        refuse_null(value, f"{name}.{setting}")
+
+
+def types_of_settings(path: str) -> dict[str, Any]:
+    """The types in the signature of a class or function; none where some of them exist for type checkers alone."""
+    try:
+        given = resolve_name(path)
+        return get_type_hints(given.__init__ if inspect.isclass(given) else given)  # type: ignore[misc]
+    except NameError:
+        return {}
+
+
+def lightnings_choice(message: str) -> SettingError | None:
+    """The error of a strategy or an accelerator that Lightning does not have."""
+    found = re.match(
+        r"You selected an invalid (\w+) name: `\w+='(.*?)'`\.? (?:.*?(?:choices|names)[^:]*: )?(.*)", message
+    )
+    return found and SettingError(f"trainer.{found[1]}", found[2], f"give one of {shorten(found[3], 120)}")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

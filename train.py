@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 import callbacks
 import datamodules
 import lightning_modules
-from cli_errors import OneLineParser, causes
+from cli_errors import OneLineParser, causes, lightnings_choice, refuse_null
 from robust.errors import NonFiniteLossError, SettingError, require
 
 
@@ -49,7 +49,10 @@ class RobustCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Note the settings for the record, and look at the checkpoint before building anything."""
         config = self.config[self.subcommand]
-        self.results.config = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_validation=True))
+        dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
+        self.results.config = yaml.safe_load(dumped)
+        for part in ("model", "data"):
+            refuse_null(self.results.config[part], part)
         path = config.get("ckpt_path")
         if path is None and self.subcommand != "fit":
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
@@ -67,6 +70,8 @@ class RobustCLI(LightningCLI):
             for cause in causes(error):
                 if isinstance(cause, SettingError):
                     raise cause from None
+                if choice := lightnings_choice(str(cause)):
+                    raise choice from None
             raise
 
     def after_fit(self) -> None:

@@ -48,7 +48,7 @@ def results(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The log folder of a run with test."""
-    return run("fit", tmp_path_factory.mktemp("trained"), "--seed_everything=3")
+    return run("fit", tmp_path_factory.mktemp("trained"), "--seed_everything=3", "--model.gradient_clip=null")
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -60,6 +60,7 @@ def test_results_hold_what_was_measured_and_how(trained):
         assert 0 <= record["metrics"][name] <= 1
     assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"]
     assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
+    assert record["config"]["model"]["init_args"]["gradient_clip"] is None  # whose default is 8
     assert record["seed"] == 3
     assert record["samples"] == {"train": 1298, "val": 200, "test": 299}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -293,6 +294,11 @@ class OtherMethod(ContextualBudgets):
             "model.classifier layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
         ),
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
+        ("model.epsilon=null", "model.epsilon: got None; give a number"),
+        ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
+        ("model.generator.image_shape=null", "model.generator.image_shape: got 'None'; give tuple"),
+        ("trainer.strategy=nonsense", "trainer.strategy: got 'nonsense'; give one of auto, ddp, "),
+        ("trainer.accelerator=nonsense", "trainer.accelerator: got 'nonsense'; give one of auto, "),
         ("epsilon_schedule.length=0", "epsilon_schedule.length: got 0; give at least 1 epoch"),
         ("trainer.gradient_clip_val=1", "Automatic gradient clipping is not supported for manual optimization."),
         ("ckpt_path=nowhere.ckpt", "ckpt_path: got 'nowhere.ckpt'; no such file; checkpoints are in the log folder"),
