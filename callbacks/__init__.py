@@ -4,6 +4,7 @@ from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
 from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.certified_volume import CertifiedVolume
 from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
@@ -20,6 +21,7 @@ __all__ = [
     "AttackCase",
     "BudgetImages",
     "CertifiedEvaluation",
+    "CertifiedVolume",
     "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",
