@@ -3,6 +3,7 @@
 from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
+from callbacks.budget_regions import BudgetRegions
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.certified_volume import CertifiedVolume
 from callbacks.decision_boundary import DecisionBoundary
@@ -20,6 +21,7 @@ __all__ = [
     "AdversarialEvaluation",
     "AttackCase",
     "BudgetImages",
+    "BudgetRegions",
     "CertifiedEvaluation",
     "CertifiedVolume",
     "DecisionBoundary",

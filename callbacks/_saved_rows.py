@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class SavedRows:
         """
         found: list[Rows] = []
         for path in sorted(self.folder.glob("process-*.pt")) if self.folder is not None else []:
+            remedy = "this file holds no results of an evaluation; give another folder"
+            require(zipfile.is_zipfile(path), self.setting, str(path), remedy)
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 saved, rows = state["depends_on"], state["rows"]
-            except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-                remedy = "this file holds no results of an evaluation; give another folder"
+            except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
                 raise SettingError(self.setting, str(path), remedy) from error
             differing = [name for name, value in self.depends_on.items() if saved.get(name) != value]
             remedy = f"it holds results of other {', '.join(differing)}: give another folder, or delete this one"

@@ -86,7 +86,7 @@ class CertifiedVolume(AttackingEvaluation):
         super().on_test_epoch_start(trainer, pl_module)
         limit = trainer.limit_test_batches
         remedy = f"leave it out: the images are drawn from all; {NAME}.samples is their number"
-        require(limit == 1.0, "trainer.limit_test_batches", limit, remedy)
+        require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         loader: Any = trainer.test_dataloaders
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
         samples = count if self.samples is None else self.samples
