@@ -129,7 +129,7 @@ class CertifiedVolume(AttackingEvaluation):
         own = left.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = done if trainer.is_global_zero else {}
         with self._progress(trainer, len(own)) as advance:
-            for batch in torch.split(own, self.batch_size):
+            for batch in torch.split(own, self.batch_size) if len(own) > 0 else ():
                 rows = joined([rows, self._search(module, {name: c[batch] for name, c in images.items()}, advance)])
                 state.write(rows, trainer.global_rank)
         table = Gathered(COLUMNS).to(device)
