@@ -18,7 +18,7 @@ from callbacks._places import Places, log_folder
 from callbacks._saved_rows import Rows, SavedRows, digest, joined, plain
 from lightning_modules.base import RobustClassifier
 from robust.bounds import LargestCertifiedBox
-from robust.errors import require
+from robust.errors import SettingError, require
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 
@@ -120,11 +120,7 @@ class CertifiedVolume(AttackingEvaluation):
         """The table of all images, in the order of the data and equal in all processes; this one searches its part."""
         trainer, device = module.trainer, module.device
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
-        done: Rows = {}
-        if trainer.is_global_zero:
-            done = state.read()
-            state.write(done, 0)  # before any process writes over what another number of them had done
-        done = trainer.strategy.broadcast(done)
+        done = self._done(trainer, state)
         left = ~torch.isin(images["place"].cpu(), done.get("place", torch.zeros(0, dtype=torch.long)))
         own = left.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = done if trainer.is_global_zero else {}
@@ -137,6 +133,22 @@ class CertifiedVolume(AttackingEvaluation):
         places = rows.get("place", empty.long())
         table.update(places.to(device), *(rows.get(name, empty).to(device) for name in COLUMNS))
         return table.compute()
+
+    def _done(self, trainer: Trainer, state: SavedRows) -> Rows:
+        """What process 0 finds in the folder, in all processes; they may not share it."""
+        done: Rows = {}
+        refusal = None
+        if trainer.is_global_zero:
+            try:
+                done = state.read()
+                state.write(done, 0)  # before any process writes over what another number of them had done
+            except SettingError as error:  # the others would wait for the broadcast
+                refusal = error
+        done, refused = trainer.strategy.broadcast((done, refusal is not None))
+        if refusal is not None:
+            raise refusal
+        require(not refused, f"{NAME}.state_folder", str(self.state_folder), "process 0 refuses it and says why")
+        return done
 
     def _search(self, module: RobustClassifier, images: Rows, advance: Any) -> Rows:
         x = images["image"]

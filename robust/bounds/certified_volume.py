@@ -160,29 +160,35 @@ class LargestCertifiedBox:
         penalty, clip = self.penalty, self.gradient_clip
         largest = math.inf if self.cap is None else math.sqrt(self.cap)
         for step in range(1, self.steps + 1):
-            with torch.enable_grad():
-                v.requires_grad_()
-                log_volume = v.square().log().flatten(1).sum(1)
-                constraints = self._constraints(network, x, v.square(), y)
-                h = torch.minimum(constraints, -multipliers / penalty)
-                lagrangian = -log_volume + (multipliers * h + penalty / 2 * h.square()).sum(1)
-                (v.grad,) = torch.autograd.grad(lagrangian.sum(), v)
-            v.requires_grad_(False)
+            v.grad, log_volume, constraints, h = self._gradient(network, x, y, v, multipliers, penalty)
             if self.keep_best:
                 better = (constraints > 0).all(1) & (log_volume > best_volume)
-                best_volume = torch.where(better, log_volume.detach(), best_volume)
+                best_volume = torch.where(better, log_volume, best_volume)
                 best[better] = v[better].square()
             if clip is not None:
                 _clip(v.grad, clip)
             optimizer.step()
             v.clamp_(-largest, largest)
             if step % self.dual_every == 0:
-                multipliers = multipliers + penalty * h.detach()
+                multipliers = multipliers + penalty * h
             if step % self.penalty_every == 0:
                 penalty *= self.penalty_growth
                 clip = None if clip is None else clip / math.sqrt(self.penalty_growth)
             advance()
         return v.square().expand_as(x).clone(), best.expand_as(x)
+
+    def _gradient(
+        self, network: nn.Module, x: Tensor, y: Tensor, v: Tensor, multipliers: Tensor, penalty: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the Lagrangian to ``v``, of its shape; with it log volume (B,), constraints c and h, both (B, K-1)."""
+        v = v.detach().requires_grad_()
+        with torch.enable_grad():
+            log_volume = v.square().log().flatten(1).sum(1)
+            constraints = self._constraints(network, x, v.square(), y)
+            h = torch.minimum(constraints, -multipliers / penalty)
+            lagrangian = -log_volume + (multipliers * h + penalty / 2 * h.square()).sum(1)
+            (gradient,) = torch.autograd.grad(lagrangian.sum(), v)
+        return gradient, log_volume.detach(), constraints.detach(), h.detach()
 
     def _shrink(self, network: nn.Module, x: Tensor, budgets: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Budgets (B, C, H, W) shrunk until they hold the constraints, 0 where they never do; and whether they do."""

@@ -90,6 +90,8 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):
     settings["state_folder"] = str(tmp_path / "state")
     with pytest.raises(KilledError):
         volumes(trained, tmp_path, CertifiedVolume(Counting(stop=2), **settings))
+    saved = tmp_path / "state" / "process-0.pt"
+    saved.rename(saved.with_name("process-1.pt"))  # as if the second of two processes had done it
     again = Counting()
     metrics = volumes(trained, tmp_path / "again", CertifiedVolume(again, **settings))
     assert again._searched == [8, 6]
