@@ -57,6 +57,9 @@ def quicker(config, folder):
     classifier = model.get("classifier", {"class_path": ""})["class_path"]
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
+    if classifier.endswith("DMLarge"):  # one batch before the ramp, one on it, and one small checkpoint
+        arguments += ["--trainer.max_epochs=1", "--epsilon_schedule.start_epoch=1"]
+        arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if classifier.endswith("PreActResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
     if "autoencoder" in model:
