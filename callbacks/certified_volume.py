@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -124,10 +125,13 @@ class CertifiedVolume(AttackingEvaluation):
         left = ~torch.isin(images["place"].cpu(), done.get("place", torch.zeros(0, dtype=torch.long)))
         own = left.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = done if trainer.is_global_zero else {}
-        with self._progress(trainer, len(own)) as advance:
+        finished = 0
+        with self._progress(trainer, len(own)) as bar:
             for batch in torch.split(own, self.batch_size) if len(own) > 0 else ():
-                rows = joined([rows, self._search(module, {name: c[batch] for name, c in images.items()}, advance)])
+                found = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
+                rows = joined([rows, found])
                 state.write(rows, trainer.global_rank)
+                bar.reach(finished := finished + len(batch))
         table = Gathered(COLUMNS).to(device)
         empty = torch.zeros(0, dtype=torch.float64)
         places = rows.get("place", empty.long())
@@ -150,9 +154,9 @@ class CertifiedVolume(AttackingEvaluation):
         require(not refused, f"{NAME}.state_folder", str(self.state_folder), "process 0 refuses it and says why")
         return done
 
-    def _search(self, module: RobustClassifier, images: Rows, advance: Any) -> Rows:
+    def _search(self, module: RobustClassifier, images: Rows, bar: _Bar) -> Rows:
         x = images["image"]
-        found = self.search(module.classifier, x, images["label"], partial(advance, len(x) / self.search.steps))
+        found = self.search(module.classifier, x, images["label"], partial(bar.step, len(x) / self.search.steps))
         columns = {
             "place": images["place"],
             "certified": found.certified.double(),
@@ -194,20 +198,22 @@ class CertifiedVolume(AttackingEvaluation):
         return _Bar(images, shown=shown)
 
 
-class _Bar:
+class _Bar(Progress):
     """A progress bar over this process's images, steps of the search counted as parts of them."""
 
     def __init__(self, images: int, *, shown: bool) -> None:
         columns = (TextColumn("Certified volume"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, disable=not shown)
-        self._task = self._bar.add_task("", total=images)
+        # a console of its own, for inside Lightning's bar, which rests now, it would rest too
+        super().__init__(*columns, console=Console(), disable=not shown)
+        self._images = self.add_task("", total=images)
 
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return partial(self._bar.advance, self._task)
+    def step(self, images: float) -> None:
+        """Go on by a part of an image."""
+        self.advance(self._images, images)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def reach(self, images: int) -> None:
+        """So many images are done."""
+        self.update(self._images, completed=images)
 
 
 def _log_epsilon(budgets: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import csv
 import math
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from callbacks import CertifiedVolume
@@ -102,6 +103,17 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):
     done = Counting(stop=0)  # other sizes without any search
     more = volumes(trained, tmp_path, CertifiedVolume(done, **settings, epsilons=[0.01]))
     assert more["test/verified_error/certified_volume/epsilon_0.01"] <= whole["test/verified_error/certified_volume"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_shows_how_many_images_are_done(shown, trained, tmp_path, capsys):
+    trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=shown, logger=False, default_root_dir=tmp_path)
+    callback = CertifiedVolume(ibp(steps=3), samples=5, batch_size=2)
+    trainer.callbacks.append(callback)
+    trainer.test(trained, datamodule=Digits(), verbose=False)
+    printed = capsys.readouterr().out
+    assert ("Certified volume" in printed) is shown
+    assert ("5/5" in printed) is shown
 
 
 @pytest.mark.parametrize("other", ["search settings", "weights", "images"])
