@@ -3,7 +3,9 @@
 from callbacks.accuracy_curve import AccuracyCurve
 from callbacks.adversarial_evaluation import AdversarialEvaluation, AttackCase
 from callbacks.budget_images import BudgetImages
+from callbacks.budget_regions import BudgetRegions
 from callbacks.certified_evaluation import CertifiedEvaluation
+from callbacks.certified_volume import CertifiedVolume
 from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
@@ -19,7 +21,9 @@ __all__ = [
     "AdversarialEvaluation",
     "AttackCase",
     "BudgetImages",
+    "BudgetRegions",
     "CertifiedEvaluation",
+    "CertifiedVolume",
     "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -17,30 +18,39 @@ from robust.errors import require
 from robust.threat_models import PixelBox
 
 
-def draw_budgets(images: Tensor, budgets: Tensor, title: str = "") -> Figure:
+def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float | None = None) -> Figure:
     """A grid with the images above and their budgets below, one colour scale with its bar for all.
 
     Args:
         images: (N, C, H, W) in [0, 1].
         budgets: (N, C, H, W) in [0, 1]; the mean over channels is drawn.
         title: above the grid.
+        white: with it, a row more as the paper has it: the budgets over this one as an image, each channel's own.
     """
-    count, budgets = len(images), budgets.mean(1)
-    figure = Figure(figsize=(1.1 * count + 1.2, 2.8), layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False)
+    count, means, rows = len(images), budgets.mean(1), 2 if white is None else 3
+    figure = Figure(figsize=(1.1 * count + 1.2, 0.6 + 1.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, count, squeeze=False)
+    low, high = float(means.min()), float(means.max())
     for column in range(count):
-        image = images[column].permute(1, 2, 0).cpu().numpy()
-        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
-        low, high = float(budgets.min()), float(budgets.max())
-        drawn = axes[1, column].imshow(budgets[column].cpu().numpy(), cmap="viridis", vmin=low, vmax=high)
+        _show(axes[0, column], images[column])
+        drawn = axes[1, column].imshow(means[column].cpu().numpy(), cmap="viridis", vmin=low, vmax=high)
+        if white is not None:
+            _show(axes[2, column], (budgets[column] / white).clamp(max=1.0))
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("budget")
+    if white is not None:
+        axes[2, 0].set_ylabel(f"/ {white:.3g}")
     figure.colorbar(drawn, ax=axes[1, :], label="epsilon")
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    """Draw an image (C, H, W) in [0, 1], grey or in colour."""
+    axis.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 class BudgetImages(Callback):
@@ -52,15 +62,19 @@ class BudgetImages(Callback):
     Args:
         count: number of images.
         every_n_epochs: draw in validation after every so many epochs.
+        white: also draw the budgets as the paper does, as images in which this budget is white: 1 in figure 2, the
+            largest possible one, alpha_high * epsilon, in figures 3 and 5.
 
     Raises:
-        SettingError: if a setting is below 1.
+        SettingError: if a number is below 1, or ``white`` not positive.
     """
 
-    def __init__(self, count: int = 8, every_n_epochs: int = 1) -> None:
+    def __init__(self, count: int = 8, every_n_epochs: int = 1, white: float | None = None) -> None:
         require(count >= 1, "BudgetImages.count", count, "give at least 1")
         require(every_n_epochs >= 1, "BudgetImages.every_n_epochs", every_n_epochs, "give at least 1")
+        require(white is None or white > 0, "BudgetImages.white", white, "give a positive budget, in pixel units")
         self.count = count
+        self.white = white
         self.every_n_epochs = every_n_epochs
         self._folder = Path()
 
@@ -74,7 +88,8 @@ class BudgetImages(Callback):
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if not isinstance(threat_model, PixelBox) or threat_model.budgets.dim() != x.dim():
                 continue
-            figure = draw_budgets(x, threat_model.budgets, f"{name} budgets, volume of epsilon {module.epsilon:g}")
+            title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
+            figure = draw_budgets(x, threat_model.budgets, title, self.white)
             step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

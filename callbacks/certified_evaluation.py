@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torchmetrics import MaxMetric, Metric, MinMetric
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, Verifier
+from robust.budgets import LearnedBudgets
 from robust.errors import require
 from robust.metrics import ErrorRate
 from robust.threat_models import PixelBox, ThreatModel
@@ -27,6 +29,9 @@ class CertifiedEvaluation(Callback):
     for learned budgets ``<stage>/budget/min``, ``max`` and ``log_volume_error``, the largest distance of an
     example's mean log budget from log epsilon. Source: contextual budgets, Sec. 4.1.
 
+    With ``budgets`` it evaluates in those in place of the module's threat models, such as a uniform model in the
+    budgets that another model has learned: ``<stage>/verified_error/<name>``, ``<stage>/budget/<name>/min``, and so on.
+
     Args:
         verifier: gives the margins; by default IBP of feed-forward networks.
         epsilons: sizes of the threat models in (0, 1]; by default the module's epsilon.
@@ -34,6 +39,7 @@ class CertifiedEvaluation(Callback):
         max_batches: certify at most so many batches of each process in validation; the test is always whole.
         pgd_steps: if above 0, also attack the same boxes with so many steps of PGD and log
             ``<stage>/pgd_error/<threat model>``; an example that is both certified and broken stops the evaluation.
+        budgets: other budgets by name.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -47,6 +53,7 @@ class CertifiedEvaluation(Callback):
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         pgd_steps: int = 0,
+        budgets: dict[str, LearnedBudgets] | None = None,
     ) -> None:
         name = "CertifiedEvaluation"
         for epsilon in epsilons or []:
@@ -54,6 +61,8 @@ class CertifiedEvaluation(Callback):
         require(every_n_epochs >= 1, f"{name}.every_n_epochs", every_n_epochs, "give at least 1")
         require(max_batches is None or max_batches >= 1, f"{name}.max_batches", max_batches, "give at least 1")
         require(pgd_steps >= 0, f"{name}.pgd_steps", pgd_steps, "give 0 for no attack, or a number of steps")
+        require(budgets != {}, f"{name}.budgets", budgets, "give at least one, or leave it out")
+        self.budgets = budgets
         self.verifier = FeedForwardVerifier() if verifier is None else verifier
         self.epsilons = epsilons
         self.every_n_epochs = every_n_epochs
@@ -72,7 +81,7 @@ class CertifiedEvaluation(Callback):
     def _certify(self, stage: Stage, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         for epsilon in self.epsilons or [module.epsilon]:
             suffix = "" if epsilon == module.epsilon else f"/epsilon_{epsilon:g}"
-            for name, threat_model in module.threat_models(x, epsilon).items():
+            for name, threat_model in self._threat_models(module, x, epsilon).items():
                 margins = self.verifier.margins(module.classifier, threat_model.interval(x), y)
                 verified = (margins > 0).all(1)
                 self._count(f"{stage}/verified_error/{name}{suffix}", ErrorRate, ~verified)
@@ -80,7 +89,13 @@ class CertifiedEvaluation(Callback):
                     broken = self._broken(module, threat_model, x, y, verified)
                     self._count(f"{stage}/pgd_error/{name}{suffix}", ErrorRate, broken)
                 if isinstance(threat_model, PixelBox) and threat_model.budgets.dim() == x.dim():
-                    self._measure(f"{stage}/budget", suffix, threat_model.budgets, epsilon)
+                    prefix = f"{stage}/budget" if self.budgets is None else f"{stage}/budget/{name}"
+                    self._measure(prefix, suffix, threat_model.budgets, epsilon)
+
+    def _threat_models(self, module: RobustClassifier, x: Tensor, epsilon: float) -> Mapping[str, ThreatModel]:
+        if self.budgets is None:
+            return module.threat_models(x, epsilon)
+        return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
 
     def _broken(
         self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor, verified: Tensor

@@ -25,6 +25,7 @@ _SHARES = (
     "a_tr",
     "r2_share",
     "r2_failed",
+    "budget_order",
 )  # and whatever ends in _error: shown in percent
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 

@@ -58,6 +58,25 @@ class _Pairs(ImageDataModule):
         self.pairing: Pairing = pairing
         self.pairing_seed = pairing_seed
 
+    def regions(self, split: Split, places: Tensor) -> dict[str, Tensor]:
+        """What the pixels of images are: the border, the half that decides, and the other, which is irrelevant.
+
+        Args:
+            split: whose images.
+            places: of the images in the split, int64 (B,).
+
+        Returns:
+            Masks, bool (B, 1, H, W), that part each image.
+        """
+        images = self.images(split).images[places]
+        border, left = torch.zeros(2, len(images), 1, *images.shape[2:], dtype=torch.bool)
+        border[:, :, :BORDER] = True
+        left[:, :, BORDER:, : images.shape[3] // 2] = True
+        asks_left = (images[:, :1, :1, :1] == 255).expand_as(left)  # red
+        right = ~border & ~left
+        decisive, irrelevant = torch.where(asks_left, left, right), torch.where(asks_left, right, left)
+        return {"border": border, "decisive": decisive, "irrelevant": irrelevant}
+
     def load(self, split: Split) -> TensorImages:
         """Build one split."""
         plain = super().load(split)

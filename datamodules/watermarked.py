@@ -85,12 +85,32 @@ class _Watermarks(ImageDataModule):
         require(compositing in ("max", "add"), "data.compositing", compositing, "give max or add")
         require(watermark_seed >= 0, "data.watermark_seed", watermark_seed, "give 0 or more")
         self.compositing, self.watermark_seed = compositing, watermark_seed
+        self._plain: dict[Split, Tensor] = {}  # images without watermarks, where regions are asked for
 
     def watermarked(self, split: Split) -> Watermarked:
         """The images of a split with what is known of their watermarks."""
         plain = super().load(split)
         generator = seeded(self.watermark_seed, _SPLITS.index(split))
         return watermark(plain.images, plain.labels, generator, self.compositing)
+
+    def regions(self, split: Split, places: Tensor) -> dict[str, Tensor]:
+        """What the pixels of images are, the most decisive first: watermark, digit, background.
+
+        A watermark's pixels are those that it changes, a digit's the others that are not black.
+
+        Args:
+            split: whose images.
+            places: of the images in the split, int64 (B,).
+
+        Returns:
+            Masks, bool (B, 1, H, W), that part each image.
+        """
+        if split not in self._plain:
+            self._plain[split] = super().load(split).images
+        plain, made = self._plain[split][places], self.images(split).images[places]
+        mark = made != plain
+        digit = (plain > 0) & ~mark
+        return {"watermark": mark, "digit": digit, "background": ~mark & ~digit}
 
     def load(self, split: Split) -> TensorImages:
         """Build one split."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robust.errors import require
+from robust.errors import SettingError, require
+from robust.networks.trained import load_part
+from robust.threat_models import PixelBox
 
 
 def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_high: float) -> Tensor:
@@ -41,8 +43,46 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     return refined.exp().clamp(alpha_low, min(alpha_high, 1 / epsilon)).view_as(outputs)
 
 
-def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> None:
-    """Raise :class:`robust.errors.SettingError` where no budgets of that volume and range exist."""
-    require(0 < epsilon <= 1, "model.epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
-    require(0 < alpha_low <= 1, "model.alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
-    require(alpha_high >= 1, "model.alpha_high", alpha_high, "give a value of at least 1: the mean budget must fit")
+def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float, owner: str = "model") -> None:
+    """Raise :class:`robust.errors.SettingError`, naming the owner's setting, where no such budgets exist."""
+    require(0 < epsilon <= 1, f"{owner}.epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
+    require(0 < alpha_low <= 1, f"{owner}.alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
+    remedy = "give a value of at least 1: the mean budget must fit"
+    require(alpha_high >= 1, f"{owner}.alpha_high", alpha_high, remedy)
+
+
+class LearnedBudgets:
+    """The budgets that a trained generator gives, for the evaluation of other models in them.
+
+    Args:
+        generator: network from images to outputs in (0, 1) of the same shape, of the form that was trained; it is
+            frozen and put in evaluation mode.
+        checkpoint: of the training by ``ContextualBudgets``; none where the generator is trained already.
+        alpha_low: smallest budget over epsilon0, in (0, 1], as at the training.
+        alpha_high: largest budget over epsilon0, at least 1, as at the training.
+
+    Raises:
+        SettingError: if the range is impossible, or the checkpoint is absent, has no generator or that of another form;
+            on use, if the generator's outputs are not of the images' shape.
+    """
+
+    def __init__(
+        self, generator: nn.Module, checkpoint: str | None = None, alpha_low: float = 0.5, alpha_high: float = 2.0
+    ) -> None:
+        check_budget_range(1.0, alpha_low, alpha_high, "LearnedBudgets")
+        if checkpoint is not None:
+            load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint")
+        self.generator = generator.requires_grad_(False).eval()
+        self.alpha_low, self.alpha_high = alpha_low, alpha_high
+
+    def __call__(self, x: Tensor, epsilon: float) -> PixelBox:
+        """The budgets around ``x`` (B, C, H, W) with volume epsilon^n, epsilon in (0, 1]."""
+        name, kind = "LearnedBudgets.generator", type(self.generator).__name__
+        try:
+            outputs = self.generator.to(x)(x)
+        except (RuntimeError, SettingError) as error:
+            remedy = f"the data's images are {tuple(x.shape[1:])}; {str(error).splitlines()[0]}"
+            raise SettingError(name, kind, remedy) from error
+        remedy = f"its outputs are {tuple(outputs.shape[1:])}; give one for the data's images, {tuple(x.shape[1:])}"
+        require(outputs.shape == x.shape, name, kind, remedy)
+        return PixelBox(epsilon * relative_budgets(outputs, epsilon, self.alpha_low, self.alpha_high))

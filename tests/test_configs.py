@@ -20,6 +20,13 @@ METHODS = sorted(
 PARTS = [
     ("mng_ac/digits.yaml", "mng_ac/parts/sat.yaml"),
     ("mng_ac/cifar10.yaml", "mng_ac/parts/sat_ac.yaml"),
+    ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/appendix_c.yaml"),
+    ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.6.yaml"),
+    ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.8.yaml"),
+    ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/epsilon_0.3.yaml"),
+    ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/uniform.yaml"),
+    ("contextual_budgets/cifar10.yaml", "contextual_budgets/parts/epsilon_16_255.yaml"),
+    ("contextual_budgets/cifar10.yaml", "contextual_budgets/parts/epsilon_32_255.yaml"),
     *(
         (f"adversarial_training/multi_norm_{path.stem[:-3]}.yaml", str(path.relative_to(CONFIGS)))
         for path in sorted((CONFIGS / "adversarial_training" / "parts").glob("*.yaml"))
@@ -27,6 +34,7 @@ PARTS = [
 ]
 SCORES = ("robustness_score/", "cross_lipschitz/", "wasserstein_autoencoder/", "on_manifold_")
 ALIKE = [name for name in METHODS if name.startswith(SCORES) and name.endswith("_short.yaml")]  # but for the schedule
+ALIKE += ["contextual_budgets/watermarked_mnist_short.yaml", "contextual_budgets/organ_a_mnist.yaml"]
 FIGURES = {
     "CertifiedEvaluation": "test/verified_error/uniform",
     "AdversarialEvaluation": "test/accuracy/pgd",
@@ -49,6 +57,9 @@ def quicker(config, folder):
     classifier = model.get("classifier", {"class_path": ""})["class_path"]
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
+    if classifier.endswith("DMLarge"):  # one batch before the ramp, one on it, and one small checkpoint
+        arguments += ["--trainer.max_epochs=1", "--epsilon_schedule.start_epoch=1"]
+        arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if classifier.endswith("PreActResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
     if "autoencoder" in model:

@@ -2,13 +2,14 @@
 
 import csv
 import importlib.util
+import json
 import re
 
 import pytest
 import torch
 import yaml
 
-from robust.networks import Autoencoder
+from robust.networks import Autoencoder, BudgetGenerator
 from tests.testers import ROOT, last_checkpoint, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
@@ -38,6 +39,19 @@ def frozen_autoencoder(name, folder):
     return [checkpoint, f"{sampler}.autoencoder.init_args.width=2", "--trainer.callbacks.epsilons=5"]
 
 
+def learned_elsewhere(name, folder):
+    """Arguments that put an untrained generator in the place of the one that a config asks for, of the data's shape."""
+    if not name.startswith("learned_budgets"):
+        return []
+    weights = {f"generator.{key}": value for key, value in BudgetGenerator().state_dict().items()}
+    torch.save({"state_dict": weights}, folder / "learned.ckpt")
+    budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"][0]["init_args"]["budgets"]
+    settings = budgets["learned_elsewhere"]["init_args"]
+    settings |= {"checkpoint": str(folder / "learned.ckpt")}
+    settings["generator"]["init_args"]["image_shape"] = [1, 28, 28]
+    return [f"--trainer.callbacks.budgets={json.dumps(budgets)}"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
@@ -46,13 +60,22 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name.startswith('autoattack') else 8}"]
     if name == "mnist_c":
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
-    few += frozen_autoencoder(name, tmp_path)
+    if name.startswith("certified_volume"):
+        few = ["--trainer.callbacks.samples=3", "--trainer.callbacks.search.init_args.steps=2"]
+    few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
     assert "test/verified_error/uniform" in metrics, "the method's own callbacks still run"
     assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
     assert "Unable to serialize" not in str(callbacks), "the record can be run again"
-    if name == "r2":
+    if name.startswith("certified_volume"):
+        assert metrics["test/certified_volume/samples"] == 3
+        assert metrics["test/verified_error/certified_volume"] == 1  # so few steps
+        assert list((tmp_path / "logs" / name).glob("*.pt"))
+    elif name.startswith("learned_budgets"):
+        assert metrics["test/verified_error/uniform"] == metrics["test/verified_error/learned_elsewhere"] == 1
+        assert metrics["test/budget/learned_elsewhere/log_volume_error"] < 1e-5
+    elif name == "r2":
         assert 0 < metrics["test/r2"] <= 28
     elif name.startswith("r4"):
         assert 0 < metrics["test/r4_normalized"] <= 1
@@ -107,12 +130,15 @@ def test_two_processes_give_the_figures_of_one(method, tmp_path):
     sampler = {"class_path": "robust.scores.OnManifold", "init_args": {"samples": 3}}
     sampler["init_args"]["autoencoder"] = {"class_path": "robust.networks.Autoencoder", "init_args": {"width": 1}}
     r4 = {"class_path": "robust.scores.R4", "init_args": {"sampler": sampler}}
+    search = {"class_path": "robust.bounds.LargestCertifiedBox", "init_args": {"steps": 20, "learning_rate": 0.03}}
+    volume = {"search": search, "samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
     callbacks = [
         {"class_path": "AdversarialEvaluation", "init_args": adversarial},
         {"class_path": "NonUniformEvaluation", "init_args": weighted},
         {"class_path": "GradientMaskingChecks", "init_args": {"steps": 1, "queries": 1, "max_batches": 10}},
         {"class_path": "RobustnessScore", "init_args": {"attacks": {"bg": "robust.attacks.LinearizedBoundary"}}},
         {"class_path": "SampledRobustness", "init_args": {"score": r4, "epsilons": 10}},
+        {"class_path": "CertifiedVolume", "init_args": volume},
     ]
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=32"]

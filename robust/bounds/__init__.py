@@ -1,7 +1,8 @@
 """Certified bounds over per-pixel boxes: own ones for feed-forward networks, auto_LiRPA's for any other."""
 
+from robust.bounds.certified_volume import CertifiedBox, LargestCertifiedBox
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
 from robust.bounds.verifier import Verifier
 
-__all__ = ["FeedForwardVerifier", "LirpaVerifier", "Verifier"]
+__all__ = ["CertifiedBox", "FeedForwardVerifier", "LargestCertifiedBox", "LirpaVerifier", "Verifier"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 
-from robust.errors import SettingError, require
+from robust.errors import require
+from robust.networks.trained import load_part
 
 
 class Autoencoder(nn.Module):
@@ -88,15 +85,4 @@ def load_autoencoder(autoencoder: nn.Module, path: str, setting: str) -> None:
     Raises:
         SettingError: if the file is absent, no such checkpoint, or of another network.
     """
-    require(Path(path).is_file(), setting, path, "no such file; train the autoencoder first, or name its checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-        raise SettingError(setting, path, "the file is no checkpoint; give one that fit wrote") from error
-    prefix = "autoencoder."
-    part = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-    own = autoencoder.state_dict()
-    wrong = sorted(own.keys() ^ part.keys()) or [name for name in own if own[name].shape != part[name].shape]
-    remedy = "configure the same autoencoder as at its training"
-    require(not wrong, setting, path, f"it differs in {len(wrong)} tensors, first {wrong[:1]}; {remedy}")
-    autoencoder.load_state_dict(part)
+    load_part(autoencoder, path, "autoencoder", setting)

@@ -93,6 +93,17 @@ def test_the_budgets_share_one_colour_scale_with_a_bar():
     )
 
 
+def test_the_papers_own_picture_is_a_row_more():
+    budgets = 0.5 * torch.rand(2, 3, 8, 8)
+    figure = draw_budgets(torch.rand(2, 3, 8, 8), budgets, white=0.25)
+    for index, axis in enumerate(figure.axes[4:6]):
+        expected = (budgets[index] / 0.25).clamp(max=1).permute(1, 2, 0)
+        assert torch.allclose(torch.from_numpy(axis.images[0].get_array().data), expected)
+    assert figure.axes[4].get_ylabel() == "/ 0.25"
+    with pytest.raises(SettingError, match=r"BudgetImages.white: got 0"):
+        BudgetImages(white=0.0)
+
+
 def test_a_uniform_threat_model_has_no_picture(tmp_path):
     module = ContextualBudgets(DMSmall())
     trainer_with(BudgetImages(), default_root_dir=tmp_path).test(module, Digits(), verbose=False)

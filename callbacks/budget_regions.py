@@ -1,0 +1,78 @@
+"""Measures whether learned budgets are small where the image decides its label."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from torch import Tensor
+
+from callbacks._attacking import ValidatingEvaluation
+from callbacks._places import Places
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+from robust.metrics import Gathered
+from robust.threat_models import PixelBox
+
+
+class BudgetRegions(ValidatingEvaluation):
+    """The mean budget on each region of the images, such as a watermark, for data that know their regions.
+
+    The data module names them: ``regions(split, places)``, masks (B, 1, H, W) by name. For each of the module's
+    threat models that has budgets of its own for every image and pixel, logged:
+
+    - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over a region's pixels
+      and channels, then over the images that have it
+    - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: share of images, of those with both regions,
+      whose mean budget is smaller on the first, in [0, 1]; the data module's order
+
+    Budgets are nominal: cutting their box to [0, 1] is not counted. Source: contextual budgets, Sec. 4.2, 4.3, which
+    show pictures (figures 4, 5).
+
+    Args:
+        every_n_epochs: also measure in validation after every so many epochs of training, and after the last.
+        max_batches: measure at most so many batches of each process in validation.
+
+    Raises:
+        SettingError: if a setting is below 1, or the data do not know their regions.
+    """
+
+    def __init__(self, every_n_epochs: int | None = None, max_batches: int | None = None) -> None:
+        super().__init__(seed=0, every_n_epochs=every_n_epochs, max_batches=max_batches)
+        self._places = Places()
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
+        """See :meth:`AttackingEvaluation.evaluate`."""
+        trainer = module.trainer
+        data: Any = getattr(trainer, "datamodule", None)
+        remedy = "it does not know its images' regions; give WatermarkedMNIST or DoubledCIFAR10, or leave it out"
+        require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
+        if batch_idx == 0:
+            self._places = Places()
+        places = self._places.of(trainer, x)
+        masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", places.cpu())
+        for name, threat_model in module.threat_models(x, module.epsilon).items():
+            if isinstance(threat_model, PixelBox) and threat_model.budgets.shape == x.shape:
+                budgets = threat_model.budgets.double().mean(1, keepdim=True)
+                means = [_mean(budgets, mask.to(x.device)) for mask in masks.values()]
+                self.count(name, partial(Gathered, list(masks)), places, *means)
+
+    def figures(self) -> dict[str, Tensor]:
+        """See :meth:`AttackingEvaluation.figures`."""
+        found: dict[str, Tensor] = {}
+        for name, metric in self.metrics.items():
+            table = metric.compute()
+            regions = [region for region in table if region != "place"]
+            for region in regions:
+                found[f"budget_region/{name}/{region}"] = table[region].nanmean()
+            for first, second in combinations(regions, 2):
+                both = ~(table[first].isnan() | table[second].isnan())
+                below = (table[first] < table[second])[both].double().mean()
+                found[f"budget_order/{name}/{first}_below_{second}"] = below
+        return found
+
+
+def _mean(budgets: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B,) over a mask, both (B, 1, H, W); not a number where it is empty."""
+    return (budgets * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))

@@ -1,0 +1,177 @@
+"""The evaluation by certified volume: figures against a direct computation, resumption, errors."""
+
+import copy
+import csv
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from callbacks import CertifiedVolume
+from callbacks._saved_rows import joined
+from datamodules import Digits
+from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox
+from robust.errors import SettingError
+from robust.metrics.confidence import wilson_interval
+from tests.callbacks.trained import images, trainer_with
+from tests.testers import KilledError
+
+QUICK = {"steps": 12, "dual_every": 3, "penalty_every": 4, "learning_rate": 0.03, "shrink": 0.8}
+
+
+def ibp(**settings):
+    return LargestCertifiedBox(FeedForwardVerifier("ibp"), **(QUICK | settings))
+
+
+def volumes(trained, folder, callback, **settings):
+    trainer = trainer_with(callback, default_root_dir=folder, **settings)
+    return trainer.test(trained, datamodule=Digits(eval_batch_size=64), verbose=False)[0]
+
+
+class Counting(LargestCertifiedBox):
+    """Notes what it searches, and is interrupted before the batch of that number."""
+
+    def __init__(self, stop=math.inf):
+        super().__init__(FeedForwardVerifier("ibp"), **QUICK)
+        self._searched, self._stop = [], stop
+
+    def __call__(self, network, x, y, *rest):
+        if len(self._searched) == self._stop:
+            raise KilledError
+        self._searched.append(len(x))
+        return super().__call__(network, x, y, *rest)
+
+
+def test_figures_equal_a_direct_computation(trained, tmp_path):
+    callback = CertifiedVolume(ibp(), samples=40, epsilons=[0.05, 0.02], seed=3)
+    metrics = volumes(trained, tmp_path, callback)
+    x, y = images()
+    chosen = torch.randperm(299, generator=torch.Generator().manual_seed(3))[:40].sort().values
+    found = ibp()(trained.classifier, x[chosen], y[chosen])
+    epsilons = found.budgets.double().log().flatten(1).mean(1).exp()
+    assert metrics["test/certified_volume/samples"] == 40
+    assert metrics["test/certified_volume/certified"] == pytest.approx(found.certified.double().mean().item())
+    assert metrics["test/certified_volume/epsilon"] == pytest.approx(epsilons[found.certified].mean().item(), rel=1e-4)
+    errors = []
+    for epsilon, suffix in ((0.05, ""), (0.02, "/epsilon_0.02")):
+        name = f"test/verified_error/certified_volume{suffix}"
+        errors.append((epsilons < epsilon).double().mean().item())
+        assert metrics[name] == pytest.approx(errors[-1], abs=1e-6)
+        ends = wilson_interval(errors[-1], 40, 299)
+        assert (metrics[f"{name}/low"], metrics[f"{name}/high"]) == pytest.approx(ends, abs=1e-6)
+        assert metrics[f"test/verified_error/certified_volume_capped{suffix}"] >= metrics[name]
+    assert 0 < errors[1] < errors[0]
+    rows = list(csv.DictReader((tmp_path / "certified_volume" / "test.csv").open()))
+    assert [int(row["sample"]) for row in rows] == chosen.tolist()
+    assert [int(row["label"]) for row in rows] == y[chosen].tolist()
+    assert [float(row["epsilon"]) for row in rows] == pytest.approx(epsilons.tolist(), rel=1e-3)
+
+
+class Fixed(LargestCertifiedBox):
+    """Budgets of 4 in the upper half and of 0.05 in the lower one: the volume of 0.447, of 0.224 if 4 counts as 1."""
+
+    def __call__(self, network, x, y, *rest):
+        budgets = torch.full_like(x, 4.0)
+        budgets[:, :, 14:] = 0.05
+        return CertifiedBox(budgets, torch.ones_like(y, dtype=torch.bool))
+
+
+def test_budgets_above_1_count_as_1_in_the_capped_figures(trained, tmp_path):
+    metrics = volumes(trained, tmp_path, CertifiedVolume(Fixed(), samples=20, epsilons=[0.2, 0.3, 0.5]))
+    name = "test/verified_error/certified_volume"
+    assert [metrics[f"{name}/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 0, 1]
+    assert [metrics[f"{name}_capped/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 1, 1]
+    assert metrics["test/certified_volume/epsilon"] == pytest.approx(0.2**0.5)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):
+    settings = {"samples": 30, "batch_size": 8}
+    whole = volumes(trained, tmp_path / "whole", CertifiedVolume(Counting(), **settings))
+    settings["state_folder"] = str(tmp_path / "state")
+    with pytest.raises(KilledError):
+        volumes(trained, tmp_path, CertifiedVolume(Counting(stop=2), **settings))
+    saved = tmp_path / "state" / "process-0.pt"
+    saved.rename(saved.with_name("process-1.pt"))  # as if the second of two processes had done it
+    again = Counting()
+    metrics = volumes(trained, tmp_path / "again", CertifiedVolume(again, **settings))
+    assert again._searched == [8, 6]
+    assert metrics == pytest.approx(whole, rel=1e-6)
+    tables = [(tmp_path / name / "certified_volume" / "test.csv").read_text() for name in ("whole", "again")]
+    assert tables[0] == tables[1]
+    assert not list((tmp_path / "state").glob("*.unfinished"))
+    done = Counting(stop=0)  # other sizes without any search
+    more = volumes(trained, tmp_path, CertifiedVolume(done, **settings, epsilons=[0.01]))
+    assert more["test/verified_error/certified_volume/epsilon_0.01"] <= whole["test/verified_error/certified_volume"]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_bar_shows_how_many_images_are_done(shown, trained, tmp_path, capsys):
+    trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=shown, logger=False, default_root_dir=tmp_path)
+    callback = CertifiedVolume(ibp(steps=3), samples=5, batch_size=2)
+    trainer.callbacks.append(callback)
+    trainer.test(trained, datamodule=Digits(), verbose=False)
+    printed = capsys.readouterr().out
+    assert ("Certified volume" in printed) is shown
+    assert ("5/5" in printed) is shown
+
+
+@pytest.mark.parametrize("other", ["search settings", "weights", "images"])
+def test_results_of_something_else_are_refused(other, trained, tmp_path):
+    settings = {"samples": 2, "state_folder": str(tmp_path)}
+    volumes(trained, tmp_path / "run", CertifiedVolume(ibp(steps=1), **settings))
+    search = ibp(steps=2 if other == "search settings" else 1)
+    if other == "weights":
+        trained = copy.deepcopy(trained)
+        with torch.no_grad():
+            trained.classifier[0].weight[0, 0, 0, 0] += 1
+    settings["seed"] = 1 if other == "images" else 0
+    with pytest.raises(SettingError, match=f"state_folder: got .*results of other {other}: give another folder"):
+        volumes(trained, tmp_path / "run", CertifiedVolume(search, **settings))
+
+
+def test_a_file_that_is_something_else_is_refused(trained, tmp_path):
+    (tmp_path / "process-0.pt").write_bytes(b"else")
+    with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; this file holds no results"):
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2, state_folder=str(tmp_path)))
+
+
+def test_rows_that_several_processes_have_are_taken_once():
+    one = {"place": torch.tensor([4, 1]), "value": torch.tensor([40.0, 10.0])}
+    other = {"place": torch.tensor([1, 2]), "value": torch.tensor([11.0, 20.0])}
+    assert joined([{}, {}]) == {}
+    both = joined([one, {}, other])
+    assert both["place"].tolist() == [4, 1, 2]
+    assert both["value"].tolist() == [40, 10, 20]
+
+
+def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
+    with pytest.raises(SettingError, match=r"trainer.limit_test_batches: got 1; .*CertifiedVolume.samples"):
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2), limit_test_batches=1)
+    with pytest.raises(SettingError, match=r"CertifiedVolume.samples: got 300; the test has 299 images"):
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=300))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("samples", 0), ("batch_size", 0), ("confidence", 1.0), ("epsilons", [0.1, 0.0]), ("epsilons", [1.5])],
+)
+def test_wrong_settings(setting, value):
+    with pytest.raises(SettingError, match=rf"^CertifiedVolume\.{setting}: got"):
+        CertifiedVolume(**{setting: value})
+
+
+def test_the_interval_covers_the_share_of_all_as_often_as_it_says():
+    assert wilson_interval(0.1, 100, 10**12) == pytest.approx((0.0552, 0.1744), abs=1e-4)  # textbook value
+    assert wilson_interval(0.3, 50, 50) == pytest.approx((0.3, 0.3))
+    low, high = wilson_interval(0.0, 20, 1000)
+    assert low == pytest.approx(0, abs=1e-9)
+    assert 0.1 < high < 0.2
+    population = torch.arange(1000) < 80
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(1000):
+        share = population[torch.randperm(1000, generator=generator)[:300]].double().mean().item()
+        low, high = wilson_interval(share, 300, 1000, confidence=0.9)
+        covered += low <= 0.08 <= high
+    assert 0.86 < covered / 1000 < 0.95

@@ -1,0 +1,82 @@
+"""Learned budgets from another model's checkpoint."""
+
+import pytest
+import torch
+from torch import nn
+
+from callbacks import CertifiedEvaluation
+from datamodules import Digits
+from lightning_modules import ContextualBudgets
+from robust.bounds import FeedForwardVerifier
+from robust.budgets import LearnedBudgets
+from robust.errors import SettingError
+from robust.networks import BudgetGenerator, DMSmall
+from tests.callbacks.trained import trainer_with
+
+
+@pytest.fixture
+def learned():
+    torch.manual_seed(0)
+    return ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.002, alpha_low=0.25, alpha_high=3.0)
+
+
+@pytest.fixture
+def checkpoint(learned, tmp_path):
+    trainer = trainer_with(max_steps=0)
+    trainer.fit(learned, datamodule=Digits())
+    trainer.save_checkpoint(tmp_path / "learned.ckpt")
+    return str(tmp_path / "learned.ckpt")
+
+
+def test_another_models_budgets_are_those_of_its_generator(learned, checkpoint):
+    torch.manual_seed(1)
+    uniform = ContextualBudgets(DMSmall(), epsilon=0.002)
+    elsewhere = {"theirs": LearnedBudgets(BudgetGenerator(), checkpoint, alpha_low=0.25, alpha_high=3.0)}
+    callback = CertifiedEvaluation(epsilons=[0.002, 0.004], budgets=elsewhere, pgd_steps=2)
+    data = Digits(eval_batch_size=100)
+    metrics = trainer_with(callback).test(uniform, data, verbose=False)[0]
+    x, y = data.images("test")[torch.arange(299)]
+    learned.eval()
+    for epsilon, suffix in ((0.002, ""), (0.004, "/epsilon_0.004")):
+        box = learned.threat_model(x, epsilon)
+        verified = (FeedForwardVerifier().margins(uniform.classifier, box.interval(x), y) > 0).all(1)
+        expected = 1 - verified.double().mean().item()
+        assert metrics[f"test/verified_error/theirs{suffix}"] == pytest.approx(expected, abs=1e-6)
+        assert metrics[f"test/pgd_error/theirs{suffix}"] <= expected + 1e-6
+        assert metrics[f"test/budget/theirs/max{suffix}"] == pytest.approx(box.budgets.max().item(), rel=1e-5)
+        assert metrics[f"test/budget/theirs/log_volume_error{suffix}"] < 1e-5
+    assert not any("uniform" in name for name in metrics), "the model's own threat models are left to its own callback"
+
+
+def test_the_generator_is_frozen(checkpoint):
+    generator = LearnedBudgets(BudgetGenerator(), checkpoint).generator
+    assert not generator.training
+    assert not any(parameter.requires_grad for parameter in generator.parameters())
+
+
+def test_wrong_checkpoints(learned, checkpoint, tmp_path):
+    absent = str(tmp_path / "absent.ckpt")
+    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: got '.*absent.ckpt'; no such file; train the"):
+        LearnedBudgets(BudgetGenerator(), absent)
+    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*configure the same generator"):
+        LearnedBudgets(BudgetGenerator((1, 32, 32)), checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"] = {name: w for name, w in content["state_dict"].items() if name.startswith("classifier")}
+    torch.save(content, tmp_path / "uniform.ckpt")
+    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*it holds no generator"):
+        LearnedBudgets(BudgetGenerator(), str(tmp_path / "uniform.ckpt"))
+    (tmp_path / "text.ckpt").write_text("text")
+    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*the file is no checkpoint"):
+        LearnedBudgets(BudgetGenerator(), str(tmp_path / "text.ckpt"))
+
+
+def test_generators_of_other_images_and_wrong_ranges():
+    for generator in (BudgetGenerator((1, 8, 8)), nn.Flatten(), nn.Linear(5, 5)):
+        with pytest.raises(SettingError, match=r"LearnedBudgets.generator: got .*data's images"):
+            LearnedBudgets(generator)(torch.rand(2, 1, 28, 28), 0.1)
+    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_low: got 1.5"):
+        LearnedBudgets(BudgetGenerator(), alpha_low=1.5)
+    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_high: got 0.5"):
+        LearnedBudgets(BudgetGenerator(), alpha_high=0.5)
+    with pytest.raises(SettingError, match=r"CertifiedEvaluation.budgets: got \{\}"):
+        CertifiedEvaluation(budgets={})
