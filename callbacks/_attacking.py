@@ -33,6 +33,15 @@ class AttackingEvaluation(Callback, ABC):
         self.seed = seed
         self.metrics: dict[str, Metric] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See :func:`check_place`."""
+        check_place(self, trainer, pl_module, self.subject)
+
+    @property
+    def subject(self) -> str:
+        """What the names of the figures depend on, beside the class."""
+        return ""
+
     @abstractmethod
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """Attack images (B, C, H, W) of labels (B,), batch ``batch_idx`` of this process, and count."""
@@ -141,6 +150,28 @@ class ValidatingEvaluation(AttackingEvaluation):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Log the validation figures."""
         self.on_end("val", pl_module)
+
+
+def check_place(callback: Callback, trainer: Trainer, module: LightningModule, subject: str) -> None:
+    """Check that what is trained is a classifier, and that no other callback's figures have the same names.
+
+    Lightning would log the mean of both.
+
+    Args:
+        callback: the evaluation.
+        trainer: its callbacks are looked through.
+        module: what is evaluated.
+        subject: what the names of the figures depend on, beside the callback's class.
+
+    Raises:
+        SettingError: if one is not so.
+    """
+    name = type(callback).__name__
+    require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
+    alike = [each for each in trainer.callbacks if type(each) is type(callback)]  # type: ignore[attr-defined]
+    twins = [each for each in alike if getattr(each, "subject", "") == subject]
+    remedy = "their figures have the same names; test with one at a time, --trainer.callbacks '[]' behind the method's "
+    require(len(twins) == 1, "trainer.callbacks", f"{len(twins)} x {name}", f"{remedy}config leaves its own out")
 
 
 @contextmanager

@@ -82,6 +82,7 @@ class AccuracyCurve(AttackingEvaluation):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the log folder, which must be asked in all processes."""
+        super().setup(trainer, pl_module, stage)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:

@@ -62,19 +62,30 @@ class BudgetImages(Callback):
     Args:
         count: number of images.
         every_n_epochs: draw in validation after every so many epochs.
-        white: also draw the budgets as the paper does, as images in which this budget is white: 1 in figure 2, the
-            largest possible one, alpha_high * epsilon, in figures 3 and 5.
+        white: also draw the budgets as the paper does, as images in which this budget is white, in pixel units: 1 in
+            figure 2.
+        white_over_epsilon: the same, in units of the module's epsilon: in figures 3 and 5 alpha_high, so that the
+            largest possible budget is white.
 
     Raises:
-        SettingError: if a number is below 1, or ``white`` not positive.
+        SettingError: if a number is below 1, or a white is not positive, or both are given.
     """
 
-    def __init__(self, count: int = 8, every_n_epochs: int = 1, white: float | None = None) -> None:
+    def __init__(
+        self,
+        count: int = 8,
+        every_n_epochs: int = 1,
+        white: float | None = None,
+        white_over_epsilon: float | None = None,
+    ) -> None:
         require(count >= 1, "BudgetImages.count", count, "give at least 1")
         require(every_n_epochs >= 1, "BudgetImages.every_n_epochs", every_n_epochs, "give at least 1")
-        require(white is None or white > 0, "BudgetImages.white", white, "give a positive budget, in pixel units")
         self.count = count
-        self.white = white
+        for name, size in (("white", white), ("white_over_epsilon", white_over_epsilon)):
+            require(size is None or size > 0, f"BudgetImages.{name}", size, "give a positive size")
+        both = white is not None and white_over_epsilon is not None
+        require(not both, "BudgetImages.white_over_epsilon", white_over_epsilon, "leave out one of the two whites")
+        self.white, self.white_over_epsilon = white, white_over_epsilon
         self.every_n_epochs = every_n_epochs
         self._folder = Path()
 
@@ -89,7 +100,8 @@ class BudgetImages(Callback):
             if not isinstance(threat_model, PixelBox) or threat_model.budgets.dim() != x.dim():
                 continue
             title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
-            figure = draw_budgets(x, threat_model.budgets, title, self.white)
+            white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
+            figure = draw_budgets(x, threat_model.budgets, title, white)
             step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MaxMetric, Metric, MinMetric
 
+from callbacks._attacking import check_place
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, Verifier
@@ -69,6 +70,15 @@ class CertifiedEvaluation(Callback):
         self.max_batches = max_batches
         self.attack = PGD(steps=pgd_steps, early_stop=True) if pgd_steps else None
         self.metrics: dict[str, Metric] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See :func:`check_place`."""
+        check_place(self, trainer, pl_module, self.subject)
+
+    @property
+    def subject(self) -> str:
+        """What the names of the figures depend on: the budgets."""
+        return ", ".join(sorted(self.budgets or ()))
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation is certified: every n-th epoch and the last; never the sanity check."""

@@ -109,7 +109,9 @@ class CertifiedVolume(AttackingEvaluation):
     def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
         """Search; see :meth:`AttackingEvaluation.report`."""
         with torch.inference_mode(False), torch.no_grad():
-            images = {name: column.clone() for name, column in self.metrics["images"].compute().items()}
+            kept = self.metrics["images"]
+            assert isinstance(kept, Gathered)
+            images = {name: column.clone() for name, column in kept.rows().items()}
             table = self._searched(module, images)
         path = log_folder(module.trainer) / "certified_volume" / f"{stage}.csv"
         if module.trainer.is_global_zero:
@@ -136,7 +138,7 @@ class CertifiedVolume(AttackingEvaluation):
         empty = torch.zeros(0, dtype=torch.float64)
         places = rows.get("place", empty.long())
         table.update(places.to(device), *(rows.get(name, empty).to(device) for name in COLUMNS))
-        return table.compute()
+        return table.rows()
 
     def _done(self, trainer: Trainer, state: SavedRows) -> Rows:
         """What process 0 finds in the folder, in all processes; they may not share it."""

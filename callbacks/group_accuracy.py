@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from callbacks._attacking import check_place
 from callbacks._places import Places
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
@@ -35,6 +36,7 @@ class GroupAccuracy(Callback):
         require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)
         limit = trainer.limit_test_batches
         require(limit == 1.0, "trainer.limit_test_batches", limit, "leave it out: the mean is over all groups")
+        check_place(self, trainer, pl_module, "")
         self._places = Places()
         self._table = Gathered(["right"]).to(pl_module.device)
 
@@ -48,7 +50,7 @@ class GroupAccuracy(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Log the accuracies."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        right: Tensor = self._table.compute()["right"].double()
+        right: Tensor = self._table.rows()["right"].double()
         require(len(right) == sum(data.groups.values()), "test images", len(right), "evaluate each exactly once")
         log = partial(pl_module.log, sync_dist=True)  # averages what is equal in all processes already
         means = [part.mean() for part in torch.split(right, list(data.groups.values()))]

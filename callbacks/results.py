@@ -68,7 +68,8 @@ class Results(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
         self._metrics |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in loaders.items()}
+        lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # of a CombinedLoader
+        first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         self._samples |= {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")}
         self._wall_time[stage] = round(time.perf_counter() - self._start, 1)
         if not trainer.is_global_zero:

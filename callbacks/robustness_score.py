@@ -83,7 +83,7 @@ class RobustnessScore(ValidatingEvaluation):
 
     def figures(self) -> dict[str, Tensor]:
         """See :meth:`AttackingEvaluation.figures`."""
-        table = self.metrics["margins"].compute()
+        table = self._table()
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)
         shares = {f"r2_share/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
@@ -95,10 +95,15 @@ class RobustnessScore(ValidatingEvaluation):
             **shares,
         }
 
+    def _table(self) -> dict[str, Tensor]:
+        table = self.metrics["margins"]
+        assert isinstance(table, Gathered)
+        return table.rows()
+
     def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
         """See :meth:`AttackingEvaluation.report`."""
         figures = self.figures()
-        table = {name: values.cpu() for name, values in self.metrics["margins"].compute().items()}
+        table = {name: values.cpu() for name, values in self._table().items()}
         folder = log_folder(module.trainer) / "robustness_score"
         if module.trainer.is_global_zero:
             margins = table["margin"].double()

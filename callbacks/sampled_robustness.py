@@ -63,6 +63,11 @@ class SampledRobustness(ValidatingEvaluation):
         self.name = type(score).__name__.lower()
         self._places = Places()
 
+    @property
+    def subject(self) -> str:
+        """The score."""
+        return self.name
+
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
@@ -94,14 +99,19 @@ class SampledRobustness(ValidatingEvaluation):
             self.name: found["mean"],
             f"{self.name}_integral": found["integral"],
             f"{self.name}_normalized": found["normalized"],
-            f"{self.name}_samples": torch.tensor(float(len(self.metrics["table"].compute()["place"]))),
+            f"{self.name}_samples": found["mean"].new_tensor(float(len(self._table()["place"]))),
         }
+
+    def _table(self) -> dict[str, Tensor]:
+        table = self.metrics["table"]
+        assert isinstance(table, Gathered)
+        return table.rows()
 
     def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
         """See :meth:`AttackingEvaluation.report`."""
         figures = self.figures()
         score = self.metrics["score"]
-        record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self.metrics["table"].compute()}
+        record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self._table()}
         path = log_folder(module.trainer) / "robustness_score" / f"{stage}_{self.name}.pt"
         if module.trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -32,7 +30,7 @@ class CrossLipschitz(RobustClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
         penalty_weight: lambda, not negative; to be chosen on validation data.
-        penalty_share: take the penalty on this share of each batch, in (0, 1]; less than 1 saves time.
+        penalty_share: take the penalty on every k-th image, k = 1 / share rounded; less than 1 saves time.
         optimizer: the classifier's.
         lr_scheduler: its learning-rate schedule, stepped once an epoch.
         gradient_clip: largest norm of the gradient.
@@ -61,7 +59,7 @@ class CrossLipschitz(RobustClassifier):
         """Minimise cross-entropy and penalty."""
         x, y = batch
         natural = F.cross_entropy(self(x), y)  # first: it moves running statistics, which the penalty reads
-        penalty = self.penalty(x[: math.ceil(self.penalty_share * len(x))]).mean()
+        penalty = self.penalty(x[:: round(1 / self.penalty_share)]).mean()
         loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

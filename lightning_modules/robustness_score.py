@@ -139,13 +139,15 @@ class RobustnessScoreTraining(RobustClassifier):
             term = -distance / disagreement.clamp(min=self.disagreement_floor)
         else:
             term = disagreement / distance.clamp(min=self.distance_floor)
-        flips = logits_star.argmax(1) != logits.argmax(1)
-        for name, value in (("flip_rate", flips.float()), ("distance", distance), ("disagreement", disagreement)):
-            self.log(f"train/{name}", value.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
+        self._log_mean("disagreement", disagreement)
         if self.only_flipped:
-            term = term * flips
+            with crafting(self.classifier, "eval"):
+                term = term * (self(x_star).argmax(1) != self(x).argmax(1))
         loss: Tensor = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         return loss
+
+    def _log_mean(self, name: str, values: Tensor) -> None:
+        self.log(f"train/{name}", values.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
 
     def generator_loss(self, z: Tensor) -> Tensor:
         """Half the squared distance, plus a hinge on the lead of the class that f predicts (Sec. 4.1); a scalar."""
@@ -153,7 +155,10 @@ class RobustnessScoreTraining(RobustClassifier):
             predicted = self(z).argmax(1)
         found = self.generator(z)
         distance = 0.5 * (found - z).flatten(1).square().sum(1)
-        hinge = probability_margin(self(found), predicted).clamp(min=0)
+        logits = self(found)
+        hinge = probability_margin(logits, predicted).clamp(min=0)
+        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here f has no dropout
+        self._log_mean("distance", (found - z).flatten(1).norm(dim=1))
         loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
         return loss
 

@@ -13,6 +13,7 @@ from robust.networks import Autoencoder, BudgetGenerator
 from tests.testers import ROOT, last_checkpoint, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
+SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--model.generator=null", "--test_after_fit=false"]
 
@@ -31,12 +32,11 @@ def frozen_autoencoder(name, folder):
         return []
     (callback,) = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"]
     network = callback["init_args"]["score"]["init_args"]["sampler"]["init_args"]["autoencoder"]["init_args"]
-    small = network | {"width": 2}
+    small = network | {"width": 2, "image_shape": [1, 28, 28]}
     weights = {f"autoencoder.{key}": value for key, value in Autoencoder(**small).state_dict().items()}
     torch.save({"state_dict": weights}, folder / "autoencoder.ckpt")
-    sampler = "--trainer.callbacks.score.init_args.sampler.init_args"
-    checkpoint = f"{sampler}.checkpoint={folder / 'autoencoder.ckpt'}"
-    return [checkpoint, f"{sampler}.autoencoder.init_args.width=2", "--trainer.callbacks.epsilons=5"]
+    checkpoint = f"{SAMPLER}.checkpoint={folder / 'autoencoder.ckpt'}"
+    return [checkpoint, f"{SAMPLER}.autoencoder.init_args.width=2", "--trainer.callbacks.epsilons=5"]
 
 
 def learned_elsewhere(name, folder):
@@ -62,6 +62,8 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     if name.startswith("certified_volume"):
         few = ["--trainer.callbacks.samples=3", "--trainer.callbacks.search.init_args.steps=2"]
+    if name in ("r4_svhn", "r4_cifar10"):
+        few += [f"{SAMPLER}.autoencoder.init_args.image_shape=[1,28,28]"]
     few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
@@ -102,6 +104,22 @@ def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
     _, record = run("test", [*method, *both, *few], tmp_path)
     assert {"test/a_rob", "test/accuracy/pgd", "test/accuracy/apgd_l1"} <= record["metrics"].keys()
     assert record["metrics"]["test/attacked_samples"] == record["metrics"]["test/a_samples"] == 4
+
+
+@pytest.mark.parametrize("name", ["pgd_linf_mnist", "r2"])
+def test_two_whose_figures_have_the_same_names_are_an_error(name, method, tmp_path, capsys):
+    again = [f"--config={FOLDER / name}.yaml"] * 2
+    with pytest.raises(SystemExit):
+        run("test", [*method, *again], tmp_path)
+    kind = {"r2": "RobustnessScore"}.get(name, "AdversarialEvaluation")
+    assert f"error: trainer.callbacks: got '2 x {kind}'; their figures have the same" in capsys.readouterr().err
+
+
+def test_what_is_no_classifier_is_not_evaluated(tmp_path, capsys):
+    autoencoder = f"--config={ROOT / 'configs' / 'wasserstein_autoencoder' / 'digits.yaml'}"
+    with pytest.raises(SystemExit):
+        run("test", [autoencoder, f"--config={FOLDER / 'r2.yaml'}"], tmp_path)
+    assert "error: model: got 'WassersteinAutoencoder'; it is no classifier" in capsys.readouterr().err
 
 
 def test_every_config_is_on_the_page():

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import traceback
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 
 TIMEOUT = 300  # seconds
 
@@ -31,17 +31,23 @@ class TwoProcesses:
         """Run the command line in both.
 
         Raises:
-            RuntimeError: with the first process's error; also if a process ends or takes longer than 300 seconds.
+            RuntimeError: with the first error; also if a process ends or takes longer than 300 seconds.
         """
         for pipe in self.pipes:
             pipe.send(arguments)
-        for rank, pipe in enumerate(self.pipes):
-            try:
-                error = pipe.recv() if pipe.poll(TIMEOUT) else f"no end after {TIMEOUT} seconds"
-            except EOFError:
-                error = "the process ended"
-            if error is not None:
-                raise RuntimeError(f"process {rank}: {error}")
+        waiting = {pipe: rank for rank, pipe in enumerate(self.pipes)}
+        while waiting:
+            answered = connection.wait(waiting, TIMEOUT)  # the first error is the one to show
+            if not answered:
+                raise RuntimeError(f"no end after {TIMEOUT} seconds of processes {list(waiting.values())}")
+            for pipe in answered:
+                try:
+                    error = pipe.recv()
+                except EOFError:
+                    error = "the process ended"
+                if error is not None:
+                    raise RuntimeError(f"process {waiting[pipe]}: {error}")
+                del waiting[pipe]
 
     def stop(self):
         for process in self.processes:

@@ -22,6 +22,7 @@ class Gathered(Metric):
     def __init__(self, columns: list[str]) -> None:
         super().__init__()
         self.columns = columns
+        self._shapes: dict[str, torch.Size] = {}  # of a row's values
         for name in ("place", *columns):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -29,6 +30,11 @@ class Gathered(Metric):
         """Add rows: the examples' places in the data (B,), and for each column its values (B, ...)."""
         for name, value in zip(("place", *self.columns), (place, *values), strict=True):
             getattr(self, name).append(value)
+            self._shapes[name] = value.shape[1:]
+
+    def rows(self) -> dict[str, Tensor]:
+        """What :meth:`compute` gives, also where it is one row, of which torchmetrics makes scalars."""
+        return {name: values.reshape(-1, *self._shapes[name]) for name, values in self.compute().items()}
 
     def compute(self) -> dict[str, Tensor]:
         """All rows by column, (N, ...), with ``place`` (N,), rising.

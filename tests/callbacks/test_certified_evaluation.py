@@ -102,6 +102,8 @@ def test_the_papers_own_picture_is_a_row_more():
     assert figure.axes[4].get_ylabel() == "/ 0.25"
     with pytest.raises(SettingError, match=r"BudgetImages.white: got 0"):
         BudgetImages(white=0.0)
+    with pytest.raises(SettingError, match=r"BudgetImages.white_over_epsilon: got 2; leave out one"):
+        BudgetImages(white=1.0, white_over_epsilon=2)
 
 
 def test_a_uniform_threat_model_has_no_picture(tmp_path):

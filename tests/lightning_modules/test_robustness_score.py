@@ -80,7 +80,8 @@ def plain_step(f, g, form, floors=(0.05, 0.1), detach=True, only_flipped=False):
     else:
         term = agreement / torch.stack([max(d, torch.tensor(floors[1]).double()) for d in distance])
     if only_flipped:
-        term = term * (logits_star.argmax(1) != logits.argmax(1))
+        term = term * (f.eval()(x_star).argmax(1) != f(x).argmax(1))
+        f.train()
     descended(f, F.cross_entropy(logits, y) + WEIGHT * term.mean())
     f.eval()
     g.train()
@@ -186,6 +187,16 @@ def test_what_is_logged_tells_a_generator_that_gives_up():
     assert 0 <= metrics["train/flip_rate"] <= 1
     assert metrics["train/distance"] > 0
     assert {"train/loss", "train/generator_loss", "train/disagreement"} <= metrics.keys()
+
+
+def test_an_identity_flips_nothing_though_the_classifier_has_dropout():
+    module = small()
+    module.classifier.insert(4, nn.Dropout(0.5))
+    nn.init.zeros_(module.generator.conv.weight)
+    nn.init.zeros_(module.generator.conv.bias)
+    metrics = fit(module).trainer.callback_metrics
+    assert metrics["train/flip_rate"] == 0
+    assert metrics["train/distance"] == 0
 
 
 class Watched(RobustnessScoreTraining):

@@ -17,6 +17,13 @@ def test_rows_come_back_in_the_datas_order():
     assert torch.equal(found["code"], codes)
 
 
+def test_a_single_row_is_a_row():
+    table = Gathered(["margin", "image"])
+    table.update(torch.tensor([4]), torch.tensor([0.5]), torch.ones(1, 1, 2))
+    shapes = {name: tuple(values.shape) for name, values in table.rows().items()}
+    assert shapes == {"place": (1,), "margin": (1,), "image": (1, 1, 2)}
+
+
 def test_an_example_that_comes_twice_is_an_error():
     table = Gathered(["margin"])
     table.update(torch.tensor([0, 1]), torch.rand(2))
