@@ -1,5 +1,6 @@
 """The methods of the robustness framework, small enough for the testers."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,7 +11,7 @@ from tests.testers import ROOT
 
 METHODS = [
     "robustness_score",
-    "cross_lipschitz",
+    pytest.param("cross_lipschitz", marks=pytest.mark.slow),  # nothing that the others have not, too
     "wasserstein_autoencoder",
     "on_manifold_robustness",
     "on_manifold_adversarial_training",

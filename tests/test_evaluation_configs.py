@@ -57,7 +57,8 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
-    few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={3 if name.startswith('autoattack') else 8}"]
+    images = 3 if name.startswith(("autoattack", "multi_norm")) else 8  # these are long
+    few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={images}"]
     if name == "mnist_c":
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     if name.startswith("certified_volume"):
