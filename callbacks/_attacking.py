@@ -35,12 +35,11 @@ class AttackingEvaluation(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """See :func:`check_place`."""
-        check_place(self, trainer, pl_module, self.subject)
+        check_place(self, trainer, pl_module)
 
-    @property
-    def subject(self) -> str:
-        """What the names of the figures depend on, beside the class."""
-        return ""
+    def subjects(self, module: LightningModule) -> set[str]:
+        """What the names of the figures depend on, beside the class; one for each set of figures."""
+        return {""}
 
     @abstractmethod
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
@@ -152,7 +151,7 @@ class ValidatingEvaluation(AttackingEvaluation):
         self.on_end("val", pl_module)
 
 
-def check_place(callback: Callback, trainer: Trainer, module: LightningModule, subject: str) -> None:
+def check_place(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
     """Check that what is trained is a classifier, and that no other callback's figures have the same names.
 
     Lightning would log the mean of both.
@@ -161,7 +160,6 @@ def check_place(callback: Callback, trainer: Trainer, module: LightningModule, s
         callback: the evaluation.
         trainer: its callbacks are looked through.
         module: what is evaluated.
-        subject: what the names of the figures depend on, beside the callback's class.
 
     Raises:
         SettingError: if one is not so.
@@ -169,9 +167,14 @@ def check_place(callback: Callback, trainer: Trainer, module: LightningModule, s
     name = type(callback).__name__
     require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
     alike = [each for each in trainer.callbacks if type(each) is type(callback)]  # type: ignore[attr-defined]
-    twins = [each for each in alike if getattr(each, "subject", "") == subject]
+    twins = [each for each in alike if _subjects(each, module) & _subjects(callback, module)]
     remedy = "their figures have the same names; test with one at a time, --trainer.callbacks '[]' behind the method's "
     require(len(twins) == 1, "trainer.callbacks", f"{len(twins)} x {name}", f"{remedy}config leaves its own out")
+
+
+def _subjects(callback: Callback, module: LightningModule) -> set[str]:
+    subjects = getattr(callback, "subjects", None)
+    return {""} if subjects is None else subjects(module)
 
 
 @contextmanager

@@ -73,12 +73,12 @@ class CertifiedEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """See :func:`check_place`."""
-        check_place(self, trainer, pl_module, self.subject)
+        check_place(self, trainer, pl_module)
 
-    @property
-    def subject(self) -> str:
-        """What the names of the figures depend on: the budgets."""
-        return ", ".join(sorted(self.budgets or ()))
+    def subjects(self, module: LightningModule) -> set[str]:
+        """What the names of the figures depend on: budgets and sizes."""
+        sizes: list[Any] = self.epsilons or [module.epsilon]
+        return {f"{budgets} of {size}" for budgets in self.budgets or ("own",) for size in sizes}
 
     def _due(self, trainer: Trainer) -> bool:
         """Whether this validation is certified: every n-th epoch and the last; never the sanity check."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
@@ -63,10 +64,9 @@ class SampledRobustness(ValidatingEvaluation):
         self.name = type(score).__name__.lower()
         self._places = Places()
 
-    @property
-    def subject(self) -> str:
+    def subjects(self, module: LightningModule) -> set[str]:
         """The score."""
-        return self.name
+        return {self.name}
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""

@@ -116,6 +116,20 @@ def test_two_whose_figures_have_the_same_names_are_an_error(name, method, tmp_pa
     assert f"error: trainer.callbacks: got '2 x {kind}'; their figures have the same" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("sizes", "fits"), [("[0.05]", True), ("[0.05, 0.1]", False), ("null", False)])
+def test_certified_evaluations_of_other_sizes_add_up(sizes, fits, method, tmp_path, capsys):
+    second = ["--trainer.callbacks+=CertifiedEvaluation", f"--trainer.callbacks.epsilons={sizes}"]
+    few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=4"]
+    if fits:
+        _, record = run("test", [*method, *second, *few], tmp_path)
+        names = {"test/verified_error/uniform", "test/verified_error/uniform/epsilon_0.05"}
+        assert names <= record["metrics"].keys()
+    else:  # the method's own is of 0.1
+        with pytest.raises(SystemExit):
+            run("test", [*method, *second, *few], tmp_path)
+        assert "got '2 x CertifiedEvaluation'" in capsys.readouterr().err
+
+
 def test_what_is_no_classifier_is_not_evaluated(tmp_path, capsys):
     autoencoder = f"--config={ROOT / 'configs' / 'wasserstein_autoencoder' / 'digits.yaml'}"
     with pytest.raises(SystemExit):
