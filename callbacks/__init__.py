@@ -6,6 +6,7 @@ from callbacks.budget_images import BudgetImages
 from callbacks.budget_regions import BudgetRegions
 from callbacks.certified_evaluation import CertifiedEvaluation
 from callbacks.certified_volume import CertifiedVolume
+from callbacks.checkpoint import Checkpoint
 from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
@@ -24,6 +25,7 @@ __all__ = [
     "BudgetRegions",
     "CertifiedEvaluation",
     "CertifiedVolume",
+    "Checkpoint",
     "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",

@@ -87,6 +87,13 @@ def test_checkpoint_does_not_override_the_command_line(trained, tmp_path):
     assert {name: results(trained)["metrics"][name] for name in again} == again
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_whatever_is_best(tmp_path):
+    best = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]  # the first
+    folder = run("fit", tmp_path, *FEW_BATCHES, *best) / "checkpoints"
+    epochs = {path.name: torch.load(path, weights_only=True)["epoch"] for path in folder.iterdir()}
+    assert epochs == {"epoch=0.ckpt": 0, "last.ckpt": 1}
+
+
 def test_validate_and_predict(trained, tmp_path):
     stored = f"--ckpt_path={last_checkpoint(trained)}"
     validated = results(run("validate", tmp_path, stored))["metrics"]
