@@ -27,5 +27,5 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_last_of_epoch(self, trainer: Trainer) -> None:
         due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if self.save_last and due and not self._should_skip_saving_checkpoint(trainer):  # that is, if saved already
+        if self.save_last and due and not self._should_skip_saving_checkpoint(trainer):  # skipped where it is saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
