@@ -34,7 +34,9 @@ PARTS = [
 ]
 SCORES = ("robustness_score/", "cross_lipschitz/", "wasserstein_autoencoder/", "on_manifold_")
 ALIKE = [name for name in METHODS if name.startswith(SCORES) and name.endswith("_short.yaml")]  # but for the schedule
-ALIKE += ["contextual_budgets/watermarked_mnist_short.yaml", "contextual_budgets/organ_a_mnist.yaml"]
+ALIKE += [
+    f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10_short", "organ_a_mnist")
+]
 FIGURES = {
     "CertifiedEvaluation": "test/verified_error/uniform",
     "AdversarialEvaluation": "test/accuracy/pgd",
