@@ -15,6 +15,8 @@ learning rate), a natural term (``natural_weight``), and what happens before the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -117,6 +119,11 @@ class ContextualBudgets(RobustClassifier):
             schedules.append(self.generator_lr_scheduler)
         pairs = zip(schedules, optimizers, strict=True)
         return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the range of budgets, without which the generator's weights mean nothing to another model."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["budget_range"] = {"alpha_low": self.alpha_low, "alpha_high": self.alpha_high}
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Check the classifier and that it can be bounded, then that the generator gives one output for each pixel."""

@@ -62,8 +62,8 @@ class LearnedBudgets:
         alpha_high: largest budget over epsilon0, at least 1, as at the training.
 
     Raises:
-        SettingError: if the range is impossible, or the checkpoint is absent, has no generator or that of another form;
-            on use, if the generator's outputs are not of the images' shape.
+        SettingError: if the range is impossible or not that of the checkpoint's training, or the checkpoint is absent,
+            has no generator or that of another form; on use, if the generator's outputs are not of the images' shape.
     """
 
     def __init__(
@@ -71,7 +71,11 @@ class LearnedBudgets:
     ) -> None:
         check_budget_range(1.0, alpha_low, alpha_high, "LearnedBudgets")
         if checkpoint is not None:
-            load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint")
+            trained = load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint").get("budget_range", {})
+            for name, value in {"alpha_low": alpha_low, "alpha_high": alpha_high}.items():
+                expected = trained.get(name, value)  # checkpoints before this check do not say
+                remedy = f"the generator of {checkpoint} was trained with {expected}; give that"
+                require(value == expected, f"LearnedBudgets.{name}", value, remedy)
         self.generator = generator.requires_grad_(False).eval()
         self.alpha_low, self.alpha_high = alpha_low, alpha_high
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from robust.errors import SettingError, require
 
 
-def load_part(network: nn.Module, path: str, part: str, setting: str) -> None:
+def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[str, Any]:
     """Take the weights of one network from a checkpoint that holds several.
 
     Args:
@@ -20,6 +21,9 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> None:
         path: the checkpoint, of ``train.py fit``.
         part: the network's name in the module that was trained, such as ``generator``.
         setting: name of the path's setting, for the errors.
+
+    Returns:
+        The checkpoint's whole content.
 
     Raises:
         SettingError: if the file is absent, no checkpoint, without that part, or of another network.
@@ -29,7 +33,8 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> None:
     remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
     require(zipfile.is_zipfile(path), setting, path, remedy)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint["state_dict"]
     except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
         raise SettingError(setting, path, remedy) from error
     prefix = f"{part}."
@@ -40,3 +45,4 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> None:
     remedy = f"configure the same {part} as at its training"
     require(not wrong, setting, path, f"it differs in {len(wrong)} tensors, first {wrong[:1]}; {remedy}")
     network.load_state_dict(weights)
+    return checkpoint

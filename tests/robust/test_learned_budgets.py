@@ -49,12 +49,16 @@ def test_another_models_budgets_are_those_of_its_generator(learned, checkpoint):
 
 
 def test_the_generator_is_frozen(checkpoint):
-    generator = LearnedBudgets(BudgetGenerator(), checkpoint).generator
+    generator = LearnedBudgets(BudgetGenerator(), checkpoint, alpha_low=0.25, alpha_high=3.0).generator
     assert not generator.training
     assert not any(parameter.requires_grad for parameter in generator.parameters())
 
 
 def test_wrong_checkpoints(learned, checkpoint, tmp_path):
+    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_low: got 0.5; .* was trained with 0.25; give that"):
+        LearnedBudgets(BudgetGenerator(), checkpoint, alpha_high=3.0)
+    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_high: got 2.0; .* was trained with 3.0; give that"):
+        LearnedBudgets(BudgetGenerator(), checkpoint, alpha_low=0.25)
     absent = str(tmp_path / "absent.ckpt")
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: got '.*absent.ckpt'; no such file; train the"):
         LearnedBudgets(BudgetGenerator(), absent)
