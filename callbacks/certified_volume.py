@@ -22,6 +22,7 @@ from robust.bounds import LargestCertifiedBox
 from robust.errors import SettingError, require
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
+from robust.threat_models import Box
 
 NAME = "CertifiedVolume"
 COLUMNS = ["certified", "log_epsilon", "log_epsilon_capped"]
@@ -57,7 +58,8 @@ class CertifiedVolume(AttackingEvaluation):
 
     Raises:
         SettingError: if a setting is out of its range, there are fewer images, the test is limited to a part of the
-            images, or ``state_folder`` holds results of another checkpoint, search or choice of images.
+            images, the network cannot be bounded, or ``state_folder`` holds results of another checkpoint, search or
+            choice of images.
     """
 
     def __init__(
@@ -98,6 +100,8 @@ class CertifiedVolume(AttackingEvaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """Keep the chosen images; see :meth:`AttackingEvaluation.evaluate`."""
+        if batch_idx == 0:  # what cannot be bounded is found before other evaluations have done their work
+            self.search.verifier.margins(module.classifier, Box(x[:1], x[:1]), y[:1])
         places = self._places.of(module.trainer, x)
         chosen = self._chosen.to(x.device)[places]
         self.count("images", partial(Gathered, ["image", "label"]), places[chosen], x[chosen], y[chosen])

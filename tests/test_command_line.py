@@ -94,10 +94,11 @@ def test_the_last_checkpoint_is_of_the_last_epoch_whatever_is_best(tmp_path):
     assert epochs == {"epoch=0.ckpt": 0, "last.ckpt": 1}
 
 
-def test_validate_and_predict(trained, tmp_path):
+def test_validate_and_predict(trained, tmp_path, capsys):
     stored = f"--ckpt_path={last_checkpoint(trained)}"
     validated = results(run("validate", tmp_path, stored))["metrics"]
     assert validated["val/clean_error"] == results(trained)["metrics"]["val/clean_error"]
+    assert capsys.readouterr().out.count("val/clean_error") == 1  # Lightning's table is not shown beside ours
     with (run("predict", tmp_path, stored, "--trainer.callbacks=Predictions") / "predictions.csv").open() as file:
         predictions = list(csv.DictReader(file))
     wrong = sum(row["label"] != row["prediction"] for row in predictions)

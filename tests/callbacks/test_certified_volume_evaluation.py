@@ -7,12 +7,14 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from callbacks import CertifiedVolume
 from callbacks._saved_rows import joined
 from datamodules import Digits
+from lightning_modules import StandardTraining
 from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox
-from robust.errors import SettingError
+from robust.errors import SettingError, UnsupportedLayerError
 from robust.metrics.confidence import wilson_interval
 from tests.callbacks.trained import images, trainer_with
 from tests.testers import KilledError
@@ -150,6 +152,16 @@ def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2), limit_test_batches=1)
     with pytest.raises(SettingError, match=r"CertifiedVolume.samples: got 300; the test has 299 images"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=300))
+
+
+def test_a_network_that_cannot_be_bounded_is_found_before_the_second_batch():
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Softplus(), nn.Linear(5, 10))
+    seen = []
+    other = pl.callbacks.LambdaCallback(on_test_batch_start=lambda *args: seen.append(args[3]))
+    trainer = trainer_with(other, CertifiedVolume(ibp(), samples=2))
+    with pytest.raises(UnsupportedLayerError, match="Softplus"):
+        trainer.test(StandardTraining(classifier), Digits(eval_batch_size=64))
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
