@@ -6,14 +6,17 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from callbacks._attacking import ValidatingEvaluation
 from callbacks._places import Places
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
-from robust.metrics import Gathered
+from robust.metrics import Gathered, PixelMeans
 from robust.threat_models import PixelBox
+
+PIXELS = "/same_pixels"
 
 
 class BudgetRegions(ValidatingEvaluation):
@@ -24,6 +27,8 @@ class BudgetRegions(ValidatingEvaluation):
 
     - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over a region's pixels
       and channels, then over the images that have it
+    - ``<stage>/budget_region/<threat model>/<region>/same_pixels``: the same if each pixel had its mean budget over
+      all images: where budgets depend on the place alone, both are equal
     - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: share of images, of those with both regions,
       whose mean budget is smaller on the first, in [0, 1]; the data module's order
 
@@ -55,24 +60,22 @@ class BudgetRegions(ValidatingEvaluation):
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if isinstance(threat_model, PixelBox) and threat_model.budgets.shape == x.shape:
                 budgets = threat_model.budgets.double().mean(1, keepdim=True)
-                means = [_mean(budgets, mask.to(x.device)) for mask in masks.values()]
-                self.count(name, partial(Gathered, list(masks)), places, *means)
+                regions = torch.cat(list(masks.values()), 1).to(x.device)
+                means = (budgets * regions).sum((2, 3)) / regions.sum((2, 3))  # (B, R), not a number where one is empty
+                self.count(name, partial(Gathered, list(masks)), places, *means.unbind(1))
+                self.count(f"{name}{PIXELS}", partial(PixelMeans, *regions.shape[1:]), budgets.squeeze(1), regions)
 
     def figures(self) -> dict[str, Tensor]:
         """See :meth:`AttackingEvaluation.figures`."""
         found: dict[str, Tensor] = {}
-        for name, metric in self.metrics.items():
-            table = metric.compute()
+        for name in [name for name in self.metrics if not name.endswith(PIXELS)]:
+            table = self.metrics[name].compute()
             regions = [region for region in table if region != "place"]
-            for region in regions:
+            for region, same_pixels in zip(regions, self.metrics[f"{name}{PIXELS}"].compute(), strict=True):
                 found[f"budget_region/{name}/{region}"] = table[region].nanmean()
+                found[f"budget_region/{name}/{region}{PIXELS}"] = same_pixels
             for first, second in combinations(regions, 2):
                 both = ~(table[first].isnan() | table[second].isnan())
                 below = (table[first] < table[second])[both].double().mean()
                 found[f"budget_order/{name}/{first}_below_{second}"] = below
         return found
-
-
-def _mean(budgets: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B,) over a mask, both (B, 1, H, W); not a number where it is empty."""
-    return (budgets * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))

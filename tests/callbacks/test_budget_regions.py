@@ -51,6 +51,8 @@ def test_watermark_digit_and_background(compositing):
     made = data.watermarked("test")
     budgets = module.threat_models(x, 0.1)["handmade"].budgets
     means = {"watermark": [], "digit": [], "background": []}
+    same = {"watermark": [], "digit": [], "background": []}
+    mean_budgets = budgets[:, 0].double().mean(0)
     for index in range(299):
         row, column = int(made.rows[index]), int(made.columns[index])
         patch = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -59,14 +61,21 @@ def test_watermark_digit_and_background(compositing):
         digit = ~mark & (plain[index, 0] > 0)
         for name, mask in (("watermark", mark), ("digit", digit), ("background", ~mark & ~digit)):
             means[name].append(budgets[index, 0][mask].double().mean())
+            same[name].append(mean_budgets[mask].mean())
     means = {name: torch.stack(values) for name, values in means.items()}
     expected = {f"test/budget_region/handmade/{name}": each.nanmean().item() for name, each in means.items()}
+    expected |= {
+        f"test/budget_region/handmade/{name}/same_pixels": torch.stack(each).nanmean().item()
+        for name, each in same.items()
+    }
     for one, other in (("watermark", "digit"), ("watermark", "background"), ("digit", "background")):
         both = ~(means[one].isnan() | means[other].isnan())
         share = (means[one] < means[other])[both].double().mean().item()
         expected[f"test/budget_order/handmade/{one}_below_{other}"] = share
     assert found == pytest.approx(expected, rel=1e-5)
     assert expected["test/budget_region/handmade/digit"] > expected["test/budget_region/handmade/background"]
+    digit = "test/budget_region/handmade/digit"
+    assert expected[digit] > 1.02 * expected[f"{digit}/same_pixels"], "these budgets follow the image"
     assert 0 < expected["test/budget_order/handmade/watermark_below_digit"] < 1
 
 
@@ -84,6 +93,10 @@ def test_the_decisive_and_the_irrelevant_half():
     name = "val/budget_region/handmade"
     assert found[f"{name}/decisive"] == pytest.approx(decisive.mean().item(), rel=1e-5)
     assert found[f"{name}/irrelevant"] == pytest.approx(irrelevant.mean().item(), rel=1e-5)
+    mean = budgets.mean((0, 1))
+    halves = mean[BORDER:, :SIDE].mean(), mean[BORDER:, SIDE:].mean()
+    same = torch.where(red, *halves).mean().item()
+    assert found[f"{name}/decisive/same_pixels"] == pytest.approx(same, rel=1e-5)
     assert found[f"{name}/border"] == pytest.approx(border.mean().item(), rel=1e-5)
     below = found["val/budget_order/handmade/decisive_below_irrelevant"]
     assert below == pytest.approx((decisive < irrelevant).double().mean().item())
@@ -111,5 +124,5 @@ def test_two_processes_measure_what_one_does(tmp_path):
     _, one = run("test", settings, tmp_path / "one")
     _, two = two_processes("test", settings, tmp_path / "two")
     budgets = [{name: value for name, value in each["metrics"].items() if "budget" in name} for each in (one, two)]
-    assert len(budgets[0]) == 6
+    assert len(budgets[0]) == 9
     assert budgets[1] == pytest.approx(budgets[0], rel=1e-6)
