@@ -14,6 +14,7 @@ from tests.testers import ROOT, last_checkpoint, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
+ALIKE = ("multi_norm_cifar10", "multi_norm_tiny_imagenet")  # but for sizes and steps
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--model.generator=null", "--test_after_fit=false"]
 
@@ -52,7 +53,9 @@ def learned_elsewhere(name, folder):
     return [f"--trainer.callbacks.budgets={json.dumps(budgets)}"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES]
+)
 def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
