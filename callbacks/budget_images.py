@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float 
         white: with it, a row more as the paper has it: the budgets over this one as an image, each channel's own.
     """
     count, means, rows = len(images), budgets.mean(1), 2 if white is None else 3
-    figure = Figure(figsize=(1.1 * count + 1.2, 0.6 + 1.1 * rows), layout="constrained")
+    wider = math.sqrt(images.shape[3] / images.shape[2])  # a picture's area is the same whatever its sides are
+    figure = Figure(figsize=(1.1 * wider * count + 1.2, 0.6 + 1.1 / wider * rows), layout="constrained")
     axes = figure.subplots(rows, count, squeeze=False)
     low, high = float(means.min()), float(means.max())
     for column in range(count):
