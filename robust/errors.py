@@ -22,6 +22,10 @@ class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the weights of the last checkpoint are untouched."""
 
 
+class NonFiniteLogitsError(RuntimeError):
+    """A network gives logits that are NaN or infinite, so that no figure of it means anything."""
+
+
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:
     """Raise :class:`SettingError` unless ``condition`` holds."""
     if not condition:
