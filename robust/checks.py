@@ -54,8 +54,8 @@ def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") 
     require(kind, name, str(y.dtype), "give integer class indices")
     require(y.shape == (batch,), name, tuple(y.shape), f"give one label per example, shape ({batch},)")
     low, high = (int(end) for end in torch.aminmax(y))
-    fits = 0 <= low and high < num_classes
-    require(fits, name, f"labels from {low} to {high}", f"give class indices in [0, {num_classes}), the network's logits")
+    remedy = f"give class indices in [0, {num_classes}), as many as the network has logits"
+    require(low >= 0 and high < num_classes, name, f"labels from {low} to {high}", remedy)
 
 
 def check_logits(logits: Tensor, batch: int) -> None:
