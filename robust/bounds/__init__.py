@@ -3,6 +3,15 @@
 from robust.bounds.certified_volume import CertifiedBox, LargestCertifiedBox
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
+from robust.bounds.verdicts import Verdicts, certify
 from robust.bounds.verifier import Verifier
 
-__all__ = ["CertifiedBox", "FeedForwardVerifier", "LargestCertifiedBox", "LirpaVerifier", "Verifier"]
+__all__ = [
+    "CertifiedBox",
+    "FeedForwardVerifier",
+    "LargestCertifiedBox",
+    "LirpaVerifier",
+    "Verdicts",
+    "Verifier",
+    "certify",
+]

@@ -140,7 +140,11 @@ class LargestCertifiedBox:
         return CertifiedBox(budgets, certified)
 
     def _constraints(self, network: nn.Module, x: Tensor, budgets: Tensor, y: Tensor) -> Tensor:
-        """The constraints c (B, K-1), at least 0 where a class is ruled out."""
+        """The constraints c (B, K-1), at least 0 where a class is ruled out; not numbers where the budgets are none."""
+        finite = budgets.isfinite().flatten(1).all(1)  # not so where an optimizer has diverged
+        if not bool(finite.all()):
+            kept = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), budgets, 0.0)
+            return self._constraints(network, x, kept, y).where(finite[:, None], torch.nan)
         box = PixelBox(budgets).interval(x) if self.cut else Box(x - budgets, x + budgets)
         return self.verifier.margins(network, box, y) - self.slack
 

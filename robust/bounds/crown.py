@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robust.bounds.interval import Interval
 from robust.bounds.layers import Layer, ReLULayer
+from robust.bounds.rounding import RoundingErrors, inflated
 
 
 class _RelaxReLU(torch.autograd.Function):
@@ -22,7 +23,8 @@ class _RelaxReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
-        width = (2 * radius).clamp_(min=1e-8)
+        # the least normal number: a larger guard would flatten the line where activations are small
+        width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
         slope = torch.add(center, radius).div_(width).clamp_(0, 1)
         intercept = torch.sub(radius, center).clamp_(min=0).mul_(slope)
         positive = A.clamp(min=0)
@@ -69,12 +71,37 @@ def upper_bound(layers: list[Layer], inputs: list[Interval], A: Tensor) -> Tenso
     Returns:
         Shape (B, S).
     """
+    return _upper_bound(layers, inputs, A, None)[0]
+
+
+def upper_bound_and_error(
+    layers: list[Layer], inputs: list[Interval], A: Tensor, errors: RoundingErrors
+) -> tuple[Tensor, Tensor]:
+    """The same bounds, and by how much an exact ``A z`` may exceed them; both (B, S)."""
+    bound, error = _upper_bound(layers, inputs, A, errors.row_weights())
+    return bound, inflated(error, max(interval.center[0].numel() for interval in inputs))
+
+
+def _upper_bound(
+    layers: list[Layer], inputs: list[Interval], A: Tensor, weights: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
     constant = torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
-    for layer, interval in zip(reversed(layers), reversed(inputs), strict=True):
+    error = torch.zeros_like(constant)
+    for index in reversed(range(len(layers))):
+        layer, interval = layers[index], inputs[index]
+        if weights is not None:
+            error = error + _weighed(A, weights[index])
         if isinstance(layer, ReLULayer):
             A, beta = _RelaxReLU.apply(A, *interval)[:2]
         else:
             A, beta = layer.backward(A, interval.center.shape[1:])
         constant = constant + beta
+    if weights is not None:
+        error = error + _weighed(A, weights[-1])
     A, box = A.flatten(2), Interval(*(side.flatten(1)[..., None] for side in inputs[0]))
-    return constant + (A @ box.center + A.abs() @ box.radius).squeeze(-1)
+    return constant + (A @ box.center + A.abs() @ box.radius).squeeze(-1), error
+
+
+def _weighed(A: Tensor, weight: Tensor) -> Tensor:
+    """Sum of absolute coefficients (B, S, *shape) times weights (B, *shape): (B, S)."""
+    return (A.flatten(2).abs() @ weight.flatten(1)[..., None]).squeeze(-1)

@@ -72,25 +72,27 @@ def last_linear(layers: list[Layer]) -> LinearLayer:
     """
     if not layers or not isinstance(layers[-1], LinearLayer):
         raise UnsupportedLayerError(
-            "model.classifier last layer",
+            "network's last layer",
             type(layers[-1]).__name__ if layers else None,
             "it must be nn.Linear, to be merged with the margins; or set the verifier to robust.bounds.LirpaVerifier",
         )
     return layers[-1]
 
 
-def margin_interval(last: LinearLayer, hidden: Interval, y: Tensor) -> Interval:
+def margin_interval(last: LinearLayer, hidden: Interval, y: Tensor, classes_at_once: int | None = None) -> Interval:
     """Intervals of z_k - z_y for all k, with the last layer merged: rows W_k - W_y.
 
     Args:
         last: the last linear layer.
         hidden: interval at its input, (B, d).
         y: labels (B,).
+        classes_at_once: how many rows of each example are held in memory; all of them by default.
 
     Returns:
         Center and radius of shape (B, K); exactly 0 at k = y.
     """
     logits = last.center(hidden.center)
-    difference = (last.weight - last.weight[y][:, None]).abs()
-    radius = torch.einsum("bkd,bd->bk", difference, hidden.radius)
-    return Interval(logits - logits.gather(1, y[:, None]), radius)
+    of_label = last.weight[y][:, None]
+    parts = torch.split(last.weight, classes_at_once or len(last.weight))
+    radii = [torch.einsum("bkd,bd->bk", (part - of_label).abs(), hidden.radius) for part in parts]
+    return Interval(logits - logits.gather(1, y[:, None]), radii[0] if len(radii) == 1 else torch.cat(radii, 1))

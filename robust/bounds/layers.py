@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
 
 from robust.bounds.convolution import ConvSettings, adjoint, conv
 from robust.errors import UnsupportedLayerError
@@ -17,7 +21,20 @@ class Affine(ABC):
     """An affine map f(h) = W h + b.
 
     Linear bounds are rows ``A`` of shape (B, S, *shape): S functions of the activations of each example.
+
+    Attributes:
+        name: of the module in its network, such as ``2`` or ``features.0``.
     """
+
+    name: str = ""
+
+    @abstractmethod
+    def terms(self, shape: torch.Size) -> int:
+        """Number of roundings on the way to an output, or to a coefficient of a row on the input, at most.
+
+        Args:
+            shape: input shape of one example.
+        """
 
     @abstractmethod
     def center(self, center: Tensor) -> Tensor:
@@ -26,6 +43,14 @@ class Affine(ABC):
     @abstractmethod
     def radius(self, radius: Tensor) -> Tensor:
         """Half width of the output interval, |W| r: (B, *in) -> (B, *out)."""
+
+    @abstractmethod
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """Sum of the absolute terms that b is summed from; broadcasts to (B, *out).
+
+        Args:
+            shape: input shape of one example.
+        """
 
     @abstractmethod
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
@@ -47,85 +72,129 @@ def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
 
 
 class LinearLayer(Affine):
-    """``nn.Linear`` on flat activations."""
+    """``nn.Linear`` on the last axis of activations (B, ..., in)."""
 
-    def __init__(self, module: nn.Linear) -> None:
-        self.weight, self.bias = module.weight, module.bias
+    def __init__(self, module: nn.Linear, dtype: torch.dtype) -> None:
+        self.weight = module.weight.to(dtype)
+        self.bias = None if module.bias is None else module.bias.to(dtype)
+
+    def terms(self, shape: torch.Size) -> int:
+        """A product and a sum for each input, or for each output."""
+        return max(self.weight.shape) + 1
 
     def center(self, center: Tensor) -> Tensor:
-        """See :meth:`Affine.center`."""
+        """W c + b."""
         return F.linear(center, self.weight, self.bias)
 
     def radius(self, radius: Tensor) -> Tensor:
-        """See :meth:`Affine.radius`."""
+        """|W| r."""
         return F.linear(radius, self.weight.abs())
 
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """|b|, (out,)."""
+        return 0.0 if self.bias is None else self.bias.abs()
+
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
-        """See :meth:`Affine.backward`."""
-        return A @ self.weight, 0.0 if self.bias is None else A @ self.bias
+        """A W and A b."""
+        if self.bias is None:
+            return A @ self.weight, 0.0
+        constant = A @ self.bias
+        return A @ self.weight, constant if constant.dim() == 2 else constant.flatten(2).sum(-1)
 
 
 class ConvLayer(Affine):
     """``nn.Conv2d`` with zero padding."""
 
-    def __init__(self, module: nn.Conv2d) -> None:
-        self.weight, self.bias = module.weight, module.bias
+    def __init__(self, module: nn.Conv2d, dtype: torch.dtype) -> None:
+        self.weight = module.weight.to(dtype)
+        self.bias = None if module.bias is None else module.bias.to(dtype)
         sides = _pair(module.stride), _pair(module.padding), _pair(module.dilation)
         self.settings = ConvSettings(*sides, groups=module.groups)
 
+    def terms(self, shape: torch.Size) -> int:
+        """A product and a sum for each weight of an output channel, or of an input channel."""
+        outputs, inputs, height, width = self.weight.shape
+        return max(outputs // self.settings.groups, inputs) * height * width + 1
+
     def center(self, center: Tensor) -> Tensor:
-        """See :meth:`Affine.center`."""
+        """W c + b."""
         return conv(center, self.weight, self.bias, self.settings)
 
     def radius(self, radius: Tensor) -> Tensor:
-        """See :meth:`Affine.radius`."""
+        """|W| r."""
         return conv(radius, self.weight.abs(), None, self.settings)
 
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """|b|, (out, 1, 1)."""
+        return 0.0 if self.bias is None else self.bias.abs().view(-1, 1, 1)
+
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
-        """See :meth:`Affine.backward`."""
+        """A W by the adjoint convolution, and A b."""
         beta = 0.0 if self.bias is None else A.sum((-2, -1)) @ self.bias
         rows = adjoint(A.flatten(0, 1), self.weight, shape, self.settings)
         return rows.view(*A.shape[:2], *shape), beta
 
 
 class ScaleLayer(Affine):
-    """Per-channel ``scale * h + shift``: normalisation, and batch-norm with its evaluation statistics."""
+    """Per-channel ``scale * h + shift``: normalisation, and batch-norm with its evaluation statistics.
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        self.scale, self.shift = scale, shift
+    Args:
+        scale: (C,).
+        shift: (C,).
+        shift_size: sum of the absolute terms that ``shift`` was summed from, (C,).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, shift_size: Tensor) -> None:
+        self.scale, self.shift, self.shift_size = scale, shift, shift_size
 
     @classmethod
-    def of_normalize(cls, module: Normalize) -> ScaleLayer:
+    def of_normalize(cls, module: Normalize, dtype: torch.dtype) -> ScaleLayer:
         """The layer of :class:`robust.networks.Normalize`."""
-        return cls(1 / module.std, -module.mean / module.std)
+        mean, std = module.mean.flatten().to(dtype), module.std.flatten().to(dtype)
+        return cls(1 / std, -mean / std, (mean / std).abs())
 
     @classmethod
-    def of_batch_norm(cls, module: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleLayer:
+    def of_batch_norm(cls, module: nn.Module, dtype: torch.dtype) -> ScaleLayer:
         """The layer of a batch-norm module, with its running statistics whatever the module's mode is."""
+        assert isinstance(module, _BatchNorm)
         assert module.running_mean is not None
         assert module.running_var is not None
         # batch-norm moves its statistics in place, unseen by autograd: a later backward pass must not read the new ones
-        mean, variance = module.running_mean.clone(), module.running_var.clone()
+        mean, variance = module.running_mean.to(dtype, copy=True), module.running_var.to(dtype, copy=True)
         scale = (variance + module.eps).rsqrt()
         if module.affine:
-            scale = scale * module.weight
+            scale = scale * module.weight.to(dtype)
         shift = -mean * scale
+        size = shift.detach().abs()
         if module.affine:
-            shift = shift + module.bias
-        shape = (-1, 1, 1) if isinstance(module, nn.BatchNorm2d) else (-1,)
-        return cls(scale.view(shape), shift.view(shape))
+            shift, size = shift + module.bias.to(dtype), size + module.bias.detach().abs()
+        return cls(scale, shift, size)
+
+    def terms(self, shape: torch.Size) -> int:
+        """Scale and shift themselves are rounded several times: square root, division, products, sums."""
+        return 10
 
     def center(self, center: Tensor) -> Tensor:
-        """See :meth:`Affine.center`."""
-        return center * self.scale + self.shift
+        """W c + b."""
+        return center * _by_channel(self.scale, center.dim() - 2) + _by_channel(self.shift, center.dim() - 2)
 
     def radius(self, radius: Tensor) -> Tensor:
-        """See :meth:`Affine.radius`."""
-        return radius * self.scale.abs()
+        """|W| r."""
+        return radius * _by_channel(self.scale.abs(), radius.dim() - 2)
+
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """The terms of mean * scale and of the bias, (C, ...)."""
+        return _by_channel(self.shift_size, len(shape) - 1)
 
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
-        """See :meth:`Affine.backward`."""
-        return A * self.scale, (A * self.shift).flatten(2).sum(-1)
+        """A W and A b."""
+        scale, shift = _by_channel(self.scale, A.dim() - 3), _by_channel(self.shift, A.dim() - 3)
+        return A * scale, (A * shift).flatten(2).sum(-1)
+
+
+def _by_channel(values: Tensor, sides: int) -> Tensor:
+    """Values (C,) in a shape that broadcasts to (..., C, and as many sides)."""
+    return values.view(-1, *[1] * sides)
 
 
 class AveragePoolLayer(Affine):
@@ -134,22 +203,31 @@ class AveragePoolLayer(Affine):
     def __init__(self, module: nn.AvgPool2d | nn.AdaptiveAvgPool2d) -> None:
         self.module = module
 
+    def _kernel(self, shape: torch.Size) -> tuple[int, int]:
+        return _pair(self.module.kernel_size if isinstance(self.module, nn.AvgPool2d) else shape[1:])
+
+    def terms(self, shape: torch.Size) -> int:
+        """A sum for each pixel, and the division."""
+        return math.prod(self._kernel(shape)) + 2
+
     def center(self, center: Tensor) -> Tensor:
-        """See :meth:`Affine.center`."""
+        """W c."""
         pooled: Tensor = self.module(center)
         return pooled
 
     def radius(self, radius: Tensor) -> Tensor:
-        """See :meth:`Affine.radius`."""
+        """|W| r, where W is not negative."""
         return self.center(radius)
 
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """There is no b."""
+        return 0.0
+
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
-        """See :meth:`Affine.backward`."""
-        m = self.module
+        """A W by the adjoint of a convolution of each channel, and 0."""
+        m, kernel, settings = self.module, self._kernel(shape), ConvSettings((1, 1), (0, 0), (1, 1))
         if isinstance(m, nn.AvgPool2d):
-            kernel, settings = _pair(m.kernel_size), ConvSettings(_pair(m.stride), _pair(m.padding), (1, 1))
-        else:
-            kernel, settings = _pair(shape[1:]), ConvSettings((1, 1), (0, 0), (1, 1))
+            settings = ConvSettings(_pair(m.stride), _pair(m.padding), (1, 1))
         weight = A.new_full((1, 1, *kernel), 1 / (kernel[0] * kernel[1]))
         rows = adjoint(A.flatten(0, 2)[:, None], weight, torch.Size((1, *shape[1:])), settings)
         return rows.view(*A.shape[:3], *shape[1:]), 0.0
@@ -158,63 +236,104 @@ class AveragePoolLayer(Affine):
 class FlattenLayer(Affine):
     """``nn.Flatten`` of everything but the batch."""
 
+    def terms(self, shape: torch.Size) -> int:
+        """Nothing is rounded."""
+        return 0
+
     def center(self, center: Tensor) -> Tensor:
-        """See :meth:`Affine.center`."""
+        """The same numbers, (B, n)."""
         return center.flatten(1)
 
     def radius(self, radius: Tensor) -> Tensor:
-        """See :meth:`Affine.radius`."""
+        """The same numbers, (B, n)."""
         return radius.flatten(1)
 
+    def offset(self, shape: torch.Size) -> Tensor | float:
+        """There is no b."""
+        return 0.0
+
     def backward(self, A: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | float]:
-        """See :meth:`Affine.backward`."""
+        """The same rows, (B, S, *shape)."""
         return A.reshape(*A.shape[:2], *shape), 0.0
 
 
 class ReLULayer:
-    """Marks the place of an ``nn.ReLU``."""
+    """Marks the place of an ``nn.ReLU``; ``name`` is the module's."""
+
+    name: str = ""
 
 
 Layer = Affine | ReLULayer
 
 
-def _layer(module: nn.Module) -> Layer | None:
-    """The bound of one module, or None where there is none."""
-    if type(module) is nn.ReLU:
+def _layer(module: nn.Module, dtype: torch.dtype) -> Layer | None:
+    """The bound of one module in that precision, or None where there is none."""
+    kind = type_before_parametrizations(module)
+    if kind is nn.ReLU:
         return ReLULayer()
-    if type(module) is nn.Linear:
-        return LinearLayer(module)
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return ConvLayer(module)
-    if type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
-        return FlattenLayer()
-    if type(module) is nn.AvgPool2d and not module.ceil_mode and module.divisor_override is None:
-        return AveragePoolLayer(module) if module.count_include_pad or _pair(module.padding) == (0, 0) else None
-    if type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
-        return AveragePoolLayer(module)
-    if type(module) is Normalize:
-        return ScaleLayer.of_normalize(module)
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats:
-        return ScaleLayer.of_batch_norm(module)
+    if kind is nn.Linear:
+        return LinearLayer(module, dtype)  # type: ignore[arg-type]
+    if isinstance(module, nn.Conv2d) and kind is nn.Conv2d:
+        zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return ConvLayer(module, dtype) if zeros else None
+    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
+        return FlattenLayer() if module.start_dim == 1 and module.end_dim == -1 else None
+    if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
+        counted = module.count_include_pad or _pair(module.padding) == (0, 0)
+        plain = not module.ceil_mode and module.divisor_override is None and counted
+        return AveragePoolLayer(module) if plain else None
+    if isinstance(module, nn.AdaptiveAvgPool2d) and kind is nn.AdaptiveAvgPool2d:
+        return AveragePoolLayer(module) if module.output_size in (1, (1, 1)) else None
+    if isinstance(module, Normalize) and kind is Normalize:
+        return ScaleLayer.of_normalize(module, dtype)
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm) and module.track_running_stats:
+        return ScaleLayer.of_batch_norm(module, dtype)  # type: ignore[arg-type]
     return None
 
 
-def feed_forward(network: nn.Module, name: str = "") -> list[Layer]:
-    """The layers of a (nested) ``nn.Sequential`` in their order.
+def sequence(network: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
+    """The modules that a (nested) ``nn.Sequential`` calls, in their order, by name; one row for each call."""
+    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
+        parts = [sequence(child, f"{name}.{key}".lstrip(".")) for key, child in network._modules.items()]
+        return [call for part in parts for call in part]
+    return [] if type(network) is nn.Identity else [(name, network)]
+
+
+def feed_forward(network: nn.Module, dtype: torch.dtype) -> list[Layer]:
+    """The layers of a (nested) ``nn.Sequential`` in their order, one for each time that a module is used.
+
+    Pruned and parametrized modules (``torch.nn.utils``) are taken as they are in a forward pass now.
 
     Raises:
         UnsupportedLayerError: naming the layer that has no bound here.
     """
-    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
-        parts = [feed_forward(child, f"{name}.{key}".lstrip(".")) for key, child in network.named_children()]
-        return [layer for part in parts for layer in part]
-    if type(network) is nn.Identity:
-        return []
-    layer = _layer(network)
+    return [_named_layer(name, module, dtype) for name, module in sequence(network)]
+
+
+def _named_layer(name: str, module: nn.Module, dtype: torch.dtype) -> Layer:
+    _recompute_weights(module, name)
+    layer = _layer(module, dtype)
     if layer is None:
         raise UnsupportedLayerError(
-            f"model.classifier layer '{name}'",
-            str(network).split("\n")[0],
+            f"network layer '{name}'",
+            str(module).split("\n")[0],
             "FeedForwardVerifier has no bound for it; set the verifier to robust.bounds.LirpaVerifier",
         )
-    return [layer]
+    layer.name = name
+    return layer
+
+
+def _recompute_weights(module: nn.Module, name: str) -> None:
+    """Bring a pruned module's weights up to date, as its forward pass would.
+
+    Raises:
+        UnsupportedLayerError: if some other hook replaces a parameter: it would be that of the last forward pass.
+    """
+    pruning = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+    for hook in pruning:
+        hook(module, None)
+    pruned = {hook._tensor_name for hook in pruning}
+    replaced = [key for key in ("weight", "bias") if isinstance(vars(module).get(key), Tensor) and key not in pruned]
+    if replaced:
+        remedy = "a hook computes it in each forward pass; use torch.nn.utils.parametrizations, which bounds follow"
+        raise UnsupportedLayerError(f"network layer '{name}'", f"{type(module).__name__}.{replaced[0]}", remedy)

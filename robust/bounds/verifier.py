@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robust.errors import SettingError
+from robust.checks import PRECISE
+from robust.errors import SettingError, require
 from robust.threat_models import Box
 
 
@@ -41,15 +42,49 @@ class Verifier(Protocol):
 
 
 def in_bound_precision(network: nn.Module, box: Box) -> Box:
-    """The box in the precision that bounds need: float32, or float64 where the network is float64.
+    """The box, checked, in the precision that bounds need: float32, or float64 where the network is float64.
+
+    Raises:
+        SettingError: if the network's weights or the box are in half precision, whose rounding makes bounds unsound,
+            or the box is none around images in [0, 1].
+    """
+    check_box(box)
+    dtype = bound_precision(network)
+    return Box(box.lower.to(dtype), box.upper.to(dtype))
+
+
+def bound_precision(network: nn.Module) -> torch.dtype:
+    """float32, or float64 where the network is float64.
 
     Raises:
         SettingError: if the network's weights are in half precision, whose rounding makes bounds unsound.
     """
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in PRECISE:
         raise SettingError("trainer.precision", str(dtype), "bounds need float32 weights: use 32-true or bf16-mixed")
-    return Box(box.lower.to(dtype), box.upper.to(dtype))
+    return dtype
+
+
+def check_box(box: Box) -> None:
+    """Check that a box lies around images: its midpoint in [0, 1], its lower side nowhere above its upper side.
+
+    Raises:
+        SettingError: naming what was found and the remedy.
+    """
+    lower, upper = box
+    for side in box:
+        require(side.dtype in PRECISE, "box", str(side.dtype), "give float32 images in [0, 1]")
+    shape = (tuple(lower.shape), tuple(upper.shape))
+    whole = lower.shape == upper.shape and lower.dim() == 4 and lower.numel() > 0
+    require(whole, "box", shape, "give two sides of shape (B, C, H, W), of at least one image")
+    lower, upper = lower.detach(), upper.detach()
+    thinnest, widest = (float(end) for end in torch.aminmax(upper - lower))
+    remedy = "give budgets that are 0 or above, as threat_model.interval does"
+    require(thinnest >= 0, "box", f"widths from {thinnest:.4g} to {widest:.4g}", remedy)  # not so for NaN either
+    low, high = (float(end) for end in torch.aminmax((lower + upper) / 2))
+    slack = 1e-5 * (1 + widest)  # a wide box that is not cut has a midpoint near its image
+    remedy = "expected boxes around images in [0, 1]; normalise inside the network (robust.networks.Normalize)"
+    require(low >= -slack and high <= 1 + slack, "box", f"midpoints from {low:.4g} to {high:.4g}", remedy)
 
 
 @contextmanager
