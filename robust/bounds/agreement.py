@@ -35,12 +35,11 @@ def checked_layers(network: nn.Module, like: Tensor, *, weights_too: bool) -> li
             no bound.
     """
     structure = _structure(network, like)
-    versions = _versions(network)
+    versions = _versions(network) if weights_too else None
     seen_structure, seen_versions = _COMPARED.get(network, (None, None))
     if seen_structure != structure or (weights_too and seen_versions != versions):
         _compare(network, like)
-        versions = _versions(network)  # a hook may have changed some
-        _COMPARED[network] = structure, versions
+        _COMPARED[network] = structure, _versions(network)  # which a hook may have changed
     return feed_forward(network, like.dtype)
 
 

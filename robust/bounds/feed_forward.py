@@ -14,7 +14,7 @@ from robust.bounds.crown import upper_bound, upper_bound_and_error
 from robust.bounds.interval import Interval, last_linear, margin_interval, propagate
 from robust.bounds.layers import Layer, LinearLayer, feed_forward
 from robust.bounds.rounding import RoundingErrors
-from robust.bounds.verifier import bound_precision, check_box, full_precision, in_bound_precision, other_classes
+from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
 from robust.errors import require
 from robust.threat_models import Box
@@ -62,10 +62,8 @@ class FeedForwardVerifier:
                 ``x + budgets`` rounded to it.
             y: labels (B,).
         """
-        check_box(box)
         with full_precision(y.device), torch.no_grad():
-            same = box.lower.dtype == bound_precision(network)
-            if same:
+            if box.lower.dtype == in_bound_precision(network, box).lower.dtype:
                 layers = checked_layers(network, box.lower, weights_too=True)
             else:  # its forward pass has another precision, and nothing to compare with
                 layers = feed_forward(network, box.lower.dtype)
@@ -145,10 +143,12 @@ class FeedForwardVerifier:
 
 
 def _propagated(layers: list[Layer], box: Box, y: Tensor) -> tuple[LinearLayer, list[Interval]]:
-    """The last layer and the interval at every layer's input, the labels checked."""
+    """The last layer and the interval at every layer's input; labels and box are checked."""
     last = last_linear(layers)
     check_labels(y, len(box.lower), len(last.weight))
-    return last, propagate(layers, box)
+    inputs = propagate(layers, box)
+    check_box(*inputs[0])
+    return last, inputs
 
 
 def _highest(last: LinearLayer, inputs: list[Interval], y: Tensor, classes_at_once: int) -> Tensor:

@@ -56,23 +56,25 @@ def certify(
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.
         UnsupportedLayerError: if the verifier cannot bound the network.
     """
-    box = threat_model.interval(x)
     if not rounding_safe:
-        certified = (verifier.margins(network, box, y) > 0).all(1)
+        certified = (verifier.margins(network, threat_model.interval(x), y) > 0).all(1)
         return Verdicts(certified, torch.zeros_like(certified))
-    bounded = isinstance(verifier, RangeVerifier)
-    if bounded:
-        low, high = verifier.margin_range(network, box, y)  # type: ignore[attr-defined]
-        certified = (low > 0).all(1)
-        open_ = ~certified & (high > 0).all(1)
-    else:
-        certified = (verifier.margins(network, box, y) > 0).all(1)
-        open_ = certified
-    if bool(open_.any()) and bound_precision(network) != torch.float64:
-        part = threat_model.select(open_).interval(x[open_].double())
-        if bounded:
-            again, _ = verifier.margin_range(network, part, y[open_])  # type: ignore[attr-defined]
-        else:
-            again = verifier.margins(copy.deepcopy(network).double(), part, y[open_])
-        certified = certified.masked_scatter(open_, (again > 0).all(1))
-    return Verdicts(certified, open_)
+    if isinstance(verifier, RangeVerifier):
+        return _by_range(verifier, network, threat_model, x, y)
+    certified = (verifier.margins(network, threat_model.interval(x), y) > 0).all(1)
+    again = certified & (bound_precision(network) != torch.float64)
+    if bool(again.any()):
+        box = threat_model.select(again).interval(x[again].double())
+        margins = verifier.margins(copy.deepcopy(network).double(), box, y[again])
+        certified = certified.masked_scatter(again, (margins > 0).all(1))
+    return Verdicts(certified, again)
+
+
+def _by_range(verifier: RangeVerifier, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Verdicts:
+    low, high = verifier.margin_range(network, threat_model.interval(x), y)
+    certified = (low > 0).all(1)
+    again = ~certified & (high > 0).all(1) & (bound_precision(network) != torch.float64)
+    if bool(again.any()):
+        low, _ = verifier.margin_range(network, threat_model.select(again).interval(x[again].double()), y[again])
+        certified = certified.masked_scatter(again, (low > 0).all(1))
+    return Verdicts(certified, again)

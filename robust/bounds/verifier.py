@@ -42,15 +42,20 @@ class Verifier(Protocol):
 
 
 def in_bound_precision(network: nn.Module, box: Box) -> Box:
-    """The box, checked, in the precision that bounds need: float32, or float64 where the network is float64.
+    """The box in the precision that bounds need: float32, or float64 where the network is float64.
 
     Raises:
         SettingError: if the network's weights or the box are in half precision, whose rounding makes bounds unsound,
-            or the box is none around images in [0, 1].
+            or the box has another shape.
     """
-    check_box(box)
+    for side in box:
+        require(side.dtype in PRECISE, "box", str(side.dtype), "give float32 images in [0, 1]")
+    lower, upper = box
+    shapes = (tuple(lower.shape), tuple(upper.shape))
+    whole = lower.shape == upper.shape and lower.dim() == 4 and lower.numel() > 0
+    require(whole, "box", shapes, "give two sides of shape (B, C, H, W), of at least one image")
     dtype = bound_precision(network)
-    return Box(box.lower.to(dtype), box.upper.to(dtype))
+    return Box(lower.to(dtype), upper.to(dtype))
 
 
 def bound_precision(network: nn.Module) -> torch.dtype:
@@ -65,23 +70,16 @@ def bound_precision(network: nn.Module) -> torch.dtype:
     return dtype
 
 
-def check_box(box: Box) -> None:
-    """Check that a box lies around images: its midpoint in [0, 1], its lower side nowhere above its upper side.
+def check_box(center: Tensor, radius: Tensor) -> None:
+    """Check that a box ``center +- radius`` lies around images: midpoints in [0, 1], budgets not negative.
 
     Raises:
         SettingError: naming what was found and the remedy.
     """
-    lower, upper = box
-    for side in box:
-        require(side.dtype in PRECISE, "box", str(side.dtype), "give float32 images in [0, 1]")
-    shape = (tuple(lower.shape), tuple(upper.shape))
-    whole = lower.shape == upper.shape and lower.dim() == 4 and lower.numel() > 0
-    require(whole, "box", shape, "give two sides of shape (B, C, H, W), of at least one image")
-    lower, upper = lower.detach(), upper.detach()
-    thinnest, widest = (float(end) for end in torch.aminmax(upper - lower))
+    thinnest, widest = (float(end) for end in torch.aminmax(radius.detach()))
     remedy = "give budgets that are 0 or above, as threat_model.interval does"
-    require(thinnest >= 0, "box", f"widths from {thinnest:.4g} to {widest:.4g}", remedy)  # not so for NaN either
-    low, high = (float(end) for end in torch.aminmax((lower + upper) / 2))
+    require(thinnest >= 0, "box", f"radii from {thinnest:.4g} to {widest:.4g}", remedy)  # not so for NaN either
+    low, high = (float(end) for end in torch.aminmax(center.detach()))
     slack = 1e-5 * (1 + widest)  # a wide box that is not cut has a midpoint near its image
     remedy = "expected boxes around images in [0, 1]; normalise inside the network (robust.networks.Normalize)"
     require(low >= -slack and high <= 1 + slack, "box", f"midpoints from {low:.4g} to {high:.4g}", remedy)

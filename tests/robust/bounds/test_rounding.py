@@ -1,0 +1,206 @@
+"""Certificates hold in exact arithmetic, at every scale: against fractions, and against float64 on random networks."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
+from robust.threat_models import Box, LinfBall, PixelBox
+from tests.random_networks import corners_and_points, networks, random_case
+
+METHODS = ("ibp", "crown-ibp", "tightest")
+
+
+def exact(values):
+    """Nested lists of a tensor's numbers as fractions."""
+    return [exact(row) for row in values] if isinstance(values, list) else Fraction(values)
+
+
+def exact_margin(network, x, epsilon, label, other):
+    """The least margin of a linear network over the ball cut to [0, 1], as a fraction."""
+    rows, bias = exact(network[-1].weight.tolist()), exact(network[-1].bias.tolist())
+    total = bias[label] - bias[other]
+    for pixel, of_label, of_other in zip(exact(x.flatten().tolist()), rows[label], rows[other], strict=True):
+        weight = of_label - of_other
+        end = max(pixel - epsilon, Fraction(0)) if weight > 0 else min(pixel + epsilon, Fraction(1))
+        total += weight * end
+    return total
+
+
+def last_certified(certified, low=0.0, high=1.0):
+    """The largest epsilon that ``certified`` accepts, to float64's precision, by bisection."""
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if certified(middle) else (low, middle)
+    return low
+
+
+def test_no_certificate_of_a_linear_network_is_false_at_the_last_epsilon_that_is_certified():
+    naive_violations = recomputed = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(30, 2))
+        x = torch.rand(1, 1, 5, 6)
+        y = network(x).argmax(1)
+        label = int(y)
+
+        def verdict(epsilon, safe, network=network, x=x, y=y):
+            return certify(FeedForwardVerifier(), network, LinfBall(epsilon), x, y, rounding_safe=safe)
+
+        naive = last_certified(lambda epsilon, verdict=verdict: bool(verdict(epsilon, False).certified))
+        naive_violations += exact_margin(network, x, Fraction(naive), label, 1 - label) <= 0
+        safe = last_certified(lambda epsilon, verdict=verdict: bool(verdict(epsilon, True).certified))
+        assert exact_margin(network, x, Fraction(safe), label, 1 - label) > 0
+        assert safe >= naive - 1e-7  # nothing that is certain is given up
+        recomputed += int(verdict(safe, True).recomputed)
+    assert naive_violations > 5  # what the test is about
+    assert recomputed == 60
+
+
+def exact_ibp(network, lower, upper, label):
+    """IBP's margins of a network of linear layers and ReLUs with the last layer merged, as fractions."""
+    lower, upper = exact(lower.flatten().tolist()), exact(upper.flatten().tolist())
+    *hidden, last = [module for module in network if not isinstance(module, nn.Flatten)]
+    for module in hidden:
+        if isinstance(module, nn.ReLU):
+            lower, upper = [max(v, Fraction(0)) for v in lower], [max(v, Fraction(0)) for v in upper]
+            continue
+        rows, bias = exact(module.weight.tolist()), exact(module.bias.tolist())
+        ends = list(zip(lower, upper, strict=True))
+        lows = [
+            b + sum(w * (lo if w > 0 else up) for w, (lo, up) in zip(row, ends, strict=True))
+            for row, b in zip(rows, bias, strict=True)
+        ]
+        ups = [
+            b + sum(w * (up if w > 0 else lo) for w, (lo, up) in zip(row, ends, strict=True))
+            for row, b in zip(rows, bias, strict=True)
+        ]
+        lower, upper = lows, ups
+    rows, bias = exact(last.weight.tolist()), exact(last.bias.tolist())
+    margins = []
+    for other in range(len(rows)):
+        if other != label:
+            weights = [a - b for a, b in zip(rows[label], rows[other], strict=True)]
+            low = sum(w * (lo if w > 0 else up) for w, lo, up in zip(weights, lower, upper, strict=True))
+            margins.append(bias[label] - bias[other] + low)
+    return margins
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31), st.integers(-33, 33), st.integers(1, 3))
+def test_the_range_of_ibp_holds_its_exact_value(seed, exponent, depth):
+    torch.manual_seed(seed)
+    layers = [part for _ in range(depth) for part in (nn.Linear(6, 6), nn.ReLU())]
+    network = nn.Sequential(nn.Flatten(), *layers, nn.Linear(6, 3))
+    with torch.no_grad():  # from 1e-10 to 1e10, and back in the last layer
+        network[1].weight.mul_(2.0**exponent), network[1].bias.mul_(2.0**exponent)
+        network[-1].weight.mul_(2.0**-exponent)
+    x, y = torch.rand(2, 1, 2, 3), torch.tensor([0, 2])
+    box = PixelBox(0.2 * torch.rand_like(x)).interval(x)
+    low, high = FeedForwardVerifier().margin_range(network, box, y)
+    for i, label in enumerate(y.tolist()):
+        for computed_low, value, computed_high in zip(
+            low[i].tolist(), exact_ibp(network, box.lower[i], box.upper[i], label), high[i].tolist(), strict=True
+        ):
+            assert Fraction(computed_low) <= value <= Fraction(computed_high)
+            # the biases of later layers are not small where the first one's outputs are
+            assert computed_high - computed_low <= 1e-4 * max(1, abs(float(value))) * 2.0 ** max(0, -exponent)
+
+
+def scaled(network, factor):
+    """The network with its first affine layer's outputs, so all hidden activations, times a factor; logits alike."""
+    affine = [module for module in network if isinstance(module, (nn.Conv2d, nn.Linear))]
+    norms = [module for module in network if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        if norms:  # which would undo the factor
+            for module in norms:
+                module.eps, module.running_var = 0.0, module.running_var.clone()
+            norms[0].weight.mul_(factor), norms[0].bias.mul_(factor)
+            for module in norms[1:]:
+                module.running_mean.mul_(factor), module.running_var.mul_(factor).mul_(factor)
+        else:
+            affine[0].weight.mul_(factor), affine[0].bias.mul_(factor)
+        affine[-1].weight.div_(factor)
+        for module in affine[1:-1]:
+            if not norms:
+                module.bias.mul_(factor)
+    return network
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks, st.sampled_from([1e-3, 0.03, 0.5]), st.sampled_from(METHODS))
+def test_no_point_in_float64_is_below_the_least_margin_of_the_range(network, size, method):
+    x, y, budgets = random_case(network, size)
+    low, high = FeedForwardVerifier(method).margin_range(network, PixelBox(budgets).interval(x), y)
+    assert (low <= high).all()
+    points = corners_and_points(x.double(), budgets.double(), 100)
+    with torch.no_grad():
+        logits = network.double()(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+    margins = logits.gather(2, y.expand(len(points), -1)[..., None]) - logits
+    for i, label in enumerate(y):
+        others = [k for k in range(logits.shape[2]) if k != label]
+        assert (low[i].double() <= margins[:, i, others].amin(0)).all()
+
+
+@pytest.mark.parametrize("factor", [1e-10, 1e-5, 1.0, 1e5, 1e10])
+@pytest.mark.parametrize("method", METHODS)
+def test_bounds_do_not_depend_on_the_scale_of_activations(factor, method):
+    torch.manual_seed(0)
+
+    def network():
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            nn.ReLU(),
+            nn.Conv2d(3, 4, 2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(36, 5),
+            nn.ReLU(),
+            nn.Linear(5, 3),
+        )
+
+    x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    box = LinfBall(0.05).interval(x)
+    plain = FeedForwardVerifier(method).margins(network(), box, y)
+    other = FeedForwardVerifier(method).margins(scaled(network(), factor), box, y)
+    torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_wide_chord_covers_a_narrow_one_in_float64():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    x, y = torch.rand(50, 1, 2, 2).double(), torch.randint(3, (50,))
+    for size in (1e-12, 1e-9, 1e-7, 1e-6, 1e-5):
+        box = Box(x - size, x + size)
+        bound = FeedForwardVerifier().cross_entropy(network, box, y)
+        for point in (*box, x):
+            loss = nn.functional.cross_entropy(network(point), y, reduction="none")
+            assert (loss <= bound + 4e-16 * (1 + bound.abs())).all()
+
+
+@pytest.mark.parametrize("verifier", [FeedForwardVerifier("tightest"), LirpaVerifier(method="crown-ibp")])
+def test_every_verifier_gives_the_same_verdicts_away_from_zero(verifier):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    x = torch.rand(40, 1, 6, 6)
+    y = network(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 3
+    for epsilon in (0.0, 0.01, 0.03):
+        margins = verifier.margins(network, LinfBall(epsilon).interval(x), y)
+        verdicts = certify(verifier, network, LinfBall(epsilon), x, y)
+        clear = (margins.abs() > 1e-4).all(1)
+        assert torch.equal(verdicts.certified[clear], (margins > 0).all(1)[clear])
+        assert clear.sum() > 30
+    assert 0 < verdicts.certified.sum() < 40
+
+
+def test_a_float64_network_needs_no_second_look():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
+    x = torch.rand(5, 1, 2, 2).double()
+    verdicts = certify(FeedForwardVerifier(), network, LinfBall(0.1), x, torch.zeros(5, dtype=torch.long))
+    assert not verdicts.recomputed.any()
