@@ -45,13 +45,14 @@ def checked_layers(network: nn.Module, like: Tensor, *, weights_too: bool) -> li
 
 def _structure(network: nn.Module, like: Tensor) -> Hashable:
     parts = tuple(
-        (name, id(module), type(module), module.extra_repr(), _hooks(module))
+        (name, id(module), type(module), module.extra_repr(), hooks(module))
         for name, module in network.named_modules(remove_duplicate=False)
     )
     return like.shape[1:], like.dtype, like.device, parts
 
 
-def _hooks(module: nn.Module) -> Hashable:
+def hooks(module: nn.Module) -> Hashable:
+    """What runs at a module's call beside its class's forward: hooks, and a forward set on the module itself."""
     kinds = (module._forward_hooks, module._forward_pre_hooks)
     own = vars(module).get("forward")  # set on the instance
     return id(own) if own is not None else None, *(tuple(map(id, kind.values())) for kind in kinds)

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from robust.bounds import _lirpa_shims
-from robust.bounds.verifier import full_precision, in_bound_precision, other_classes
+from robust.bounds._lirpa_causes import find_cause, odd_pooling
+from robust.bounds.agreement import hooks
+from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
+from robust.checks import check_labels
 from robust.errors import UnsupportedLayerError, require
 from robust.threat_models import Box
 
 Method = Literal["ibp", "crown-ibp", "crown", "alpha-crown"]
+RADII = (1e-3, 0.03, 0.3)  # of the boxes by which a method is checked at its first use
 
 
 class LirpaVerifier:
@@ -59,10 +63,11 @@ class LirpaVerifier:
 
     def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
-        box = in_bound_precision(network, box)
+        box = _checked(network, box)
         if self.method == "alpha-crown":
             return self._optimised_margins(network, box, y)
         with self._graph(network, box, [self.method]) as graph:
+            check_labels(y, len(box.lower), graph.num_classes)
             return graph.bound(box, _margin_rows(y, graph.num_classes, box), self.method, upper=False)[0]
 
     def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_share: float = 1.0) -> Tensor:
@@ -71,9 +76,10 @@ class LirpaVerifier:
         The same for every ``method``. The cross-entropy is log E with E = sum_k exp(z_k - z_y); an upper bound of E is
         mixed of CROWN-IBP's and IBP's, both scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
-        box = in_bound_precision(network, box)
+        box = _checked(network, box)
         methods: list[Method] = ["ibp"] if crown_share == 0 else ["ibp", "crown-ibp"]
         with self._graph(network, box, methods) as graph:
+            check_labels(y, len(box.lower), graph.num_classes)
             classes = torch.eye(graph.num_classes, dtype=box.lower.dtype, device=y.device)
             differences = classes - classes[y][:, None]  # rows z_k - z_y, all zero at k = y
             lowest, highest = graph.bound(box, differences, "ibp")
@@ -96,24 +102,33 @@ class LirpaVerifier:
         with torch.inference_mode(False), torch.enable_grad():
             box, y = Box(*(side.detach().clone() for side in box)), y.clone()  # inference tensors take no gradient
             with self._graph(network, box, ["crown"]) as graph:
+                check_labels(y, len(box.lower), graph.num_classes)
                 graph.bind(network, detached=True)  # auto_LiRPA calls backward, which would fill the weights' .grad
                 method: Method = "alpha-crown" if graph.has_slopes() else "crown"
                 return graph.bound(box, _margin_rows(y, graph.num_classes, box), method, upper=False)[0].detach()
 
     @contextmanager
     def _graph(self, network: nn.Module, box: Box, methods: list[Method]) -> Iterator[_Graph]:
-        """The graph of a network with its present weights and statistics, checked for ``methods``."""
+        """The graph of a network with its present weights and statistics, checked for ``methods``.
+
+        Where convolution patches fail the check, the graph is traced again with matrices, which take more memory.
+        """
         graphs = self._graphs.setdefault(network, {})
         key = (box.lower.device, box.lower.dtype, box.lower.shape[1:], _structure(network))
+        optimiser = {"iteration": self.iterations, "lr_alpha": self.learning_rate}
         with full_precision(box.lower.device), _lirpa_shims.deep_recursion(), ExitStack() as stack:
+            patches = self.method in ("crown", "alpha-crown")
             if key not in graphs:
-                optimiser = {"iteration": self.iterations, "lr_alpha": self.learning_rate}
-                graphs[key] = _Graph(network, box, self.method, optimiser)
+                graphs[key] = _Graph(network, box, optimiser, patches=patches)
             graph = graphs[key]
+            try:
+                graph.prepare(network, methods)
+            except UnsupportedLayerError:
+                if not graph.patches:
+                    raise
+                graph = graphs[key] = _Graph(network, box, optimiser, patches=False)
+                graph.prepare(network, methods)
             stack.callback(graph.release)
-            graph.bind(network)
-            for method in methods:
-                graph.check(method)
             yield graph
 
 
@@ -124,48 +139,89 @@ class _Graph:
     module tree; ``bind`` then points it to the network's own weights.
     """
 
-    def __init__(self, network: nn.Module, box: Box, method: Method, optimiser: dict[str, float]) -> None:
-        self.name = f"model.classifier {type(network).__name__}"
+    def __init__(self, network: nn.Module, box: Box, optimiser: dict[str, float], *, patches: bool) -> None:
+        self.name = f"network {type(network).__name__}"
         self._checked: set[Method] = set()
         with torch.inference_mode(False), torch.no_grad(), _lirpa_shims.tracing() as unsupported:
             count = 3 * math.prod(box.lower.shape[1:])
             images = torch.linspace(0, 1, count, dtype=box.lower.dtype, device=box.lower.device)
             self._images = images.view(3, *box.lower.shape[1:])
+            traced = _for_tracing(network)
+            if (cause := find_cause(traced, self._images)) is not None:
+                raise cause.error()
+            self._pooling = odd_pooling(traced)
             try:
-                traced = _for_tracing(network)
                 logits = traced(self._images)
-                self.module = _trace(traced, self._images[:2], method, optimiser)
+                self.module, self.patches = _trace(traced, self._images[:2], optimiser, patches=patches)
             except Exception as error:
                 operation = ", ".join(unsupported) or _first_line(error)
                 raise UnsupportedLayerError(self.name, operation, "auto_LiRPA cannot trace it") from error
             require(logits.ndim == 2, self.name, tuple(logits.shape), "its logits must have shape (B, K)")
             self.num_classes = logits.shape[1]
-            self._check_batch_size(logits)
+            if not self._gives(self.module, logits):
+                whole, _ = _trace(traced, self._images, optimiser, patches=False)
+                remedy = "auto_LiRPA computes something else than its forward pass"
+                if self._gives(whole, logits):
+                    remedy = "auto_LiRPA fixes the batch size it traces; flatten with torch.flatten(x, 1), not view or "
+                    remedy += "reshape"
+                raise UnsupportedLayerError(self.name, "forward", remedy)
             self.module._clear_and_set_new(None)
         self._states = [(part, dict(vars(part))) for part in (self.module, *self.module._modules.values())]
 
-    def _check_batch_size(self, logits: Tensor) -> None:
-        """With three images, one more than were traced, the graph gives the network's logits."""
+    def _gives(self, module: Any, logits: Tensor) -> bool:
+        """Whether a graph gives the network's logits for three images, one more than are traced."""
         try:
-            same = _close(self.module(self._images), logits)
+            return _close(module(self._images), logits)
         except RuntimeError:
-            same = False
-        if not same:
-            remedy = "auto_LiRPA fixes the batch size it traces; flatten with torch.flatten(x, 1), not view or reshape"
-            raise UnsupportedLayerError(self.name, "forward", remedy)
+            return False
 
-    def check(self, method: Method) -> None:
-        """At first use of a method: its bounds of three single images are their logits."""
-        if method in self._checked:
-            return
-        images, rows = self._images, torch.eye(self.num_classes).to(self._images).expand(3, -1, -1)
+    def prepare(self, network: nn.Module, methods: list[Method]) -> None:
+        """Point the graph to the network's own weights, and check each method at its first use.
+
+        Raises:
+            UnsupportedLayerError: if a method cannot bound the network, or not soundly.
+        """
+        for method in methods:
+            if method in self._checked:
+                continue
+            try:
+                with torch.inference_mode(False):  # whose tensors cannot enter a graph
+                    self.bind(network)
+                    self._check(method)
+            finally:
+                self.release()
+            self._checked.add(method)
+        self.bind(network)
+
+    def _check(self, method: Method) -> None:
+        """Bounds of three single images are their logits, and boxes hold the logits of their worst corners."""
+        rows = torch.eye(self.num_classes).to(self._images).expand(3, -1, -1)
         with torch.no_grad():
-            logits = self.module(images)
-            bounds = self.bound(Box(images, images.clone()), rows, method)
+            logits = self.module(self._images)
+            bounds = self.bound(Box(self._images, self._images.clone()), rows, method)
         if not all(_close(side, logits) for side in bounds):
             remedy = "auto_LiRPA's bounds of a single image are not its logits; use another method"
             raise UnsupportedLayerError(self.name, method, remedy)
-        self._checked.add(method)
+        for radius in RADII:
+            box = Box((self._images - radius).clamp(min=0), (self._images + 0.6 * radius).clamp(max=1))
+            corners = self._worst_corners(box)
+            with torch.no_grad():
+                lower, upper = self.bound(box, rows, method)
+            slack = 1e-4 * (1 + corners.abs().amax())
+            if bool(((corners < lower - slack) | (corners > upper + slack)).any()):
+                remedy = "auto_LiRPA's bounds of a box do not hold its corners: this version of it is not sound here"
+                raise UnsupportedLayerError(self.name, method, remedy)
+
+    def _worst_corners(self, box: Box) -> Tensor:
+        """Logits (2K, 3, K) at the corners of three boxes to which each logit's gradient points, up and down."""
+        with torch.enable_grad():
+            middle = ((box.lower + box.upper) / 2).requires_grad_()
+            logits = self.module(middle)
+            gradients = [torch.autograd.grad(z.sum(), middle, retain_graph=True)[0] for z in logits.unbind(1)]
+        with torch.no_grad():
+            ups = [torch.where(gradient > 0, box.upper, box.lower) for gradient in gradients]
+            downs = [torch.where(gradient > 0, box.lower, box.upper) for gradient in gradients]
+            return torch.stack([self.module(corner) for corner in (*ups, *downs)])
 
     def bind(self, network: nn.Module, *, detached: bool = False) -> None:
         """Point the graph to the weights and statistics that the network has now."""
@@ -200,6 +256,8 @@ class _Graph:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if self._pooling is not None:
+                raise self._pooling.error() from error
             raise UnsupportedLayerError(self.name, _first_line(error), "auto_LiRPA cannot bound it") from error
         return lower, upper
 
@@ -208,6 +266,12 @@ class _Graph:
         for part, state in self._states:
             vars(part).clear()
             vars(part).update(state)
+
+
+def _checked(network: nn.Module, box: Box) -> Box:
+    box = in_bound_precision(network, box)
+    check_box((box.lower + box.upper) / 2, (box.upper - box.lower) / 2)
+    return box
 
 
 def _for_tracing(network: nn.Module) -> nn.Module:
@@ -224,8 +288,8 @@ class _EvaluatedDropout(nn.Dropout):
     """Dropout under another name."""
 
 
-def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[str, float]) -> Any:
-    """auto_LiRPA's module of a network in evaluation mode."""
+def _trace(network: nn.Module, images: Tensor, optimiser: dict[str, float], *, patches: bool) -> tuple[Any, bool]:
+    """auto_LiRPA's module of a network in evaluation mode, and whether it uses convolution patches."""
     lirpa = _lirpa_shims.load()
     options: dict[str, object] = {
         "param": {"auto_requires_grad": False},
@@ -236,11 +300,11 @@ def _trace(network: nn.Module, images: Tensor, method: Method, optimiser: dict[s
         "sparse_spec_alpha": False,
         "use_full_conv_alpha": False,  # alpha-CROWN: a channel's pixels share their slopes, 10 times faster
     }
-    if method in ("crown", "alpha-crown"):
+    if patches:
         module = lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "patches"})
         if all(map(_exact_as_patches, module._modules.values())):
-            return module
-    return lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"})
+            return module, True
+    return lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"}), False
 
 
 def _exact_as_patches(node: nn.Module | None) -> bool:
@@ -264,9 +328,12 @@ _PATCH_OPERATIONS = (
 
 
 def _structure(network: nn.Module) -> Hashable:
-    """What the graph depends on: the modules, and the shapes of weights and buffers."""
+    """What the graph depends on: modules, settings and hooks, and the shapes of weights and buffers."""
     tensors = (*network.named_parameters(), *network.named_buffers())
-    modules = tuple((name, type(module)) for name, module in network.named_modules())
+    modules = tuple(
+        (name, type(module), module.extra_repr(), hooks(module))
+        for name, module in network.named_modules(remove_duplicate=False)
+    )
     return modules, tuple((name, tensor.shape) for name, tensor in tensors)
 
 
@@ -287,6 +354,7 @@ def _margin_rows(y: Tensor, num_classes: int, box: Box) -> Tensor:
 
 def _chord(lowest: Tensor, highest: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Slope and intercept of the line through exp(v - shift) at both ends of [lowest, highest]; all (B, K)."""
-    width = (highest - lowest).clamp(min=1e-6)
-    slope = (highest - shift).exp() * -torch.expm1(-width) / width
+    width = highest - lowest
+    guarded = width.clamp(min=1e-6)  # the chord of a wider interval from the same lower end lies above
+    slope = (highest - shift + (guarded - width)).exp() * -torch.expm1(-guarded) / guarded
     return slope, (lowest - shift).exp() - slope * lowest
