@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robust.bounds.interval import last_linear, propagate
-from robust.bounds.layers import Layer, feed_forward, sequence
+from robust.bounds.layers import Layer
 from robust.bounds.rounding import RoundingErrors
+from robust.bounds.sequential import feed_forward, sequence
 from robust.errors import UnsupportedLayerError, require
 from robust.modes import evaluation_mode
 from robust.threat_models import Box

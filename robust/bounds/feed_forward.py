@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from robust.bounds.agreement import checked_layers
 from robust.bounds.crown import upper_bound, upper_bound_and_error
 from robust.bounds.interval import Interval, last_linear, margin_interval, propagate
-from robust.bounds.layers import Layer, LinearLayer, feed_forward
+from robust.bounds.layers import Layer, LinearLayer
 from robust.bounds.rounding import RoundingErrors
+from robust.bounds.sequential import feed_forward
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
 from robust.errors import require

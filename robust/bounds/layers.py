@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.nn.utils.prune import BasePruningMethod
 
 from robust.bounds.convolution import ConvSettings, adjoint, conv
-from robust.errors import UnsupportedLayerError
 from robust.networks.normalize import Normalize
 
 
@@ -65,7 +62,7 @@ class Affine(ABC):
         """
 
 
-def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
     """Kernel sizes, strides and paddings as (height, width)."""
     assert not isinstance(value, str)
     return (value, value) if isinstance(value, int) else (value[0], value[1])
@@ -108,7 +105,7 @@ class ConvLayer(Affine):
     def __init__(self, module: nn.Conv2d, dtype: torch.dtype) -> None:
         self.weight = module.weight.to(dtype)
         self.bias = None if module.bias is None else module.bias.to(dtype)
-        sides = _pair(module.stride), _pair(module.padding), _pair(module.dilation)
+        sides = pair(module.stride), pair(module.padding), pair(module.dilation)
         self.settings = ConvSettings(*sides, groups=module.groups)
 
     def terms(self, shape: torch.Size) -> int:
@@ -204,7 +201,7 @@ class AveragePoolLayer(Affine):
         self.module = module
 
     def _kernel(self, shape: torch.Size) -> tuple[int, int]:
-        return _pair(self.module.kernel_size if isinstance(self.module, nn.AvgPool2d) else shape[1:])
+        return pair(self.module.kernel_size if isinstance(self.module, nn.AvgPool2d) else shape[1:])
 
     def terms(self, shape: torch.Size) -> int:
         """A sum for each pixel, and the division."""
@@ -227,7 +224,7 @@ class AveragePoolLayer(Affine):
         """A W by the adjoint of a convolution of each channel, and 0."""
         m, kernel, settings = self.module, self._kernel(shape), ConvSettings((1, 1), (0, 0), (1, 1))
         if isinstance(m, nn.AvgPool2d):
-            settings = ConvSettings(_pair(m.stride), _pair(m.padding), (1, 1))
+            settings = ConvSettings(pair(m.stride), pair(m.padding), (1, 1))
         weight = A.new_full((1, 1, *kernel), 1 / (kernel[0] * kernel[1]))
         rows = adjoint(A.flatten(0, 2)[:, None], weight, torch.Size((1, *shape[1:])), settings)
         return rows.view(*A.shape[:3], *shape[1:]), 0.0
@@ -264,76 +261,3 @@ class ReLULayer:
 
 
 Layer = Affine | ReLULayer
-
-
-def _layer(module: nn.Module, dtype: torch.dtype) -> Layer | None:
-    """The bound of one module in that precision, or None where there is none."""
-    kind = type_before_parametrizations(module)
-    if kind is nn.ReLU:
-        return ReLULayer()
-    if kind is nn.Linear:
-        return LinearLayer(module, dtype)  # type: ignore[arg-type]
-    if isinstance(module, nn.Conv2d) and kind is nn.Conv2d:
-        zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return ConvLayer(module, dtype) if zeros else None
-    if isinstance(module, nn.Flatten) and kind is nn.Flatten:
-        return FlattenLayer() if module.start_dim == 1 and module.end_dim == -1 else None
-    if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
-        counted = module.count_include_pad or _pair(module.padding) == (0, 0)
-        plain = not module.ceil_mode and module.divisor_override is None and counted
-        return AveragePoolLayer(module) if plain else None
-    if isinstance(module, nn.AdaptiveAvgPool2d) and kind is nn.AdaptiveAvgPool2d:
-        return AveragePoolLayer(module) if module.output_size in (1, (1, 1)) else None
-    if isinstance(module, Normalize) and kind is Normalize:
-        return ScaleLayer.of_normalize(module, dtype)
-    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm) and module.track_running_stats:
-        return ScaleLayer.of_batch_norm(module, dtype)  # type: ignore[arg-type]
-    return None
-
-
-def sequence(network: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
-    """The modules that a (nested) ``nn.Sequential`` calls, in their order, by name; one row for each call."""
-    if isinstance(network, nn.Sequential) and type(network).forward is nn.Sequential.forward:
-        parts = [sequence(child, f"{name}.{key}".lstrip(".")) for key, child in network._modules.items()]
-        return [call for part in parts for call in part]
-    return [] if type(network) is nn.Identity else [(name, network)]
-
-
-def feed_forward(network: nn.Module, dtype: torch.dtype) -> list[Layer]:
-    """The layers of a (nested) ``nn.Sequential`` in their order, one for each time that a module is used.
-
-    Pruned and parametrized modules (``torch.nn.utils``) are taken as they are in a forward pass now.
-
-    Raises:
-        UnsupportedLayerError: naming the layer that has no bound here.
-    """
-    return [_named_layer(name, module, dtype) for name, module in sequence(network)]
-
-
-def _named_layer(name: str, module: nn.Module, dtype: torch.dtype) -> Layer:
-    _recompute_weights(module, name)
-    layer = _layer(module, dtype)
-    if layer is None:
-        raise UnsupportedLayerError(
-            f"network layer '{name}'",
-            str(module).split("\n")[0],
-            "FeedForwardVerifier has no bound for it; set the verifier to robust.bounds.LirpaVerifier",
-        )
-    layer.name = name
-    return layer
-
-
-def _recompute_weights(module: nn.Module, name: str) -> None:
-    """Bring a pruned module's weights up to date, as its forward pass would.
-
-    Raises:
-        UnsupportedLayerError: if some other hook replaces a parameter: it would be that of the last forward pass.
-    """
-    pruning = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
-    for hook in pruning:
-        hook(module, None)
-    pruned = {hook._tensor_name for hook in pruning}
-    replaced = [key for key in ("weight", "bias") if isinstance(vars(module).get(key), Tensor) and key not in pruned]
-    if replaced:
-        remedy = "a hook computes it in each forward pass; use torch.nn.utils.parametrizations, which bounds follow"
-        raise UnsupportedLayerError(f"network layer '{name}'", f"{type(module).__name__}.{replaced[0]}", remedy)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robust.bounds import FeedForwardVerifier, LirpaVerifier, _lirpa_shims, lirpa
+from robust.bounds import FeedForwardVerifier, LirpaVerifier, _lirpa_shims
+from robust.bounds._lirpa_graph import LirpaGraph
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.threat_models import Box, PixelBox
 from tests.lirpa_cases import (
@@ -204,8 +205,8 @@ def test_a_fixed_batch_size_is_found_at_first_use():
 
 
 def test_wrong_bounds_of_auto_lirpa_are_found_at_first_use(monkeypatch):
-    compute = lirpa._Graph._compute
-    monkeypatch.setattr(lirpa._Graph, "_compute", lambda self, **a: [side + 1 for side in compute(self, **a)])
+    compute = LirpaGraph._compute
+    monkeypatch.setattr(LirpaGraph, "_compute", lambda self, **a: [side + 1 for side in compute(self, **a)])
     x, y, budgets = case()
     with pytest.raises(UnsupportedLayerError, match="are not its logits"):
         LirpaVerifier(method="ibp").margins(conv_net(), PixelBox(budgets).interval(x), y)

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robust.bounds import LirpaVerifier, lirpa
+from robust.bounds import LirpaVerifier
+from robust.bounds._lirpa_graph import LirpaGraph
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.threat_models import Box, LinfBall, PixelBox
 from tests.lirpa_cases import METHODS, Block, Lambda, needs_lirpa, seeded, worst_sampled
@@ -102,14 +103,14 @@ def test_overlapping_pooling_is_bounded_by_intervals():
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
 @pytest.mark.parametrize("error", [0.01, 0.1])
 def test_a_version_whose_bounds_of_boxes_are_too_tight_is_refused(monkeypatch, method, error):
-    plain = lirpa._Graph.bound
+    plain = LirpaGraph.bound
 
     def too_tight(self, box, rows, method, *, upper=True):
         low, high = plain(self, box, rows, method, upper=upper)
         inside = error * float((box.upper - box.lower).amax())  # points stay exact
         return low + inside, None if high is None else high - inside
 
-    monkeypatch.setattr(lirpa._Graph, "bound", too_tight)
+    monkeypatch.setattr(LirpaGraph, "bound", too_tight)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     box, verifier = LinfBall(0.1).interval(torch.rand(2, 1, 6, 6)), LirpaVerifier(method=method)
