@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robust.bounds import FeedForwardVerifier, LirpaVerifier, _lirpa_shims
+from robust.bounds import FeedForwardVerifier, LirpaVerifier, _lirpa_graph, _lirpa_shims
 from robust.bounds._lirpa_graph import LirpaGraph
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.threat_models import Box, PixelBox
@@ -101,7 +101,7 @@ def test_crown_is_the_same_with_patches_and_with_matrices(monkeypatch):
     network = residual_net()
     results = []
     for exact in (True, False):
-        monkeypatch.setattr(lirpa, "_exact_as_patches", lambda node, exact=exact: exact)
+        monkeypatch.setattr(_lirpa_graph, "_exact_as_patches", lambda node, exact=exact: exact)
         for size in (0.01, 0.3, 1.0):
             x, y, budgets = case(3, size)
             budgets.requires_grad_()
