@@ -32,7 +32,7 @@ class RobustCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [self.results, callbacks.Predictions()]},
+            trainer_defaults={"callbacks": [callbacks.Interruption(), self.results, callbacks.Predictions()]},
             save_config_kwargs={"overwrite": True},
             parser_class=OneLineParser,
             auto_configure_optimizers=False,  # the methods bring their own

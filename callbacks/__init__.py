@@ -11,6 +11,7 @@ from callbacks.decision_boundary import DecisionBoundary
 from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
 from callbacks.group_accuracy import GroupAccuracy
+from callbacks.interruption import InterruptedRunError, Interruption
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.predictions import Predictions
 from callbacks.results import Results
@@ -30,6 +31,8 @@ __all__ = [
     "EpsilonScheduler",
     "GradientMaskingChecks",
     "GroupAccuracy",
+    "InterruptedRunError",
+    "Interruption",
     "NonUniformEvaluation",
     "Predictions",
     "Results",

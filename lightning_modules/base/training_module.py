@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_modules.base.progress import correct_progress
 from robust.errors import NonFiniteLossError, SettingError, require
 from robust.schedules import PiecewiseLinear
 
@@ -223,6 +224,7 @@ class TrainingModule(pl.LightningModule, ABC):
         """Note the method and the seed."""
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
+        correct_progress(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed back, and refuse what another method or another network saved.

@@ -1,0 +1,103 @@
+"""SIGTERM and Ctrl-C: a training stops behind its batch, a checkpoint written; anything else stops at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class InterruptedRunError(SystemExit):
+    """The end of a run that a signal stopped; the process exits with 128 and the signal's number: 143 or 130.
+
+    Args:
+        signum: of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+class Interruption(Callback):
+    """Stops a training behind the batch in which the first signal came, in all processes; a second one stops at once.
+
+    :class:`callbacks.Checkpoint` writes ``last.ckpt`` first. Without it, the training stops before the next batch.
+    """
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._handlers: dict[int, Any] = {}
+
+    def agreed(self, trainer: Trainer) -> int:
+        """The number of a signal that came to some process, 0 without one; to be asked in all processes."""
+        if trainer.world_size == 1:
+            return self._signum
+        came = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
+        return (self._signum or signal.SIGTERM) if came else 0
+
+    def _install(self, trainer: Trainer) -> None:
+        """Take the signals, after Lightning has: its own handler calls a collective that other processes do not."""
+        if threading.current_thread() is not threading.main_thread() or self._handlers:
+            return
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            batches = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+            if self._signum or not batches:
+                raise InterruptedRunError(signum)
+            self._signum = signum
+            sys.stderr.write("\nStopping behind this batch; once more stops at once.\n")
+
+        self._signum = 0
+        self._handlers = {signum: signal.signal(signum, handle) for signum in SIGNALS}
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        self._handlers = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back; no teardown follows."""
+        self.teardown(trainer, pl_module, "")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop, where nothing that writes a checkpoint has."""
+        self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop, so that what was to follow the training does not."""
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(getattr(callback, "stops_runs", False) for callback in callbacks):
+            return
+        if signum := self.agreed(trainer):
+            raise InterruptedRunError(signum)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals."""
+        self._install(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals."""
+        self._install(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals."""
+        self._install(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals."""
+        self._install(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals."""
+        self._install(trainer)

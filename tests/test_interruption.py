@@ -1,0 +1,197 @@
+"""Runs that stop inside an epoch, by a limit or a signal, go on from their checkpoint as if they had not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from callbacks import InterruptedRunError
+from tests.testers import QUIET, ROOT, assert_equal, last_checkpoint, outcome, run
+
+SMALL = [
+    f"--config={ROOT / 'configs' / 'adversarial_training' / 'digits.yaml'}",
+    "--test_after_fit=false",
+    "--model.attack.init_args.steps=1",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=4",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=2",
+    "--data.eval_batch_size=16",
+    "--trainer.callbacks=[]",
+    "--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR",
+    "--model.lr_scheduler.gamma=0.5",
+]
+
+
+class SignalAt(Callback):
+    """Sends a signal to the process in a training or validation batch."""
+
+    def __init__(self, signum: int, batch: int, validating: bool = False) -> None:
+        self.signum, self.batch, self.validating = signum, batch, validating
+
+    def on_train_batch_start(self, trainer, *_):
+        if not self.validating and trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), self.signum)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, *_):
+        if self.validating and trainer.global_step == self.batch and batch_idx == 0:
+            os.kill(os.getpid(), self.signum)
+
+
+def assert_ends_alike(one, other):
+    for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_equal(one[part], other[part], part)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run("fit", SMALL, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("limits", [[5], [4, 8], [6], [11]], ids=str)
+def test_a_run_that_max_steps_stops_goes_on_where_it_was(whole, limits, tmp_path):
+    resume = []
+    for limit in limits:
+        checkpoint, _ = run("fit", [*SMALL, *resume, f"--trainer.max_steps={limit}"], tmp_path / str(limit))
+        assert checkpoint["global_step"] == limit
+        resume = [f"--ckpt_path={last_checkpoint(tmp_path / str(limit))}"]
+    end, results = run("fit", [*SMALL, *resume], tmp_path / "end")
+    assert_ends_alike(end, whole[0])
+    assert results["metrics"] == whole[1]["metrics"]
+    again = [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'end')}"]
+    assert run("fit", again, tmp_path / "again")[0] is None  # there is nothing left to do
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("batch", "validating"), [(4, False), (5, False), (6, True), (11, False), (12, True)])
+def test_a_run_that_a_signal_stops_goes_on_where_it_was(whole, signum, batch, validating, tmp_path):
+    stop = [f"--trainer.callbacks+={__name__}.SignalAt", f"--trainer.callbacks.signum={int(signum)}"]
+    stop += [f"--trainer.callbacks.batch={batch}", f"--trainer.callbacks.validating={str(validating).lower()}"]
+    before = signal.getsignal(signum)
+    with pytest.raises(InterruptedRunError) as end:
+        run("fit", [*SMALL, *stop, "--test_after_fit=true"], tmp_path / "stopped")
+    assert end.value.code == 128 + signum
+    assert signal.getsignal(signum) == before
+    saved = torch.load(last_checkpoint(tmp_path / "stopped"), weights_only=True)
+    assert saved["global_step"] == (batch if validating else batch + 1)
+    resumed, results = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
+    assert_ends_alike(resumed, whole[0])
+    assert results["metrics"] == whole[1]["metrics"]
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_an_evaluation_stops_at_once(subcommand, tmp_path):
+    stop = [f"--trainer.callbacks+={__name__}.SignalInEvaluation"]
+    with pytest.raises(InterruptedRunError) as end:
+        run(subcommand, [*SMALL, *stop], tmp_path)
+    assert end.value.code == 143
+
+
+class SignalInEvaluation(Callback):
+    """Sends SIGTERM in the first batch of an evaluation."""
+
+    def on_test_batch_start(self, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    on_validation_batch_start = on_test_batch_start
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_program_leaves_with_the_signals_status(signum, code, tmp_path):
+    long = ["--trainer.max_epochs=10000", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
+    program = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *QUIET, *long, "--checkpoint.every_n_epochs=1"]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not last_checkpoint(tmp_path).exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signum)
+        assert process.wait(60) == code
+    checkpoint, _ = torch.load(last_checkpoint(tmp_path), weights_only=True), None
+    assert checkpoint["global_step"] >= 3
+
+
+class LossOfNaN(Callback):
+    """Makes the weights NaN before a batch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 7:
+            for parameter in module.parameters():
+                parameter.data.fill_(torch.nan)
+
+
+def test_a_loss_of_nan_leaves_the_last_checkpoint(tmp_path):
+    nan = [f"--trainer.callbacks+={__name__}.LossOfNaN", "--checkpoint.save_on_exception=true"]
+    with pytest.raises(SystemExit) as end:
+        run("fit", [*SMALL, *nan], tmp_path)
+    assert end.value.code == 2
+    checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=True)
+    assert checkpoint["global_step"] == 6
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+
+
+def test_a_time_interval_saves_and_the_final_weights_are_kept(tmp_path):
+    every = ["--checkpoint.train_time_interval=0:0:0", "--checkpoint.filename={step}", "--checkpoint.save_top_k=-1"]
+    run("fit", [*SMALL, *every], tmp_path / "time")
+    assert len(list((tmp_path / "time" / "checkpoints").glob("step=*.ckpt"))) == 12
+    checkpoint, _ = run("fit", [*SMALL, "--checkpoint.every_n_train_steps=7"], tmp_path / "steps")
+    assert checkpoint["global_step"] == 12
+    assert_ends_alike(checkpoint, outcome(tmp_path / "time")[0])
+
+
+def test_a_longer_training_goes_on_from_final_weights_that_were_saved_at_the_end(whole, tmp_path):
+    run("fit", [*SMALL, "--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=100"], tmp_path / "short")
+    resumed, _ = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'short')}"], tmp_path / "long")
+    assert_ends_alike(resumed, whole[0])
+
+
+def test_a_killed_writer_leaves_the_target_and_one_file_that_the_next_run_removes(tmp_path, monkeypatch):
+    run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
+    before = last_checkpoint(tmp_path).read_bytes()
+    program = """
+import os, sys, torch
+save = torch.save
+def killed(checkpoint, path):
+    save(checkpoint, path)
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    os._exit(9)
+torch.save = killed
+import train
+train.main(sys.argv[1:])
+"""
+    resume = [*SMALL, *QUIET, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last_checkpoint(tmp_path)}"]
+    process = subprocess.run([sys.executable, "-c", program, "fit", *resume], cwd=ROOT, capture_output=True)
+    assert process.returncode == 9
+    assert last_checkpoint(tmp_path).read_bytes() == before
+    assert len(list((tmp_path / "checkpoints").glob("*.unfinished"))) == 1
+    run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.unfinished"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
+    before = last_checkpoint(tmp_path).read_bytes()
+
+    def full(checkpoint, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit) as end:
+        run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path)
+    assert end.value.code == 2
+    assert "it cannot be written: PytorchStreamWriter failed" in capsys.readouterr().err
+    assert last_checkpoint(tmp_path).read_bytes() == before
+    assert not list((tmp_path / "checkpoints").glob("*.unfinished"))
+
+
+def test_a_filename_stays_in_its_folder(tmp_path, capsys):
+    for name in ("../outside", "/tmp/outside", "a/../../outside"):
+        with pytest.raises(SystemExit):
+            run("fit", [*SMALL, f"--checkpoint.filename={name}"], tmp_path)
+        assert f"checkpoint.filename: got '{name}'; give a name inside" in capsys.readouterr().err
