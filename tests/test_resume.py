@@ -29,7 +29,7 @@ class NoisyBudgets(ContextualBudgets):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        super().training_step((x + 0.1 * torch.rand_like(x), y), batch_idx)
+        super().training_step(((x + 0.1 * torch.rand_like(x)).clamp(max=1), y), batch_idx)
 
 
 def test_contextual_budgets_with_random_draws(tmp_path):
