@@ -18,6 +18,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli_errors import OneLineParser, causes, lightnings_choice, refuse_null
+from lightning_modules.base.settings import ResumeSettings
 from robust.errors import NonFiniteLossError, SettingError, require
 
 
@@ -44,6 +45,12 @@ class RobustCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}"})
+        parser.add_argument(
+            "--resume_settings",
+            type=ResumeSettings | None,
+            default=None,
+            help="Whose optimizers, schedules and data hold where a checkpoint has others: checkpoint or config.",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
 
     def before_instantiate_classes(self) -> None:
@@ -66,6 +73,7 @@ class RobustCLI(LightningCLI):
         """Build model, data and trainer; what they say of a setting is not to drown in what jsonargparse adds."""
         try:
             super().instantiate_classes()
+            self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):

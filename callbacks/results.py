@@ -34,7 +34,8 @@ class Results(Callback):
     """Writes what was measured, and how, at the end of ``fit``, ``validate`` and ``test``.
 
     ``results.json`` holds ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]) and beside them
-    ``command``, ``config``, ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds).
+    ``command``, ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``,
+    ``samples`` and ``wall_time`` (seconds).
 
     Attributes:
         config: the run's settings as plain data; the command line fills it.
@@ -89,6 +90,7 @@ class Results(Callback):
             "commit": git_commit(),
             "versions": {"python": platform.python_version(), **installed_versions()},
             "device": describe_device(trainer),
+            "optimizers": getattr(module, "used_optimizers", []),
             "samples": self._samples,
             "wall_time": self._wall_time,
             "config": self.config,

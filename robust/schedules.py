@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch.optim import Optimizer
@@ -49,3 +50,44 @@ class PiecewiseLinear(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = list(self.get_lr())
+
+
+class EachStep(LRScheduler):
+    """Moves another schedule with every step in place of every epoch.
+
+    ``OneCycleLR`` and ``CyclicLR`` do so by themselves; for the others a count of epochs becomes one of steps.
+
+    Args:
+        optimizer: whose learning rate moves.
+        schedule: makes the schedule of an optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Callable[[Optimizer], LRScheduler]) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule(optimizer)
+
+    @property
+    def last_epoch(self) -> int:  # type: ignore[override]
+        """Steps that it has moved."""
+        return self.schedule.last_epoch
+
+    @property
+    def base_lrs(self) -> list[float]:  # type: ignore[override]
+        """The learning rates before the schedule."""
+        return self.schedule.base_lrs  # type: ignore[return-value]
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move by a step."""
+        self.schedule.step()
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """Each parameter group's learning rate."""
+        return self.schedule.get_last_lr()  # type: ignore[return-value]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's."""
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give the schedule its state back."""
+        self.schedule.load_state_dict(state_dict)

@@ -6,7 +6,7 @@ import torch
 from lightning_modules import ContextualBudgets
 from tests import score_methods
 from tests.attacked_methods import ATTACKED, METHODS, MULTI_NORM, attacked, multi_norm
-from tests.testers import ROOT, assert_resume_is_identical, last_checkpoint, run
+from tests.testers import ROOT, assert_resume_is_identical
 
 TINY = [
     f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
@@ -40,14 +40,6 @@ def test_contextual_budgets_with_random_draws(tmp_path):
 
 def test_uniform_budgets(tmp_path):
     assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=4)
-
-
-def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
-    tiny = [*TINY, "--trainer.max_epochs=1"]
-    run("fit", tiny, tmp_path / "first")
-    changed = [f"--ckpt_path={last_checkpoint(tmp_path / 'first')}", "--model.optimizer.init_args.lr=1e-9"]
-    with pytest.warns(UserWarning, match="configured with learning rates .*1e-09.* the checkpoint's .* are kept"):
-        run("fit", [*TINY, "--trainer.max_epochs=2", *changed], tmp_path / "second")
 
 
 # Learn2Perturb, below, in each of its phases

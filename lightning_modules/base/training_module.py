@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +10,19 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_modules.base.progress import correct_progress
+from lightning_modules.base.rates import check_schedules, monitored_names, step_schedules
+from lightning_modules.base.resumption import Resumption
+from lightning_modules.base.settings import (
+    Described,
+    ResumeSettings,
+    describe_data,
+    describe_optimizers,
+    require_same,
+)
 from robust.errors import NonFiniteLossError, SettingError, require
-from robust.schedules import PiecewiseLinear
 
 Batch = tuple[Tensor, Tensor]
 
@@ -36,6 +42,9 @@ class TrainingModule(pl.LightningModule, ABC):
     Attributes:
         training_batches: how many independently shuffled batches a step takes; with more than one, ``training_step``
             gets a list of them.
+        resume_settings: what holds where a checkpoint was written with other optimizers, schedules or data: those of
+            the ``"checkpoint"`` or the ``"config"``; without it such a resumption is refused.
+        used_optimizers: classes and settings of optimizers and schedules as they are used in this training.
     """
 
     training_batches: int = 1
@@ -47,8 +56,11 @@ class TrainingModule(pl.LightningModule, ABC):
         )
         self.automatic_optimization = False
         self.gradient_clip = gradient_clip
+        self.resume_settings: ResumeSettings | None = None
+        self.used_optimizers: Described = []
+        self._resumption = Resumption(None)
+        self._monitored: dict[str, float] = {}
         self._seed: int | None = None
-        self._configured_rates: list[float] = []
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -107,17 +119,6 @@ class TrainingModule(pl.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
-    def _step_schedules(self, batch_idx: int) -> None:
-        """Bring every learning-rate schedule to this epoch, and those that move by batch to this batch's end."""
-        schedules = self.lr_schedulers() or []
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if isinstance(schedule, PiecewiseLinear):
-                schedule.move_to(self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches)
-            while schedule.last_epoch < self.current_epoch:
-                with warnings.catch_warnings():  # it is no mistake that the first epochs leave out an optimizer
-                    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-                    schedule.step()  # type: ignore[call-arg]
-
     def gathered(self, value: Tensor) -> Tensor:
         """The parts (B, ...) of all processes in a row, in the order of the global batch; no gradient flows."""
         parts = self.all_gather(value)
@@ -147,6 +148,7 @@ class TrainingModule(pl.LightningModule, ABC):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
+        self._resumption = Resumption(None)  # until a checkpoint is read
         strategy = self.trainer.strategy
         require(
             self.gradient_clip is None or self.trainer.precision != "16-mixed",
@@ -193,37 +195,43 @@ class TrainingModule(pl.LightningModule, ABC):
     # -- what a checkpoint holds beside weights ------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the run's seed, unless a checkpoint brought its own; note the learning rates as configured."""
+        """Take the run's seed, unless a checkpoint brought its own; compare the configured optimizers with its.
+
+        Raises:
+            SettingError: if they differ, and ``resume_settings`` does not say which are to be used.
+        """
         if self._seed is None:
             self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
-        self._configured_rates = self._learning_rates()
+        self.used_optimizers = describe_optimizers(self.trainer)
+        self._resumption.compare(self.trainer, self.used_optimizers, self.resume_settings)
 
     def on_train_start(self) -> None:
-        """Say where a resumed optimizer goes on with the checkpoint's learning rate instead of the configured one."""
-        if self._learning_rates() != self._configured_rates:
-            rank_zero_warn(
-                f"model optimizers: configured with learning rates {self._configured_rates}, the checkpoint's "
-                f"{self._learning_rates()} are kept; to change them, train anew"
-            )
-
-    def _learning_rates(self) -> list[float]:
-        """Each optimizer's learning rate, the one before any schedule."""
-        groups = [group for optimizer in self.all_optimizers() for group in optimizer.param_groups]
-        return [group.get("initial_lr", group["lr"]) for group in groups]
+        """Give the optimizers the settings that were decided on; check the schedules."""
+        self.used_optimizers = self._resumption.settle(self.trainer, self.used_optimizers, self.resume_settings)
+        check_schedules(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make the batch depend on (seed, epoch, batch, process) alone: a run resumed anywhere then repeats it.
 
         Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
         """
-        self._step_schedules(batch_idx)
+        step_schedules(self.trainer, batch_idx, self._monitored_now())
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
 
+    def _monitored_now(self) -> dict[str, float]:
+        """The metrics that schedules depend on; a resumed run has them from its checkpoint at first."""
+        logged = self.trainer.callback_metrics
+        self._monitored |= {name: float(logged[name]) for name in monitored_names(self.trainer) if name in logged}
+        return self._monitored
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the method and the seed."""
+        """Note the method, the seed, and what a resumed run is compared with."""
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
+        checkpoint["optimizers"] = self.used_optimizers
+        checkpoint["data"] = describe_data(self.trainer)
+        checkpoint["monitored"] = self._monitored_now()
         correct_progress(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -241,6 +249,10 @@ class TrainingModule(pl.LightningModule, ABC):
         )
         self._check_state(checkpoint["state_dict"])
         self._seed = checkpoint["seed"]
+        self._monitored = checkpoint.get("monitored", {})
+        if self.trainer.state.fn == "fit":
+            self._resumption = Resumption(checkpoint)
+            require_same("data", describe_data(self.trainer), checkpoint.get("data", {}), self.resume_settings)
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

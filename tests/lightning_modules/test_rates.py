@@ -1,0 +1,131 @@
+"""Schedules of the learning rate move by epoch, by step or by a metric, and impossible ones are refused."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import ReduceLROnPlateau
+from torch.optim import SGD
+from torch.optim import lr_scheduler as schedules
+
+from datamodules import Digits
+from lightning_modules import StandardTraining
+from robust.errors import SettingError
+from robust.networks import SmallCNN
+from robust.schedules import EachStep
+
+BATCHES, EPOCHS = 3, 4
+
+
+class NoteRates(pl.Callback):
+    """Keeps the learning rate of every batch."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fitted(schedule, module_class=StandardTraining, **settings):
+    torch.manual_seed(0)
+    note = NoteRates()
+    module = module_class(SmallCNN(), optimizer=lambda p: SGD(p, lr=0.1), lr_scheduler=schedule)
+    settings = {"limit_val_batches": 1, **settings}
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS,
+        limit_train_batches=BATCHES,
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[note],
+        **settings,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=8))
+    return note.rates
+
+
+def plain(schedule, steps_between):
+    """The rates of a plain training loop that moves the schedule behind every so many batches."""
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    moved, rates = schedule(optimizer), []
+    for step in range(BATCHES * EPOCHS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if (step + 1) % steps_between == 0:
+            moved.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: schedules.ExponentialLR(o, 0.5),
+        lambda o: schedules.MultiStepLR(o, [1, 3]),
+        lambda o: schedules.CosineAnnealingLR(o, EPOCHS),
+        lambda o: schedules.CosineAnnealingWarmRestarts(o, 2),
+        lambda o: schedules.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
+        lambda o: schedules.SequentialLR(
+            o, [schedules.LinearLR(o, 0.1, total_iters=2), schedules.ExponentialLR(o, 0.5)], milestones=[2]
+        ),
+    ],
+)
+def test_most_move_by_epoch_and_each_can_move_by_step(schedule):
+    assert fitted(schedule) == pytest.approx(plain(schedule, BATCHES))
+    assert fitted(lambda o: EachStep(o, schedule)) == pytest.approx(plain(schedule, 1))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: schedules.OneCycleLR(o, max_lr=0.1, total_steps=BATCHES * EPOCHS),
+        lambda o: schedules.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=2),
+    ],
+)
+def test_some_move_by_step_of_themselves(schedule):
+    assert fitted(schedule) == pytest.approx(plain(schedule, 1))
+
+
+class InLightningsWords(StandardTraining):
+    """A method that names the interval and the frequency."""
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.classifier.parameters())
+        schedule = {"scheduler": self.lr_scheduler(optimizer), "interval": "step", "frequency": 2}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def test_lightnings_interval_and_frequency_are_kept():
+    def schedule(optimizer):
+        return schedules.ExponentialLR(optimizer, 0.5)
+
+    assert fitted(schedule, InLightningsWords) == pytest.approx(plain(schedule, 2))
+
+
+class WorseAndWorse(StandardTraining):
+    """A validation loss that falls once and rises from then on."""
+
+    def on_validation_epoch_end(self):
+        self.log("val/wanted", [3.0, 2.0, 4.0, 5.0][self.current_epoch])
+
+
+def test_a_plateau_of_a_metric_lowers_the_rate():
+    def schedule(optimizer):
+        return ReduceLROnPlateau(optimizer, monitor="val/wanted", factor=0.1, patience=0)
+
+    rates = fitted(schedule, WorseAndWorse, num_sanity_val_steps=0)
+    assert rates == pytest.approx([0.1] * 9 + [0.01] * 3)  # worse for the first time behind the third epoch
+
+
+def test_what_cannot_be_followed_is_refused_before_training():
+    for schedule, message in (
+        (lambda o: schedules.OneCycleLR(o, 0.1, total_steps=5), r"total_steps: got 5; the training has 12 steps"),
+        (lambda o: EachStep(o, lambda p: schedules.OneCycleLR(p, 0.1, total_steps=5)), r"total_steps: got 5"),
+        (schedules.ReduceLROnPlateau, r"lr_scheduler: got 'ReduceLROnPlateau'.*pytorch_lightning.cli"),
+        (lambda o: schedules.ChainedScheduler([schedules.ExponentialLR(o, 0.5)]), r"ChainedScheduler.*SequentialLR"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            fitted(schedule)
+    with pytest.raises(SettingError, match=r"lr_scheduler.monitor: got 'val/nothing'; the last validation logged"):
+        fitted(lambda o: ReduceLROnPlateau(o, monitor="val/nothing"))
