@@ -117,7 +117,7 @@ class PGD:
         return best
 
     def ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-        """One run on checked images, (B, C, H, W): the last iterate, or the first misclassified where it stops early."""
+        """One run on checked images, (B, C, H, W): the last iterate or, stopping early, the first misclassified."""
         x_adv = self._started(threat_model, x)
         found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
