@@ -31,7 +31,7 @@ class GradientError(RuntimeError):
 
 
 class ZeroGradientError(GradientError):
-    """An attack's gradient is zero for every example of a network that is not constant: it would report robustness."""
+    """An attack's gradient is cut, or zero for every example of a network that is not constant."""
 
 
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:

@@ -112,8 +112,9 @@ class Checked(nn.Module):
             logits: what the network gives at such points, (B, K); by default they are images.
 
         Raises:
-            GradientError: if the first gradient is NaN or infinite, or zero for every example although the logits
-                change with ``at``: no step would go anywhere.
+            GradientError: if the first gradient is NaN or infinite.
+            ZeroGradientError: if no graph leads to ``at``, or the first gradient is zero for every example although
+                the logits change with ``at``: no step would go anywhere.
         """
         found = _differentiate(total, at)
         gradient = torch.zeros_like(at) if found is None else found
@@ -158,19 +159,23 @@ class Checked(nn.Module):
                 raise GradientError(
                     f"network: got gradients that are NaN or infinite for {bad} of {len(at)} examples: {_REMEDY}"
                 )
-        if total == 0.0 and not gradient.any() and self._varies(at, logits):
-            why = "a layer cuts it (detach, argmax)" if cut else "layers that round, or a loss that saturates"
+        if cut:
             raise ZeroGradientError(
-                f"network: got a gradient of zero for all {len(at)} examples, though its logits vary ({why}); "
-                "ascend another loss (margin, dlr), or take Square, which needs no gradient"
+                f"network: got logits from which no gradient leads to the {len(at)} examples (detach, argmax); "
+                "let it through in the network, or take Square, which needs none"
+            )
+        if total == 0.0 and not gradient.any() and self._varies(at, logits):
+            raise ZeroGradientError(
+                f"network: got a gradient of zero for all {len(at)} examples, though its logits vary; it rounds, or "
+                "the loss saturates: ascend another (margin, dlr), or take Square, which needs no gradient"
             )
 
     def _varies(self, at: Tensor, logits: Callable[[Tensor], Tensor]) -> bool:
         """Whether the logits at other points differ by more than rounding, with the same noise."""
-        points = (at, 1 - at, torch.zeros_like(at), torch.ones_like(at))
+        points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at))
         with crafting(self.network, "frozen"):
-            every = torch.cat([_with_the_same_noise(logits, point) for point in points])
-        return bool((every - every[:1]).abs().max() > 1e-6 * every.abs().max())
+            every = torch.stack([_with_the_same_noise(logits, point) for point in points])
+        return bool((every - every[0]).abs().max() > 1e-6 * every.abs().max())
 
 
 _REMEDY = "clip or lower what overflows in it, or take Square, which needs no gradient"

@@ -132,4 +132,5 @@ def _mean_square(low: Tensor, high: Tensor, tilts: Tensor) -> Tensor:
     a, b = low / sizes, high / sizes
     ends = a * (-0.5 * a.square()).exp() - b * (-0.5 * b.square()).exp()
     inside = ndtr(b) - ndtr(a)
-    return ((1 + ends / (math.sqrt(2 * math.pi) * inside)) * sizes.square()).sum(1)
+    squares: Tensor = (1 + ends / (math.sqrt(2 * math.pi) * inside)) * sizes.square()
+    return squares.sum(1)

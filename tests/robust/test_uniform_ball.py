@@ -79,7 +79,9 @@ class Exact:
         }
 
     def _tilted(self, value, t):
-        return np.exp(-t * self.grids[value] ** 2)
+        weights = np.exp(-t * self.grids[value] ** 2)
+        weights[[0, -1]] /= 2  # trapezoids
+        return weights
 
     def density(self, value):
         """The pixels of that value: a grid of perturbations, and weights that add up to 1."""
