@@ -145,7 +145,7 @@ class PGD:
 def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
     """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
     end = 1.0 - 2 * torch.finfo(x_adv.dtype).eps  # x + (1 - x) may be below 1 by rounding, x - x is 0
-    return torch.where(torch.where(gradient > 0, x_adv < end, x_adv > 0.0), gradient, 0.0)
+    return gradient.clamp(min=0).mul_(x_adv < end).add_(gradient.clamp(max=0).mul_(x_adv > 0.0))
 
 
 class FGSM(PGD):
