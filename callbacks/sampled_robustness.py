@@ -14,7 +14,7 @@ from callbacks._places import Places, log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
-from robust.scores import Score, diameter, draw_epsilons
+from robust.scores import Score, diameter, draw_epsilons, predicted
 
 AT_ONCE = 2048
 
@@ -78,7 +78,7 @@ class SampledRobustness(ValidatingEvaluation):
         keys = [hash((self.seed, one)) for one in place.tolist()]
 
         def classify(images: Tensor) -> Tensor:
-            return torch.cat([module(part).argmax(1) for part in torch.split(images, AT_ONCE)])
+            return torch.cat([predicted(module, part) for part in torch.split(images, AT_ONCE)])
 
         measure, found = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
         weights = self.score.weight.of_radius(epsilons)

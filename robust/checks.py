@@ -1,13 +1,32 @@
-"""Checks of images, labels and logits where they enter attacks, bounds and evaluations."""
+"""Checks of images, labels, budgets, networks and logits where they enter attacks, bounds and evaluations."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust.errors import NonFiniteLogitsError, SettingError, require
 
 PRECISE = (torch.float32, torch.float64)
+_NORMALIZE = "expected values in [0, 1]; divide uint8 by 255, and normalise inside the network"
+_checked: ContextVar[bool] = ContextVar("checked", default=False)
+
+
+@contextmanager
+def checked_before() -> Iterator[None]:
+    """Images and budgets inside are those of a caller who has checked them: an attack does so once, not at each step.
+
+    Threat models do not check again; a check of a tensor on an accelerator would wait for it.
+    """
+    token = _checked.set(True)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
 
 
 def check_images(x: Tensor, name: str = "images") -> None:
@@ -20,6 +39,9 @@ def check_images(x: Tensor, name: str = "images") -> None:
     Raises:
         SettingError: naming the range, shape or type that was found, the expected one and the remedy.
     """
+    if _checked.get():
+        return
+    require(isinstance(x, Tensor), name, type(x).__name__, "give a tensor")
     require(x.dtype in PRECISE, name, str(x.dtype), "give float32 images in [0, 1] (uint8 images over 255)")
     require(x.dim() == 4 and x.numel() > 0, name, tuple(x.shape), "give at least one image, shape (B, C, H, W)")
     check_range(x, name)
@@ -31,10 +53,69 @@ def check_range(x: Tensor, name: str = "images") -> None:
     Raises:
         SettingError: naming the range that was found, the expected one and the remedy.
     """
-    low, high = (float(end) for end in torch.aminmax(x.detach()))
+    low, high = _range(x)
     if not (low >= 0.0 and high <= 1.0):  # also where an end is not a number
-        remedy = "expected values in [0, 1]; divide uint8 by 255, and normalise inside the network (robust.networks"
-        raise SettingError(name, f"values from {low:.4g} to {high:.4g}", f"{remedy}.Normalize as its first layer)")
+        remedy = f"{_NORMALIZE} (robust.networks.Normalize as its first layer)"
+        raise SettingError(name, f"values from {low:.4g} to {high:.4g}", remedy)
+
+
+def check_points(x_adv: Tensor, x: Tensor, name: str = "x_adv") -> None:
+    """Check images ``x`` as :func:`check_images` does, and that ``x_adv`` has their shape and finite values.
+
+    Raises:
+        SettingError: naming what was found and the remedy.
+    """
+    if _checked.get():
+        return
+    check_images(x)
+    require(x_adv.shape == x.shape, name, tuple(x_adv.shape), f"give the images' shape, {tuple(x.shape)}")
+    low, high = _range(x_adv)
+    finite = low > -torch.inf and high < torch.inf
+    require(finite, name, f"values from {low:.4g} to {high:.4g}", "give finite values: a step or a gradient diverged")
+
+
+def check_budgets(budgets: Tensor, name: str = "budgets") -> None:
+    """Check that per-pixel budgets are finite floats of at least 0.
+
+    Raises:
+        SettingError: naming the range that was found and the remedy.
+    """
+    if _checked.get():
+        return
+    require(isinstance(budgets, Tensor), name, type(budgets).__name__, "give a tensor that broadcasts to the images")
+    require(budgets.is_floating_point(), name, str(budgets.dtype), "give floats, in units of [0, 1]")
+    require(budgets.numel() > 0, name, tuple(budgets.shape), "give at least one budget")
+    low, high = _range(budgets)
+    remedy = "give finite budgets of at least 0, in units of [0, 1]"
+    require(low >= 0.0 and high < torch.inf, name, f"values from {low:.4g} to {high:.4g}", remedy)
+
+
+def check_precision(network: nn.Module, what: str = "attacks") -> None:
+    """Check that the network's weights are float32 or float64: half precision loses gradients and near ties.
+
+    Args:
+        network: what is attacked or scored; weights in float32 under autocast are allowed.
+        what: for whom the error speaks.
+
+    Raises:
+        SettingError: naming the type that was found and the remedy.
+    """
+    for weight in network.parameters():
+        if weight.is_floating_point() and weight.dtype not in PRECISE:
+            remedy = f"{what} need float32 weights: call network.float(), or train in mixed instead of true precision"
+            raise SettingError("network", f"weights in {weight.dtype}", remedy)
+
+
+def check_label_shape(y: Tensor, batch: int, name: str = "labels") -> None:
+    """Check that ``y`` holds one integer for each of ``batch`` examples; its values are left to :func:`check_labels`.
+
+    Raises:
+        SettingError: naming what was found and the remedy.
+    """
+    require(isinstance(y, Tensor), name, type(y).__name__, "give a tensor")
+    kind = not (y.dtype.is_floating_point or y.dtype is torch.bool or y.dtype.is_complex)
+    require(kind, name, str(y.dtype), "give integer class indices")
+    require(y.shape == (batch,), name, tuple(y.shape), f"give one label per example, shape ({batch},)")
 
 
 def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") -> None:
@@ -50,10 +131,8 @@ def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") 
         SettingError: naming what was found and the remedy.
     """
     require(num_classes >= 2, "network", f"{num_classes} logits", "give a classifier of at least 2 classes")
-    kind = not (y.dtype.is_floating_point or y.dtype is torch.bool or y.dtype.is_complex)
-    require(kind, name, str(y.dtype), "give integer class indices")
-    require(y.shape == (batch,), name, tuple(y.shape), f"give one label per example, shape ({batch},)")
-    low, high = (int(end) for end in torch.aminmax(y))
+    check_label_shape(y, batch, name)
+    low, high = (int(end) for end in _range(y))
     remedy = f"give class indices in [0, {num_classes}), as many as the network has logits"
     require(low >= 0 and high < num_classes, name, f"labels from {low} to {high}", remedy)
 
@@ -73,3 +152,11 @@ def check_logits(logits: Tensor, batch: int) -> None:
             f"network: got logits that are NaN or infinite for {bad} of {batch} examples; "
             "its weights have diverged or the images are broken: no figure of it means anything"
         )
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    """Least and largest value, in one wait for the device; both are NaN where a value is."""
+    x = x.detach()
+    # two passes: on the CPU each is vectorised, which torch.aminmax is not
+    low, high = torch.stack((x.amin(), x.amax())).tolist()
+    return low, high

@@ -26,6 +26,14 @@ class NonFiniteLogitsError(RuntimeError):
     """A network gives logits that are NaN or infinite, so that no figure of it means anything."""
 
 
+class GradientError(RuntimeError):
+    """An attack's gradient is NaN or infinite: no step that it takes means anything."""
+
+
+class ZeroGradientError(GradientError):
+    """An attack's gradient is cut, or zero for every example of a network that is not constant."""
+
+
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:
     """Raise :class:`SettingError` unless ``condition`` holds."""
     if not condition:

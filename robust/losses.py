@@ -34,14 +34,19 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, (B,): the margin over z_(1) - z_(3); K >= 3 (Croce & Hein 2020, eq. 6)."""
     top = logits.topk(3, dim=1).values
-    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    return margin(logits, y) / _spread(top[:, 0] - top[:, 2])
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Ratio towards class ``target`` (B,): (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); K >= 4 (ibid., eq. 7)."""
     top = logits.topk(4, dim=1).values
     towards = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    return towards / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return towards / _spread(top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]))
+
+
+def _spread(difference: Tensor) -> Tensor:
+    """What the ratios are over: 1 where the logits tie, not the 1e-12 of the published code, which has a scale."""
+    return torch.where(difference > 0, difference, 1.0)
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:

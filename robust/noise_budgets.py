@@ -59,6 +59,7 @@ def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     pixels that are cut. Where the whole room is shorter than epsilon, all of it is used. The gradient is that of the
     fitted image, the rescaling included.
     """
+    noise = _of_size_one(noise)  # the result does not depend on the noise's size; squares would over- and underflow
     square, room = noise.flatten(1).square(), _room(x, noise).square()
     with torch.no_grad():
         cut = _cut_pixels(square, room, epsilon**2)
@@ -93,8 +94,8 @@ def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     with torch.no_grad():
         fitted = L1Ball(epsilon).project(x + noise, x)
         length = (fitted - x).abs().flatten(1)
-        # rounding: a pixel that ends within 1e-7 of its room is at the end
-        free = ((length > 1e-7) & (length < _room(x, noise) - 1e-7)).to(x.dtype)
+        at_end = torch.where(noise >= 0, fitted > 1 - 2 * torch.finfo(x.dtype).eps, fitted <= 0)  # up to rounding
+        free = ((length > 0) & ~at_end.flatten(1)).to(x.dtype)
         binds = (length.sum(1, keepdim=True) > (1 - 1e-5) * epsilon).to(x.dtype)
     entries = noise.flatten(1).abs()
     mean = (free * entries).sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(min=1)
@@ -102,9 +103,15 @@ def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     return fitted + (moved - moved.detach())
 
 
+def _of_size_one(noise: Tensor) -> Tensor:
+    """Each example's noise over its largest entry, which counts as constant; 0 stays 0."""
+    largest = noise.detach().abs().flatten(1).amax(1).view(-1, *[1] * (noise.dim() - 1))
+    return noise / torch.where(largest > 0, largest, 1.0)
+
+
 def _room(x: Tensor, noise: Tensor) -> Tensor:
     """How far each pixel can go in [0, 1] in the direction of the noise, (B, d)."""
     return torch.where(noise >= 0, 1 - x, x).flatten(1)
 
 
-_TINY = 1e-30
+_TINY = 1e-30  # the square root has no slope at 0; noise is of size 1 there

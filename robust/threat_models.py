@@ -5,13 +5,14 @@ Images are float tensors in [0, 1] of shape (B, C, H, W); every epsilon and budg
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from robust.checks import check_budgets, check_images, check_points, checked_before
 from robust.errors import require
+from robust.projections import TINY, largest, moved, split_perturbation
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -24,7 +25,11 @@ class Box(NamedTuple):
 
 
 class ThreatModel(Protocol):
-    """What an attack searches and a bound encloses."""
+    """What an attack searches and a bound encloses.
+
+    Those here raise :class:`robust.errors.SettingError` where ``x`` is no batch of images in [0, 1], and
+    :meth:`project` where ``x_adv`` has another shape or is not finite.
+    """
 
     @property
     def radius(self) -> Tensor | float:
@@ -58,10 +63,20 @@ class PixelBox:
     Args:
         budgets: non-negative tensor that broadcasts to (B, C, H, W). It stays in the graph: the box is
             differentiable to the budgets, with gradient zero where the box is cut by [0, 1].
+
+    Raises:
+        SettingError: if a budget is negative or not finite; on use, if they do not broadcast to the images.
     """
 
     def __init__(self, budgets: Tensor) -> None:
+        check_budgets(budgets)
         self.budgets = budgets
+
+    def _check_shape(self, x: Tensor) -> None:
+        """Budgets of more examples or pixels would enlarge the images without a word."""
+        shape, sizes = tuple(self.budgets.shape), zip(reversed(self.budgets.shape), reversed(x.shape), strict=False)
+        fits = len(shape) <= x.dim() and all(budget in (1, size) for budget, size in sizes)
+        require(fits, "budgets", shape, f"give a shape that broadcasts to {tuple(x.shape)}")
 
     @property
     def radius(self) -> Tensor:
@@ -70,10 +85,14 @@ class PixelBox:
 
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
+        check_images(x)
+        self._check_shape(x)
         return Box((x - self.budgets).clamp(min=0.0), (x + self.budgets).clamp(max=1.0))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.project`."""
+        check_points(x_adv, x)
+        self._check_shape(x)
         return (x_adv - x).clamp(-self.budgets, self.budgets).add_(x).clamp_(0.0, 1.0)
 
     def sample(self, x: Tensor) -> Tensor:
@@ -87,12 +106,17 @@ class PixelBox:
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.contains`."""
-        return _in_range(x_adv) & ((x_adv - x).abs() <= 1.00001 * self.budgets + 1e-6).flatten(1).all(1)
+        check_images(x)
+        self._check_shape(x)
+        return ((x_adv >= 0) & (x_adv <= 1) & (_length(x_adv, x) <= 1.00001 * self.budgets)).flatten(1).all(1)
 
     def select(self, chosen: Tensor) -> PixelBox:
         """See :meth:`ThreatModel.select`."""
         per_example = self.budgets.dim() == 4 and len(self.budgets) > 1
-        return PixelBox(self.budgets[chosen]) if per_example else self
+        if not per_example:
+            return self
+        with checked_before():
+            return PixelBox(self.budgets[chosen])
 
 
 class LinfBall(PixelBox):
@@ -107,15 +131,18 @@ class LinfBall(PixelBox):
 
     def __init__(self, epsilon: float) -> None:
         require(0.0 <= epsilon <= 1.0, "epsilon", epsilon, "give a radius in pixel units, between 0 and 1")
-        super().__init__(torch.tensor(epsilon))
+        with checked_before():
+            super().__init__(torch.tensor(epsilon))
         self.epsilon = epsilon
 
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
+        check_images(x)
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.project`; by a number, in half the time that a tensor takes."""
+        check_points(x_adv, x)
         return (x_adv - x).clamp_(-self.epsilon, self.epsilon).add_(x).clamp_(0.0, 1.0)
 
 
@@ -133,6 +160,7 @@ class _NormBall:
 
     def interval(self, x: Tensor) -> Box:
         """See :meth:`ThreatModel.interval`."""
+        check_images(x)
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
 
     def _norm(self, delta: Tensor) -> Tensor:
@@ -144,12 +172,14 @@ class _NormBall:
         Uniform in the ball would be on its surface, in many dimensions; attacks that start there end weaker.
         """
         share = torch.rand(len(x), dtype=x.dtype, device=x.device)
-        length = self.epsilon * share / self._norm(delta.flatten(1)).clamp_min(_TINY)
+        length = self.epsilon * share / self._norm(delta.flatten(1)).clamp_min(TINY)
         return (x + delta * length[:, None, None, None]).clamp(0.0, 1.0)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.contains`."""
-        return _in_range(x_adv) & (self._norm((x_adv - x).flatten(1)) <= 1.00001 * self.epsilon + 1e-6)
+        check_images(x)
+        in_range = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+        return in_range & (self._norm(_length(x_adv, x).flatten(1)) <= 1.00001 * self.epsilon)
 
 
 class L2Ball(_NormBall):
@@ -171,24 +201,26 @@ class L2Ball(_NormBall):
 
         The nearest point is the perturbation scaled down, then cut to [0, 1], by the largest scale that suffices.
         """
-        delta, length, room = _split(x_adv, x)
+        check_points(x_adv, x)
+        delta, length, room = split_perturbation(x_adv, x)
 
         def shrunk(scale: Tensor) -> Tensor:
             return torch.minimum(length * scale[:, None], room)
 
         # cutting shortens: what is scaled to the ball's surface before it is cut is always inside
-        inside = (self.epsilon / self._norm(length).clamp_min(_TINY)).clamp(max=1.0)
-        return _moved(x, delta, _largest(shrunk, self._norm, inside, self.epsilon))
+        inside = (self.epsilon / self._norm(length).clamp_min(TINY)).clamp(max=1.0)
+        return moved(x, delta, largest(shrunk, self._norm, inside, self.epsilon))
 
     def sample(self, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
+        check_images(x)
         return self._at_random(x, torch.randn_like(x))
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """The gradient over its norm; see :meth:`ThreatModel.direction`."""
         # first over the largest entry: the squares of a confident network's gradients are 0 in float32
-        gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(_TINY)
-        return gradient / self._norm(gradient.flatten(1)).clamp_min(_TINY)[:, None, None, None]
+        gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(TINY)
+        return gradient / self._norm(gradient.flatten(1)).clamp_min(TINY)[:, None, None, None]
 
     def select(self, chosen: Tensor) -> L2Ball:
         """See :meth:`ThreatModel.select`."""
@@ -214,17 +246,19 @@ class L1Ball(_NormBall):
 
         The nearest point is the soft-thresholded perturbation, cut to [0, 1], of the least threshold that suffices.
         """
-        delta, length, room = _split(x_adv, x)
+        check_points(x_adv, x)
+        delta, length, room = split_perturbation(x_adv, x)
         longest = length.amax(1)
         lag = length - longest[:, None]  # the threshold (1 - scale) * longest would lose the digits of small scales
 
         def shrunk(scale: Tensor) -> Tensor:
             return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
 
-        return _moved(x, delta, _largest(shrunk, self._norm, torch.zeros_like(longest), self.epsilon))
+        return moved(x, delta, largest(shrunk, self._norm, torch.zeros_like(longest), self.epsilon))
 
     def sample(self, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
+        check_images(x)
         lengths = torch.empty_like(x).exponential_()  # over their sum they are uniform on the simplex
         return self._at_random(x, lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0))
 
@@ -236,11 +270,11 @@ class L1Ball(_NormBall):
         flat = gradient.flatten(1)
         pixels = flat.shape[1]
         count = (torch.as_tensor(share, device=flat.device) * pixels).round().long().clamp(1, pixels).expand(len(flat))
-        largest = flat.abs().topk(int(count.max()), dim=1).indices
-        chosen = torch.arange(largest.shape[1], device=flat.device) < count[:, None]
-        signs = flat.gather(1, largest).sign() * chosen
+        indices = flat.abs().topk(int(count.max()), dim=1).indices
+        chosen = torch.arange(indices.shape[1], device=flat.device) < count[:, None]
+        signs = flat.gather(1, indices).sign() * chosen
         parts = signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)
-        return torch.zeros_like(flat).scatter_(1, largest, parts).reshape(gradient.shape)
+        return torch.zeros_like(flat).scatter_(1, indices, parts).reshape(gradient.shape)
 
     def select(self, chosen: Tensor) -> L1Ball:
         """See :meth:`ThreatModel.select`."""
@@ -259,50 +293,7 @@ def ball(norm: Norm, epsilon: float) -> ThreatModel:
     return L2Ball(epsilon) if norm == "l2" else L1Ball(epsilon)
 
 
-_TINY = 1e-30
-
-
-def _in_range(x: Tensor) -> Tensor:
-    return ((x >= 0) & (x <= 1)).flatten(1).all(1)
-
-
-def _split(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Perturbation, its absolute value, and how far each pixel can go that way in [0, 1]; all (B, d)."""
-    delta, start = (x_adv - x).flatten(1), x.flatten(1)
-    return delta, delta.abs(), ((delta > 0).to(x.dtype) - start).abs_()
-
-
-def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
-    """``x`` (B, C, H, W) moved by ``length`` in the direction of ``delta``'s signs, both (B, d)."""
-    return (length * delta.sign()).reshape(x.shape).add_(x).clamp_(0.0, 1.0)  # the sum may round out of the range
-
-
-def _largest(
-    shrunk: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor], inside: Tensor, epsilon: float
-) -> Tensor:
-    """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
-
-    The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius: the line through
-    both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved.
-    """
-    outside = torch.ones_like(inside)
-    whole = shrunk(outside)
-    excess = norm(whole) - epsilon
-    fits = excess <= 0
-    if bool(fits.all()):
-        return whole
-    inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
-    for _ in range(100):
-        done = fits | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
-        if bool(done.all()):
-            break
-        middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(_TINY))
-        now = norm(shrunk(middle)) - epsilon
-        fit = now <= 0
-        lack, excess = (
-            torch.where(fit, -now, torch.where(stayed < 0, 0.5 * lack, lack)),
-            torch.where(fit, torch.where(stayed > 0, 0.5 * excess, excess), now),
-        )
-        inside, outside = torch.where(fit, middle, inside), torch.where(fit, outside, middle)
-        stayed = torch.where(fit, 1.0, -1.0)
-    return shrunk(inside)
+def _length(x_adv: Tensor, x: Tensor) -> Tensor:
+    """How far each pixel was moved, less what rounding alone may have moved it: 4 units in its last place."""
+    rounding = 4 * torch.finfo(x.dtype).eps * torch.maximum(x_adv.abs(), x)
+    return ((x_adv - x).abs() - rounding).clamp_(min=0.0)

@@ -1,8 +1,9 @@
-"""What every attack needs of a network: its modes kept, gradients to the input alone, verdicts."""
+"""What every attack needs of a network: checks of what enters, its modes kept, gradients to the input, verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robust.errors import require
+from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
+from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
 
 Mode = Literal["eval", "keep", "frozen"]
@@ -48,6 +50,150 @@ def crafting(network: nn.Module, mode: Mode) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[tuple[Checked, Tensor, Tensor]]:
+    """:func:`crafting`, for which all attacks check what enters: the network that checks itself, and copies of x and y.
+
+    Args:
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        mode: see :func:`crafting`.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,) of any integer type.
+
+    Raises:
+        SettingError: if the images, the labels, the weights' precision or the logits' shape are wrong.
+        NonFiniteLogitsError: if logits are NaN or infinite.
+        GradientError: if a gradient is, or the first is zero for all examples.
+    """
+    check_precision(network)
+    check_images(x)
+    check_label_shape(y, len(x))
+    with crafting(network, mode), checked_before():
+        x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
+        checked = Checked(network, y)
+        yield checked, x, y
+        checked.finish()
+
+
+class Checked(nn.Module):
+    """A network whose logits and gradients are checked: the first ones at once, the sum of all others at the end.
+
+    A check makes the host wait for the device; of later passes there are many.
+
+    Args:
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        y: labels (B,) of the first images that it will see.
+    """
+
+    def __init__(self, network: nn.Module, y: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self._y = y
+        self._first_pass = self._first_gradient = True
+        self._logits = self._gradients = torch.zeros((), device=y.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, K)."""
+        logits: Tensor = self.network(x)
+        if self._first_pass:
+            check_logits(logits, len(x))
+            check_labels(self._y, len(self._y), logits.shape[1])
+            self._first_pass = False
+        else:
+            self._logits = self._logits + logits.detach().sum(dtype=torch.float32)
+        return logits
+
+    def gradient(self, total: Tensor, at: Tensor, logits: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Gradient of the sum ``total`` of all examples' losses to ``at`` (B, ...), of the same shape.
+
+        Args:
+            total: a number.
+            at: images, or what images are made of.
+            logits: what the network gives at such points, (B, K); by default they are images.
+
+        Raises:
+            GradientError: if the first gradient is NaN or infinite.
+            ZeroGradientError: if no graph leads to ``at``, or the first gradient is zero for every example although
+                the logits change with ``at``: no step would go anywhere.
+        """
+        found = _differentiate(total, at)
+        gradient = torch.zeros_like(at) if found is None else found
+        self._check_gradient(gradient, found is None, at, logits or self.network)
+        return gradient
+
+    def gradients(self, logits: Tensor, at: Tensor) -> Tensor:
+        """Gradients (B, K, d) of the logits (B, K) of images ``at`` to these, flat; see :meth:`gradient`."""
+        found = [_differentiate(each.sum(), at, retain_graph=True) for each in logits.unbind(1)]
+        gradients = torch.stack([(torch.zeros_like(at) if one is None else one).flatten(1) for one in found], 1)
+        self._check_gradient(gradients, all(one is None for one in found), at, self.network)
+        return gradients
+
+    def finish(self) -> None:
+        """Check all that was not yet checked.
+
+        Raises:
+            NonFiniteLogitsError: if logits were NaN or infinite.
+            GradientError: if a gradient was.
+        """
+        logits, gradients = torch.stack((self._logits, self._gradients)).tolist()
+        beyond = "NaN, infinite or beyond float32's range, at images that the attack tried"
+        if not math.isfinite(logits):
+            raise NonFiniteLogitsError(f"network: got logits that are {beyond}: no figure of it means anything")
+        if not math.isfinite(gradients):
+            raise GradientError(f"network: got gradients that are {beyond}: {_REMEDY}")
+
+    def _check_gradient(self, gradient: Tensor, cut: bool, at: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+        total = gradient.sum(dtype=torch.float32)
+        if self._first_gradient:
+            self._first_gradient = False
+            self._check_first(gradient, float(total), cut, at.detach(), logits)
+        else:
+            self._gradients = self._gradients + total
+
+    def _check_first(
+        self, gradient: Tensor, total: float, cut: bool, at: Tensor, logits: Callable[[Tensor], Tensor]
+    ) -> None:
+        if not math.isfinite(total):
+            bad = int((~gradient.isfinite()).flatten(1).any(1).sum())
+            if bad:
+                raise GradientError(
+                    f"network: got gradients that are NaN or infinite for {bad} of {len(at)} examples: {_REMEDY}"
+                )
+        if cut:
+            raise ZeroGradientError(
+                f"network: got logits from which no gradient leads to the {len(at)} examples (detach, argmax); "
+                "let it through in the network, or take Square, which needs none"
+            )
+        if total == 0.0 and not gradient.any() and self._varies(at, logits):
+            raise ZeroGradientError(
+                f"network: got a gradient of zero for all {len(at)} examples, though its logits vary; it rounds, or "
+                "the loss saturates: ascend another (margin, dlr), or take Square, which needs no gradient"
+            )
+
+    def _varies(self, at: Tensor, logits: Callable[[Tensor], Tensor]) -> bool:
+        """Whether the logits at other points differ by more than rounding, with the same noise."""
+        points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at))
+        with crafting(self.network, "frozen"):
+            every = torch.stack([_with_the_same_noise(logits, point) for point in points])
+        return bool((every - every[0]).abs().max() > 1e-6 * every.abs().max())
+
+
+_REMEDY = "clip or lower what overflows in it, or take Square, which needs no gradient"
+
+
+def _differentiate(total: Tensor, at: Tensor, retain_graph: bool = False) -> Tensor | None:
+    """The gradient of ``total`` to ``at``; None where no graph leads there."""
+    if not total.requires_grad:
+        return None
+    found: Tensor | None = torch.autograd.grad(total, at, retain_graph=retain_graph, allow_unused=True)[0]
+    return found
+
+
+def _with_the_same_noise(logits: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    with torch.random.fork_rng([at.device] if at.device.type == "cuda" else []):
+        return logits(at)
+
+
 def named_loss(loss: Loss | str) -> Loss:
     """The loss itself, or the one of that name.
 
@@ -60,7 +206,7 @@ def named_loss(loss: Loss | str) -> Loss:
     return loss
 
 
-def judge(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     """Loss of each example (B,) and whether it is misclassified (B,): mean and majority over so many passes.
 
     Separate passes, for networks may share one draw of their noise among the examples of a batch.
@@ -72,7 +218,7 @@ def judge(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: int) -> t
     return _mean([_checked(loss(each, y), y) for each in logits]), _majority([each.argmax(1) != y for each in logits])
 
 
-def input_gradient(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient (B, C, H, W) of each example's loss to its image, mean over passes, and what :func:`judge` gives."""
     x = x.detach().requires_grad_()
     gradients, losses, wrong = [], [], []
@@ -80,8 +226,7 @@ def input_gradient(network: nn.Module, loss: Loss, x: Tensor, y: Tensor, draws: 
         with torch.enable_grad():
             logits = network(x)
             each = _checked(loss(logits, y), y)
-            # the sum: an example's gradient does not depend on the others
-            gradients.append(torch.autograd.grad(each.sum(), x)[0])
+            gradients.append(network.gradient(each.sum(), x))  # the sum: examples do not depend on each other
         losses.append(each.detach())
         wrong.append(logits.argmax(1) != y)
     return _mean(gradients), _mean(losses), _majority(wrong)

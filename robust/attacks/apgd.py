@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, crafting, input_gradient, judge, named_loss
+from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
 from robust.threat_models import L1Ball, ThreatModel
@@ -73,20 +73,19 @@ class APGD:
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
-        with crafting(network, self.mode):
-            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
+        with attacking(network, self.mode, x, y) as (checked, x, y):
             found = x.clone()
-            _, wrong = judge(network, margin, x, y, self.eot_samples)
+            _, wrong = judge(checked, margin, x, y, self.eot_samples)
             left = (~wrong).nonzero().squeeze(1)
-            for loss in self._losses(network, x, y):
+            for loss in self._losses(checked, x, y):
                 if len(left) == 0:
                     break
                 part = threat_model.select(left)
-                found[left], wrong = self._run(network, part, x[left], y[left], loss(left))
+                found[left], wrong = self._run(checked, part, x[left], y[left], loss(left))
                 left = left[~wrong]
             return found
 
-    def _losses(self, network: nn.Module, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
+    def _losses(self, network: Checked, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
         """For each run what gives the loss of those examples that the run is about, by their indices."""
         logits = network(x)
         classes = logits.shape[1]
@@ -101,7 +100,7 @@ class APGD:
                 yield partial(_towards, order[:, rank])
 
     def _run(
-        self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss
+        self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,)."""
         if not (isinstance(threat_model, L1Ball) and self.wide_start):
@@ -124,7 +123,7 @@ class _Climb:
     """One run of the ascent: where it is, the best that it saw, and the first that was misclassified."""
 
     def __init__(
-        self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss, draws: int
+        self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss, draws: int
     ) -> None:
         self.threat_model = threat_model
         self.x = x

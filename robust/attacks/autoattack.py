@@ -12,11 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import crafting
+from robust.attacks._crafting import Checked, attacking, input_gradient
 from robust.errors import SettingError, require
+from robust.losses import margin
 from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
 
 _NORMS: dict[type, str] = {LinfBall: "Linf", L2Ball: "L2", L1Ball: "L1"}
+
+
+_STATE = 2  # of what a state file holds: before, "rand" kept what it had not broken as it was
 
 
 class AutoAttack:
@@ -61,7 +65,10 @@ class AutoAttack:
         self.state_folder = None if state_folder is None else Path(state_folder)
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-        """A misclassified image if one was found, else the image itself; (B, C, H, W).
+        """A misclassified image if one was found, else the image itself, or with ``"rand"`` the last that was tried.
+
+        With ``"rand"``, judge them again, each in several passes: all images are attacked, and one that a single pass
+        misclassifies may be classified correctly by the next.
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
@@ -75,48 +82,65 @@ class AutoAttack:
         assert isinstance(threat_model, LinfBall | L2Ball | L1Ball)
         assert norm is not None
         epsilon = threat_model.epsilon
-        with crafting(network, "eval"), _without_parameters(network), _undisturbed(x.device):
-            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
-            runner = self._runner(network, norm, epsilon, x)
-            path = self._state_path(network, norm, epsilon, x, y)
-            state = _load(path, x, network(x).argmax(1) == y)
+        with (
+            attacking(network, "eval", x, y) as (checked, x, y),
+            _without_parameters(network),
+            _undisturbed(x.device),
+        ):
+            require(x.dtype is torch.float32, "images", str(x.dtype), "give float32: pyautoattack computes in it")
+            runner = self._runner(checked, norm, epsilon, x, y)
+            path = self._state_path(checked, norm, epsilon, x, y)
+            state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
             for attack in [name for name in runner.attacks_to_run if name not in state["done"]]:
                 left = state["robust"].nonzero().squeeze(1)
                 if len(left) == 0:
                     break
-                self._attack(runner, attack, network, x[left], y[left], left, state)
+                self._attack(runner, attack, checked, threat_model, (x[left], y[left], left), state)
                 _save(path, state)
             found: Tensor = state["x_adv"]
             return found
 
     def _attack(
-        self, runner: Any, attack: str, network: nn.Module, x: Tensor, y: Tensor, left: Tensor, state: dict[str, Any]
+        self,
+        runner: Any,
+        attack: str,
+        network: Checked,
+        threat_model: ThreatModel,
+        batch: tuple[Tensor, Tensor, Tensor],
+        state: dict[str, Any],
     ) -> None:
-        """Run one attack of the ensemble on what is left, and note what it broke."""
+        """Run one attack of the ensemble on images, labels and indices of what remains, and note what it broke."""
+        x, y, left = batch
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
         part = parts.get(attack, runner.apgd)
         part.seed = self.seed
         if part is runner.apgd:
             part.loss = attack.removeprefix("apgd-")
         for first in range(0, len(x), self.batch_size):
-            batch = slice(first, first + self.batch_size)
-            found = part.perturb(x[batch], y[batch])
-            broken = network(found).argmax(1) != y[batch]
-            places = left[batch][broken]
-            state["x_adv"][places] = found[broken].detach()
-            state["robust"][places] = False
+            rows = slice(first, first + self.batch_size)
+            if self.version == "rand":
+                found = threat_model.project(_perturb_all(part, x[rows], y[rows]), x[rows])
+            else:
+                found = part.perturb(x[rows], y[rows]).detach()
+            broken = network(found).argmax(1) != y[rows]
+            replaced = torch.ones_like(broken) if self.version == "rand" else broken
+            state["x_adv"][left[rows][replaced]] = found[replaced]
+            state["robust"][left[rows][broken]] = False
         state["done"].append(attack)
 
-    def _runner(self, network: nn.Module, norm: str, epsilon: float, x: Tensor) -> Any:
+    def _runner(self, network: Checked, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:
         """The library's object with this version's settings, for this network."""
-        logits, again = network(x[: self.batch_size]), network(x[: self.batch_size])
+        x, y = x[: self.batch_size], y[: self.batch_size]
+        logits, again = network(x), network(x)
         least = 3 if self.version == "rand" else 4
         classes = logits.shape[1]
         require(classes >= least, "version", self.version, f"take PGD or APGD: it needs at least {least} classes")
         summed = bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-5).all())
         require(not summed, "network", "outputs that sum to 1", "give a network whose outputs are logits")
-        random = self.version != "rand" and not torch.allclose(logits, again, atol=1e-4)
+        difference = (logits - again).abs().max()
+        random = self.version != "rand" and bool(difference > 1e-4 * logits.abs().max())
         require(not random, "version", self.version, 'take "rand": two passes of this network differ')
+        input_gradient(network, margin, x, y, 1)  # it is only checked
         runner = self._library.AutoAttack(
             network, norm=norm, eps=epsilon, version=self.version, seed=self.seed, device=x.device
         )
@@ -125,14 +149,26 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, classes - 1)
         return runner
 
-    def _state_path(self, network: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Path | None:
+    def _state_path(self, network: Checked, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Path | None:
         if self.state_folder is None:
             return None
-        digest = hashlib.sha256(f"{self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
+        digest = hashlib.sha256(f"{_STATE} {self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
         for tensor in (x, y, *network.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         self.state_folder.mkdir(parents=True, exist_ok=True)
         return self.state_folder / f"autoattack-{digest.hexdigest()[:16]}.pt"
+
+
+def _perturb_all(part: Any, x: Tensor, y: Tensor) -> Tensor:
+    """What pyautoattack's APGD makes of all images (B, C, H, W): one that a pass misclassified, else of highest loss.
+
+    Its ``perturb`` leaves out what one pass misclassifies and returns what no pass did as it was: to a caller who
+    judges again with fresh noise, both would be clean images.
+    """
+    part.init_hyperparam(x)
+    torch.manual_seed(part.seed)
+    strongest, correct, _, misclassified = part.attack_single_run(x, y)
+    return torch.where(correct.bool()[:, None, None, None], strongest, misclassified).detach()
 
 
 def _load(path: Path | None, x: Tensor, correct: Tensor) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import crafting, input_gradient
+from robust.attacks._crafting import Checked, attacking, input_gradient
 from robust.attacks.pgd import PGD
+from robust.checks import check_label_shape, check_points
 from robust.errors import require
 from robust.losses import cross_entropy
 from robust.threat_models import L2Ball
@@ -37,13 +38,12 @@ class FGSMGrid:
 
     def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of the first size that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
-        with crafting(network, "eval"):
-            x, y = x.clone(), y.clone()
-            gradient, _, _ = input_gradient(network, cross_entropy, x, y, 1)
+        with attacking(network, "eval", x, y) as (checked, x, y):
+            gradient, _, _ = input_gradient(checked, cross_entropy, x, y, 1)
             found, left = x.clone(), torch.arange(len(x), device=x.device)
             for epsilon in self.epsilons:
                 at = (x[left] + epsilon * gradient[left].sign()).clamp(0.0, 1.0)
-                flipped = network(at).argmax(1) != y[left]
+                flipped = checked(at).argmax(1) != y[left]
                 found[left[flipped]] = at[flipped]
                 left = left[~flipped]
                 if len(left) == 0:
@@ -69,13 +69,12 @@ class GrowingPGD:
 
     def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of the first ball that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
-        with crafting(network, "eval"):
-            x, y = x.clone(), y.clone()
+        with attacking(network, "eval", x, y) as (checked, x, y):
             found, left = x.clone(), torch.arange(len(x), device=x.device)
             radius, diameter = self.first_radius, math.sqrt(x[0].numel())
             while len(left) > 0:
-                at = self.attack(network, L2Ball(radius), x[left], y[left])
-                flipped = network(at).argmax(1) != y[left]
+                at = self.attack.ascend(checked, L2Ball(radius), x[left], y[left], cross_entropy)
+                flipped = checked(at).argmax(1) != y[left]
                 found[left[flipped]] = at[flipped]
                 left = left[~flipped]
                 if radius >= diameter:
@@ -100,18 +99,26 @@ def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halving
     Returns:
         Points (B, C, H, W), of a class other than ``y`` except for failures; and their distance (B,) from ``x`` in l2,
         infinite for failures.
+
+    Raises:
+        SettingError: if images, classes or logits are not as said.
+        NonFiniteLogitsError: if logits are NaN or infinite.
     """
+    check_points(x_adv, x)
+    check_label_shape(y, len(x))
+    checked = Checked(network, y)
     shape = (-1, *[1] * (x.dim() - 1))
 
     def at(share: Tensor) -> Tensor:
         return torch.lerp(x, x_adv, share.view(shape)).clamp_(0.0, 1.0)  # rounding may leave the range
 
     low, high = torch.zeros_like(x.flatten(1)[:, 0]), torch.ones_like(x.flatten(1)[:, 0])
-    flips = network(at(high)).argmax(1) != y
+    flips = checked(at(high)).argmax(1) != y
     for _ in range(halvings):
         middle = 0.5 * (low + high)
-        flipped = network(at(middle)).argmax(1) != y
+        flipped = checked(at(middle)).argmax(1) != y
         low, high = torch.where(flipped, low, middle), torch.where(flipped, middle, high)
+    checked.finish()
     points = torch.where(flips.view(shape), at(high), x_adv)
     distance = (points - x).flatten(1).norm(dim=1)
     return points, torch.where(flips, distance, torch.inf)

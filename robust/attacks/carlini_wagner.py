@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, crafting
+from robust.attacks._crafting import MODES, Mode, attacking, input_gradient
 from robust.errors import require
 from robust.losses import margin
 from robust.threat_models import ThreatModel
@@ -60,14 +60,14 @@ class CarliniWagnerL2:
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
-        with crafting(network, self.mode):
-            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
+        with attacking(network, self.mode, x, y) as (checked, x, y):
             c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
             low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
             nearest, distance = x.clone(), torch.full_like(c, torch.inf)
-            distance[margin(network(x), y) > self.confidence] = 0.0
+            _, gap, _ = input_gradient(checked, margin, x, y, 1)  # the gradient is only checked
+            distance[gap > self.confidence] = 0.0
             for _ in range(self.searches):
-                found, square = self._minimise(network, x, y, c)
+                found, square = self._minimise(checked, x, y, c)
                 succeeded, nearer = square.isfinite(), square < distance
                 nearest[nearer], distance[nearer] = found[nearer], square[nearer]
                 low, high = torch.where(succeeded, low, c), torch.where(succeeded, c, high)

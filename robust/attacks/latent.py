@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import crafting
+from robust.attacks._crafting import Checked, crafting
+from robust.checks import check_label_shape, check_precision
 from robust.errors import require
 from robust.losses import cross_entropy
 
@@ -51,19 +52,39 @@ class LatentAttack:
             y: labels (B,).
             low: range of the codes, (Z,); ``codes`` are inside.
             high: its other end.
+
+        Raises:
+            SettingError: if codes, range, labels, logits or weights are not as said.
+            NonFiniteLogitsError: if logits are NaN or infinite.
+            GradientError: if gradients are, or the first is zero for all examples.
         """
+        _check_codes(codes, low, high)
+        check_precision(network)
+        check_label_shape(y, len(codes))
         low, high = torch.maximum(low, codes - self.epsilon), torch.minimum(high, codes + self.epsilon)
         with crafting(network, "eval"):
+            checked = Checked(network, y := y.to(torch.int64, copy=True))
             z = self.start(codes).clamp(low, high).requires_grad_()
             adam = torch.optim.Adam([z], lr=self.learning_rate, maximize=True)
             for _ in range(self.steps):
                 with torch.enable_grad():
-                    loss = cross_entropy(network(decode(z)), y).sum()
-                    (z.grad,) = torch.autograd.grad(loss, z)
+                    loss = cross_entropy(checked(decode(z)), y).sum()
+                    z.grad = checked.gradient(loss, z, lambda at: network(decode(at)))
                 adam.step()
                 z.copy_(z.clamp(low, high))
+            checked.finish()
             return z.detach()
 
     def start(self, codes: Tensor) -> Tensor:
         """Uniform in the ball around ``codes`` (B, Z)."""
         return codes + self.epsilon * (2 * torch.rand_like(codes) - 1)
+
+
+def _check_codes(codes: Tensor, low: Tensor, high: Tensor) -> None:
+    for name, value, dims in (("codes", codes, 2), ("low", low, 1), ("high", high, 1)):
+        shape = value.dim() == dims and value.numel() > 0 and value.shape[-1] == codes.shape[-1]
+        require(shape, name, tuple(value.shape), "give at least one code (B, Z), and a range of (Z,)")
+        bad = int((~value.isfinite()).sum())
+        require(bad == 0, name, f"{bad} values that are NaN or infinite", "give finite ones: the encoder has diverged")
+    outside = int(((codes < low) | (codes > high)).any(1).sum())
+    require(outside == 0, "codes", f"{outside} codes outside their range", "give a range that holds all codes")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import crafting
+from robust.attacks._crafting import Checked, attacking
 from robust.errors import require
 
 
@@ -98,34 +98,33 @@ class LinearizedBoundary:
             x: images (B, C, H, W) in [0, 1].
             y: the classes that it gives them, (B,).
         """
-        with crafting(network, "eval"):
-            x, y = x.clone(), y.clone()
-            tries, flat = self._linearize(network, x, y)
+        with attacking(network, "eval", x, y) as (checked, x, y):
+            tries, flat = self._linearize(checked, x, y)
             growth = torch.where(flat, self.flat_growth, self.growth)
-            return _Search(network, x, y, tries, growth, self.tolerance).run(self.tries)
+            return _Search(checked, x, y, tries, growth, self.tolerance).run(self.tries)
 
-    def _linearize(self, network: nn.Module, x: Tensor, y: Tensor) -> tuple[_Tries, Tensor]:
+    def _linearize(self, network: Checked, x: Tensor, y: Tensor) -> tuple[_Tries, Tensor]:
         """One try for each image and other class, and whether its gradient is small."""
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             logits = network(at)
-            each = [torch.autograd.grad(f.sum(), at, retain_graph=True)[0].flatten(1) for f in logits.unbind(1)]
-        gradients, logits = torch.stack(each, 1), logits.detach()
+            gradients = network.gradients(logits, at)
+        logits = logits.detach()
         image = torch.arange(len(x), device=x.device)
         others = torch.ones_like(logits, dtype=torch.bool).scatter(1, y[:, None], False)
         image, target = others.nonzero(as_tuple=True)
         v = gradients[image, y[image]] - gradients[image, target]
         offset = logits[image, target].double() - logits[image, y[image]].double()
-        offset = offset.clamp(max=-1e-6)  # at a tie the least step may flip
+        # at a tie the least step may flip: one of length 1e-6, whatever the scale of the logits
+        offset = torch.minimum(offset, -1e-6 * v.double().norm(dim=1))
+        # 0.01 depends on that scale; it is the source's, and changes but the pace of the search
         return _Tries(image, offset, BoxedHalfspace(v, x.flatten(1)[image])), v.abs().mean(1) < 0.01
 
 
 class _Search:
     """The state of the search over factors of the gap; all of it has one row a try, but ``best`` one an image."""
 
-    def __init__(
-        self, network: nn.Module, x: Tensor, y: Tensor, tries: _Tries, growth: Tensor, tolerance: float
-    ) -> None:
+    def __init__(self, network: Checked, x: Tensor, y: Tensor, tries: _Tries, growth: Tensor, tolerance: float) -> None:
         self.network, self.x, self.y, self.tries = network, x, y, tries
         self.growth, self.tolerance = growth, tolerance
         self.found = x.clone()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, crafting, input_gradient, judge
+from robust.attacks._crafting import MODES, Mode, attacking, input_gradient, judge
 from robust.attacks.pgd import unblocked
 from robust.errors import require
 from robust.losses import cross_entropy
@@ -60,13 +60,12 @@ class MultiSteepestDescent:
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
-        with crafting(network, self.mode):
-            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
+        with attacking(network, self.mode, x, y) as (checked, x, y):
             x_adv = x
             for _ in range(self.steps):
-                gradient, _, _ = input_gradient(network, cross_entropy, x_adv, y, draws=1)
+                gradient, _, _ = input_gradient(checked, cross_entropy, x_adv, y, draws=1)
                 tried = torch.stack([self._step(norm, ball, gradient, x_adv, x) for norm, ball in balls.items()])
-                losses = torch.stack([judge(network, cross_entropy, images, y, draws=1)[0] for images in tried])
+                losses = torch.stack([judge(checked, cross_entropy, images, y, draws=1)[0] for images in tried])
                 x_adv = tried[losses.argmax(0), torch.arange(len(x), device=x.device)]
             return x_adv
 

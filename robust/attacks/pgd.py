@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, crafting, input_gradient, judge, named_loss
+from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss
 from robust.threat_models import L1Ball, ThreatModel
@@ -88,17 +88,19 @@ class PGD:
                 ``lambda logits, y: kl(logits, clean_logits)``.
 
         Raises:
-            SettingError: if the loss is not one number per example, or given here with early stopping.
+            SettingError: if the loss is not one number per example, or given here with early stopping; if images,
+                labels, logits or weights are not as said.
+            NonFiniteLogitsError: if logits are NaN or infinite.
+            GradientError: if gradients are, or the first is zero for all examples.
         """
         require(loss is None or not self.early_stop, "early_stop", True, "turn it off: the loss is of whole batches")
         loss = loss or self.loss
-        with crafting(network, self.mode):
-            x, y = x.clone(), y.clone()  # tensors of inference mode cannot enter a graph
+        with attacking(network, self.mode, x, y) as (checked, x, y):
             if self.restarts == 1 and not self.early_stop:
-                return self._ascend(network, threat_model, x, y, loss)
-            return self._strongest(network, threat_model, x, y, loss)
+                return self.ascend(checked, threat_model, x, y, loss)
+            return self._strongest(checked, threat_model, x, y, loss)
 
-    def _strongest(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    def _strongest(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         """Best of no perturbation and all restarts: misclassified first, loss second."""
         best = x.clone()
         best_loss, broken = judge(network, loss, x, y, self.eot_samples)
@@ -107,15 +109,15 @@ class PGD:
             if len(left) == 0:
                 break
             part, images, labels = threat_model.select(left), x[left], y[left]
-            found = self._ascend(network, part, images, labels, loss)
+            found = self.ascend(network, part, images, labels, loss)
             value, wrong = judge(network, loss, found, labels, self.eot_samples)
             better = (wrong & ~broken[left]) | ((wrong == broken[left]) & (value > best_loss[left]))
             chosen = left[better]
             best[chosen], best_loss[chosen], broken[chosen] = found[better], value[better], wrong[better]
         return best
 
-    def _ascend(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
-        """One run, (B, C, H, W): the last iterate or, with early stopping, the first that is misclassified."""
+    def ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+        """One run on checked images, (B, C, H, W): the last iterate or, stopping early, the first misclassified."""
         x_adv = self._started(threat_model, x)
         found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
@@ -142,8 +144,8 @@ class PGD:
 
 def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
     """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
-    probe = x_adv + 1e-6 * gradient.sign()  # a pixel at the end may be off it by rounding
-    return gradient * (probe == probe.clamp(0.0, 1.0))
+    end = 1.0 - 2 * torch.finfo(x_adv.dtype).eps  # x + (1 - x) may be below 1 by rounding, x - x is 0
+    return gradient.clamp(min=0).mul_(x_adv < end).add_(gradient.clamp(max=0).mul_(x_adv > 0.0))
 
 
 class FGSM(PGD):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, crafting, judge
+from robust.attacks._crafting import MODES, Mode, attacking, judge
 from robust.errors import require
 from robust.losses import margin
 from robust.threat_models import PixelBox, ThreatModel
@@ -52,9 +52,9 @@ class Square:
         kind = type(threat_model).__name__
         require(isinstance(threat_model, PixelBox), "threat_model", kind, "take APGD: Square searches boxes only")
         assert isinstance(threat_model, PixelBox)
-        with crafting(network, self.mode):
+        with attacking(network, self.mode, x, y) as (checked, x, y):
             best = x.clone()
-            loss, wrong = judge(network, margin, x, y, self.eot_samples)
+            loss, wrong = judge(checked, margin, x, y, self.eot_samples)
             left = (~wrong).nonzero().squeeze(1)
             budgets = threat_model.budgets.to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
@@ -67,7 +67,7 @@ class Square:
                 else:
                     moved = torch.where(self._squares(images, query), images + _signs(images) * ends, best[left])
                 tried = PixelBox(ends).project(moved, images)
-                value, wrong = judge(network, margin, tried, y[left], self.eot_samples)
+                value, wrong = judge(checked, margin, tried, y[left], self.eot_samples)
                 better = (value > loss[left]) | wrong
                 chosen = left[better]
                 best[chosen], loss[chosen] = tried[better], value[better]

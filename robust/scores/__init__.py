@@ -10,6 +10,7 @@ from robust.scores.framework import (
     always,
     basic_measure,
     draw_epsilons,
+    predicted,
     share,
 )
 from robust.scores.margins import Margins, area_under_curve, diameter, margin_curve, nearest_boundary
@@ -36,5 +37,6 @@ __all__ = [
     "draw_epsilons",
     "margin_curve",
     "nearest_boundary",
+    "predicted",
     "share",
 ]

@@ -26,11 +26,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robust.checks import check_images, check_logits
 from robust.scores.samplers import Neighbours, Sampler, UniformBall
 
 Classify = Callable[[Tensor], Tensor]
+
+
+def predicted(network: nn.Module, x: Tensor) -> Tensor:
+    """Classes (N,) of images (N, C, H, W), for :meth:`Score.measure`.
+
+    Raises:
+        NonFiniteLogitsError: if logits are NaN or infinite: all images would be of the same class, the best score.
+    """
+    logits: Tensor = network(x)
+    check_logits(logits, len(x))
+    return logits.argmax(1)
 
 
 def share(p: Tensor) -> Tensor:
@@ -98,11 +110,15 @@ class Score:
         """Basic measure (B, E), and the samples that it was taken on.
 
         Args:
-            classify: images (N, C, H, W) to predicted classes (N,).
+            classify: images (N, C, H, W) to predicted classes (N,), such as :func:`predicted` of a network.
             x: images (B, C, H, W).
             epsilons: radii (E,).
             keys: of the draws, one for each image.
+
+        Raises:
+            SettingError: if they are no images in [0, 1].
         """
+        check_images(x)
         found = self.sampler(x, epsilons, keys)
         predicted = classify(found.images.flatten(0, 1)).view(found.images.shape[:2])
         return basic_measure(predicted == classify(x)[:, None], found.inside), found

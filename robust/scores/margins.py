@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks import BoundaryAttack, crafting, to_boundary
+from robust.checks import check_images, check_logits, check_precision
 
 
 class Margins(NamedTuple):
@@ -41,16 +42,20 @@ def nearest_boundary(
         halvings: of the segment from the image to what the attack found.
 
     Raises:
+        SettingError: if images, logits or weights are not as said.
+        NonFiniteLogitsError: if logits are NaN or infinite.
         RuntimeError: if a point found does not change the class or leaves [0, 1]; the margin would be wrong.
     """
+    check_precision(network, "scores")
+    check_images(x)
     with crafting(network, "eval"):
         x = x.clone()
-        y = network(x).argmax(1)
+        y = _classes(network, x)
         points, distances = [], []
         for name, attack in attacks.items():
             point, distance = to_boundary(network, x, attack(network, x, y), y, halvings)
             failed = distance.isinf()
-            valid = (failed | (network(point).argmax(1) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
+            valid = (failed | (_classes(network, point) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
             if not valid.all():
                 raise RuntimeError(
                     f"invalid attack {name}: {int((~valid).sum())} of {len(x)} images keep their class or leave [0, 1]"
@@ -67,6 +72,13 @@ def nearest_boundary(
             table,
             torch.where(failed.view(-1, *[1] * (x.dim() - 1)), x, chosen),
         )
+
+
+def _classes(network: nn.Module, x: Tensor) -> Tensor:
+    logits = network(x)
+    check_logits(logits, len(x))
+    classes: Tensor = logits.argmax(1)
+    return classes
 
 
 def margin_curve(margins: Tensor, epsilons: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from robust.checks import check_images
 from robust.errors import require
 from robust.networks.autoencoder import Autoencoder, load_autoencoder
+from robust.scores.cut_ball import draw_from_cut_balls
 
 Labelling = Callable[[Tensor], Tensor]
 
@@ -34,44 +36,34 @@ class Sampler(Protocol):
 
 
 class UniformBall:
-    """Q uniform on [0, 1]^m: samples of ball and cube's intersection.
+    """Q uniform on [0, 1]^m: independent and exactly uniform samples of ball and cube's intersection.
 
-    Drawn by Gibbs sampling: pixel by pixel from the uniform distribution that the others leave it. Exact for one
-    pixel; close to it after some sweeps. It takes m * sweeps steps, and memory for E * samples images.
+    See :mod:`robust.scores.cut_ball`. Drawn on the CPU; memory for E * samples images.
 
     Args:
         samples: for each image and radius.
-        sweeps: over all pixels.
 
     Raises:
-        SettingError: if a setting is below 1.
+        SettingError: if there are none; on use, if images are outside [0, 1] or radii negative or not finite.
     """
 
-    def __init__(self, samples: int = 100, sweeps: int = 10) -> None:
+    def __init__(self, samples: int = 100) -> None:
         require(samples >= 1, "samples", samples, "give at least 1")
-        require(sweeps >= 1, "sweeps", sweeps, "give at least 1")
-        self.samples, self.sweeps = samples, sweeps
+        self.samples = samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
         """See :meth:`Sampler.__call__`."""
-        E, flat = len(epsilons), x.flatten(1)
-        count = E * self.samples
-        radius = epsilons.to(x).repeat_interleave(self.samples)
-        generators = [seeded(key) for key in keys]
-        delta = torch.zeros(flat.shape[1], len(x), count, dtype=x.dtype, device=x.device)
-        square = torch.zeros_like(delta[0])
-        for _ in range(self.sweeps):
-            size = (flat.shape[1], count)
-            drawn = torch.stack([torch.rand(size, generator=g, dtype=x.dtype) for g in generators], 1).to(x.device)
-            for pixel, before in enumerate(flat.unbind(1)):
-                square -= delta[pixel].square()
-                room = (radius.square() - square).clamp(min=0).sqrt()
-                low, high = torch.maximum(-room, -before[:, None]), torch.minimum(room, 1 - before[:, None])
-                delta[pixel] = low + (high - low) * drawn[pixel]
-                square += delta[pixel].square()
-        images = (flat[:, None] + delta.permute(1, 2, 0)).clamp(0.0, 1.0)
-        own = torch.arange(count, device=x.device) // self.samples == torch.arange(E, device=x.device)[:, None]
-        return Neighbours(images.view(len(x), count, *x.shape[1:]), own.expand(len(x), -1, -1))
+        check_images(x)
+        fits = bool(((epsilons >= 0) & epsilons.isfinite()).all())
+        require(fits, "epsilons", epsilons.tolist(), "give finite radii of at least 0")
+        E, count = len(epsilons), len(epsilons) * self.samples
+        images = torch.empty(len(x), count, *x.shape[1:], dtype=x.dtype)
+        for image, own, key in zip(images, x.cpu(), keys, strict=True):
+            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, seeded(key))
+            image.copy_((own.double() + delta.view_as(image)).clamp(0.0, 1.0))
+        index = torch.arange(count, device=x.device) // self.samples
+        inside = index == torch.arange(E, device=x.device)[:, None]
+        return Neighbours(images.to(x.device), inside.expand(len(x), -1, -1))
 
 
 class OnManifold:

@@ -87,8 +87,8 @@ def test_a_joint_step_descends_the_loss_in_both_and_the_regulariser_in_theta():
 def test_phases(update):
     module = small_module(noise_delay=1, adversarial_delay=2, theta_update=update)
     attacked, seen = [], []
-    ascend = module.attack._ascend
-    module.attack._ascend = lambda *arguments: attacked.append(module.current_epoch) or ascend(*arguments)
+    ascend = module.attack.ascend
+    module.attack.ascend = lambda *arguments: attacked.append(module.current_epoch) or ascend(*arguments)
     module.on_train_epoch_end = lambda: seen.append((injections(module.classifier)[0].enabled, split(module)))
     before = split(module)
     trainer = fit(module, epochs=3)

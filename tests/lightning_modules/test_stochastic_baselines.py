@@ -76,8 +76,8 @@ def test_a_step_descends_the_methods_risk(method, settings, risk):
 
 def test_images_are_attacked_after_the_delay():
     module, epochs = module_of(ParametricNoiseInjection, adversarial_delay=2), []
-    ascend = module.attack._ascend
-    module.attack._ascend = lambda *arguments: epochs.append(module.current_epoch) or ascend(*arguments)
+    ascend = module.attack.ascend
+    module.attack.ascend = lambda *arguments: epochs.append(module.current_epoch) or ascend(*arguments)
     fit(module, epochs=4)
     assert epochs == [2, 3]
 

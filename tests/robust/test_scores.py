@@ -68,8 +68,8 @@ def test_r1_of_two_gaussians_is_the_integral_of_the_distance_to_the_boundary():
     walls = GRID[1:][labels[1:] != labels[:-1]]
     assert len(walls) == 2
     expected = (GRID[:, None] - walls).abs().amin(1).mean()
-    epsilons = (torch.arange(30) + 0.5).double() / 30
-    found = estimated(R1(UniformBall(samples=100, sweeps=1)), bayes, torch.zeros(1500, 1, 1, 1).double(), epsilons)
+    epsilons = (torch.arange(15) + 0.5).double() / 15
+    found = estimated(R1(UniformBall(samples=100)), bayes, torch.zeros(1500, 1, 1, 1).double(), epsilons)
     assert found["integral"] == pytest.approx(float(expected), rel=0.03)
     assert found["normalized"] == pytest.approx(float(expected), rel=0.03)
 
@@ -81,7 +81,7 @@ def test_r2_of_two_gaussians_by_samples_weighs_by_the_density():
     expected = ((GRID[:, None] - walls).abs().amin(1) * weights).sum() / weights.sum()
     x = mixture(500, torch.Generator().manual_seed(0))
     epsilons = (torch.arange(40) + 0.5).double() / 40
-    found = estimated(R2(UniformBall(samples=150, sweeps=1)), bayes, x, epsilons)
+    found = estimated(R2(UniformBall(samples=150)), bayes, x, epsilons)
     assert found["integral"] == pytest.approx(float(expected), rel=0.05)
 
 
@@ -118,7 +118,7 @@ def test_r3_of_two_gaussians_sees_the_worst_of_the_data():
 def test_a_constant_classifier_has_the_largest_score(make):
     shape = (1, 3, 4)
     x = torch.rand(5, *shape, generator=torch.Generator().manual_seed(0))
-    sampler = UniformBall(3, 2) if make in (R1, R2) else FromData(torch.rand(20, *shape))
+    sampler = UniformBall(3) if make in (R1, R2) else FromData(torch.rand(20, *shape))
     epsilons = draw_epsilons(50, shape, seed=0)
     found = estimated(make(sampler), lambda images: torch.zeros(len(images)), x, epsilons)
     assert found["normalized"] == pytest.approx(1)
@@ -140,7 +140,7 @@ def test_samples_of_the_ball_are_inside_and_uniform():
     """In two dimensions against rejection from the square."""
     x = torch.tensor([[0.1, 0.6]]).view(1, 1, 1, 2)
     epsilons = torch.tensor([0.3, 0.8])
-    found = UniformBall(20_000, 20)(x, epsilons, [7])
+    found = UniformBall(20_000)(x, epsilons, [7])
     assert found.images.min() >= 0
     assert found.images.max() <= 1
     square = torch.rand(400_000, 2, generator=torch.Generator().manual_seed(0))
@@ -161,7 +161,7 @@ def test_draws_depend_on_the_key_alone():
         autoencoder.decoder[-2].weight.mul_(100)
     x = torch.rand(3, 1, 16, 16)
     epsilons = torch.tensor([1.0, 4.0])
-    for sampler in (UniformBall(4, 1), OnManifold(autoencoder, samples=4)):
+    for sampler in (UniformBall(4), OnManifold(autoencoder, samples=4)):
         together = sampler(x, epsilons, [5, 6, 7])
         torch.manual_seed(99)
         alone = sampler(x[1:2], epsilons, [6])
@@ -232,7 +232,6 @@ def test_radii_are_uniform_up_to_the_diameter_and_belong_to_the_seed():
     ("make", "message"),
     [
         (lambda: UniformBall(samples=0), "samples: got 0"),
-        (lambda: UniformBall(sweeps=0), "sweeps: got 0"),
         (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), sigma=0), "sigma: got 0"),
         (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), samples=0), "samples: got 0"),
         (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), "absent.ckpt"), "checkpoint: got 'absent.ckpt'; no such"),

@@ -94,12 +94,62 @@ class Noisy(nn.Module):
         return self.network(x + 0.1 * torch.randn_like(x))
 
 
-def test_networks_that_draw_random_numbers_need_the_rand_version(trained, library, monkeypatch):
+def test_networks_that_draw_random_numbers_need_the_rand_version(trained, library):
     network, x, y = Noisy(trained[0]), trained[1][:10], trained[2][:10]
     with pytest.raises(SettingError, match=r"version: got 'standard'; take .rand."):
         AutoAttack()(network, LinfBall(0.1), x, y)
-    monkeypatch.setattr(library.autoattack.APGDAttack, "perturb", lambda self, x, y: x + 0.01 * self.eot_iter / 20)
-    AutoAttack("rand")(network, LinfBall(0.1), x, y)
+
+
+class Shaken(nn.Module):
+    """Linear logits with noise that flips some verdicts from pass to pass."""
+
+    def __init__(self, noise):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.noise = nn.Linear(36, 5), noise
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) + self.noise * torch.randn(len(x), 5)
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.01), L2Ball(0.1), L1Ball(0.1)], ids=["linf", "l2", "l1"])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_rand_version_returns_no_image_as_it_was(library, monkeypatch, ball, noise):
+    """Neither what it has not broken, nor what a single noisy pass has misclassified: the caller judges all again."""
+
+    class Short(library.AutoAttack):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.apgd.n_iter = self.apgd.n_iter_orig = 10
+            self.apgd.eot_iter = 3
+
+    monkeypatch.setattr(library, "AutoAttack", Short)
+    network = Shaken(noise)
+    x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    y = network.linear(x.flatten(1)).argmax(1)
+    x_adv = AutoAttack("rand")(network, ball, x, y)
+    assert (x_adv != x).flatten(1).any(1).all()
+    assert ball.contains(x_adv, x).all()
+    margin = margins(network.linear, x_adv, y) - margins(network.linear, x, y)
+    assert (margin < 0).float().mean() > (0.95 if noise == 0 else 0.6)  # perturbed towards the boundary
+    assert (network.linear(x_adv.flatten(1)).argmax(1) == y).float().mean() > 0.5  # most are not broken
+
+
+def margins(linear, x, y):
+    logits = linear(x.flatten(1)).detach()
+    label = logits.gather(1, y[:, None]).squeeze(1)
+    return label - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def test_a_small_scale_of_the_logits_hides_no_noise(library):
+    class Tiny(Noisy):
+        def forward(self, x):
+            return 1e-8 * super().forward(x)
+
+    network = Tiny(nn.Sequential(nn.Flatten(), nn.Linear(36, 5)))
+    x = torch.rand(4, 1, 6, 6)
+    with pytest.raises(SettingError, match="two passes of this network differ"):
+        AutoAttack()(network, LinfBall(0.1), x, torch.arange(4))
 
 
 def test_what_it_refuses(trained, library):
