@@ -25,4 +25,4 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     try:
         verifier.margins(module.classifier, box, y)
     except SettingError as error:
-        raise SettingError(setting, type(verifier).__name__, str(error)) from error
+        raise type(error)(setting, type(verifier).__name__, str(error)) from error

@@ -64,7 +64,8 @@ class LearnedBudgets:
 
     Raises:
         SettingError: if the range is impossible or not that of the checkpoint's training, or not given where the
-            checkpoint does not say it; if the checkpoint is absent, has no generator or that of another architecture; on use, if the generator's outputs are not of the images' shape.
+            checkpoint does not say it; if the checkpoint is absent, has no generator or that of another architecture;
+            on use, if the generator's outputs are not of the images' shape.
     """
 
     def __init__(
