@@ -97,7 +97,7 @@ def test_labels_of_plain_loaders(function, labels, found):
 def test_the_batch_is_named():
     x = X.clone()
     x[11] = 2.0
-    with pytest.raises(SettingError, match="^images of test batch 2: got 'values from "):
+    with pytest.raises(SettingError, match=r"^images of test batch 2: got 'values from "):
         call("test", StandardTraining(small()), x, Y, batch_size=4)
 
 
@@ -144,11 +144,11 @@ def test_batches_that_are_none(function, batch, message):
 def test_a_method_of_two_batches_a_step():
     module = RobustnessScoreTraining(small(), AdversarialGenerator(), warmup_epochs=0, generator_epochs=0)
     loader = DataLoader(TensorDataset(X, Y), 8)
-    with pytest.raises(SettingError, match="^train batch 0: got 'list of 2'; the method takes 2 batches a step"):
+    with pytest.raises(SettingError, match=r"^train batch 0: got 'list of 2'; the method takes 2 batches a step"):
         trainer_with(max_epochs=1).fit(module, loader)
     trainer_with(max_epochs=1).fit(module, CombinedLoader([loader, loader], "min_size"))
     both = CombinedLoader([loader, DataLoader(TensorDataset(2 * X, Y), 8)], "min_size")
-    with pytest.raises(SettingError, match="^images of train batch 0: got 'values from"):
+    with pytest.raises(SettingError, match=r"^images of train batch 0: got 'values from"):
         trainer_with(max_epochs=1).fit(module, both)
 
 
@@ -205,7 +205,7 @@ def test_the_first_batch_of_such_logits_is_named():
 def test_validation_inside_fit_is_checked():
     module = StandardTraining(broken_network())
     trainer = trainer_with(max_epochs=1, num_sanity_val_steps=1)
-    with pytest.raises(NonFiniteLogitsError, match="^validation batch 0, "):
+    with pytest.raises(NonFiniteLogitsError, match=r"^validation batch 0, "):
         trainer.fit(module, datamodule=Digits())
 
 
@@ -214,7 +214,7 @@ def test_an_autoencoder_that_gives_no_numbers():
     with torch.no_grad():
         for weight in module.autoencoder.decoder.parameters():
             weight.fill_(math.nan)
-    with pytest.raises(NonFiniteLogitsError, match="^test batch 0, autoencoder: got NaN"):
+    with pytest.raises(NonFiniteLogitsError, match=r"^test batch 0, autoencoder: got NaN"):
         call("test", module, X, Y)
 
 
@@ -288,7 +288,7 @@ def test_standard_training_goes_on_in_half_precision():
     call("fit", module, X, Y, precision="bf16-true")
     (metrics,) = call("test", module, X, Y, precision="bf16-true")
     assert 0 <= metrics["test/clean_error"] <= 1
-    with pytest.raises(SettingError, match="^images of test batch 0: got 'values from"):
+    with pytest.raises(SettingError, match=r"^images of test batch 0: got 'values from"):
         call("test", module, 2 * X, Y, precision="bf16-true")
 
 
