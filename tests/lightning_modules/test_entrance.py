@@ -1,4 +1,4 @@
-"""What enters training and evaluations is checked, whichever loader it comes from: images, labels, logits, precision."""
+"""What enters training and evaluations is checked, whichever loader it comes from: images, labels, precision."""
 
 import json
 import math
