@@ -19,7 +19,10 @@ import datamodules
 import lightning_modules
 from cli_errors import OneLineParser, causes, lightnings_choice, refuse_null
 from lightning_modules.base.settings import ResumeSettings
-from robust.errors import NonFiniteLossError, SettingError, require
+from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
+
+# what a user can do something about
+ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
 
 
 class RobustCLI(LightningCLI):
@@ -112,7 +115,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     try:
         RobustCLI(args)
-    except (SettingError, NonFiniteLossError, MisconfigurationException) as error:
+    except ONE_LINE as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
 

@@ -12,13 +12,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_modules.base import Batch, RobustClassifier
+from callbacks._order import Verdict, check_against_others
+from callbacks._places import Places
+from lightning_modules.base import Batch, RobustClassifier, check_precision
+from robust.attacks import crafting
 from robust.errors import require
-from robust.threat_models import LinfBall, ThreatModel
+from robust.threat_models import L1Ball, L2Ball, LinfBall, Norm, ThreatModel
 
 Stage = Literal["val", "test"]
 # It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
 Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
+Ball = LinfBall | L2Ball | L1Ball
+BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 class AttackingEvaluation(Callback, ABC):
@@ -32,10 +37,24 @@ class AttackingEvaluation(Callback, ABC):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.metrics: dict[str, Metric] = {}
+        self.certified: list[Verdict] = []  # of the last batch
+        self.broken: list[Verdict] = []
+        self._places = Places()
+        self._tried = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See :func:`check_place`."""
+        """See :func:`check_place`, and refuse weights of half precision."""
         check_place(self, trainer, pl_module)
+        if stage != "predict":
+            check_precision(pl_module, trainer, type(self).__name__)
+        self._tried = False
+
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Run what may not fit the module on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), first of all.
+
+        Raises:
+            SettingError: if it does not fit.
+        """
 
     def subjects(self, module: LightningModule) -> set[str]:
         """What the names of the figures depend on, beside the class; one for each set of figures."""
@@ -62,8 +81,28 @@ class AttackingEvaluation(Callback, ABC):
     def on_batch(self, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch where attacks can take gradients."""
         x, y = batch
+        self.certified, self.broken = [], []
+        self._places.advance(module.trainer, x)
         with torch.inference_mode(False), torch.no_grad():
             self.evaluate(module, x.clone(), y.clone(), batch_idx)  # those of inference mode cannot enter a graph
+        self._compare(module.trainer)
+
+    def note_broken(self, module: RobustClassifier, threat_model: ThreatModel, broken: Tensor, attack: str) -> None:
+        """Keep a verdict, bool (B,), for the comparison with others; that on a network with noise is one of chance."""
+        if not module.stochastic:
+            self.broken.append(Verdict(threat_model, broken, f"as they are or under {attack}"))
+
+    def _compare(self, trainer: Trainer) -> None:
+        """Check this evaluation's verdicts on the batch against those of the others that have had it before."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
+        others = [other for other in before if isinstance(other, AttackingEvaluation) and self._same_batch(other)]
+        for other in others:
+            check_against_others(self.certified, other.broken, self._places.last)
+            check_against_others(other.certified, self.broken, self._places.last)
+
+    def _same_batch(self, other: AttackingEvaluation) -> bool:
+        return torch.equal(self._places.last, other._places.last)
 
     def on_end(self, stage: Stage, module: RobustClassifier) -> None:
         """Log what was counted."""
@@ -71,11 +110,50 @@ class AttackingEvaluation(Callback, ABC):
             for name, value in self.report(stage, module).items():
                 # synchronised by the metrics themselves; sync_dist only averages values that are already equal
                 module.log(f"{stage}/{name}", value, sync_dist=True)
-        self.metrics = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Reset metrics and verdicts; a stopped evaluation may have left some."""
+        self.metrics, self.certified, self.broken, self._places = {}, [], [], Places()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Try out before training what does not depend on weights, if the data module says what the images are."""
+        self._try(trainer, pl_module, None)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
+    ) -> None:
+        """Try out before the first step, at the latest."""
+        self._try(trainer, pl_module, batch)
+
+    def on_validation_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Try out before the first batch."""
+        self._try(trainer, pl_module, batch)
+
+    def on_test_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Try out before the first batch."""
+        self._try(trainer, pl_module, batch)
+
+    def _try(self, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
+        """Try out, once a run, on a blank image of the data's shape, as soon as that is known."""
+        if self._tried:
+            return
+        shape = getattr(getattr(trainer, "datamodule", None), "image_shape", None) or _image_shape(batch)
+        if shape is None:
+            return
+        self._tried = True
+        dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
+        with crafting(module, "eval"), seeded(module.device, self.seed):
+            blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
+            self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an evaluation that was stopped had counted."""
-        self.metrics = {}
+        """Reset."""
+        self.forget()
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -136,8 +214,8 @@ class ValidatingEvaluation(AttackingEvaluation):
         )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what an evaluation that was stopped had counted."""
-        self.metrics = {}
+        """Reset."""
+        self.forget()
 
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -201,18 +279,26 @@ def attacked(name: str, attack: Attack, network: nn.Module, threat_model: Threat
     return x_adv
 
 
-def linf_ball(setting: str, epsilon: float | None, module: RobustClassifier, x: Tensor) -> LinfBall:
-    """The linf ball of that radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
+def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
+    """The ball of that norm and radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
 
     Raises:
-        SettingError: if no radius is given and the module has no linf ball.
+        SettingError: if no radius is given and the module has no ball of that norm.
     """
+    kind = BALLS[norm]
     if epsilon is not None:
-        return LinfBall(epsilon)
+        return kind(epsilon)
     own = module.threat_models(x, module.epsilon)
-    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, LinfBall)]
-    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a linf ball")
+    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, kind)]
+    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
     return balls[0]
+
+
+def _image_shape(batch: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of the images in a batch, or in the first of several; None if it holds no images."""
+    while isinstance(batch, list | tuple) and len(batch) > 0:
+        batch = batch[0]
+    return tuple(batch.shape[1:]) if isinstance(batch, Tensor) and batch.dim() == 4 else None
 
 
 def _name(attack: Attack) -> str:

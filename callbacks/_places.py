@@ -15,16 +15,21 @@ class Places:
     """Counts the examples that this process has evaluated.
 
     Evaluation gives process r of n the examples r, r + n, r + 2n, ... of the data.
+
+    Attributes:
+        last: indices (B,) of the last batch in the data.
     """
 
     def __init__(self) -> None:
         self._seen = 0
+        self.last = torch.zeros(0, dtype=torch.long)
 
-    def of(self, trainer: Trainer, x: Tensor) -> Tensor:
-        """Places (B,) of the next batch ``x`` (B, ...)."""
+    def advance(self, trainer: Trainer, x: Tensor) -> Tensor:
+        """Indices (B,) of the next batch ``x`` (B, ...)."""
         own = torch.arange(self._seen, self._seen + len(x), device=x.device)
         self._seen += len(x)
-        return trainer.global_rank + trainer.world_size * own
+        self.last = trainer.global_rank + trainer.world_size * own
+        return self.last
 
 
 def log_folder(trainer: Trainer) -> Path:

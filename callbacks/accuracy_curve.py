@@ -99,6 +99,7 @@ class AccuracyCurve(AttackingEvaluation):
                     with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
                         found = attacked(name, attack, module, threat_model, x[left], y[left])
                         right[:, left], _ = verdicts(module, found, y[left], passes)
+                self.note_broken(module, threat_model, ~right.any(0), name)
                 self._count(name, epsilon, right)
 
     def _count(self, name: str, epsilon: float, right: Tensor) -> None:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded
+from callbacks._attacking import Attack, ValidatingEvaluation, attacked, norm_ball, seeded
 from callbacks._stochastic import MEAN_NETWORK, variants, verdicts
 from lightning_modules.base import RobustClassifier
+from robust.bounds.verifier import full_precision
 from robust.errors import require
 from robust.metrics import Accuracy, AccuracyDeviation
 from robust.networks import noise_sources, without_noise
-from robust.threat_models import L1Ball, L2Ball, PixelBox, ThreatModel
+from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
 
 TAKEN = ("clean", "union", "average")
 
@@ -25,15 +26,32 @@ TAKEN = ("clean", "union", "average")
 class AttackCase:
     """An attack in a threat model.
 
+    It searches in ``threat_model``, or in the ball of ``norm``; by default in each of the module's threat models.
+
     Args:
         attack: called as ``attack(network, threat_model, x, y)``, returns images; of :mod:`robust.attacks`, or any.
-        threat_model: where it searches; by default each of the module's own, of the module's epsilon.
+        threat_model: where it searches.
         group: cases of the same group are counted together, e.g. all those of one norm.
+        norm: of the ball in which it searches.
+        epsilon: the ball's radius, in pixel units; by default that of the module's ball of this norm, if it has one.
+
+    Raises:
+        SettingError: if there is a threat model and a norm, or a radius without norm, or it is out of its range.
     """
 
     attack: Attack
     threat_model: PixelBox | L2Ball | L1Ball | None = None
     group: str | None = None
+    norm: Norm | None = None
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        one = self.norm is None or self.threat_model is None
+        require(one, "AttackCase.norm", self.norm, "leave out the norm or the threat_model")
+        remedy = "give the norm of which it is the radius, or a threat_model with its own"
+        require(self.epsilon is None or self.norm is not None, "AttackCase.epsilon", self.epsilon, remedy)
+        if self.norm is not None and self.epsilon is not None:
+            ball(self.norm, self.epsilon)  # raises if there is none
 
 
 class AdversarialEvaluation(ValidatingEvaluation):
@@ -42,8 +60,8 @@ class AdversarialEvaluation(ValidatingEvaluation):
     Logged, as shares in [0, 1] of all examples:
 
     - ``<stage>/accuracy/clean``
-    - ``<stage>/accuracy/<case>``: right on the attacked image. Where the case has no threat model of its own and the
-      module has several, ``<stage>/accuracy/<case>/<threat model>`` for each.
+    - ``<stage>/accuracy/<case>``: right on the attacked image. Where the case has neither threat model nor norm and the
+      module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
     - ``<stage>/accuracy/<group>``: right under all cases of the group
     - ``<stage>/accuracy/union``: right under all cases
     - ``<stage>/accuracy/average``: mean over groups; a case without one is a group of its own
@@ -84,6 +102,7 @@ class AdversarialEvaluation(ValidatingEvaluation):
     Raises:
         SettingError: if a setting is out of its range, or a name is used twice.
         RuntimeError: if an attack returns images outside its threat model or [0, 1].
+        ContradictionError: if it breaks what another evaluation of the same test has certified.
     """
 
     def __init__(
@@ -109,6 +128,11 @@ class AdversarialEvaluation(ValidatingEvaluation):
         self.judgements, self.eot_samples = judgements, eot_samples
         self._groups: list[str] = []
 
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Find each case's threat models."""
+        for name, case in self.attacks.items():
+            list(_threat_models(name, case, module, x))
+
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         everything = torch.arange(len(x), device=x.device)
@@ -127,6 +151,7 @@ class AdversarialEvaluation(ValidatingEvaluation):
                             part = threat_model.select(left)
                             found[left] = attacked(figure, attack, module, part, x[left], y[left])
                         scores[figure] = self._judge(figure, module, found, y, left)
+                    self.note_broken(module, threat_model, scores[figure] == 0, figure)
                     groups.setdefault(group, []).append(scores[figure])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
         scores |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
@@ -143,7 +168,8 @@ class AdversarialEvaluation(ValidatingEvaluation):
 
     def _judge(self, figure: str, module: RobustClassifier, x: Tensor, y: Tensor, left: Tensor) -> Tensor:
         """In how many passes each image (B, C, H, W) is right; those not ``left`` are wrong. Whole numbers (B,)."""
-        right, vote = verdicts(module, x[left], y[left], self._passes(module))
+        with full_precision(x.device):
+            right, vote = verdicts(module, x[left], y[left], self._passes(module))
         if module.stochastic:
             if self.judgements > 1:
                 self.count(f"accuracy/{figure}/deviation", partial(AccuracyDeviation, self.judgements), right)
@@ -164,6 +190,9 @@ def _threat_models(
     """Each threat model of a case, with the name of its figure."""
     if case.threat_model is not None:
         yield name, case.threat_model
+        return
+    if case.norm is not None:
+        yield name, norm_ball(f"AdversarialEvaluation.attacks.{name}.epsilon", case.norm, case.epsilon, module, x)
         return
     own = module.threat_models(x, module.epsilon)
     for own_name, threat_model in own.items():

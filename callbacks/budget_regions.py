@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from callbacks._attacking import ValidatingEvaluation
-from callbacks._places import Places
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, PixelMeans
@@ -45,7 +44,6 @@ class BudgetRegions(ValidatingEvaluation):
 
     def __init__(self, every_n_epochs: int | None = None, max_batches: int | None = None) -> None:
         super().__init__(seed=0, every_n_epochs=every_n_epochs, max_batches=max_batches)
-        self._places = Places()
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
@@ -53,9 +51,7 @@ class BudgetRegions(ValidatingEvaluation):
         data: Any = getattr(trainer, "datamodule", None)
         remedy = "it does not know its images' regions; give WatermarkedMNIST or DoubledCIFAR10, or leave it out"
         require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
-        if batch_idx == 0:
-            self._places = Places()
-        places = self._places.of(trainer, x)
+        places = self._places.last
         masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", places.cpu())
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if isinstance(threat_model, PixelBox) and threat_model.budgets.shape == x.shape:

@@ -14,17 +14,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from callbacks._attacking import AttackingEvaluation, Stage
-from callbacks._places import Places, log_folder
+from callbacks._attacking import AttackingEvaluation, Stage, seeded
+from callbacks._order import check_order
+from callbacks._places import log_folder
 from callbacks._saved_rows import Rows, SavedRows, digest, joined, plain
+from callbacks._verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
-from robust.bounds import LargestCertifiedBox
+from robust.attacks import PGD
+from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
+from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
-from robust.threat_models import Box
+from robust.threat_models import Box, PixelBox
 
 NAME = "CertifiedVolume"
+CHECK_STEPS = 5
 COLUMNS = ["certified", "log_epsilon", "log_epsilon_capped"]
 
 
@@ -48,7 +53,8 @@ class CertifiedVolume(AttackingEvaluation):
     Source: contextual budgets, Sec. 4.1 ("By Liu et al."), which leaves settings and number of images open.
 
     Args:
-        search: how the box is found.
+        search: how the box is found; without a verifier of its own by that of the module, if it is not the one for
+            feed-forward networks, else by CROWN-IBP.
         samples: number of images; null for all.
         epsilons: sizes in (0, 1] that volumes are compared with; by default the module's epsilon.
         batch_size: images that a process searches at a time.
@@ -60,6 +66,7 @@ class CertifiedVolume(AttackingEvaluation):
         SettingError: if a setting is out of its range, there are fewer images, the test is limited to a part of the
             images, the network cannot be bounded, or ``state_folder`` holds results of another checkpoint, search or
             choice of images.
+        ContradictionError: if an image is misclassified in its certified box, as it is or under a short attack.
     """
 
     def __init__(
@@ -79,9 +86,9 @@ class CertifiedVolume(AttackingEvaluation):
         for epsilon in epsilons or []:
             require(0 < epsilon <= 1, f"{NAME}.epsilons", epsilon, "give sizes in (0, 1], in pixel units")
         self.search = LargestCertifiedBox() if search is None else search
+        self._attack = PGD(CHECK_STEPS, early_stop=True)
         self.samples, self.epsilons, self.batch_size, self.confidence = samples, epsilons, batch_size, confidence
         self.state_folder = None if state_folder is None else Path(state_folder)
-        self._places = Places()
         self._chosen = torch.zeros(0, dtype=torch.bool)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,13 +103,19 @@ class CertifiedVolume(AttackingEvaluation):
         require(samples <= count, f"{NAME}.samples", samples, f"the test has {count} images; give at most that")
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:samples]
         self._chosen = torch.zeros(count, dtype=torch.bool).index_fill_(0, drawn, True)
-        self._places = Places()
+
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Bound the network once, before other evaluations have done their work."""
+        try_verifier(f"{NAME}.search.init_args.verifier", self._own_search(module).verifier, module, Box(x, x), y)
+
+    def _own_search(self, module: RobustClassifier) -> LargestCertifiedBox:
+        """The search; without a verifier of its own by the module's, unless that is for feed-forward networks too."""
+        own = module_verifier(module)
+        return self.search if own is None or isinstance(own, FeedForwardVerifier) else self.search.by_default(own)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """Keep the chosen images; see :meth:`AttackingEvaluation.evaluate`."""
-        if batch_idx == 0:  # what cannot be bounded is found before other evaluations have done their work
-            self.search.verifier.margins(module.classifier, Box(x[:1], x[:1]), y[:1])
-        places = self._places.of(module.trainer, x)
+        places = self._places.last
         chosen = self._chosen.to(x.device)[places]
         self.count("images", partial(Gathered, ["image", "label"]), places[chosen], x[chosen], y[chosen])
 
@@ -161,8 +174,16 @@ class CertifiedVolume(AttackingEvaluation):
         return done
 
     def _search(self, module: RobustClassifier, images: Rows, bar: _Bar) -> Rows:
-        x = images["image"]
-        found = self.search(module.classifier, x, images["label"], partial(bar.step, len(x) / self.search.steps))
+        x, y = images["image"], images["label"]
+        search = self._own_search(module)
+        found = search(module.classifier, x, y, partial(bar.step, len(x) / search.steps))
+        box = PixelBox(
+            found.budgets.clamp(max=1.0)
+        )  # cut to [0, 1], as threat models are, it is a part of what is certified
+        with seeded(x.device, self.seed, module.global_rank), full_precision(x.device):
+            broken = module(self._attack(module.classifier, box, x, y)).argmax(1) != y
+        verifier = type(search.verifier).__name__
+        check_order(found.certified, broken, images["place"], verifier, "in the box that it found")
         columns = {
             "place": images["place"],
             "certified": found.certified.double(),
@@ -174,7 +195,7 @@ class CertifiedVolume(AttackingEvaluation):
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
         """What the rows depend on, by the name that an error gives it."""
         return {
-            "search settings": plain(self.search),
+            "search settings": plain(self._own_search(module)),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["place"], images["image"], images["label"]]),
         }

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import seeded
-from lightning_modules.base import RobustClassifier
+from lightning_modules.base import RobustClassifier, check_precision
 from robust.attacks import PGD
 from robust.errors import require
 from robust.threat_models import ThreatModel
@@ -65,7 +65,9 @@ class DecisionBoundary(Callback):
         self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the log folder, which must be asked in all processes."""
+        """Refuse weights of half precision, and note the log folder, which must be asked in all processes."""
+        if stage != "predict":
+            check_precision(pl_module, trainer, type(self).__name__)
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_batch_end(  # type: ignore[override]

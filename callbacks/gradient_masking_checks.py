@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, linf_ball, seeded, times_right
+from callbacks._attacking import Attack, AttackingEvaluation, attacked, norm_ball, seeded, times_right
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
@@ -103,6 +103,10 @@ class GradientMaskingChecks(AttackingEvaluation):
             "square": Square(queries, eot_samples=eot_samples),
         }
 
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Find the ball."""
+        norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x)
+
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         if batch_idx >= self.max_batches:
@@ -110,7 +114,7 @@ class GradientMaskingChecks(AttackingEvaluation):
         clean = module(x).argmax(1) == y
         self.count("clean", Accuracy, clean)
         self.count("samples", SumMetric, torch.tensor(len(x), device=x.device))
-        epsilon = linf_ball("GradientMaskingChecks.epsilon", self.epsilon, module, x).epsilon
+        epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
         cases += [(_growing(size), self.attacks["pgd"], size) for size in _sizes(epsilon)]
         for index, (name, attack, size) in enumerate(cases):
@@ -119,6 +123,7 @@ class GradientMaskingChecks(AttackingEvaluation):
                 with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
                     found = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
                     right[clean] = times_right(module, found, y[clean]) > 0
+            self.note_broken(module, LinfBall(size), ~right, f"{name} of GradientMaskingChecks")
             self.count(name, Accuracy, right)
 
     def figures(self) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class GroupAccuracy(Callback):
     ) -> None:
         """Judge a batch."""
         x, y = batch
-        self._table.update(self._places.of(trainer, x), pl_module(x).argmax(1) == y)
+        self._table.update(self._places.advance(trainer, x), pl_module(x).argmax(1) == y)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Log the accuracies."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import AttackingEvaluation, attacked, linf_ball, seeded
+from callbacks._attacking import AttackingEvaluation, attacked, norm_ball, seeded
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
 from robust.metrics import Accuracy, WeightedAccuracy
+from robust.threat_models import ThreatModel
 
 
 class NonUniformEvaluation(AttackingEvaluation):
@@ -72,24 +73,39 @@ class NonUniformEvaluation(AttackingEvaluation):
         self.alphas = list(alphas)
         self.attack = PGD(steps, step_size, absolute=True, restarts=restarts)
 
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Find the ball."""
+        self._ball(module, x)
+
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         key = (self.seed, module.global_rank, batch_idx)
-        self.count("a_nat", Accuracy, module(x).argmax(1) == y)
-        margins, right = self._attack(module, cross_entropy, x, y, *key)
+        clean = module(x)
+        self.count("a_nat", Accuracy, clean.argmax(1) == y)
+        margins, right = self._attack(module, cross_entropy, x, y, clean, *key)
+        self.note_broken(module, self._ball(module, x), ~right, "NonUniformEvaluation's attack")
         self.count("a_rob", Accuracy, right)
         self.count("a_sa", partial(WeightedAccuracy, self.alphas), margins, right)
         for alpha in self.alphas:
-            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, *key)
+            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean, *key)
             self.count(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, right)
         self.count("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
-    def _attack(self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+    def _ball(self, module: RobustClassifier, x: Tensor) -> ThreatModel:
+        return norm_ball("NonUniformEvaluation.epsilon", "linf", self.epsilon, module, x)
+
+    def _attack(
+        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor, *key: int
+    ) -> tuple[Tensor, Tensor]:
         """Probability margins (B,) of the attacked images, and whether they are classified right (B,)."""
-        ball = linf_ball("NonUniformEvaluation.epsilon", self.epsilon, module, x)
         with seeded(x.device, *key):
-            found = attacked("NonUniformEvaluation", partial(self.attack, loss=loss), module, ball, x, y)
-            logits = module(found).double()
+            attack = partial(self.attack, loss=loss)
+            found = attacked("NonUniformEvaluation", attack, module, self._ball(module, x), x, y)
+            logits = module(found)
+        if not module.stochastic:  # an attack may as well leave alone what is misclassified as it is
+            undone = (logits.argmax(1) == y) & (clean.argmax(1) != y)
+            logits = torch.where(undone[:, None], clean, logits)
+        logits = logits.double()
         return probability_margin(logits, y), logits.argmax(1) == y
 
     def figures(self) -> dict[str, Tensor]:

@@ -11,19 +11,22 @@ from pytorch_lightning.utilities import rank_zero_info
 
 
 class Predictions(Callback):
-    """``predictions.csv`` in the log folder: sample (its place in the data), label, predicted class.
+    """``predictions.csv`` in the log folder: sample (its index in the data), label (if there is one), predicted class.
 
     With several processes each writes its own samples, to ``predictions_<rank>.csv``.
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int]] = []
+        self._rows: list[tuple[int, int | str, int]] = []
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Keep a batch's predictions."""
-        for label, prediction in zip(batch[1].tolist(), outputs["prediction"].tolist(), strict=True):
+        predictions = outputs["prediction"].tolist()
+        has_labels = isinstance(batch, list | tuple) and len(batch) > 1
+        labels = batch[1].tolist() if has_labels else [""] * len(predictions)
+        for label, prediction in zip(labels, predictions, strict=True):
             # evaluation gives process r of n the samples r, r + n, r + 2n, ...
             sample = trainer.global_rank + len(self._rows) * trainer.world_size
             self._rows.append((sample, label, prediction))

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import Stage, ValidatingEvaluation, seeded
-from callbacks._places import Places, log_folder, write_figure
+from callbacks._places import log_folder, write_figure
 from lightning_modules.base import RobustClassifier
 from robust.attacks import BoundaryAttack, FGSMGrid, GrowingPGD, LinearizedBoundary
 from robust.errors import require
@@ -68,17 +68,14 @@ class RobustnessScore(ValidatingEvaluation):
         require(1 <= halvings <= 50, "RobustnessScore.halvings", halvings, "give 1 to 50")
         self.attacks = attacks
         self.halvings = halvings
-        self._places = Places()
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        if not self.metrics:
-            self._places = Places()
         with seeded(x.device, self.seed, module.global_rank, batch_idx):
             found = nearest_boundary(module, self.attacks, x, self.halvings)
-        row = (self._places.of(module.trainer, x), y, module(x).argmax(1), found.margin, found.attack, found.distances)
+        row = (self._places.last, y, module(x).argmax(1), found.margin, found.attack, found.distances)
         self.count("margins", partial(Gathered, COLUMNS), *row)
 
     def figures(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import Stage, ValidatingEvaluation
-from callbacks._places import Places, log_folder
+from callbacks._places import log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
@@ -62,7 +62,6 @@ class SampledRobustness(ValidatingEvaluation):
         self.score = score
         self.epsilons = epsilons
         self.name = type(score).__name__.lower()
-        self._places = Places()
 
     def subjects(self, module: LightningModule) -> set[str]:
         """The score."""
@@ -72,9 +71,7 @@ class SampledRobustness(ValidatingEvaluation):
         """See :meth:`AttackingEvaluation.evaluate`."""
         remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        if not self.metrics:
-            self._places = Places()
-        epsilons, place = self._radii(x), self._places.of(module.trainer, x)
+        epsilons, place = self._radii(x), self._places.last
         keys = [hash((self.seed, one)) for one in place.tolist()]
 
         def classify(images: Tensor) -> Tensor:

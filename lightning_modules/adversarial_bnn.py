@@ -3,9 +3,12 @@
 | symbol | here | what |
 | --- | --- | --- |
 | mu, sigma | ``GaussianWeight`` | mean and deviation of a weight, both learned |
-| sigma_0 | ``prior_deviation`` | deviation of the prior N(0, sigma_0^2) of every weight |
+| sigma_0 | ``prior_deviation`` | deviation of the prior N(0, sigma_0^2) of every weight; 0.08 in the authors' script |
 | alpha | ``kl_weight`` | weight of the divergence from the prior; 1 is the variational bound |
 | N | size of the training data | the divergence counts once for all of it |
+
+Where sigma starts is the network's setting, ``BayesianWeights.initial_deviation``: by default at the prior's 0.08. The
+authors' script starts at exp(0.08) = 1.083, for its 0.08 fills the logarithm of sigma.
 
 The paper predicts by the mean probability over several passes; evaluations report the mean over single passes and the
 majority vote. The authors' code begins each stage of its schedule with a new Adam; a schedule here keeps the moments.

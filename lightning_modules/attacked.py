@@ -58,7 +58,8 @@ class AttackedClassifier(RobustClassifier):
         """Half the cross-entropy on the images, half on attacked ones; without ``adversarial`` that on the images.
 
         The attack is against the network's own predictions, so that no label leaks into the images (Kurakin et al.
-        2017). Stochastic defences train on it: PNI, Learn2Perturb.
+        2017): those of the clean pass, in the network's own mode, as in the published code of PNI and Learn2Perturb,
+        which train on this loss.
 
         Args:
             x: images (B, C, H, W).

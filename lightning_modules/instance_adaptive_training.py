@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 from lightning_modules.attacked import AttackedClassifier
 from lightning_modules.base import Batch
-from robust.attacks import PGD
+from robust.attacks import PGD, crafting
 from robust.errors import require
 from robust.threat_models import PixelBox
 
@@ -93,10 +93,12 @@ class InstanceAdaptiveTraining(AttackedClassifier):
             self._withstands(x, y, larger), larger, torch.where(self._withstands(x, y, radii), radii, smaller)
         )
 
-    @torch.no_grad()
     def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        right: Tensor = self(self.attack(self.classifier, _balls(radii), x, y)).argmax(1) == y
-        return right
+        """Whether each example stays correct at its radius, judged in the mode in which it was attacked; bool (B,)."""
+        x_adv = self.attack(self.classifier, _balls(radii), x, y)
+        with crafting(self.classifier, self.attack.mode):
+            correct: Tensor = self(x_adv).argmax(1) == y
+        return correct
 
     def _remember(self, indices: Tensor, radii: Tensor) -> None:
         """Write the radii of all processes' images, so that every process has the same memory."""

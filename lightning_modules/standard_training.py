@@ -21,6 +21,8 @@ class StandardTraining(RobustClassifier):
         gradient_clip: largest norm of the gradient.
     """
 
+    half_precision = True
+
     def __init__(
         self,
         classifier: nn.Module,

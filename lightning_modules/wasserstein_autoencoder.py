@@ -20,7 +20,7 @@ from torch.optim import Adam
 from torchmetrics import MeanMetric
 
 from lightning_modules.base import Batch, TrainingModule
-from robust.errors import require
+from robust.errors import NonFiniteLogitsError, require
 from robust.networks import Autoencoder
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -109,16 +109,19 @@ class WassersteinAutoencoder(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Squared distance on validation data."""
-        self._evaluate(batch[0], "val")
+        self._evaluate(batch[0], "val", f"validation batch {batch_idx}")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Squared distance on test data."""
-        self._evaluate(batch[0], "test")
+        self._evaluate(batch[0], "test", f"test batch {batch_idx}")
 
-    def _evaluate(self, x: Tensor, stage: str) -> None:
+    def _evaluate(self, x: Tensor, stage: str, name: str) -> None:
         metric = self.squared_distance[stage]
         assert isinstance(metric, MeanMetric)
-        metric.update((self(x) - x).flatten(1).square().sum(1))
+        distances = (self(x) - x).flatten(1).square().sum(1)
+        if not bool(distances.isfinite().all()):  # the metric would leave them out
+            raise NonFiniteLogitsError(f"{name}, autoencoder: got NaN or infinite images; its weights have diverged")
+        metric.update(distances)
         self.log(f"{stage}/reconstruction", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze

@@ -58,26 +58,30 @@ class LearnedBudgets:
         generator: network from images to outputs in (0, 1) of the same shape, of the form that was trained; it is
             frozen and put in evaluation mode.
         checkpoint: of the training by ``ContextualBudgets``; none where the generator is trained already.
-        alpha_low: smallest budget over epsilon0, in (0, 1], as at the training.
-        alpha_high: largest budget over epsilon0, at least 1, as at the training.
+        alpha_low: smallest budget over epsilon0, in (0, 1]; by default that of the checkpoint's training, which is the
+            only one that it may be; without checkpoint 0.5.
+        alpha_high: largest budget over epsilon0, at least 1; likewise, without checkpoint 2.
 
     Raises:
-        SettingError: if the range is impossible or not that of the checkpoint's training, or the checkpoint is absent,
-            has no generator or that of another form; on use, if the generator's outputs are not of the images' shape.
+        SettingError: if the range is impossible or not that of the checkpoint's training, or not given where the
+            checkpoint does not say it; if the checkpoint is absent, has no generator or that of another architecture;
+            on use, if the generator's outputs are not of the images' shape.
     """
 
     def __init__(
-        self, generator: nn.Module, checkpoint: str | None = None, alpha_low: float = 0.5, alpha_high: float = 2.0
+        self,
+        generator: nn.Module,
+        checkpoint: str | None = None,
+        alpha_low: float | None = None,
+        alpha_high: float | None = None,
     ) -> None:
-        check_budget_range(1.0, alpha_low, alpha_high, "LearnedBudgets")
+        trained = {"alpha_low": 0.5, "alpha_high": 2.0}
         if checkpoint is not None:
             trained = load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint").get("budget_range", {})
-            for name, value in {"alpha_low": alpha_low, "alpha_high": alpha_high}.items():
-                expected = trained.get(name, value)  # checkpoints before this check do not say
-                remedy = f"the generator of {checkpoint} was trained with {expected}; give that"
-                require(value == expected, f"LearnedBudgets.{name}", value, remedy)
+        self.alpha_low = _as_trained("alpha_low", alpha_low, trained, checkpoint)
+        self.alpha_high = _as_trained("alpha_high", alpha_high, trained, checkpoint)
+        check_budget_range(1.0, self.alpha_low, self.alpha_high, "LearnedBudgets")
         self.generator = generator.requires_grad_(False).eval()
-        self.alpha_low, self.alpha_high = alpha_low, alpha_high
 
     def __call__(self, x: Tensor, epsilon: float) -> PixelBox:
         """The budgets around ``x`` (B, C, H, W) with volume epsilon^n, epsilon in (0, 1]."""
@@ -90,3 +94,14 @@ class LearnedBudgets:
         remedy = f"its outputs are {tuple(outputs.shape[1:])}; give one for the data's images, {tuple(x.shape[1:])}"
         require(outputs.shape == x.shape, name, kind, remedy)
         return PixelBox(epsilon * relative_budgets(outputs, epsilon, self.alpha_low, self.alpha_high))
+
+
+def _as_trained(name: str, value: float | None, trained: dict[str, float], checkpoint: str | None) -> float:
+    """One end of the range: what was given, by default what the training had; with a checkpoint both must agree."""
+    found = trained.get(name) if value is None else value
+    setting = f"LearnedBudgets.{name}"
+    if found is None:
+        raise SettingError(setting, value, f"the checkpoint {checkpoint} does not say; give that of its training")
+    fits = checkpoint is None or found == trained.get(name, found)  # checkpoints of early versions do not say
+    require(fits, setting, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
+    return found

@@ -23,7 +23,11 @@ class NonFiniteLossError(RuntimeError):
 
 
 class NonFiniteLogitsError(RuntimeError):
-    """A network gives logits that are NaN or infinite, so that no figure of it means anything."""
+    """A network gives outputs that are NaN or infinite, so that no metric of it means anything."""
+
+
+class ContradictionError(RuntimeError):
+    """An example is certified and yet misclassified, as it is or under attack: a bound or an attack is wrong."""
 
 
 class GradientError(RuntimeError):

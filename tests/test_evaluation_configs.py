@@ -27,17 +27,23 @@ def method(tmp_path_factory):
     return [*QUICKSTART[:2], f"--ckpt_path={last_checkpoint(folder)}", "--model.epsilon=0.1"]
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """The same with the quickstart's generator, whose budgets are no ball."""
+    folder = tmp_path_factory.mktemp("learned")
+    settings = [QUICKSTART[0], QUICKSTART[2]]
+    run("fit", [*settings, "--trainer.max_epochs=1", "--trainer.callbacks=null", "--data.batch_size=16"], folder)
+    return [QUICKSTART[0], f"--ckpt_path={last_checkpoint(folder)}", "--model.epsilon=0.1"]
+
+
 def frozen_autoencoder(name, folder):
     """Arguments that put a small autoencoder in the place of the one that a config of R4 asks for."""
     if not name.startswith("r4"):
         return []
-    (callback,) = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"]
-    network = callback["init_args"]["score"]["init_args"]["sampler"]["init_args"]["autoencoder"]["init_args"]
-    small = network | {"width": 2, "image_shape": [1, 28, 28]}
-    weights = {f"autoencoder.{key}": value for key, value in Autoencoder(**small).state_dict().items()}
+    small = Autoencoder((1, 28, 28), code_size=3, width=2)
+    weights = {f"autoencoder.{key}": value for key, value in small.state_dict().items()}
     torch.save({"state_dict": weights}, folder / "autoencoder.ckpt")
-    checkpoint = f"{SAMPLER}.checkpoint={folder / 'autoencoder.ckpt'}"
-    return [checkpoint, f"{SAMPLER}.autoencoder.init_args.width=2", "--trainer.callbacks.epsilons=5"]
+    return [f"{SAMPLER}.checkpoint={folder / 'autoencoder.ckpt'}", "--trainer.callbacks.epsilons=5"]
 
 
 def learned_elsewhere(name, folder):
@@ -45,7 +51,8 @@ def learned_elsewhere(name, folder):
     if not name.startswith("learned_budgets"):
         return []
     weights = {f"generator.{key}": value for key, value in BudgetGenerator().state_dict().items()}
-    torch.save({"state_dict": weights}, folder / "learned.ckpt")
+    trained = {"state_dict": weights, "budget_range": {"alpha_low": 0.25, "alpha_high": 2.0}}
+    torch.save(trained, folder / "learned.ckpt")
     budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"][0]["init_args"]["budgets"]
     settings = budgets["learned_elsewhere"]["init_args"]
     settings |= {"checkpoint": str(folder / "learned.ckpt")}
@@ -66,8 +73,6 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     if name.startswith("certified_volume"):
         few = ["--trainer.callbacks.samples=3", "--trainer.callbacks.search.init_args.steps=2"]
-    if name in ("r4_svhn", "r4_cifar10"):
-        few += [f"{SAMPLER}.autoencoder.init_args.image_shape=[1,28,28]"]
     few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
@@ -98,6 +103,34 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])
         union, clean = metrics["test/accuracy/union"], metrics["test/accuracy/clean"]
         assert all(union <= metrics[f"test/accuracy/{case}"] <= clean for case in cases)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])
+def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(name, learned, tmp_path, monkeypatch):
+    if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
+        pytest.skip("the extra eval is not installed")
+    monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
+    few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=3"]
+    _, record = run("test", [*learned, f"--config={FOLDER / name}.yaml", *few], tmp_path)
+    case = name.split("_")[0]
+    assert record["metrics"][f"test/accuracy/{case}"] <= record["metrics"]["test/accuracy/clean"]
+    assert {"test/verified_error/learned", "test/verified_error/uniform"} <= record["metrics"].keys()
+
+
+@pytest.mark.parametrize("name", ["autoattack_linf", "autoattack_rand_linf"])
+def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, monkeypatch, capsys):
+    if importlib.util.find_spec("pyautoattack") is None:
+        pytest.skip("the extra eval is not installed")
+    monkeypatch.chdir(tmp_path)
+    other = [f"--config={ROOT / 'configs' / 'adversarial_training' / 'digits.yaml'}", "--model.norm=l2"]
+    settings = [*other, "--trainer.callbacks=[]", f"--config={FOLDER / name}.yaml"]
+    with pytest.raises(SystemExit):
+        run("test", settings, tmp_path)
+    message = "error: AdversarialEvaluation.attacks.autoattack.epsilon: got None; give a radius: the model's are l2"
+    assert message in capsys.readouterr().err
+    few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=3"]
+    _, record = run("test", [*settings, "--trainer.callbacks.attacks.autoattack.epsilon=0.1", *few], tmp_path)
+    assert "test/accuracy/autoattack" in record["metrics"]
 
 
 def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from lightning_modules.base.training_module import Batch, TrainingModule, run_blank
-from robust.errors import require
+from lightning_modules.base.checks import images_of, run_blank
+from lightning_modules.base.training_module import Batch, TrainingModule
+from robust.checks import check_labels, check_logits
+from robust.errors import NonFiniteLogitsError, require
 from robust.metrics import ErrorRate
 from robust.networks import noise_sources
 from robust.threat_models import LinfBall, ThreatModel
@@ -38,6 +43,7 @@ class RobustClassifier(TrainingModule):
         require(0 < epsilon <= largest_epsilon, "model.epsilon", epsilon, remedy)
         self.classifier = classifier
         self.epsilon = self.current_epsilon = epsilon
+        self._num_logits: int | None = None  # unknown until the classifier has met the data
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
 
     @property
@@ -61,25 +67,53 @@ class RobustClassifier(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean error on validation data."""
-        self._evaluate(batch, "val")
+        self._evaluate(batch, "val", f"validation batch {batch_idx}")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Clean error on test data."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch, "test", f"test batch {batch_idx}")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, K) and predicted classes (B,)."""
-        logits = self(batch[0])
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, K) and predicted classes (B,) of images (B, C, H, W), alone or with labels."""
+        name = f"predict batch {batch_idx}"
+        logits = self._checked_logits(images_of(batch, name), name)
         return {"logits": logits, "prediction": logits.argmax(1)}
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _checked_logits(self, x: Tensor, name: str) -> Tensor:
+        logits: Tensor = self(x)
+        try:
+            check_logits(logits, len(x))
+        except NonFiniteLogitsError as error:
+            raise NonFiniteLogitsError(f"{name}, {error}") from None
+        return logits
+
+    def _evaluate(self, batch: Batch, stage: str, name: str) -> None:
         x, y = batch
         metric = self.clean_error[stage]
         assert isinstance(metric, ErrorRate)
-        metric.update(self(x).argmax(1) != y)
+        metric.update(self._checked_logits(x, name).argmax(1) != y)
         self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     # -- at the door ---------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Forget the number of logits: networks may have been changed since the last run."""
+        self._num_logits = None
+        super().setup(stage)
+
+    def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
+        """Check images, and that labels are classes of the network; see :meth:`TrainingModule.check_batch`."""
+        super().check_batch(x, y, name)
+        if y is None:
+            return
+        if self._num_logits is None:  # the data did not say what they are; once a run
+            with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+                shape = (x.shape[1], x.shape[2], x.shape[3])
+                logits = run_blank("model.classifier", self.classifier, shape, x.device)
+            remedy = "give a network from images to logits (B, K)"
+            require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
+            self._num_logits = logits.shape[1]
+        check_labels(y, len(x), self._num_logits, f"labels of {name}")
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape.
@@ -94,3 +128,4 @@ class RobustClassifier(TrainingModule):
             f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
+        self._num_logits = num_classes

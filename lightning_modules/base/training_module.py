@@ -12,6 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
+from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
 from lightning_modules.base.progress import correct_progress
 from lightning_modules.base.rates import check_schedules, monitored_names, step_schedules
 from lightning_modules.base.resumption import Resumption
@@ -22,7 +23,7 @@ from lightning_modules.base.settings import (
     describe_optimizers,
     require_same,
 )
-from robust.errors import NonFiniteLossError, SettingError, require
+from robust.errors import NonFiniteLossError, require
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,9 +46,11 @@ class TrainingModule(pl.LightningModule, ABC):
         resume_settings: what holds where a checkpoint was written with other optimizers, schedules or data: those of
             the ``"checkpoint"`` or the ``"config"``; without it such a resumption is refused.
         used_optimizers: classes and settings of optimizers and schedules as they are used in this training.
+        half_precision: whether it also trains weights of half precision, in ``bf16-true`` and ``16-true``.
     """
 
     training_batches: int = 1
+    half_precision: bool = False
 
     def __init__(self, gradient_clip: float | None = None) -> None:
         super().__init__()
@@ -149,6 +152,8 @@ class TrainingModule(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         self._resumption = Resumption(None)  # until a checkpoint is read
+        if stage == "fit" and not self.half_precision:
+            check_precision(self, self.trainer, type(self).__name__)
         strategy = self.trainer.strategy
         require(
             self.gradient_clip is None or self.trainer.precision != "16-mixed",
@@ -177,6 +182,36 @@ class TrainingModule(pl.LightningModule, ABC):
         Raises:
             SettingError: if one does not take it or gives another shape than it should.
         """
+
+    def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
+        """Check a batch of any loader; subclasses say what they need of labels.
+
+        Args:
+            x: images.
+            y: labels; none where nothing depends on them.
+            name: what errors call the batch.
+
+        Raises:
+            SettingError: naming what was found, what is expected and the remedy.
+        """
+        check_images(x, f"images of {name}")
+
+    def _check_labelled(self, batch: Any, name: str) -> None:
+        for x, y in labelled(batch, name):
+            self.check_batch(x, y, name)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the batch."""
+        self._check_labelled(batch, f"validation batch {batch_idx}")
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the batch."""
+        self._check_labelled(batch, f"test batch {batch_idx}")
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the images; they need no labels."""
+        name = f"predict batch {batch_idx}"
+        self.check_batch(images_of(batch, name), None, name)
 
     def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Check that a generator gives images of the data's shape.
@@ -211,10 +246,13 @@ class TrainingModule(pl.LightningModule, ABC):
         check_schedules(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make the batch depend on (seed, epoch, batch, process) alone: a run resumed anywhere then repeats it.
+        """Check the batch, and make its step depend on (seed, epoch, batch, process) alone: resumed runs repeat it.
 
         Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
         """
+        name = f"train batch {batch_idx}"
+        for x, y in labelled(batch, name, self.training_batches):
+            self.check_batch(x, y, name)
         step_schedules(self.trainer, batch_idx, self._monitored_now())
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
@@ -263,20 +301,3 @@ class TrainingModule(pl.LightningModule, ABC):
             f"a checkpoint that differs in {len(wrong)} tensors, the first is {wrong[0] if wrong else None}",
             "configure the same networks as at training (the config.yaml beside the checkpoints has them)",
         )
-
-
-def run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """The network's output on two blank images, its modes and statistics left as they are."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        with torch.no_grad():
-            weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
-            output: Tensor = network(torch.zeros(2, *image_shape, device=device, dtype=weight.dtype))
-    except RuntimeError as error:
-        reason = str(error).split("\n")[0]
-        raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return output

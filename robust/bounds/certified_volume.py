@@ -8,6 +8,7 @@ fully connected networks by linear relaxations; here any :class:`robust.bounds.V
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -103,6 +104,7 @@ class LargestCertifiedBox:
         require(cap is None or cap >= initial, f"{name}.cap", cap, f"give a budget of at least initial, {initial:g}")
         require(0 < shrink < 1, f"{name}.shrink", shrink, "give a factor in (0, 1)")
         require(max_shrinks >= 0, f"{name}.max_shrinks", max_shrinks, "give 0 or more")
+        self._has_own_verifier = verifier is not None
         self.verifier: Verifier = FeedForwardVerifier("crown-ibp") if verifier is None else verifier
         self.steps, self.optimizer, self.learning_rate = steps, optimizer, learning_rate
         self.initial, self.slack = initial, slack
@@ -111,6 +113,14 @@ class LargestCertifiedBox:
         self.gradient_clip = gradient_clip
         self.cap, self.cut, self.keep_best, self.uniform = cap, cut, keep_best, uniform
         self.shrink, self.max_shrinks = shrink, max_shrinks
+
+    def by_default(self, verifier: Verifier) -> LargestCertifiedBox:
+        """This search by another verifier, unless one was given."""
+        if self._has_own_verifier:
+            return self
+        search = copy.copy(self)
+        search.verifier = verifier
+        return search
 
     def __call__(
         self, network: nn.Module, x: Tensor, y: Tensor, advance: Callable[[], None] = lambda: None

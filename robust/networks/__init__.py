@@ -1,7 +1,7 @@
 """Classifiers and generators; normalisation is a classifier's first layer, so inputs are always in [0, 1]."""
 
 from robust.networks.adversarial_generator import AdversarialGenerator
-from robust.networks.autoencoder import Autoencoder, load_autoencoder
+from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.networks.dm import DMLarge, DMSmall
 from robust.networks.generators import BudgetGenerator
 from robust.networks.noise import (
@@ -50,5 +50,6 @@ __all__ = [
     "load_part",
     "noise_sources",
     "switch_noise",
+    "trained_autoencoder",
     "without_noise",
 ]

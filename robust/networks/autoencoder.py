@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from robust.errors import require
-from robust.networks.trained import load_part
+from robust.networks.trained import load_part, read_part
 
 
 class Autoencoder(nn.Module):
@@ -86,3 +88,24 @@ def load_autoencoder(autoencoder: nn.Module, path: str, setting: str) -> None:
         SettingError: if the file is absent, no such checkpoint, or of another network.
     """
     load_part(autoencoder, path, "autoencoder", setting)
+
+
+def trained_autoencoder(path: str, setting: str) -> Autoencoder:
+    """The :class:`Autoencoder` of a checkpoint of its training; its weights' shapes tell its architecture.
+
+    Args:
+        path: checkpoint of ``WassersteinAutoencoder``, trained on square images.
+        setting: name of the path's setting, for the errors.
+
+    Raises:
+        SettingError: if the file is absent, no such checkpoint, or of another network.
+    """
+    _, weights = read_part(path, "autoencoder", setting)
+    remedy = "its autoencoder is of another kind, or not of square images; give the network too"
+    require("encoder.0.weight" in weights and "decoder.0.weight" in weights, setting, path, remedy)
+    width, channels = weights["encoder.0.weight"].shape[:2]
+    places, code_size = weights["decoder.0.weight"].shape  # 8 * width channels on a quarter of each side
+    side = 4 * math.isqrt(places // (8 * width))
+    autoencoder = Autoencoder((channels, side, side), code_size, width)
+    load_autoencoder(autoencoder, path, setting)
+    return autoencoder

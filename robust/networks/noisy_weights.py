@@ -47,7 +47,7 @@ class GaussianWeight(NoiseSource):
 
     Args:
         weight: mu, whose shape the learned log(sigma) has.
-        initial_deviation: sigma of every entry, positive.
+        initial_deviation: sigma of every entry, positive. The authors' code starts at exp(0.08) = 1.083.
     """
 
     def __init__(self, weight: Tensor, initial_deviation: float = 0.08) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robust.errors import SettingError, require
 
@@ -28,6 +28,21 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[st
     Raises:
         SettingError: if the file is absent, no checkpoint, without that part, or of another network.
     """
+    checkpoint, weights = read_part(path, part, setting)
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    remedy = f"configure the same {part} as at its training"
+    require(not wrong, setting, path, f"it differs in {len(wrong)} tensors, first {wrong[:1]}; {remedy}")
+    network.load_state_dict(weights)
+    return checkpoint
+
+
+def read_part(path: str, part: str, setting: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint's whole content, and the weights of one network in it; arguments as of :func:`load_part`.
+
+    Raises:
+        SettingError: if the file is absent, no checkpoint, or without that part.
+    """
     remedy = f"no such file; train the {part} first, or name its checkpoint"
     require(Path(path).is_file(), setting, path, remedy)
     remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
@@ -40,9 +55,4 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[st
     prefix = f"{part}."
     weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
     require(bool(weights), setting, path, f"it holds no {part}; give a checkpoint of a model that has one")
-    own = network.state_dict()
-    wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
-    remedy = f"configure the same {part} as at its training"
-    require(not wrong, setting, path, f"it differs in {len(wrong)} tensors, first {wrong[:1]}; {remedy}")
-    network.load_state_dict(weights)
-    return checkpoint
+    return checkpoint, weights

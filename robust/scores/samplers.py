@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from robust.checks import check_images
-from robust.errors import require
-from robust.networks.autoencoder import Autoencoder, load_autoencoder
+from robust.errors import SettingError, require
+from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.scores.cut_ball import draw_from_cut_balls
 
 Labelling = Callable[[Tensor], Tensor]
@@ -72,21 +72,32 @@ class OnManifold:
     Distances are to the image itself, so the reconstruction's error is part of them.
 
     Args:
-        autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode.
+        autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode. By default that of the
+            checkpoint.
         checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
         sigma: deviation of the noise on the codes.
         samples: for each image.
 
     Raises:
-        SettingError: if a setting is out of its range, or the checkpoint does not fit.
+        SettingError: if a setting is out of its range, the checkpoint does not fit, or neither of both is given.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, checkpoint: str | None = None, sigma: float = 0.06, samples: int = 50
+        self,
+        autoencoder: Autoencoder | None = None,
+        checkpoint: str | None = None,
+        sigma: float = 0.06,
+        samples: int = 50,
     ) -> None:
         require(sigma > 0, "sigma", sigma, "give a positive deviation")
         require(samples >= 1, "samples", samples, "give at least 1")
-        if checkpoint is not None:
+        if autoencoder is None:
+            if checkpoint is None:
+                raise SettingError(
+                    "checkpoint", None, "give that of an autoencoder's training, or a trained autoencoder"
+                )
+            autoencoder = trained_autoencoder(checkpoint, "checkpoint")
+        elif checkpoint is not None:
             load_autoencoder(autoencoder, checkpoint, "checkpoint")
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.sigma, self.samples = sigma, samples

@@ -14,7 +14,7 @@ from callbacks._saved_rows import joined
 from datamodules import Digits
 from lightning_modules import StandardTraining
 from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox
-from robust.errors import SettingError, UnsupportedLayerError
+from robust.errors import ContradictionError, SettingError, UnsupportedLayerError
 from robust.metrics.confidence import wilson_interval
 from tests.callbacks.trained import images, trainer_with
 from tests.testers import KilledError
@@ -79,12 +79,38 @@ class Fixed(LargestCertifiedBox):
         return CertifiedBox(budgets, torch.ones_like(y, dtype=torch.bool))
 
 
-def test_budgets_above_1_count_as_1_in_the_capped_figures(trained, tmp_path):
-    metrics = volumes(trained, tmp_path, CertifiedVolume(Fixed(), samples=20, epsilons=[0.2, 0.3, 0.5]))
+class Zeros(Digits):
+    """All of class 0."""
+
+    def load(self, split):
+        images = super().load(split)
+        images.labels.zero_()
+        return images
+
+
+def constant():
+    """A network that answers class 0 whatever the image, so that any box is certified rightly."""
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with torch.no_grad():
+        classifier[1].weight.zero_()
+        classifier[1].bias.copy_(torch.arange(10) == 0)
+    return StandardTraining(classifier, epsilon=0.05)
+
+
+def test_budgets_above_1_count_as_1_in_the_capped_figures(tmp_path):
+    callback = CertifiedVolume(Fixed(), samples=20, epsilons=[0.2, 0.3, 0.5])
+    trainer = trainer_with(callback, default_root_dir=tmp_path)
+    metrics = trainer.test(constant(), datamodule=Zeros(eval_batch_size=64), verbose=False)[0]
     name = "test/verified_error/certified_volume"
     assert [metrics[f"{name}/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 0, 1]
     assert [metrics[f"{name}_capped/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 1, 1]
     assert metrics["test/certified_volume/epsilon"] == pytest.approx(0.2**0.5)
+
+
+def test_a_certified_box_that_an_attack_breaks_stops_the_evaluation(trained, tmp_path):
+    message = r"unsound bound: FeedForwardVerifier certified \d+ of 20 .* in the box that it found, in the data at \d+"
+    with pytest.raises(ContradictionError, match=message):
+        volumes(copy.deepcopy(trained), tmp_path, CertifiedVolume(Fixed(), samples=20))
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):

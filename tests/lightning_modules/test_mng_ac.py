@@ -164,7 +164,7 @@ def passes(module):
 
     def counting(network, arguments, output):
         nonlocal count
-        count += 1
+        count += len(output) == len(x)  # and not those on the two blank images of the checks at the door
 
     x, y = data()
     module.classifier.register_forward_hook(counting)

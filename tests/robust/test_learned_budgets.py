@@ -31,7 +31,7 @@ def checkpoint(learned, tmp_path):
 def test_another_models_budgets_are_those_of_its_generator(learned, checkpoint):
     torch.manual_seed(1)
     uniform = ContextualBudgets(DMSmall(), epsilon=0.002)
-    elsewhere = {"theirs": LearnedBudgets(BudgetGenerator(), checkpoint, alpha_low=0.25, alpha_high=3.0)}
+    elsewhere = {"theirs": LearnedBudgets(BudgetGenerator(), checkpoint)}  # its range is the checkpoint's
     callback = CertifiedEvaluation(epsilons=[0.002, 0.004], budgets=elsewhere, pgd_steps=2)
     data = Digits(eval_batch_size=100)
     metrics = trainer_with(callback).test(uniform, data, verbose=False)[0]
@@ -55,16 +55,20 @@ def test_the_generator_is_frozen(checkpoint):
 
 
 def test_wrong_checkpoints(learned, checkpoint, tmp_path):
-    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_low: got 0.5; .* was trained with 0.25; give that"):
-        LearnedBudgets(BudgetGenerator(), checkpoint, alpha_high=3.0)
-    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_high: got 2.0; .* was trained with 3.0; give that"):
-        LearnedBudgets(BudgetGenerator(), checkpoint, alpha_low=0.25)
+    for name, value, trained in (("alpha_low", 0.5, 0.25), ("alpha_high", 2.0, 3.0)):
+        with pytest.raises(SettingError, match=rf"LearnedBudgets.{name}: got {value}; .* with {trained}; leave it out"):
+            LearnedBudgets(BudgetGenerator(), checkpoint, **{name: value})
     absent = str(tmp_path / "absent.ckpt")
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: got '.*absent.ckpt'; no such file; train the"):
         LearnedBudgets(BudgetGenerator(), absent)
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*configure the same generator"):
         LearnedBudgets(BudgetGenerator((1, 32, 32)), checkpoint)
     content = torch.load(checkpoint, weights_only=True)
+    early = {name: value for name, value in content.items() if name != "budget_range"}
+    torch.save(early, tmp_path / "early.ckpt")
+    assert LearnedBudgets(BudgetGenerator(), str(tmp_path / "early.ckpt"), 0.25, 3.0).alpha_low == 0.25
+    with pytest.raises(SettingError, match=r"LearnedBudgets.alpha_low: got None; .*early.ckpt does not say; give that"):
+        LearnedBudgets(BudgetGenerator(), str(tmp_path / "early.ckpt"))
     content["state_dict"] = {name: w for name, w in content["state_dict"].items() if name.startswith("classifier")}
     torch.save(content, tmp_path / "uniform.ckpt")
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*it holds no generator"):

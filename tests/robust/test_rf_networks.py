@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from robust.errors import SettingError
-from robust.networks import AdversarialGenerator, Autoencoder, RFClassifier, load_autoencoder
+from robust.networks import AdversarialGenerator, Autoencoder, RFClassifier, load_autoencoder, trained_autoencoder
+from robust.scores import OnManifold
 
 
 def parameters(network):
@@ -54,10 +55,21 @@ def test_autoencoder_from_a_checkpoint(tmp_path):
     load_autoencoder(fresh, str(path), "model.checkpoint")
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name])
+        assert torch.equal(value, trained_autoencoder(str(path), "checkpoint").state_dict()[name])
+        assert torch.equal(value, OnManifold(checkpoint=str(path)).autoencoder.state_dict()[name])
+    x = torch.rand(2, 1, 16, 16)
+    assert torch.equal(trained_autoencoder(str(path), "checkpoint").eval()(x), trained.eval()(x))
+    with pytest.raises(
+        SettingError, match="checkpoint: got None; give that of an autoencoder's training, or a trained"
+    ):
+        OnManifold()
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*configure the same autoencoder"):
         load_autoencoder(Autoencoder((1, 16, 16), 4, 2), str(path), "model.checkpoint")
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*no such file"):
         load_autoencoder(fresh, str(tmp_path / "absent.ckpt"), "model.checkpoint")
+    torch.save({"state_dict": {"autoencoder.encoder.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(SettingError, match=r"checkpoint: got .*its autoencoder is of another kind"):
+        trained_autoencoder(str(tmp_path / "other.ckpt"), "checkpoint")
     path.write_bytes(b"no checkpoint")
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*no checkpoint"):
         load_autoencoder(fresh, str(path), "model.checkpoint")

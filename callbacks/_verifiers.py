@@ -1,0 +1,28 @@
+"""Which verifier an evaluation uses, and whether it can bound the network at all."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_modules.base import RobustClassifier
+from robust.bounds import Verifier
+from robust.errors import SettingError
+from robust.threat_models import Box
+
+
+def module_verifier(module: RobustClassifier) -> Verifier | None:
+    """The one that the module trains with, as its attribute ``verifier``; None if it has none."""
+    verifier: Verifier | None = getattr(module, "verifier", None)
+    return verifier
+
+
+def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box: Box, y: Tensor) -> None:
+    """Bound the module's classifier over a box of one image.
+
+    Raises:
+        SettingError: naming ``setting``, if that is impossible.
+    """
+    try:
+        verifier.margins(module.classifier, box, y)
+    except SettingError as error:
+        raise type(error)(setting, type(verifier).__name__, str(error)) from error

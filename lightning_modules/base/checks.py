@@ -1,0 +1,102 @@
+"""Checks at the door: batches of any loader, networks on a blank image, the precision of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from robust.checks import check_range
+from robust.errors import SettingError, require
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_images(x: Tensor, name: str) -> None:
+    """Check that ``x`` holds images: finite floats of any precision in [0, 1], of shape (B, C, H, W), B at least 1.
+
+    Raises:
+        SettingError: naming what was found, what is expected and the remedy.
+    """
+    require(x.is_floating_point(), name, str(x.dtype), "give float images in [0, 1] (uint8 images over 255)")
+    require(x.dim() == 4 and x.numel() > 0, name, tuple(x.shape), "give at least one image, shape (B, C, H, W)")
+    check_range(x, name)
+
+
+def labelled(batch: Any, name: str, count: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images and labels in a batch of ``count`` of them.
+
+    Args:
+        batch: what the loader gave.
+        name: what the error calls it.
+        count: with more than 1, ``batch`` is a list of so many batches.
+
+    Raises:
+        SettingError: if it is none of these.
+    """
+    if count > 1:
+        fits = isinstance(batch, list | tuple) and len(batch) == count and not _is_pair(batch)
+        remedy = f"the method takes {count} batches a step: give one of our data modules, or a CombinedLoader"
+        require(fits, name, _described(batch), remedy)
+    for part in batch if count > 1 else [batch]:
+        remedy = "give (images, labels), tensors of shape (B, C, H, W) and (B,)"
+        require(_is_pair(part), name, _described(part), remedy)
+        yield part[0], part[1]
+
+
+def images_of(batch: Any, name: str) -> Tensor:
+    """The images of a batch with or without labels.
+
+    Raises:
+        SettingError: if it has none.
+    """
+    found = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
+    require(isinstance(found, Tensor), name, _described(batch), "give images (B, C, H, W), alone or with labels (B,)")
+    assert isinstance(found, Tensor)
+    return found
+
+
+def check_precision(module: LightningModule, trainer: Trainer, what: str) -> None:
+    """Refuse weights of half precision: their rounding is larger than what attacks and bounds are about.
+
+    Args:
+        module: what is trained or evaluated.
+        trainer: its precision is asked.
+        what: the method or the evaluation that needs more.
+
+    Raises:
+        SettingError: if there are such weights.
+    """
+    remedy = f"{what} attacks or bounds the network, which needs weights of float32; give 32-true or bf16-mixed"
+    require(trainer.precision not in ("16-true", "bf16-true"), "trainer.precision", trainer.precision, remedy)
+    found = {str(weight.dtype) for weight in module.parameters() if weight.dtype in HALF}
+    require(not found, "model", " and ".join(sorted(found)), remedy)
+
+
+def run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """The network's output on two blank images, its modes and statistics left as they are."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        with torch.no_grad():
+            weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
+            output: Tensor = network(torch.zeros(2, *image_shape, device=device, dtype=weight.dtype))
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0]
+        raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return output
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+
+
+def _described(batch: Any) -> str:
+    kind = type(batch).__name__
+    return f"{kind} of {len(batch)}" if isinstance(batch, list | tuple) else kind
