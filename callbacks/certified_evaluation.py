@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
-from torchmetrics import MaxMetric, MinMetric
+from torchmetrics import MaxMetric, MinMetric, SumMetric
 
 from callbacks._attacking import ValidatingEvaluation, seeded
 from callbacks._order import Verdict, check_order
 from callbacks._verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
-from robust.bounds import FeedForwardVerifier, Verifier
+from robust.bounds import FeedForwardVerifier, Verifier, certify
 from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
@@ -32,8 +33,9 @@ class CertifiedEvaluation(ValidatingEvaluation):
     An example is verified where the verifier's margin bound is above 0 for every other class. Logged as
     ``<stage>/verified_error/<threat model>``, for sizes other than the module's with ``/epsilon_<size>`` behind; in
     tests also ``<stage>/pgd_error/<threat model>``, of what is misclassified as it is or by a short attack in the same
-    box; and for learned budgets ``<stage>/budget/min``, ``max`` and ``log_volume_error``, the largest distance of an
-    example's mean log budget from log epsilon. Source: contextual budgets, Sec. 4.1.
+    box, and ``<stage>/recomputed_samples``, the number of verdicts that took float64; and for learned budgets
+    ``<stage>/budget/min``, ``max`` and ``log_volume_error``, the largest distance of an example's mean log budget from
+    log epsilon. Source: contextual budgets, Sec. 4.1.
 
     A certified example that is misclassified, as it is or under the attack, stops the evaluation: a bound is wrong.
 
@@ -49,6 +51,8 @@ class CertifiedEvaluation(ValidatingEvaluation):
         pgd_steps: of the attack, PGD, in validation and in tests; by default 5 in tests and no attack in validation; 0
             for none in either.
         budgets: other budgets by name.
+        rounding_safe: in tests, bound the rounding errors of margins, and bound again in float64 those that lie within
+            them of 0, so that certificates hold in exact arithmetic (:func:`robust.bounds.certify`).
         seed: of the attack's random starts, as in :class:`AdversarialEvaluation`.
 
     Raises:
@@ -64,6 +68,7 @@ class CertifiedEvaluation(ValidatingEvaluation):
         max_batches: int | None = None,
         pgd_steps: int | None = None,
         budgets: dict[str, LearnedBudgets] | None = None,
+        rounding_safe: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, every_n_epochs, max_batches)
@@ -76,6 +81,8 @@ class CertifiedEvaluation(ValidatingEvaluation):
         self.epsilons = epsilons
         self.budgets = budgets
         self.pgd_steps = pgd_steps
+        self.rounding_safe = rounding_safe
+        self._seconds = 0.0
 
     def subjects(self, module: LightningModule) -> set[str]:
         """What the names of the metrics depend on: budgets and sizes."""
@@ -123,8 +130,12 @@ class CertifiedEvaluation(ValidatingEvaluation):
 
     def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is certified, bool (B,)."""
-        margins = self._verifier(module).margins(module.classifier, threat_model.interval(x), y)
-        return (margins > 0).all(1)
+        safe = self.rounding_safe and module.trainer.testing
+        found = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
+        self._seconds += found.seconds
+        if safe:
+            self.count("recomputed_samples", SumMetric, found.recomputed.sum())
+        return found.certified
 
     def _broken(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
@@ -145,4 +156,8 @@ class CertifiedEvaluation(ValidatingEvaluation):
 
     def figures(self) -> dict[str, Tensor]:
         """See :meth:`AttackingEvaluation.figures`."""
-        return {name: metric.compute() for name, metric in self.metrics.items()}
+        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
+        if count := int(found.get("recomputed_samples", 0)):
+            seconds, self._seconds = self._seconds, 0.0
+            rank_zero_info(f"{NAME}: {count} verdicts were near 0 and took float64, {seconds:.1f} s in process 0")
+        return found

@@ -204,3 +204,18 @@ def test_a_float64_network_needs_no_second_look():
     x = torch.rand(5, 1, 2, 2).double()
     verdicts = certify(FeedForwardVerifier(), network, LinfBall(0.1), x, torch.zeros(5, dtype=torch.long))
     assert not verdicts.recomputed.any()
+
+
+class Lowered(FeedForwardVerifier):
+    """A verifier of somebody's own, built on ours."""
+
+    def margins(self, network, box, y):
+        return super().margins(network, box, y) - 1e9
+
+
+def test_margins_that_a_subclass_gives_are_those_that_decide():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x = torch.rand(5, 1, 2, 2)
+    y = network(x).argmax(1)
+    assert certify(FeedForwardVerifier(), network, LinfBall(0.0), x, y).certified.any()
+    assert not certify(Lowered(), network, LinfBall(0.0), x, y).certified.any()
