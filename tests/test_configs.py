@@ -1,6 +1,5 @@
 """Each config of a method runs fit and test for some steps, on the embedded digits or on small made-up files."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import yaml
 
 import train
 from robust.networks import Autoencoder
+from tests.testers import results_in
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(
@@ -111,7 +111,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
     arguments += quicker(config, tmp_path)
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    figures = json.loads(record.read_text())["metrics"]
+    figures = results_in(record)["metrics"]
     if "callbacks" not in config["trainer"]:  # an autoencoder, which classifies nothing
         assert figures["test/reconstruction"] > 0
         return
@@ -129,7 +129,7 @@ def test_the_sweep_measures_validation_images_alone(tmp_path):
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
         train.main([*arguments, "--trainer.enable_progress_bar=false"])
         (record,) = (tmp_path / weight).rglob("results.json")
-        figures = json.loads(record.read_text())
+        figures = results_in(record)
         assert {"val/r2", "val/clean_error", "train/flip_rate"} <= figures["metrics"].keys()
         assert figures["metrics"]["val/r2_samples"] == 16
         assert not any(name.startswith("test/") for name in figures["metrics"])

@@ -49,7 +49,14 @@ def outcome(folder):
     """The last checkpoint (None if there is none) and the results."""
     path = last_checkpoint(folder)
     checkpoint = torch.load(path, weights_only=True) if path.exists() else None
-    return checkpoint, json.loads((folder / "results.json").read_text())
+    return checkpoint, results_in(folder / "results.json")
+
+
+def results_in(path):
+    """The last record of a run, with the metrics and sizes of all its records."""
+    records = list(json.loads(path.read_text()).values())
+    together = {part: {k: v for each in records for k, v in each[part].items()} for part in ("metrics", "samples")}
+    return records[-1] | together
 
 
 def last_checkpoint(folder):

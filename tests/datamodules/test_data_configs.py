@@ -1,12 +1,12 @@
 """Each config of configs/data behind the quickstart: training and testing for some steps, from the command line."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import train
+from tests.testers import results_in
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FORMS = {  # number of classes and image shape
@@ -62,7 +62,7 @@ def test_runs_on_the_published_files(name, tmp_path, mnist_root):
         pytest.skip(f"no FashionMNIST in {mnist_root}")
     train.main([*command(name, tmp_path), f"--data.root={mnist_root}"])
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    assert json.loads(record.read_text())["samples"] == {"train": 55_000, "val": 5_000, "test": 10_000}
+    assert results_in(record)["samples"] == {"train": 55_000, "val": 5_000, "test": 10_000}
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums")
@@ -75,4 +75,4 @@ def test_runs_from_its_config(name, tmp_path, request):
         arguments.append(f"--data.pseudo_labelled={tmp_path / 'more.npz'}")
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    assert 0 <= json.loads(record.read_text())["metrics"]["test/clean_error"] <= 1
+    assert 0 <= results_in(record)["metrics"]["test/clean_error"] <= 1

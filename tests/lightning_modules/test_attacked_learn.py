@@ -1,11 +1,9 @@
 """Each method that trains on attacks learns: on Digits, against PGD, it is far above the undefended network."""
 
-import json
-
 import pytest
 
 import train
-from tests.testers import ROOT
+from tests.testers import ROOT, results_in
 
 METHODS = [
     "adversarial_training",
@@ -24,7 +22,7 @@ def robust_accuracy(method, folder, *settings, figure="pgd"):
     arguments += ["--trainer.callbacks.every_n_epochs=10", "--trainer.enable_progress_bar=false"]
     train.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
     (record,) = folder.glob("lightning_logs/*/results.json")
-    figures = json.loads(record.read_text())["metrics"]
+    figures = results_in(record)["metrics"]
     assert figures["test/accuracy/pgd"] <= figures["test/accuracy/clean"]
     return figures[f"test/accuracy/{figure}"]
 

@@ -1,11 +1,9 @@
 """Training for R2 raises R2, on real digits."""
 
-import json
-
 import pytest
 
 import train
-from tests.testers import ROOT
+from tests.testers import ROOT, results_in
 
 
 def trained(name, folder, *settings):
@@ -13,7 +11,7 @@ def trained(name, folder, *settings):
     arguments = ["fit", f"--config={ROOT / 'configs' / 'robustness_score' / name}.yaml", *settings]
     train.main([*arguments, "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={folder}"])
     (record,) = folder.glob("lightning_logs/*/results.json")
-    return json.loads(record.read_text())["metrics"]
+    return results_in(record)["metrics"]
 
 
 QUICK = [
