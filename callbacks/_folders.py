@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 
 from robust.errors import SettingError
 
-RECORDS = ("results.json", "config.yaml", "predictions.csv")
+RECORDS = ("results.json", "predictions.csv")  # a config.yaml may be the user's, and is never replaced
 
 
 def log_folder(trainer: Trainer) -> Path:

@@ -14,6 +14,7 @@ class RunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        names = (f"config{f'-{stage}' if n else ''}{f'-{n}' if n > 1 else ''}.yaml" for n in range(1_000_000))
+        fn = getattr(stage, "value", stage)
+        names = (f"config{f'-{fn}' if n else ''}{f'-{n}' if n > 1 else ''}.yaml" for n in range(1_000_000))
         self.config_filename = next(name for name in names if not (folder / name).exists())
         super().setup(trainer, pl_module, stage)

@@ -300,7 +300,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "model.classifier layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
+            "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
         ),
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
         ("model.epsilon=null", "model.epsilon: got None; give a number"),
