@@ -64,6 +64,11 @@ def quicker(config, folder):
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if classifier.endswith("PreActResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+        arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
+    if "replays" in model:
+        arguments.append("--model.replays=2")
+    if "outer" in model:
+        arguments.append("--model.outer=2")
     if "autoencoder" in model:
         arguments.append("--model.autoencoder.width=2")
     if "autoencoder_checkpoint" in model:
