@@ -111,7 +111,8 @@ class DecisionBoundary(Callback):
             lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
             self._picture(axis, offsets, classes, lines)
             axis.set_title(f"class {int(y[index])}", fontsize=9)
-        axes[0].legend(fontsize=7, loc="lower left")
+        if axes[0].get_legend_handles_labels()[0]:  # none where no budget lies in the picture
+            axes[0].legend(fontsize=7, loc="lower left")
         return figure
 
     def _picture(self, axis: Any, offsets: Tensor, classes: Tensor, lines: dict[str, Tensor]) -> None:

@@ -64,6 +64,11 @@ def quicker(config, folder):
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if classifier.endswith("PreActResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+        arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
+    if "replays" in model:
+        arguments.append("--model.replays=2")
+    if "outer" in model:
+        arguments.append("--model.outer=2")
     if "autoencoder" in model:
         arguments.append("--model.autoencoder.width=2")
     if "autoencoder_checkpoint" in model:
@@ -76,7 +81,7 @@ def quicker(config, folder):
     return arguments
 
 
-@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+@pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -97,6 +102,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",
         "--trainer.limit_test_batches=1",
+        "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         "--test_after_fit=true",
         f"--trainer.default_root_dir={tmp_path}",
@@ -124,7 +130,8 @@ def test_the_sweep_measures_validation_images_alone(tmp_path):
     folder = CONFIGS / "robustness_score"
     for weight in ("0.01", "0.1"):
         arguments = ["fit", f"--config={folder / 'digits.yaml'}", f"--config={folder / 'sweep.yaml'}"]
-        arguments += ["--trainer.max_epochs=6", "--trainer.limit_train_batches=1", "--data.eval_batch_size=16"]
+        arguments += ["--trainer.max_epochs=6", "--trainer.limit_train_batches=1", "--trainer.log_every_n_steps=1"]
+        arguments += ["--data.eval_batch_size=16"]
         arguments += [f"--model.score_weight={weight}", f"--trainer.default_root_dir={tmp_path / weight}"]
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
         train.main([*arguments, "--trainer.enable_progress_bar=false"])
