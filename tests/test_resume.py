@@ -42,6 +42,7 @@ def test_uniform_budgets(tmp_path):
     assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=2)
 
 
+@pytest.mark.filterwarnings("ignore:epsilon_schedule.length")
 def test_a_learning_rate_that_the_checkpoint_overrides_is_named(tmp_path):
     tiny = [*TINY, "--trainer.max_epochs=1"]
     run("fit", tiny, tmp_path / "first")
