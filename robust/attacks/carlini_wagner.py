@@ -16,7 +16,7 @@ class CarliniWagnerL2:
 
     Of some classes t, the nearest in the network linearised at the image, each has its own search. One search of the
     highest other logit instead ends in the class that is likely at the image, which is not always near: on a small
-    network trained against attacks on Digits, its distance is more than 10 % too large on one image of six.
+    network trained against attacks on Digits, it ends more than 10 % farther away on 26 of 108 images.
 
     The image found is projected onto the threat model. For the distance to the boundary itself give a ball that holds
     all images: ``L2Ball(number_of_pixels ** 0.5)``. The cost is targets * searches * steps passes and, to order the
@@ -115,7 +115,7 @@ def _nearest_classes(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The other classes (B, K - 1) by the distance to them in the network linearised at each image."""
     with torch.enable_grad():
         at = x.detach().requires_grad_()
-        logits = network(at)
+        logits: Tensor = network(at)
         label = logits.gather(1, y[:, None])
         leads = (label - logits).unbind(1)
         slopes = [torch.autograd.grad(lead.sum(), at, retain_graph=True)[0].flatten(1).norm(dim=1) for lead in leads]
