@@ -90,7 +90,7 @@ def serve(rank, port, pipe):
 
     import train
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as in conftest.py
     sys.argv = ["train.py"]
     while True:
         try:
