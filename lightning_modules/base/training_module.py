@@ -24,6 +24,7 @@ from lightning_modules.base.settings import (
     describe_optimizers,
     require_same,
 )
+from lightning_modules.base.synchronised import SynchronisedStatistics
 from robust.errors import NonFiniteLossError, require
 
 Batch = tuple[Tensor, Tensor]
@@ -166,7 +167,6 @@ class TrainingModule(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         self._resumption = Resumption(None)  # until a checkpoint is read
-        self._evaluation_seed = self._common_seed()
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
         strategy = self.trainer.strategy
@@ -190,6 +190,9 @@ class TrainingModule(pl.LightningModule, ABC):
             type(strategy).__name__,
             "give auto, ddp or ddp_find_unused_parameters_true; sharded strategies are not supported",
         )
+        if isinstance(strategy, DDPStrategy) and strategy._layer_sync is not None:
+            strategy._layer_sync = SynchronisedStatistics()
+        self._evaluation_seed = self._common_seed()
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
