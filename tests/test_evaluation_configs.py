@@ -166,6 +166,7 @@ def test_certified_evaluations_of_other_sizes_add_up(sizes, fits, method, tmp_pa
         assert "got '2 x CertifiedEvaluation'" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:ckpt_path. got None")
 def test_what_is_no_classifier_is_not_evaluated(tmp_path, capsys):
     autoencoder = f"--config={ROOT / 'configs' / 'wasserstein_autoencoder' / 'digits.yaml'}"
     with pytest.raises(SystemExit):

@@ -16,7 +16,7 @@ class SynchronisedStatistics(LayerSync):
     """Lets each batch normalisation in training mode take mean and variance over the batches of all processes.
 
     The layers keep their classes, so that bounds know them, and gradients can be differentiated once more, which
-    torch's ``SyncBatchNorm`` cannot; that one also needs a GPU. Each process must pass through the layers equally often.
+    torch's ``SyncBatchNorm`` cannot; that one also needs a GPU. All processes pass through the layers equally often.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
