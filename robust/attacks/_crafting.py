@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
 from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
+from robust.random import part, rewound
 
 Mode = Literal["eval", "keep", "frozen"]
 MODES = ("eval", "keep", "frozen")
@@ -68,7 +69,7 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
     check_precision(network)
     check_images(x)
     check_label_shape(y, len(x))
-    with crafting(network, mode), checked_before():
+    with crafting(network, mode), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
         checked = Checked(network, y)
         yield checked, x, y
@@ -190,7 +191,7 @@ def _differentiate(total: Tensor, at: Tensor, retain_graph: bool = False) -> Ten
 
 
 def _with_the_same_noise(logits: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    with torch.random.fork_rng([at.device] if at.device.type == "cuda" else []):
+    with rewound(at.device):
         return logits(at)
 
 
