@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,16 @@ from pytorch_lightning.utilities import rank_zero_warn
 import callbacks
 import datamodules
 import lightning_modules
-from cli_errors import OneLineParser, causes, lightnings_choice, refuse_null
+from cli import checkpoints
+from cli.class_settings import check_classes, check_finite
+from cli.trainer_settings import check_trainer, num_processes
+from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
+from cli.errors import OneLineParser, causes, lightnings_choice, refuse_null
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
+LARGEST_SEED = 2**32 - 1
+WORDS = ("best", "last", "hpc")
 # what a user can do something about
 ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
 
@@ -56,27 +61,46 @@ class RobustCLI(LightningCLI):
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check the seed before anything is seeded by it."""
+        super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        fits = isinstance(seed, bool) or seed is None or 0 <= seed <= LARGEST_SEED
+        require(fits, "seed_everything", seed, f"give 0 to {LARGEST_SEED}")
+
     def before_instantiate_classes(self) -> None:
-        """Note the settings for the record, and look at the checkpoint before building anything."""
+        """Note the settings for the record, and check all that can be checked before building anything."""
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
-        self.results.config = yaml.safe_load(dumped)
+        self.results.config = plain = yaml.safe_load(dumped)
         for part in ("model", "data"):
-            refuse_null(self.results.config[part], part)
-        path = config.get("ckpt_path")
+            refuse_null(plain[part], part)
+        check_trainer(config.trainer, self.subcommand)
+        check_checkpoint_settings(config.checkpoint)
+        for part in ("model", "data", "epsilon_schedule", "checkpoint"):
+            check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
+            check_classes(plain[part], part)
+        check_classes(plain["trainer"].get("callbacks"), "trainer.callbacks")
+        check_batch_size(plain["data"], num_processes(config.trainer))
+        check_folders(plain)
+        self._find_checkpoint(config.get("ckpt_path"))
+
+    def _find_checkpoint(self, path: Any) -> None:
+        """Take a checkpoint's path, or the copy of what is at a URL; those of a word are found when there is a run."""
         if path is None and self.subcommand != "fit":
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
-        if path not in (None, "best", "last", "hpc") and "://" not in str(path):
-            remedy = "no such file; checkpoints are in the log folder under checkpoints/"
-            require(Path(path).is_file(), "ckpt_path", path, remedy)
-            remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
-            require(zipfile.is_zipfile(path), "ckpt_path", path, remedy)
+        if path is None or path in WORDS:
+            return
+        config = self.config[self.subcommand]
+        if "://" in str(path):
+            self._fetched = checkpoints.fetch(str(path))
+            config.ckpt_path = self._fetched.path
+        checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what they say of a setting is not to drown in what jsonargparse adds."""
         try:
             super().instantiate_classes()
-            self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
@@ -84,19 +108,35 @@ class RobustCLI(LightningCLI):
                 if choice := lightnings_choice(str(cause)):
                     raise choice from None
             raise
+        self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
+        word = self.config[self.subcommand].get("ckpt_path")
+        if word in WORDS:
+            root = Path(self.trainer.default_root_dir)
+            folder = self.config[self.subcommand].checkpoint.dirpath or Path(self.trainer.log_dir or root) / "checkpoints"
+            path = str(checkpoints.find_by_word(word, root, Path(folder)))
+            checkpoints.check(path, path, resumes=self.subcommand == "fit")
+            self.config_init[self.subcommand].ckpt_path = path
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of figures: ours is one of all figures, and in results.json."""
-        return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
+        """Lightning's, but for its table of metrics, as ours is in results.json, and for reading code in checkpoints."""
+        return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def fit(self, **kwargs: Any) -> None:
+        """Run the subcommand of this name."""
+        self.trainer.fit(**kwargs, weights_only=True)
 
     def validate(self, **kwargs: Any) -> None:
         """Run the subcommand of this name."""
-        self.trainer.validate(**kwargs, verbose=False)
+        self.trainer.validate(**kwargs, verbose=False, weights_only=True)
 
     def test(self, **kwargs: Any) -> None:
         """Run the subcommand of this name."""
-        self.trainer.test(**kwargs, verbose=False)
+        self.trainer.test(**kwargs, verbose=False, weights_only=True)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run the subcommand of this name."""
+        self.trainer.predict(**kwargs, weights_only=True)
 
     def after_fit(self) -> None:
         """Test what was trained, if asked."""

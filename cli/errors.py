@@ -17,6 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
+from cli.config_files import check_file
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -41,6 +42,8 @@ class OneLineParser(LightningArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a config file, and note which, for the messages that leave it out."""
         self._reading = str(path)
+        if remedy := check_file(self._reading):
+            raise SettingError("config", self._reading, remedy)
         return super().parse_path(path, *args, **kwargs)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
