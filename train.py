@@ -20,7 +20,7 @@ from cli import checkpoints
 from cli.class_settings import check_classes, check_finite
 from cli.trainer_settings import check_trainer, num_processes
 from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
-from cli.errors import OneLineParser, causes, lightnings_choice, refuse_null
+from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
@@ -105,7 +105,7 @@ class RobustCLI(LightningCLI):
             for cause in causes(error):
                 if isinstance(cause, SettingError):
                     raise cause from None
-                if choice := lightnings_choice(str(cause)):
+                if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
@@ -155,8 +155,11 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     try:
         RobustCLI(args)
-    except ONE_LINE as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    except (*ONE_LINE, RuntimeError, ValueError) as error:
+        known = error if isinstance(error, ONE_LINE) else known_error(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"error: {' '.join(str(known).split())}\n")
         sys.exit(2)
 
 
