@@ -20,6 +20,7 @@ from cli import checkpoints
 from cli.class_settings import check_classes, check_finite
 from cli.trainer_settings import check_trainer, num_processes
 from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
+from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
@@ -28,6 +29,7 @@ LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
 # what a user can do something about
 ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
+ONE_LINE += (RefusedYAMLError,)
 
 
 class RobustCLI(LightningCLI):

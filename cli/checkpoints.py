@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from robust.checkpoints import read_saved
@@ -88,12 +89,16 @@ def check(path: str, given: str, resumes: bool) -> None:
     require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
     missing = [name for name in _RESUMING if name not in content]
     remedy = f"it holds weights alone; {_REMEDY}, with checkpoint.save_weights_only left at false"
-    require(not (resumes and len(missing) == len(_RESUMING)), NAME, given, remedy)
-    needed = {**_ALWAYS, **({**_RESUMING, "loops": _are_loops} if resumes else {})}
-    missing = [name for name in needed if name not in content]
+    require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
+    missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
     require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")
-    wrong = [name for name, fits in needed.items() if not fits(content[name])]
+    rules = {**_ALWAYS, **_RESUMING, **_OPTIONAL}
+    wrong = [name for name, fits in rules.items() if name in content and not fits(content[name])]
     require(not wrong, NAME, given, f"its {', '.join(wrong)} is not what fit writes; {_REMEDY}")
+    described, states = content.get("optimizers"), content.get("optimizer_states")
+    if resumes and described is not None:
+        remedy = f"it has states of {len(states)} optimizers and settings of {len(described)}; {_REMEDY}"
+        require(len(described) == len(states), NAME, given, remedy)
 
 
 def _is_state(value: Any) -> bool:
@@ -112,7 +117,7 @@ def _are_optimizers(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(group, dict) and "lr" in group for group in value)
+    return isinstance(value, list) and all(isinstance(group, dict) and {"lr", "params"} <= group.keys() for group in value)
 
 
 def _are_loops(value: Any) -> bool:
@@ -120,23 +125,33 @@ def _are_loops(value: Any) -> bool:
     return isinstance(fit, dict) and {"epoch_progress", "epoch_loop.batch_progress"} <= fit.keys()
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) and part for part in value)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+def _is_version(value: Any) -> bool:
+    try:
+        Version(value)
+    except (InvalidVersion, TypeError):
+        return False
+    return True
 
 
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
-    "pytorch-lightning_version": lambda value: isinstance(value, str) and value[:1].isdigit(),
+    "pytorch-lightning_version": _is_version,
     "epoch": _is_count,
     "global_step": _is_count,
     "method": lambda value: isinstance(value, str),
     "seed": lambda value: value is None or _is_count(value),
 }
 _RESUMING: dict[str, Callable[[Any], bool]] = {
-    "callbacks": _is_dict,
+    "loops": _are_loops,
+    "callbacks": lambda value: isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()),
     "optimizer_states": _are_optimizers,
-    "lr_schedulers": _is_list,
+    "lr_schedulers": _are_dicts,
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "optimizers": _are_dicts,
+    "data": lambda value: isinstance(value, dict),
+    "monitored": lambda value: isinstance(value, dict),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -14,21 +15,38 @@ MOST_LEVELS = 100
 _plain = get_loader("yaml")
 
 
-class RefusedYAMLError(yaml.YAMLError):
-    """YAML that can be parsed, and is not taken."""
+class RefusedYAMLError(ValueError):
+    """YAML that can be parsed, and is not taken.
+
+    Args:
+        text: all of it.
+        reason: what is wrong with it, and the remedy.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"got {shorten(text, 80)!r}; {reason}")
+        self.reason = reason
+
+
+class _Refusal(Exception):
+    """Why YAML is not taken, from the depths of it."""
 
 
 def load(text: str) -> Any:
     """What a YAML document says, as jsonargparse reads it.
 
     Raises:
-        YAMLError: if it is none, gives a key twice, nests deeper than 100 levels, or has more than 100,000 values when
+        YAMLError: if it is none.
+        RefusedYAMLError: if it gives a key twice, nests deeper than 100 levels, or has more than 100,000 values when
             its aliases are written out.
     """
-    check_levels(text)
-    node = yaml.compose(text, Loader=yaml.CSafeLoader)
-    if node is not None:
-        count_values(node, {})
+    try:
+        check_levels(text)
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)
+        if node is not None:
+            count_values(node, {})
+    except _Refusal as error:
+        raise RefusedYAMLError(text, str(error)) from None
     return _plain(text)
 
 
@@ -38,7 +56,7 @@ def check_levels(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > MOST_LEVELS:
-            raise RefusedYAMLError(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; write it flatter")
+            raise _Refusal(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; write it flatter")
 
 
 def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
@@ -49,11 +67,11 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
         counted: the numbers of the nodes that are done, by identity; 0 in those that hold the one that is counted.
 
     Raises:
-        RefusedYAMLError: if they are too many, one holds itself, or a key is given twice.
+        _Refusal: if they are too many, one holds itself, or a key is given twice.
     """
     if id(node) in counted:
         if counted[id(node)] == 0:
-            raise RefusedYAMLError(f"{_at(node)} holds itself; write the values out")
+            raise _Refusal(f"{_at(node)} holds itself; write the values out")
         return counted[id(node)]
     counted[id(node)] = 0
     number = 1
@@ -63,7 +81,7 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         number += sum(count_values(part, counted) for part in node.value)
     if number > MOST_NODES:
-        raise RefusedYAMLError(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; write less")
+        raise _Refusal(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; write less")
     counted[id(node)] = number
     return number
 
@@ -73,8 +91,9 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if key.value != "<<" and isinstance(key, yaml.ScalarNode):
             if key.value in first:
-                lines = f"in lines {_line(first[key.value])} and {_line(key)}"
-                raise RefusedYAMLError(f"{key.value!r} is given twice, {lines}; keep one of them")
+                lines = sorted({_line(first[key.value]), _line(key)})
+                where = f"in line {' and '.join(map(str, lines))}"
+                raise _Refusal(f"{key.value!r} is given twice, {where}; keep one of them")
             first[key.value] = key
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli.config_files import check_file
+from cli.config_files import RefusedYAMLError, check_file
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -55,7 +55,10 @@ class OneLineParser(LightningArgumentParser):
         self._reading = str(path)
         if remedy := check_file(self._reading):
             raise SettingError("config", self._reading, remedy)
-        return super().parse_path(path, *args, **kwargs)
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except RefusedYAMLError as error:
+            raise SettingError("config", self._reading, error.reason) from None
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Say of an unknown setting what is known only here: its value and the settings that there are."""
@@ -72,7 +75,7 @@ class OneLineParser(LightningArgumentParser):
         """Print the cause and leave with status 2."""
         if unknown := re.match(r"unrecognized arguments: --([^ =]+)[ =]?(.*?)(?= --|$)", message):
             message = unknown_setting(self, unknown[1], unknown[2])
-        elif message.startswith(("Problems parsing config", "Unexpected config")):
+        elif message.startswith(("Problems parsing config", "Unexpected config", "Key must be a string")):
             message = f"config: got {self._reading!r}; give a YAML file of settings ({message})"
         if not self.exit_on_error:  # the settings of a class; the parser above knows whose
             super().error(message, ex)

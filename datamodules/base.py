@@ -170,8 +170,16 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"shuffle_seed": self.shuffle_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the checkpoint's seed."""
-        self.shuffle_seed = state_dict["shuffle_seed"]
+        """Take over the checkpoint's seed.
+
+        Raises:
+            SettingError: if it holds none.
+        """
+        seed = state_dict.get("shuffle_seed") if isinstance(state_dict, dict) else None
+        fits = isinstance(seed, int) and 0 <= seed <= _LARGEST_SEED
+        require(fits, "ckpt_path", f"a data module's seed of {seed!r}", "give a checkpoint that fit wrote")
+        assert isinstance(seed, int)
+        self.shuffle_seed = seed
 
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """The indices of each batch of this process; a data set may compose its training batches otherwise."""
