@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust.errors import require
+
 
 class NoiseGenerator(nn.Module):
     """Maps an image and random numbers to noise of the image's shape: 4,243 parameters for 3 channels.
@@ -25,6 +27,8 @@ class NoiseGenerator(nn.Module):
 
     def __init__(self, channels: int = 3, conditional: bool = True, width: int = 20) -> None:
         super().__init__()
+        require(channels >= 1, "channels", channels, "give those of the images, at least 1")
+        require(width >= 1, "width", width, "give at least 1 channel")
         self.conditional = conditional
         self.layers = nn.Sequential(
             nn.Conv2d((1 + conditional) * channels, width, 1),
