@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_warn
 
@@ -43,8 +45,10 @@ class RobustCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [callbacks.Interruption(), self.results, callbacks.Predictions()]},
-            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "callbacks": [callbacks.Interruption(), self.results, callbacks.Predictions(), callbacks.Monitors()]
+            },
+            save_config_callback=callbacks.RunConfig,
             parser_class=OneLineParser,
             auto_configure_optimizers=False,  # the methods bring their own
             args=args,
@@ -118,6 +122,12 @@ class RobustCLI(LightningCLI):
             path = str(checkpoints.find_by_word(word, root, Path(folder)))
             checkpoints.check(path, path, resumes=self.subcommand == "fit")
             self.config_init[self.subcommand].ckpt_path = path
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Leave out the checkpoints where ``trainer.enable_checkpointing`` is false."""
+        wanted = config.get("enable_checkpointing") is not False
+        kept = [each for each in callbacks if wanted or not isinstance(each, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, kept)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -12,10 +12,12 @@ from callbacks.epsilon_scheduler import EpsilonScheduler
 from callbacks.gradient_masking_checks import GradientMaskingChecks
 from callbacks.group_accuracy import GroupAccuracy
 from callbacks.interruption import InterruptedRunError, Interruption
+from callbacks.monitors import Monitors
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 from callbacks.robustness_score import RobustnessScore
+from callbacks.run_config import RunConfig
 from callbacks.sampled_robustness import SampledRobustness
 
 __all__ = [
@@ -33,9 +35,11 @@ __all__ = [
     "GroupAccuracy",
     "InterruptedRunError",
     "Interruption",
+    "Monitors",
     "NonUniformEvaluation",
     "Predictions",
     "Results",
     "RobustnessScore",
+    "RunConfig",
     "SampledRobustness",
 ]

@@ -17,13 +17,11 @@ from callbacks._places import Places
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.attacks import crafting
 from robust.errors import require
-from robust.threat_models import L1Ball, L2Ball, LinfBall, Norm, ThreatModel
+from robust.threat_models import ThreatModel
 
 Stage = Literal["val", "test"]
 # It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
 Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
-Ball = LinfBall | L2Ball | L1Ball
-BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 class AttackingEvaluation(Callback, ABC):
@@ -277,21 +275,6 @@ def attacked(name: str, attack: Attack, network: nn.Module, threat_model: Threat
             f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
         )
     return x_adv
-
-
-def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
-    """The ball of that norm and radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
-
-    Raises:
-        SettingError: if no radius is given and the module has no ball of that norm.
-    """
-    kind = BALLS[norm]
-    if epsilon is not None:
-        return kind(epsilon)
-    own = module.threat_models(x, module.epsilon)
-    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, kind)]
-    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
-    return balls[0]
 
 
 def _image_shape(batch: Any) -> tuple[int, ...] | None:

@@ -32,11 +32,6 @@ class Places:
         return self.last
 
 
-def log_folder(trainer: Trainer) -> Path:
-    """The run's log folder; to be asked in all processes."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
-
-
 def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path) -> None:
     """To TensorBoard and to a file."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded
+from callbacks._folders import log_folder
 from callbacks._stochastic import verdicts
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
@@ -83,7 +84,7 @@ class AccuracyCurve(AttackingEvaluation):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the log folder, which must be asked in all processes."""
         super().setup(trainer, pl_module, stage)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = log_folder(trainer)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""

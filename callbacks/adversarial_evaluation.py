@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, ValidatingEvaluation, attacked, norm_ball, seeded
+from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded
+from callbacks._norm_balls import norm_ball
 from callbacks._stochastic import MEAN_NETWORK, variants, verdicts
 from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.threat_models import PixelBox
@@ -93,7 +94,7 @@ class BudgetImages(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note the log folder, which must be asked in all processes."""
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = log_folder(trainer)
 
     @torch.no_grad()
     def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:

@@ -15,8 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from callbacks._attacking import AttackingEvaluation, Stage, seeded
+from callbacks._folders import log_folder
 from callbacks._order import check_order
-from callbacks._places import log_folder
 from callbacks._saved_rows import Rows, SavedRows, digest, joined, plain
 from callbacks._verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier

@@ -115,6 +115,7 @@ class Checkpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """With ``save_on_exception``, save; but never a state that a loss of NaN has stopped."""
-        if not isinstance(exception, NonFiniteLossError | InterruptedRunError):
+        """With ``save_on_exception``, save; but no weights that are not finite, nor what a loss of NaN has stopped."""
+        finite = all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
+        if finite and not isinstance(exception, NonFiniteLossError | InterruptedRunError):
             super().on_exception(trainer, pl_module, exception)

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import seeded
+from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier, check_precision
 from robust.attacks import PGD
 from robust.errors import require
@@ -68,7 +69,7 @@ class DecisionBoundary(Callback):
         """Refuse weights of half precision, and note the log folder, which must be asked in all processes."""
         if stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._folder = log_folder(trainer)
 
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -110,7 +111,8 @@ class DecisionBoundary(Callback):
             lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
             self._picture(axis, offsets, classes, lines)
             axis.set_title(f"class {int(y[index])}", fontsize=9)
-        axes[0].legend(fontsize=7, loc="lower left")
+        if axes[0].get_legend_handles_labels()[0]:  # none where no budget lies in the picture
+            axes[0].legend(fontsize=7, loc="lower left")
         return figure
 
     def _picture(self, axis: Any, offsets: Tensor, classes: Tensor, lines: dict[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ class EpsilonScheduler(Callback):
         return at_middle + (1 - at_middle) * (steps - middle) / (length - middle)
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn where training ends before the ramp does.
+        """Check that there is a threat model to ramp.
 
         Raises:
             SettingError: if there is to be a ramp, and the module has no threat model.
@@ -84,13 +84,27 @@ class EpsilonScheduler(Callback):
         fits = self.shape == "constant" or isinstance(pl_module, RobustClassifier)
         remedy = f"{type(pl_module).__name__} has no threat model to ramp; give constant"
         require(fits, "epsilon_schedule.shape", self.shape, remedy)
+
+    def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Warn where epochs or steps end before the ramp does."""
         end = self.start_epoch + self.length - 1
-        if self.shape != "constant" and trainer.max_epochs is not None and 0 <= trainer.max_epochs < end:
-            rank_zero_warn(
-                f"epsilon_schedule.length: the ramp ends with epoch {end}, after trainer.max_epochs "
-                f"{trainer.max_epochs}; epsilon never reaches model.epsilon {pl_module.epsilon}. "
-                "Give a shorter ramp or more epochs."
-            )
+        limits = {"trainer.max_epochs": trainer.max_epochs, "trainer.max_steps": trainer.max_steps}
+        lengths = {"trainer.max_epochs": 1, "trainer.max_steps": trainer.num_training_batches}
+        for setting, limit in limits.items():
+            if self.shape != "constant" and limit is not None and 0 <= limit < end * lengths[setting]:
+                self._warn(f"the ramp ends with epoch {end}, after {setting} {limit}", pl_module)
+                return
+
+    def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Warn where time or an early stop ended the training before the ramp."""
+        stopped = trainer.should_stop and isinstance(pl_module, RobustClassifier)
+        if self.shape != "constant" and stopped and pl_module.current_epsilon < pl_module.epsilon:
+            self._warn(f"the training stopped in epoch {trainer.current_epoch}, inside the ramp", pl_module)
+
+    @staticmethod
+    def _warn(why: str, module: RobustClassifier) -> None:
+        remedy = f"epsilon never reaches model.epsilon {module.epsilon}. Give a shorter ramp or a longer training."
+        rank_zero_warn(f"epsilon_schedule.length: {why}; {remedy}")
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int

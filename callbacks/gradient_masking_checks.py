@@ -12,7 +12,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, norm_ball, seeded, times_right
+from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded, times_right
+from callbacks._norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require

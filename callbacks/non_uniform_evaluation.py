@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import AttackingEvaluation, attacked, norm_ball, seeded
+from callbacks._attacking import AttackingEvaluation, attacked, seeded
+from callbacks._norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
+
+from callbacks._atomic import replacing
+from callbacks._folders import log_folder
 
 
 class Predictions(Callback):
@@ -34,9 +36,8 @@ class Predictions(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
         name = "predictions.csv" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}.csv"
-        path = Path(trainer.log_dir or trainer.default_root_dir) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
+        path = log_folder(trainer) / name
+        with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "label", "prediction"))
             writer.writerows(self._rows)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +17,9 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
+
+from callbacks._atomic import replacing
+from callbacks._folders import claim_folder, is_dry, log_folder
 
 _SHARES = (
     "accuracy",
@@ -33,9 +38,11 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-L
 class Results(Callback):
     """Writes what was measured, and how, at the end of ``fit``, ``validate`` and ``test``.
 
-    ``results.json`` holds ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]) and beside them
-    ``command``, ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``,
-    ``samples`` and ``wall_time`` (seconds).
+    ``results.json`` holds a record for each of them, by its name; one that is made again in the same folder gets a
+    number. A record has ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]) and beside them
+    ``command``, ``method``, ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``,
+    ``device``, ``samples`` and ``wall_time`` (seconds). Numbers that are not finite are null there, and words
+    (``nan``, ``inf``) by their path under ``not_finite``.
 
     Attributes:
         config: the run's settings as plain data; the command line fills it.
@@ -43,16 +50,21 @@ class Results(Callback):
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
-        self._metrics: dict[str, float] = {}
-        self._samples: dict[str, int] = {}
-        self._wall_time: dict[str, float] = {}
         self._start = 0.0
         self._folder = Path()
+        self._own: set[Path] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock."""
+        """Start the clock, and take the folder.
+
+        Raises:
+            SettingError: if the folder holds another run.
+        """
         self._start = time.perf_counter()
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked in all processes, or they hang
+        self._folder = log_folder(trainer)
+        if self._folder not in self._own:
+            claim_folder(trainer, self.config.get("ckpt_path") or trainer.ckpt_path)
+        self._own.add(self._folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""
@@ -68,22 +80,14 @@ class Results(Callback):
         self._record(trainer, pl_module, "test", {"test": trainer.test_dataloaders})
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
-        self._metrics |= {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # of a CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
-        self._samples |= {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")}
-        self._wall_time[stage] = round(time.perf_counter() - self._start, 1)
         if not trainer.is_global_zero:
             return
-        path = self._folder / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self._results(trainer, module), indent=2) + "\n")
-        self._print(stage, path)
-
-    def _results(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        return {
-            "metrics": self._metrics,
-            "command": " ".join(sys.argv),
+        record = {
+            "metrics": metrics,
+            "command": shlex.join(["python", *sys.argv]),
             "method": type(module).__name__,
             "epochs": trainer.current_epoch,
             "seed": self.config.get("seed_everything"),
@@ -91,20 +95,49 @@ class Results(Callback):
             "versions": {"python": platform.python_version(), **installed_versions()},
             "device": describe_device(trainer),
             "optimizers": getattr(module, "used_optimizers", []),
-            "samples": self._samples,
-            "wall_time": self._wall_time,
+            "samples": {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")},
+            "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
         }
+        path = self._folder / "results.json"
+        if not is_dry(trainer):
+            add_record(path, stage, record)
+        self._print(f"Results of {stage} ({record['wall_time']:.0f} s)", metrics)
+        if not is_dry(trainer):
+            Console().print(f"Written to {path}", soft_wrap=True)
 
-    def _print(self, stage: str, path: Path) -> None:
-        table = Table(title=f"Results of {stage} ({self._wall_time[stage]:.0f} s)")
+    def _print(self, title: str, metrics: dict[str, float]) -> None:
+        table = Table(title=title)
         table.add_column("metric")
         table.add_column("value", justify="right")
-        for name, value in self._metrics.items():
+        for name, value in metrics.items():
             table.add_row(name, f"{value:.2%}" if _is_share(name) else f"{value:.4g}")
-        console = Console()
-        console.print(table)
-        console.print(f"Written to {path}", soft_wrap=True)
+        Console().print(table)
+
+
+def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:
+    """Write a record beside those that are in the file, as strict JSON, whole or not at all."""
+    records = json.loads(path.read_text()) if path.exists() else {}
+    name, number = stage, 1
+    while name in records:
+        number += 1
+        name = f"{stage}-{number}"
+    not_finite: dict[str, str] = {}
+    records[name] = {**_strict(record, "", not_finite), "not_finite": not_finite}
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
+
+
+def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
+    """The value with null in the place of numbers that are not finite, which are noted by their path."""
+    if isinstance(value, dict):
+        return {str(key): _strict(part, f"{path}.{key}".lstrip("."), not_finite) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part, f"{path}.{index}", not_finite) for index, part in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        not_finite[path] = str(value)
+        return None
+    return value
 
 
 def git_commit() -> str | None:

@@ -12,7 +12,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import Stage, ValidatingEvaluation, seeded
-from callbacks._places import log_folder, write_figure
+from callbacks._folders import log_folder
+from callbacks._places import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.attacks import BoundaryAttack, FGSMGrid, GrowingPGD, LinearizedBoundary
 from robust.errors import require

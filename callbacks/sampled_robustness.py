@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._attacking import Stage, ValidatingEvaluation
-from callbacks._places import log_folder
+from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore

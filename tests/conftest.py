@@ -10,10 +10,13 @@ import torch
 import datamodules
 import datamodules.files
 import datamodules.mnist
+from tests import quick_command_line
 from tests.datamodules import layouts
 
 torch.set_num_threads(1)  # two workers on two cores; also in what they start:
 os.environ["OMP_NUM_THREADS"] = "1"
+
+quick_command_line.install()
 
 ROOT = Path(__file__).parents[1]
 

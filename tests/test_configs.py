@@ -1,6 +1,5 @@
 """Each config of a method runs fit and test for some steps, on the embedded digits or on small made-up files."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import yaml
 
 import train
 from robust.networks import Autoencoder
+from tests.testers import results_in
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(
@@ -64,6 +64,11 @@ def quicker(config, folder):
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if classifier.endswith("PreActResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+        arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
+    if "replays" in model:
+        arguments.append("--model.replays=2")
+    if "outer" in model:
+        arguments.append("--model.outer=2")
     if "autoencoder" in model:
         arguments.append("--model.autoencoder.width=2")
     if "autoencoder_checkpoint" in model:
@@ -76,7 +81,7 @@ def quicker(config, folder):
     return arguments
 
 
-@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+@pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -97,6 +102,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",
         "--trainer.limit_test_batches=1",
+        "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         "--test_after_fit=true",
         f"--trainer.default_root_dir={tmp_path}",
@@ -111,7 +117,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
     arguments += quicker(config, tmp_path)
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    figures = json.loads(record.read_text())["metrics"]
+    figures = results_in(record)["metrics"]
     if "callbacks" not in config["trainer"]:  # an autoencoder, which classifies nothing
         assert figures["test/reconstruction"] > 0
         return
@@ -124,12 +130,13 @@ def test_the_sweep_measures_validation_images_alone(tmp_path):
     folder = CONFIGS / "robustness_score"
     for weight in ("0.01", "0.1"):
         arguments = ["fit", f"--config={folder / 'digits.yaml'}", f"--config={folder / 'sweep.yaml'}"]
-        arguments += ["--trainer.max_epochs=6", "--trainer.limit_train_batches=1", "--data.eval_batch_size=16"]
+        arguments += ["--trainer.max_epochs=6", "--trainer.limit_train_batches=1", "--trainer.log_every_n_steps=1"]
+        arguments += ["--data.eval_batch_size=16"]
         arguments += [f"--model.score_weight={weight}", f"--trainer.default_root_dir={tmp_path / weight}"]
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
         train.main([*arguments, "--trainer.enable_progress_bar=false"])
         (record,) = (tmp_path / weight).rglob("results.json")
-        figures = json.loads(record.read_text())
+        figures = results_in(record)
         assert {"val/r2", "val/clean_error", "train/flip_rate"} <= figures["metrics"].keys()
         assert figures["metrics"]["val/r2_samples"] == 16
         assert not any(name.startswith("test/") for name in figures["metrics"])

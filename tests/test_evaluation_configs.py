@@ -117,6 +117,7 @@ def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(n
     assert {"test/verified_error/learned", "test/verified_error/uniform"} <= record["metrics"].keys()
 
 
+@pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
 @pytest.mark.parametrize("name", ["autoattack_linf", "autoattack_rand_linf"])
 def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, monkeypatch, capsys):
     if importlib.util.find_spec("pyautoattack") is None:
@@ -166,6 +167,7 @@ def test_certified_evaluations_of_other_sizes_add_up(sizes, fits, method, tmp_pa
         assert "got '2 x CertifiedEvaluation'" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:ckpt_path. got None")
 def test_what_is_no_classifier_is_not_evaluated(tmp_path, capsys):
     autoencoder = f"--config={ROOT / 'configs' / 'wasserstein_autoencoder' / 'digits.yaml'}"
     with pytest.raises(SystemExit):

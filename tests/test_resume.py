@@ -15,7 +15,7 @@ TINY = [
     "--epsilon_schedule.start_epoch=2",
     "--epsilon_schedule.length=2",
     "--trainer.max_epochs=4",
-    "--trainer.limit_train_batches=4",
+    "--trainer.limit_train_batches=2",
     "--trainer.limit_val_batches=1",
     "--data.eval_batch_size=32",
     "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1, pgd_steps: 0}}]",
@@ -35,11 +35,11 @@ class NoisyBudgets(ContextualBudgets):
 def test_contextual_budgets_with_random_draws(tmp_path):
     method = f"--model.class_path={__name__}.NoisyBudgets"
     schedule = "--model.generator_lr_scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}"
-    assert_resume_is_identical([*TINY, method, schedule], tmp_path, batches_per_epoch=4)
+    assert_resume_is_identical([*TINY, method, schedule], tmp_path, batches_per_epoch=2)
 
 
 def test_uniform_budgets(tmp_path):
-    assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=4)
+    assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=2)
 
 
 # Learn2Perturb, below, in each of its phases
@@ -48,8 +48,8 @@ def test_methods_that_attack(method, tmp_path):
     random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
-    few = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
-    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
     settings = [*attacked("learn2perturb"), f"--model.lr_scheduler={decay}", f"--model.theta_lr_scheduler={decay}"]
     settings += [f"--model.noise_delay={noise_delay}", f"--model.adversarial_delay={adversarial_delay}"]
     settings += ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2", "--test_after_fit=false"]
-    few = ["--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
-    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=4)
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,14 @@ def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
 def test_multi_norm_methods(method, tmp_path):
     random = ["--model.generator=robust.networks.NoiseGenerator"] if method == "mng_ac" else []
     settings = [*multi_norm(method, "robust.attacks.PGD"), *random, "--test_after_fit=false"]
-    assert_resume_is_identical([*settings, "--trainer.limit_val_batches=1"], tmp_path, batches_per_epoch=4)
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
 @pytest.mark.parametrize("method", score_methods.METHODS)
 def test_methods_of_the_robustness_framework(method, tmp_path):
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     few = ["--data.batch_size=8", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
+    few.append("--trainer.limit_train_batches=2")
     settings = [*score_methods.small(method, tmp_path, chance=True), *schedule, *few]
-    assert_resume_is_identical(settings, tmp_path, batches_per_epoch=4)
+    assert_resume_is_identical(settings, tmp_path, batches_per_epoch=2)

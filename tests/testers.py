@@ -49,7 +49,14 @@ def outcome(folder):
     """The last checkpoint (None if there is none) and the results."""
     path = last_checkpoint(folder)
     checkpoint = torch.load(path, weights_only=True) if path.exists() else None
-    return checkpoint, json.loads((folder / "results.json").read_text())
+    return checkpoint, results_in(folder / "results.json")
+
+
+def results_in(path):
+    """The last record of a run, with the metrics and sizes of all its records."""
+    records = list(json.loads(path.read_text()).values())
+    together = {part: {k: v for each in records for k, v in each[part].items()} for part in ("metrics", "samples")}
+    return records[-1] | together
 
 
 def last_checkpoint(folder):
@@ -59,32 +66,35 @@ def last_checkpoint(folder):
 def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
     """A run that is killed and resumed ends bit for bit like one that is not.
 
-    It is killed after some epochs and in the middle of the next, with checkpoints of every epoch and of every batch,
-    and resumed with any number of loader workers, also with another seed. Settings should put this into the ramp,
-    leave an epoch behind it, and have learning-rate schedules.
+    One run leaves a checkpoint of every epoch; another, which is killed in the middle of an epoch, one of every batch.
+    Resumed is from the end of an epoch, from its last batch and from the middle of the next, each with another number
+    of loader workers, also with another seed. Settings should put this into the ramp, leave an epoch behind it, and
+    have learning-rate schedules.
 
     Args:
         settings: arguments of ``fit``.
         tmp_path: an empty folder.
         batches_per_epoch: what the settings give, at least 2.
-        epochs: number of them after which the run is killed.
+        epochs: number of them after which the first checkpoints are.
     """
-    whole, _ = run("fit", settings, tmp_path / "whole")
+    whole, _ = run("fit", [*settings, "--checkpoint.save_top_k=-1"], tmp_path / "whole")
     end = epochs * batches_per_epoch
-    for name, batches, every, resumptions in (
-        ("epoch", end, "epochs", [(2, 1)]),
-        ("last batch", end, "train_steps", [(0, 0)]),
-        ("middle", end + batches_per_epoch // 2, "train_steps", [(0, 1), (2, 0)]),
+    middle = end + batches_per_epoch // 2
+    every_batch = ["--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
+    kill = [f"--trainer.callbacks+={__name__}.KillAfter", f"--trainer.callbacks.batches={middle}"]
+    with pytest.raises(KilledError):
+        run("fit", [*settings, *every_batch, *kill], tmp_path / "killed")
+    killed = tmp_path / "killed" / "checkpoints"
+    for name, checkpoint, workers, seed in (
+        ("epoch", tmp_path / "whole" / "checkpoints" / f"epoch={epochs - 1}.ckpt", 1, 1),
+        ("last batch", killed / f"step={end}.ckpt", 0, 0),
+        ("middle", killed / "last.ckpt", 2, 1),
     ):
-        killed = [f"--checkpoint.every_n_{every}=1", f"--trainer.callbacks+={__name__}.KillAfter"]
-        with pytest.raises(KilledError):
-            run("fit", [*settings, *killed, f"--trainer.callbacks.batches={batches}"], tmp_path / name)
-        for workers, seed in resumptions:
-            where = f"{name}, {workers} workers"
-            resumed = [f"--ckpt_path={last_checkpoint(tmp_path / name)}", f"--data.num_workers={workers}"]
-            again, _ = run("fit", [*settings, *resumed, f"--seed_everything={seed}"], tmp_path / where)
-            for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
-                assert_equal(again[part], whole[part], f"{where}: {part}")
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == (middle if name == "middle" else end)
+        resumed = [f"--ckpt_path={checkpoint}", f"--data.num_workers={workers}", f"--seed_everything={seed}"]
+        again, _ = run("fit", [*settings, *resumed], tmp_path / name)
+        for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+            assert_equal(again[part], whole[part], f"{name}: {part}")
 
 
 def assert_equal(one, other, where):

@@ -6,22 +6,34 @@ import socket
 import sys
 import traceback
 from multiprocessing import connection, get_context
+from pathlib import Path
 
 TIMEOUT = 300  # seconds
+ROOT = str(Path(__file__).parents[1])
+
+
+def forkserver():
+    """A context whose processes are forked from one that has imported the command line, which takes them seconds."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["train"])
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if ROOT not in path:  # the server finds train.py there, whatever the folder
+        os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
+    return context
 
 
 class TwoProcesses:
     """Two processes (gloo, CPU) as torchrun would start them."""
 
     def __init__(self):
-        spawn = get_context("spawn")
+        context = forkserver()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.pipes, self.processes = [], []
         for rank in (0, 1):
-            pipe, theirs = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(rank, port, theirs), daemon=True)
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, port, theirs), daemon=True)
             process.start()
             theirs.close()  # so that the pipe ends with the process
             self.pipes.append(pipe)

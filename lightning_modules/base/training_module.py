@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
@@ -152,6 +153,9 @@ class TrainingModule(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         self._resumption = Resumption(None)  # until a checkpoint is read
+        averaging = [each for each in self.trainer.callbacks if isinstance(each, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+        remedy = "it trains on for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
+        require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
         strategy = self.trainer.strategy

@@ -172,6 +172,7 @@ def test_a_part_of_the_corruptions_or_other_data_is_an_error(written, trained, t
         trainer_with(GroupAccuracy()).test(trained, datamodule=MNISTC(root=str(tmp_path)), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric SampledScore was called before")
 def test_a_score_is_of_at_least_one_image():
     assert SampledScore(torch.ones(2), torch.ones(2), 1.0).compute()["mean"].isnan()
 

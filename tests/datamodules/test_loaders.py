@@ -8,10 +8,12 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pytorch_lightning.strategies import DDPStrategy
 
 from datamodules import ImageDataModule
 from datamodules.loading import ShardedBatches, TensorImages
 from robust.errors import SettingError
+from tests.two_processes import forkserver
 
 SIZES = {"train": 23, "val": 5, "test": 7}
 
@@ -100,6 +102,12 @@ def make_trainer(**options):
 def _clean_environment(monkeypatch):
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what seed_everything sets is undone after the test
         monkeypatch.setenv(name, "0")
+
+
+def forked():
+    """DDP whose processes need not import everything."""
+    forkserver()
+    return DDPStrategy(start_method="forkserver")
 
 
 def fit(run_seed=0, data=None, ckpt_path=None, **options):
@@ -218,7 +226,7 @@ class TestResume:
 
         whole = fit(data=data(), callbacks=[SaveEverywhere(tmp_path)], **options)
         checkpoints = sorted(tmp_path.iterdir())
-        for path in checkpoints[:: 1 if num_workers == 0 else 6]:
+        for path in checkpoints[:: 1 if num_workers == 0 else 10]:
             done = int(path.name.split("-")[0])
             assert fit(run_seed=7, data=data(), ckpt_path=path, **options) == whole[done:], path.name
 
@@ -285,7 +293,7 @@ class TestTrainer:
         alone = fit(max_epochs=2)
         data = Numbered(batch_size=4, eval_batch_size=2)
         pl.seed_everything(0, verbose=False)
-        trainer = make_trainer(devices=2, strategy="ddp_spawn", max_epochs=2)
+        trainer = make_trainer(devices=2, strategy=forked(), max_epochs=2)
         trainer.fit(Recorder(folder=str(tmp_path)), datamodule=data)
         first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
         pairs = zip(first["seen"], second["seen"], strict=True)
@@ -296,7 +304,7 @@ class TestTrainer:
     def test_three_processes_see_each_image_once(self, tmp_path):
         data = Numbered(batch_size=6, eval_batch_size=3)
         pl.seed_everything(0, verbose=False)
-        trainer = make_trainer(devices=3, strategy="ddp_spawn", max_epochs=1)
+        trainer = make_trainer(devices=3, strategy=forked(), max_epochs=1)
         trainer.fit(Recorder(folder=str(tmp_path)), datamodule=data)
         notes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
         trained = [image for note in notes for _, _, batch in note["seen"] for image in batch]

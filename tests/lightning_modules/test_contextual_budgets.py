@@ -70,6 +70,7 @@ def test_a_step_descends_the_mixed_bound_of_classifier_and_generator(share, natu
         torch.testing.assert_close(module.get_parameter(name), parameter, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:epsilon_schedule.length")
 def test_before_the_ramp_the_generator_stays_and_the_classifier_learns_naturally():
     module = small_module()
     before = copy.deepcopy(module)
@@ -166,7 +167,12 @@ class Reshape(nn.Module):
 def test_what_does_not_fit_is_refused_before_training(settings, message):
     settings = {"classifier": DMSmall(), "generator": BudgetGenerator(), "strategy": "auto"} | settings
     trainer = pl.Trainer(
-        accelerator="cpu", strategy=settings.pop("strategy"), devices=1, logger=False, enable_checkpointing=False
+        max_epochs=1,
+        accelerator="cpu",
+        strategy=settings.pop("strategy"),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
     )
     try:
         with pytest.raises(SettingError, match=message):
@@ -179,12 +185,12 @@ def test_what_does_not_fit_is_refused_before_training(settings, message):
 def test_it_learns_to_be_certified_on_real_digits():
     pl.seed_everything(0)
     module = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.1)
-    fast = lambda params: torch.optim.Adam(params, lr=2e-3)  # noqa: E731
+    fast = lambda params: torch.optim.Adam(params, lr=3e-3)  # noqa: E731
     module.optimizer = module.generator_optimizer = fast
-    schedule = EpsilonScheduler("linear", start_epoch=2, length=8)
+    schedule = EpsilonScheduler("linear", start_epoch=1, length=5)
     evaluation = CertifiedEvaluation(pgd_steps=20)
     trainer = pl.Trainer(
-        max_epochs=12, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
+        max_epochs=7, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = Digits(batch_size=32)
@@ -192,6 +198,7 @@ def test_it_learns_to_be_certified_on_real_digits():
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     assert untrained["val/verified_error/learned"] == 1
+    # 0.21 and 0.57 to 0.61, of 299 images, where their standard errors are below 0.03
     assert metrics["test/verified_error/learned"] < 0.35
     assert metrics["test/verified_error/learned"] < metrics["test/verified_error/uniform"] - 0.1
     for name in ("learned", "uniform"):

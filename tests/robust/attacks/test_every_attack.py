@@ -156,6 +156,7 @@ def test_training_under_autocast_still_reaches_the_weights():
         (Square, {"mode": "train"}),
         (CarliniWagnerL2, {"steps": 0}),
         (CarliniWagnerL2, {"searches": 0}),
+        (CarliniWagnerL2, {"targets": 0}),
         (CarliniWagnerL2, {"first_c": 0.0}),
         (CarliniWagnerL2, {"learning_rate": 0.0}),
         (CarliniWagnerL2, {"confidence": -1.0}),

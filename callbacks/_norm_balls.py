@@ -1,0 +1,27 @@
+"""The ball in which an evaluation of a norm attacks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+from robust.threat_models import L1Ball, L2Ball, LinfBall, Norm
+
+Ball = LinfBall | L2Ball | L1Ball
+BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+
+
+def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
+    """The ball of that norm and radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
+
+    Raises:
+        SettingError: if no radius is given and the module has no ball of that norm.
+    """
+    kind = BALLS[norm]
+    if epsilon is not None:
+        return kind(epsilon)
+    own = module.threat_models(x, module.epsilon)
+    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, kind)]
+    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
+    return balls[0]

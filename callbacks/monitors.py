@@ -1,0 +1,80 @@
+"""Says before a training which of the metrics that it depends on it will not have."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+from callbacks._attacking import ValidatingEvaluation
+from robust.attacks import crafting
+from robust.errors import SettingError
+
+
+class Monitors(Callback):
+    """Checks, behind Lightning's sanity check, the metrics that checkpoints and early stopping are to go by.
+
+    Evaluations that are made after some epochs only are tried on two images, to learn the names that they log. Nothing
+    can be checked with ``num_sanity_val_steps`` 0, nor of metrics of training.
+    """
+
+    def __init__(self) -> None:
+        self._images: Any = None
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Keep two images of the sanity check."""
+        if trainer.sanity_checking and batch_idx == 0:
+            self._images = [part[:2] for part in batch]
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what is monitored with what validations log.
+
+        Raises:
+            SettingError: if something is never logged, or not whenever it is asked for.
+        """
+        images, self._images = self._images, None
+        logged = dict.fromkeys(trainer.callback_metrics, 1)
+        wanted = [each for each in _monitored(trainer) if each[1].startswith("val/") and each[1] not in logged]
+        if not wanted or images is None:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, ValidatingEvaluation) and callback.every_n_epochs is not None:
+                logged |= dict.fromkeys(_names(callback, pl_module, images), callback.every_n_epochs)
+        for setting, name, every in wanted:
+            if name not in logged:
+                near = difflib.get_close_matches(name, logged, 1, 0.5)
+                remedy = f"did you mean {near[0]}? " if near else ""
+                raise SettingError(setting, name, f"{remedy}validations log {', '.join(sorted(logged))}")
+            if every % logged[name]:
+                remedy = f"it is there every {logged[name]} epochs only; set its evaluation's every_n_epochs to {every}"
+                raise SettingError(setting, name, remedy)
+
+
+def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
+    """Setting, name and how often it is asked for, in epochs, of every metric that a callback goes by."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    every = trainer.check_val_every_n_epoch or 1
+    found = []
+    for each in callbacks:
+        if isinstance(each, ModelCheckpoint) and each.monitor is not None:
+            found.append(("checkpoint.monitor", each.monitor, max(each._every_n_epochs, every)))
+        elif isinstance(each, EarlyStopping):
+            found.append(("EarlyStopping.monitor", each.monitor, every))
+    return found
+
+
+def _names(evaluation: ValidatingEvaluation, module: LightningModule, images: Any) -> list[str]:
+    """The names of the metrics that an evaluation logs in validation."""
+    rng = torch.random.get_rng_state()
+    with crafting(module, "eval"):
+        evaluation.on_batch(module, images, 0)  # type: ignore[arg-type]
+        names = [f"val/{name}" for name in evaluation.figures()]
+    evaluation.forget()
+    torch.random.set_rng_state(rng)
+    return names

@@ -1,0 +1,67 @@
+"""Properties of the own bounds on random networks: scales from 1e-10 to 1e10, asymmetric boxes, hooks anywhere."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robust.bounds import FeedForwardVerifier
+from robust.errors import UnsupportedLayerError
+from robust.threat_models import Box
+from tests.random_networks import networks, random_case
+
+
+def rescaled(network, exponent):
+    """The first affine layer's outputs times a power of two, taken back behind the first ReLU's next affine layer."""
+    affine = [module for module in network if isinstance(module, (nn.Conv2d, nn.Linear))]
+    if any(isinstance(module, nn.BatchNorm2d) for module in network):
+        return network, False
+    with torch.no_grad():
+        affine[0].weight.mul_(2.0**exponent), affine[0].bias.mul_(2.0**exponent)
+        affine[1].weight.mul_(2.0**-exponent)
+    return network, True
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks, st.integers(-33, 33), st.integers(0, 2**31), st.sampled_from(["ibp", "crown-ibp", "tightest"]))
+def test_bounds_hold_and_stay_the_same_at_every_scale_of_activations(network, exponent, seed, method):
+    x, y, _ = random_case(network, 0.1)
+    generator = torch.Generator().manual_seed(seed)
+    below, above = 0.2 * torch.rand(2, *x.shape, generator=generator) ** 3
+    box = Box((x - below).clamp(min=0), (x + above).clamp(max=1))  # asymmetric, some sides almost none
+    verifier = FeedForwardVerifier(method)
+    plain = verifier.margins(network, box, y)
+    network, moved = rescaled(network, exponent)
+    margins = verifier.margins(network, box, y)
+    if moved:  # powers of two change no rounding
+        torch.testing.assert_close(margins, plain, rtol=1e-6, atol=1e-6)
+    low, _ = verifier.margin_range(network, box, y)
+    mix = torch.rand(80, *x.shape, generator=generator, dtype=torch.double)
+    mix[::2] = mix[::2].round()
+    points = box.lower.double() + (box.upper.double() - box.lower.double()) * mix
+    with torch.no_grad():
+        logits = network.double()(points.flatten(0, 1)).unflatten(0, points.shape[:2])
+    reached = logits.gather(2, y.expand(len(points), -1)[..., None]) - logits
+    for i, label in enumerate(y):
+        others = [k for k in range(logits.shape[2]) if k != label]
+        assert (low[i].double() <= reached[:, i, others].amin(0)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks, st.data())
+def test_a_hook_that_changes_an_output_is_refused_and_one_that_does_not_is_none(network, data):
+    index = data.draw(st.integers(0, len(network) - 1))
+    shift = data.draw(st.sampled_from([0.0, 0.02, -0.5]))
+    x, y, budgets = random_case(network, 0.05)
+    box = Box((x - budgets).clamp(min=0), (x + budgets).clamp(max=1))
+    verifier = FeedForwardVerifier("tightest")
+    before = verifier.margins(network, box, y)
+    handle = network[index].register_forward_hook(lambda module, inputs, output: output + shift)
+    if shift == 0:
+        torch.testing.assert_close(verifier.margins(network, box, y), before, rtol=0, atol=0)
+    else:
+        with pytest.raises(UnsupportedLayerError, match=f"network layer '{index}'"):
+            verifier.margins(network, box, y)
+    handle.remove()
+    torch.testing.assert_close(verifier.margins(network, box, y), before, rtol=0, atol=0)

@@ -1,0 +1,198 @@
+"""The record of a run: a folder of its own, whole and strict files, nothing behind a dry run, monitors that exist."""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from callbacks.results import add_record
+from tests.small_run import SMALL
+from tests.testers import QUIET, ROOT, assert_equal, last_checkpoint, run
+
+ONE = ["--trainer.max_epochs=1"]
+
+
+def refused(command, settings, folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(command, settings, folder)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_holds_one_run_and_evaluations_of_it_side_by_side(tmp_path, capsys):
+    run("fit", [*SMALL, *ONE], tmp_path)
+    before = files(tmp_path)
+    for command, settings in (("fit", ["--model.epsilon=0.3"]), ("test", []), ("predict", [])):
+        error = refused(command, [*SMALL, *ONE, *settings], tmp_path, capsys)
+        assert f"trainer.default_root_dir: got '{tmp_path}'; it holds results.json of another run; give an" in error
+    assert files(tmp_path) == before
+    own = [*SMALL, *ONE, f"--ckpt_path={last_checkpoint(tmp_path)}"]
+    run("test", own, tmp_path)
+    run("test", [*own, "--model.epsilon=0.3"], tmp_path)
+    run("validate", own, tmp_path)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert list(records) == ["fit", "test", "test-2", "validate"]
+    assert [each["config"]["model"]["init_args"]["epsilon"] for each in records.values()] == [0.1, 0.1, 0.3, 0.1]
+    assert records["fit"] == json.loads(before[(tmp_path / "results.json").relative_to(tmp_path)])["fit"]
+    configs = {path.name for path in tmp_path.glob("config*.yaml")}
+    assert configs == {"config.yaml", "config-test.yaml", "config-test-2.yaml", "config-validate.yaml"}
+    assert (tmp_path / "config.yaml").read_bytes() == before[(tmp_path / "config.yaml").relative_to(tmp_path)]
+
+
+def test_a_job_that_starts_two_runs_keeps_them_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")  # Lightning's version of the log folder then
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    logger = [f"--trainer.logger={{class_path: TensorBoardLogger, init_args: {{save_dir: {tmp_path}, version: 17}}}}"]
+    run("fit", [*SMALL, *ONE], tmp_path / "elsewhere")
+    import train
+
+    quiet = [setting for setting in QUIET if "logger" not in setting]
+    train.main(["fit", *SMALL, *ONE, *quiet, *logger])
+    with pytest.raises(SystemExit):
+        train.main(["fit", *SMALL, *ONE, *quiet, *logger])
+    assert "version_17'; it holds results.json of another run" in capsys.readouterr().err
+
+
+def test_a_record_is_strict_json_and_its_command_runs_again(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    add_record(path, "fit", {"metrics": {"a": math.nan, "b": [1.0, -math.inf]}, "config": {"c": math.inf, "d": None}})
+    text = path.read_text()
+    record = json.loads(text, parse_constant=lambda word: pytest.fail(word))["fit"]
+    assert record["metrics"] == {"a": None, "b": [1.0, None]}
+    assert record["not_finite"] == {"metrics.a": "nan", "metrics.b.1": "-inf", "config.c": "inf"}
+
+    def full(self, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(ValueError, match="it cannot be written: No space left on device"):
+        add_record(path, "test", {"metrics": {}})
+    monkeypatch.undo()
+    assert path.read_text() == text
+    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_command_can_be_run_again(tmp_path):
+    folder = tmp_path / "with space and 'quote'"
+    small = [*SMALL, *ONE, "--trainer.limit_train_batches=1", *QUIET, f"--trainer.default_root_dir={folder}"]
+    subprocess.run([sys.executable, "train.py", "fit", *small], cwd=ROOT, check=True, capture_output=True)
+    command = json.loads((folder / "results.json").read_text())["fit"]["command"]
+    assert shlex.split(command) == ["python", "train.py", "fit", *small]
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
+    import train
+
+    train.main(["fit", config, "--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false"])
+    train.main(["test", config, "--trainer.fast_dev_run=true", "--trainer.enable_progress_bar=false"])
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_checkpoints_can_be_turned_off(tmp_path):
+    checkpoint, results = run("fit", [*SMALL, *ONE, "--trainer.enable_checkpointing=false"], tmp_path)
+    assert checkpoint is None
+    assert results["metrics"]
+
+
+CERTIFIED = "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 2}}]"
+SANITY = "--trainer.num_sanity_val_steps=1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--checkpoint.monitor=val/clean_eror"],
+            "checkpoint.monitor: got 'val/clean_eror'; did you mean val/clean_error",
+        ),
+        (["--checkpoint.monitor=val/verified_error/linf"], "it is there every 2 epochs only; set its evaluation's"),
+        (
+            ["--checkpoint.monitor=val/nothing"],
+            "checkpoint.monitor: got 'val/nothing'; validations log val/clean_error, ",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/none"],
+            "EarlyStopping.monitor: got 'val/none'",
+        ),
+    ],
+)
+def test_a_metric_that_is_missing_is_said_before_training(settings, message, tmp_path, monkeypatch, capsys):
+    import train
+
+    quiet = [setting for setting in QUIET if "sanity" not in setting]
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    with pytest.raises(SystemExit):
+        train.main(["fit", *SMALL, CERTIFIED, SANITY, *settings, *quiet, folder])
+    assert message in capsys.readouterr().err
+    assert not last_checkpoint(tmp_path).exists()
+
+
+def test_metrics_that_come_when_they_are_asked_for_are_fine(tmp_path):
+    import train
+
+    quiet = [setting for setting in QUIET if "sanity" not in setting]
+    often = ["--checkpoint.monitor=val/verified_error/linf", "--checkpoint.every_n_epochs=2"]
+    train.main(["fit", *SMALL, CERTIFIED, SANITY, *often, *quiet, f"--trainer.default_root_dir={tmp_path}"])
+    assert len(list((tmp_path / "checkpoints").glob("epoch=*.ckpt"))) == 1
+
+
+def test_trying_out_an_evaluation_changes_no_weight(tmp_path):
+    import train
+
+    quiet = [setting for setting in QUIET if "sanity" not in setting]
+    ends = []
+    for name, monitor in (("plain", []), ("monitored", ["--checkpoint.monitor=val/verified_error/linf"])):
+        every = CERTIFIED.replace("2}", "1}")
+        folder = tmp_path / name
+        train.main(["fit", *SMALL, every, SANITY, *monitor, *quiet, f"--trainer.default_root_dir={folder}"])
+        ends.append(torch.load(last_checkpoint(folder), weights_only=True)["state_dict"])
+    assert_equal(*ends, "weights")
+
+
+RAMP = ["--epsilon_schedule.shape=linear", "--epsilon_schedule.start_epoch=2", "--epsilon_schedule.length=2"]
+
+
+class StopEarly(Callback):
+    """Asks for an early stop in the second epoch."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--trainer.max_epochs=2"], "the ramp ends with epoch 3, after trainer.max_epochs 2; epsilon never reaches"),
+        (["--trainer.max_steps=7"], "the ramp ends with epoch 3, after trainer.max_steps 7"),
+        ([f"--trainer.callbacks+={__name__}.StopEarly"], "the training stopped in epoch 2, inside the ramp"),
+    ],
+)
+def test_a_ramp_that_does_not_end_is_warned_of(settings, message, tmp_path):
+    with pytest.warns(UserWarning, match=message):
+        run("fit", [*SMALL, *RAMP, *settings], tmp_path)
+
+
+def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_path, capsys):
+    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    error = refused("fit", [*SMALL, *swa], tmp_path / "swa", capsys)
+    assert "trainer.callbacks: got 'StochasticWeightAveraging'; it trains on for an epoch" in error
+    ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    averaged, _ = run("fit", [*SMALL, *ema], tmp_path / "ema")
+    plain, _ = run("fit", SMALL, tmp_path / "plain")
+    assert averaged["global_step"] == plain["global_step"] == 12
+    name = next(iter(plain["state_dict"]))
+    assert not torch.equal(averaged["state_dict"][name], plain["state_dict"][name])
+    current = averaged["current_model_state"][f"module.{name}" if f"module.{name}" in averaged else name]
+    assert torch.equal(current, plain["state_dict"][name])
