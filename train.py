@@ -39,6 +39,14 @@ class RobustCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
+        self._fetched: checkpoints.Fetched | None = None
+        try:
+            self._run(args)
+        finally:
+            if self._fetched is not None:
+                self._fetched.folder.cleanup()
+
+    def _run(self, args: list[str] | None) -> None:
         super().__init__(
             lightning_modules.TrainingModule,
             datamodules.ImageDataModule,

@@ -40,7 +40,11 @@ def fetch(url: str) -> Fetched:
     try:
         with _opened(url) as source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
-    except Exception as error:  # of each protocol its own
+    except BaseException as error:
+        folder.cleanup()
+        if not isinstance(error, Exception):
+            raise
+        # of each protocol its own error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SettingError(NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path") from error
     return Fetched(folder, str(path))

@@ -108,8 +108,6 @@ def _at(place: Any) -> str:
 def check_file(path: str) -> str | None:
     """What is wrong with a config file before it is parsed, as a remedy; None where nothing is, or it is not there."""
     file = Path(path)
-    if file.is_dir():
-        return "this is a folder; give a YAML file of settings"
     try:
         if not file.is_file():
             return None

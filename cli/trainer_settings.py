@@ -141,7 +141,6 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("gradient_clip_val", lambda value: value == 0, _CLIP),
     ("gradient_clip_algorithm", lambda value: False, _CLIP),
     ("reload_dataloaders_every_n_epochs", _from(0), "give 0 (never) or more epochs"),
-    ("enable_checkpointing", lambda value: value is True, "leave it at true; the settings are those of checkpoint"),
     ("barebones", lambda value: value is False, "leave it out: a run here is logged and keeps checkpoints"),
     ("model_registry", lambda value: False, "leave it out: checkpoints are files"),
     (
