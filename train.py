@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,20 @@ from pytorch_lightning.utilities import rank_zero_warn
 import callbacks
 import datamodules
 import lightning_modules
-from cli_errors import OneLineParser, causes, lightnings_choice, refuse_null
+from cli import checkpoints
+from cli.class_settings import check_classes, check_finite
+from cli.config_files import RefusedYAMLError
+from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
+from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
+from cli.trainer_settings import check_trainer, num_processes
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
+LARGEST_SEED = 2**32 - 1
+WORDS = ("best", "last", "hpc")
 # what a user can do something about
 ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
+ONE_LINE += (RefusedYAMLError,)
 
 
 class RobustCLI(LightningCLI):
@@ -32,6 +39,14 @@ class RobustCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
+        self._fetched: checkpoints.Fetched | None = None
+        try:
+            self._run(args)
+        finally:
+            if self._fetched is not None:
+                self._fetched.folder.cleanup()
+
+    def _run(self, args: list[str] | None) -> None:
         super().__init__(
             lightning_modules.TrainingModule,
             datamodules.ImageDataModule,
@@ -60,34 +75,63 @@ class RobustCLI(LightningCLI):
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check the seed before anything is seeded by it."""
+        super().parse_arguments(parser, args)
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        fits = isinstance(seed, bool) or seed is None or 0 <= seed <= LARGEST_SEED
+        require(fits, "seed_everything", seed, f"give 0 to {LARGEST_SEED}")
+
     def before_instantiate_classes(self) -> None:
-        """Note the settings for the record, and look at the checkpoint before building anything."""
+        """Note the settings for the record, and check all that can be checked before building anything."""
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
-        self.results.config = yaml.safe_load(dumped)
+        self.results.config = plain = yaml.safe_load(dumped)
         for part in ("model", "data"):
-            refuse_null(self.results.config[part], part)
-        path = config.get("ckpt_path")
+            refuse_null(plain[part], part)
+        check_trainer(config.trainer, self.subcommand)
+        check_checkpoint_settings(config.checkpoint)
+        for part in ("model", "data", "epsilon_schedule", "checkpoint"):
+            check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
+            check_classes(plain[part], part)
+        check_classes(plain["trainer"].get("callbacks"), "trainer.callbacks")
+        check_batch_size(plain["data"], num_processes(config.trainer))
+        check_folders(plain)
+        self._find_checkpoint(config.get("ckpt_path"))
+
+    def _find_checkpoint(self, path: Any) -> None:
+        """Take a checkpoint's path, or the copy of what is at a URL; those of a word are found when there is a run."""
         if path is None and self.subcommand != "fit":
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
-        if path not in (None, "best", "last", "hpc") and "://" not in str(path):
-            remedy = "no such file; checkpoints are in the log folder under checkpoints/"
-            require(Path(path).is_file(), "ckpt_path", path, remedy)
-            remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
-            require(zipfile.is_zipfile(path), "ckpt_path", path, remedy)
+        if path is None or path in WORDS:
+            return
+        config = self.config[self.subcommand]
+        if "://" in str(path):
+            self._fetched = checkpoints.fetch(str(path))
+            config.ckpt_path = self._fetched.path
+        checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what they say of a setting is not to drown in what jsonargparse adds."""
         try:
             super().instantiate_classes()
-            self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
                     raise cause from None
-                if choice := lightnings_choice(str(cause)):
+                if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise
+        self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
+        word = self.config[self.subcommand].get("ckpt_path")
+        if word in WORDS:
+            root = Path(self.trainer.default_root_dir)
+            folder = (
+                self.config[self.subcommand].checkpoint.dirpath or Path(self.trainer.log_dir or root) / "checkpoints"
+            )
+            path = str(checkpoints.find_by_word(word, root, Path(folder)))
+            checkpoints.check(path, path, resumes=self.subcommand == "fit")
+            self.config_init[self.subcommand].ckpt_path = path
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Leave out the checkpoints where ``trainer.enable_checkpointing`` is false."""
@@ -97,16 +141,24 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of figures: ours is one of all figures, and in results.json."""
-        return {name: skipped | {"verbose"} for name, skipped in LightningCLI.subcommands().items()}
+        """Lightning's, but for its table of metrics, as ours is in results.json, and for reading code in checkpoints."""
+        return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+
+    def fit(self, **kwargs: Any) -> None:
+        """Run the subcommand of this name."""
+        self.trainer.fit(**kwargs, weights_only=True)
 
     def validate(self, **kwargs: Any) -> None:
         """Run the subcommand of this name."""
-        self.trainer.validate(**kwargs, verbose=False)
+        self.trainer.validate(**kwargs, verbose=False, weights_only=True)
 
     def test(self, **kwargs: Any) -> None:
         """Run the subcommand of this name."""
-        self.trainer.test(**kwargs, verbose=False)
+        self.trainer.test(**kwargs, verbose=False, weights_only=True)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run the subcommand of this name."""
+        self.trainer.predict(**kwargs, weights_only=True)
 
     def after_fit(self) -> None:
         """Test what was trained, if asked."""
@@ -125,8 +177,11 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     try:
         RobustCLI(args)
-    except ONE_LINE as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    except (*ONE_LINE, RuntimeError, ValueError) as error:
+        known = error if isinstance(error, ONE_LINE) else known_error(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"error: {' '.join(str(known).split())}\n")
         sys.exit(2)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.errors import SettingError, require
+from callbacks._atomic import replacing
+from robust.checkpoints import read_saved
+from robust.errors import require
+from robust.folders import check_writable
 
 Rows = dict[str, Tensor]
 PLAIN = (bool, int, float, str, type(None))
@@ -36,17 +37,17 @@ class SavedRows:
         """All rows in the folder, empty if there are none.
 
         Raises:
-            SettingError: if they depend on something else, or a file is none of these.
+            SettingError: if they depend on something else, a file is none of these, or the folder cannot be written.
         """
+        if self.folder is not None:
+            check_writable(self.folder, self.setting)
         found: list[Rows] = []
         for path in sorted(self.folder.glob("process-*.pt")) if self.folder is not None else []:
-            remedy = "this file holds no results of an evaluation; give another folder"
-            require(zipfile.is_zipfile(path), self.setting, str(path), remedy)
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                saved, rows = state["depends_on"], state["rows"]
-            except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
-                raise SettingError(self.setting, str(path), remedy) from error
+            remedy = "it holds no results of an evaluation; give another folder"
+            state = read_saved(path, self.setting, remedy)
+            require(isinstance(state, dict), self.setting, str(path), remedy)
+            saved, rows = state.get("depends_on"), state.get("rows")
+            require(isinstance(saved, dict) and _are_rows(rows), self.setting, str(path), remedy)
             differing = [name for name, value in self.depends_on.items() if saved.get(name) != value]
             remedy = f"it holds results of other {', '.join(differing)}: give another folder, or delete this one"
             require(not differing, self.setting, str(self.folder), remedy)
@@ -57,12 +58,19 @@ class SavedRows:
         """Put all that a process has done so far in the place of what it had written before."""
         if self.folder is None or not rows:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"process-{process}.pt"
-        unfinished = path.with_suffix(".unfinished")
         rows = {name: column.cpu() for name, column in rows.items()}
-        torch.save({"depends_on": self.depends_on, "rows": rows}, unfinished)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            torch.save({"depends_on": self.depends_on, "rows": rows}, unfinished)
+
+
+def _are_rows(rows: Any) -> bool:
+    """Whether these are columns of one length, with a ``place``."""
+    if not isinstance(rows, dict) or "place" not in rows:
+        return False
+    columns = list(rows.values())
+    tensors = all(isinstance(column, Tensor) and column.dim() > 0 for column in columns)
+    return tensors and len({len(column) for column in columns}) == 1 and rows["place"].dim() == 1
 
 
 def joined(parts: list[Rows]) -> Rows:

@@ -65,7 +65,8 @@ class NonUniformEvaluation(AttackingEvaluation):
         name = "NonUniformEvaluation"
         for setting, count in (("steps", steps), ("restarts", restarts)):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
-        require(step_size > 0, f"{name}.step_size", step_size, "give a positive size, in pixel units")
+        fits = 0 < step_size < float("inf")
+        require(fits, f"{name}.step_size", step_size, "give a positive, finite size, in pixel units")
         require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
         require(len(set(alphas)) == len(alphas), f"{name}.alphas", alphas, "give each once")
         for alpha in alphas:

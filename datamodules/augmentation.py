@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -41,6 +42,17 @@ class CropAndFlip:
         require(fill in _MODES, "data.augmentation.fill", fill, "give zero, reflect or edge")
         self.padding, self.fill, self.flip = padding, fill, flip
 
+    def check(self, image_shape: Sequence[int]) -> None:
+        """Check that the padding fits images of shape (C, H, W).
+
+        Raises:
+            SettingError: if it does not.
+        """
+        side = min(image_shape[-2:])
+        largest = side - 1 if self.fill == "reflect" else side
+        remedy = f"{self.fill} takes at most {largest} on images of {side} pixels a side"
+        require(self.padding <= largest, "data.augmentation.padding", self.padding, remedy)
+
     def draw(self, count: int, generator: Generator | None = None) -> Placement:
         """Draw for ``count`` images, from torch's generator unless another is given."""
         rows, columns = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
@@ -53,10 +65,8 @@ class CropAndFlip:
         Raises:
             SettingError: if the padding does not fit the images.
         """
+        self.check(images.shape[1:])
         count, channels, height, width = images.shape
-        largest = min(height, width) - 1
-        fits = self.fill != "reflect" or self.padding <= largest
-        require(fits, "data.augmentation.padding", self.padding, f"reflection takes at most {largest} on these images")
         rows, columns, flipped = (part.to(images.device, non_blocking=True) for part in placement)
         row = rows[:, None] + torch.arange(height, device=images.device)
         column = torch.arange(width, device=images.device).expand(count, -1)

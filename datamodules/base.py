@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 _LARGEST_SEED = 2**32 - 1
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """Base of the data modules: a data set names its classes and shape, and implements :meth:`load`.
 
     The order of training images depends on the seed alone, not on the number of processes or workers; it is kept
@@ -74,9 +75,9 @@ class ImageDataModule(LightningDataModule):
         self._epoch_of_indices = -1
         self._indices: list[Tensor] = []
 
+    @abstractmethod
     def load(self, split: Split) -> TensorImages:
         """Read one split; the only method that a data set must have (and ``prepare_data``, if it can download)."""
-        raise NotImplementedError
 
     def images(self, split: Split) -> TensorImages:
         """The images of a split, read at the first call."""
@@ -95,6 +96,8 @@ class ImageDataModule(LightningDataModule):
         """
         overfit = getattr(self.trainer, "overfit_batches", 0)
         require(overfit == 0, "trainer.overfit_batches", overfit, "leave it at 0 and use trainer.limit_train_batches")
+        if stage == "fit" and self.augmentation is not None:
+            self.augmentation.check(self.image_shape)
         for split in _SPLITS_OF_STAGE[stage]:
             self.images(split)
         if stage == "fit":
@@ -167,8 +170,16 @@ class ImageDataModule(LightningDataModule):
         return {"shuffle_seed": self.shuffle_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the checkpoint's seed."""
-        self.shuffle_seed = state_dict["shuffle_seed"]
+        """Take over the checkpoint's seed.
+
+        Raises:
+            SettingError: if it holds none.
+        """
+        seed = state_dict.get("shuffle_seed") if isinstance(state_dict, dict) else None
+        fits = isinstance(seed, int) and 0 <= seed <= _LARGEST_SEED
+        require(fits, "ckpt_path", f"a data module's seed of {seed!r}", "give a checkpoint that fit wrote")
+        assert isinstance(seed, int)
+        self.shuffle_seed = seed
 
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """The indices of each batch of this process; a data set may compose its training batches otherwise."""

@@ -105,7 +105,7 @@ class MNISTC(ImageFiles):
         arrays = []
         for field in ("images", "labels"):
             path = folder / f"test_{field}.npy"
-            array = self.read(path, lambda path=path: np.load(path))  # type: ignore[misc]
+            array = self.read(path, lambda path=path: np.load(path, allow_pickle=False))  # type: ignore[misc]
             if len(array) != self.images_each:
                 raise self.damaged(path, f"{len(array):,} entries instead of {self.images_each:,}")
             arrays.append(torch.from_numpy(array))

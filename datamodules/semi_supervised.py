@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from datamodules.base import ImageDataModule, Split
 from datamodules.loading import ShardedBatches, TensorImages, seeded
+from datamodules.pickles import read_trusted
 from robust.errors import SettingError, require
 
 # names in the files of Carmon et al. (ti_500K_pseudo_labeled.pickle) and of those who followed them
@@ -30,15 +30,23 @@ class SemiSupervised(ImageDataModule):
         labelled: data module that provides labelled training, validation and test images.
         pseudo_labelled: npz or pickle file with images, uint8 of shape (N, H, W, C) or (N, C, H, W), under ``image``,
             ``images`` or ``data``, and classes, shape (N,), under ``label``, ``labels`` or ``extrapolated_targets``.
-            Reading a pickle runs the code in it: give only files that you trust.
+            A pickle is read without running what is in it, so that it may hold arrays and plain values alone.
+        trust_pickle: read a pickle of any content, which runs the code in it; only for files that you trust.
         labelled_share: share of labelled images in a batch, strictly between 0 and 1.
 
     Raises:
-        SettingError: if the file is absent or damaged or does not fit the labelled images, or the share does not give
-            a whole number of images of both kinds.
+        SettingError: if the file is absent or damaged, could run code and is not trusted, or does not fit the labelled
+            images, or the share does not give a whole number of images of both kinds.
     """
 
-    def __init__(self, *, labelled: ImageDataModule, pseudo_labelled: str, labelled_share: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        labelled: ImageDataModule,
+        pseudo_labelled: str,
+        labelled_share: float = 0.5,
+        trust_pickle: bool = False,
+    ) -> None:
         super().__init__(
             augmentation=labelled.augmentation,
             batch_size=labelled.batch_size,
@@ -51,7 +59,7 @@ class SemiSupervised(ImageDataModule):
         remedy = f"give a share of which data.labelled.batch_size {labelled.batch_size} has a whole number of images"
         require(whole, "data.labelled_share", labelled_share, remedy)
         self.labelled = labelled
-        self.pseudo_labelled = pseudo_labelled
+        self.pseudo_labelled, self.trust_pickle = pseudo_labelled, trust_pickle
         self.labelled_in_batch = round(count)
         self.num_classes = labelled.num_classes
         self.image_shape = labelled.image_shape
@@ -75,32 +83,48 @@ class SemiSupervised(ImageDataModule):
         return MixedBatches(images, batch_size, self._count, self.labelled_in_batch, self.shuffle_seed)
 
     def _read(self) -> tuple[Tensor, Tensor]:
+        setting = "data.pseudo_labelled"
         path = Path(self.pseudo_labelled).expanduser()
         try:
-            content = _content(path)
+            content = self._content(path)
             pixels = np.asarray(content[_key(content, _IMAGE_KEYS)])
             classes = np.asarray(content[_key(content, _LABEL_KEYS)])
-            images, labels = torch.from_numpy(pixels), torch.from_numpy(classes).long().flatten()
+            images, found = torch.from_numpy(pixels), torch.from_numpy(classes)
+        except SettingError:
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             remedy = f"cannot read it ({reason}); give an npz or pickle file with image and label"
-            raise SettingError("data.pseudo_labelled", self.pseudo_labelled, remedy) from error
+            raise SettingError(setting, self.pseudo_labelled, remedy) from error
         if images.ndim == 4 and tuple(images.shape[1:]) != self.image_shape:
             images = images.movedim(-1, 1).contiguous()
         form = (images.dtype, tuple(images.shape))
-        fits = images.dtype == torch.uint8 and tuple(images.shape[1:]) == self.image_shape
+        fits = images.dtype == torch.uint8 and tuple(images.shape[1:]) == self.image_shape and len(images) > 0
         remedy = f"{self.pseudo_labelled} must hold uint8 images of shape {self.image_shape}, as the labelled ones"
-        require(fits, "data.pseudo_labelled", form, remedy)
+        require(fits, setting, form, remedy)
         self._count = len(images)
-        return images, labels
+        return images, self._checked_labels(found, len(images))
 
+    def _checked_labels(self, found: Tensor, count: int) -> Tensor:
+        """The labels as int64 (count,)."""
+        setting = "data.pseudo_labelled"
+        shape = tuple(found.shape)
+        remedy = f"{self.pseudo_labelled} has {count} images; give one label for each, shape ({count},)"
+        require(found.numel() == count == max(shape, default=0), setting, f"labels of shape {shape}", remedy)
+        labels = found.flatten().long()
+        whole = found.dtype != torch.bool and bool((labels == found.flatten()).all())
+        remedy = "give whole numbers, the classes: probabilities or soft labels are not taken"
+        require(whole, setting, f"labels of {found.dtype} that are no classes", remedy)
+        span = (int(labels.min()), int(labels.max()))
+        remedy = f"give classes from 0 to {self.num_classes - 1}, as the labelled ones"
+        require(span[0] >= 0 and span[1] < self.num_classes, setting, f"labels from {span[0]} to {span[1]}", remedy)
+        return labels
 
-def _content(path: Path) -> Any:
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return dict(file)
-    with path.open("rb") as file:
-        return pickle.load(file)
+    def _content(self, path: Path) -> Any:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        return read_trusted(path, self.trust_pickle, "data.pseudo_labelled")
 
 
 def _key(content: Any, names: tuple[str, ...]) -> str:

@@ -62,7 +62,7 @@ class TinyImageNet(ImageFiles):
         """Images, uint8 of shape (N, 3, 64, 64), and labels, int64 of shape (N,), of the folder train or val."""
         kept = self.folder / self.location / f"{part}-decoded.pt"
         if kept.exists():
-            return self.read(kept, lambda: tuple(torch.load(kept, mmap=True)))  # type: ignore[return-value]
+            return self.read(kept, lambda: tuple(torch.load(kept, mmap=True, weights_only=True)))  # type: ignore[return-value]
         paths, labels = self._listed(part)
         expected = self.sizes[part == "val"]
         if len(paths) != expected:

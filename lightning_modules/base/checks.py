@@ -76,21 +76,76 @@ def check_precision(module: LightningModule, trainer: Trainer, what: str) -> Non
     require(not found, "model", " and ".join(sorted(found)), remedy)
 
 
-def run_blank(name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """The network's output on two blank images, its modes and statistics left as they are."""
+def run_blank(
+    name: str,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    training: bool = False,
+    batch: int = 2,
+) -> Tensor:
+    """The network's output on blank images, its modes, statistics and random numbers left as they are.
+
+    Args:
+        name: the network's setting, for the errors.
+        network: takes images (B, C, H, W).
+        image_shape: (C, H, W).
+        device: where its weights are.
+        training: whether it runs in training mode.
+        batch: number of images.
+
+    Raises:
+        SettingError: if it does not take them, or its output is no tensor.
+    """
     modes = [(module, module.training) for module in network.modules()]
+    statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     try:
-        network.eval()
-        with torch.no_grad():
+        network.train(training)
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
-            output: Tensor = network(torch.zeros(2, *image_shape, device=device, dtype=weight.dtype))
+            output: Any = network(torch.zeros(batch, *image_shape, device=device, dtype=weight.dtype))
+            for buffer, value in statistics:
+                buffer.copy_(value)
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
     finally:
         for module, mode in modes:
             module.training = mode
+    mode = "training" if training else "evaluation"
+    kind = f"{type(network).__name__} with {type(output).__name__} as output in {mode} mode"
+    require(isinstance(output, Tensor), name, kind, "give one that returns a tensor")
+    assert isinstance(output, Tensor)
     return output
+
+
+def check_training_mode(
+    name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device, expected: Tensor, batch: int
+) -> None:
+    """Check that the network gives in training mode what it gives in evaluation mode, in shape.
+
+    Args:
+        name: the network's setting, for the errors.
+        network: takes images (B, C, H, W).
+        image_shape: (C, H, W).
+        device: where its weights are.
+        expected: its output in evaluation mode, (2, ...).
+        batch: images in a training batch of a process.
+
+    Raises:
+        SettingError: if it does not, or it normalises over a batch of one image.
+    """
+    try:
+        output = run_blank(name, network, image_shape, device, training=True, batch=min(batch, 2))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        remedy = f"{type(network).__name__} normalises over the batch of each process; give at least 2 images for each"
+        raise SettingError("data.batch_size", batch, remedy) from error
+    kind = f"{type(network).__name__} with output {tuple(output.shape[1:])} in training mode"
+    same = output.shape[1:] == expected.shape[1:]
+    require(same, name, kind, f"give the same as in evaluation mode, {tuple(expected.shape[1:])}")
 
 
 def _is_pair(batch: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.base.checks import images_of, run_blank
+from lightning_modules.base.checks import check_training_mode, images_of, run_blank
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
@@ -129,3 +129,7 @@ class RobustClassifier(TrainingModule):
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
         self._num_logits = num_classes
+        if self.trainer.state.fn == "fit":
+            size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+            batch = size // self.trainer.world_size if isinstance(size, int) else 2
+            check_training_mode("model.classifier", self.classifier, image_shape, self.device, logits, max(batch, 1))

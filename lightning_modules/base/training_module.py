@@ -168,7 +168,8 @@ class TrainingModule(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         self._resumption = Resumption(None)  # until a checkpoint is read
-        averaging = [each for each in self.trainer.callbacks if isinstance(each, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+        callbacks = getattr(self.trainer, "callbacks", [])
+        averaging = [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
         remedy = "it trains on for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:

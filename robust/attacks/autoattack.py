@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
+from robust.folders import check_writable
 from robust.losses import margin
 from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
 
@@ -155,6 +157,7 @@ class AutoAttack:
         digest = hashlib.sha256(f"{_STATE} {self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
         for tensor in (x, y, *network.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        check_writable(self.state_folder, "state_folder")
         self.state_folder.mkdir(parents=True, exist_ok=True)
         return self.state_folder / f"autoattack-{digest.hexdigest()[:16]}.pt"
 
@@ -174,9 +177,20 @@ def _perturb_all(part: Any, x: Tensor, y: Tensor) -> Tensor:
 def _load(path: Path | None, x: Tensor, correct: Tensor) -> dict[str, Any]:
     """What is done, bool (B,) of what withstood it, and the images found (B, C, H, W)."""
     if path is not None and path.exists():
-        state: dict[str, Any] = torch.load(path, map_location=x.device, weights_only=True)
-        return state
+        remedy = "it is no state of AutoAttack; delete it"
+        state: Any = read_saved(path, "state_folder", remedy, x.device)
+        require(_is_state(state, x), "state_folder", str(path), remedy)
+        return dict(state)
     return {"done": [], "robust": correct, "x_adv": x.clone()}
+
+
+def _is_state(state: Any, x: Tensor) -> bool:
+    """Whether this is what :func:`_save` writes, for images ``x`` (B, C, H, W)."""
+    if not isinstance(state, dict) or not isinstance(state.get("done"), list):
+        return False
+    robust, x_adv = state.get("robust"), state.get("x_adv")
+    fits = isinstance(robust, Tensor) and robust.dtype is torch.bool and robust.shape == x.shape[:1]
+    return fits and isinstance(x_adv, Tensor) and x_adv.dtype is x.dtype and x_adv.shape == x.shape
 
 
 def _save(path: Path | None, state: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class MultiSteepestDescent:
         require(steps >= 1, "steps", steps, "give at least 1")
         self.step_sizes: dict[Norm, float] = {"linf": step_size_linf, "l2": step_size_l2, "l1": step_size_l1}
         for norm, size in self.step_sizes.items():
-            require(size > 0, f"step_size_{norm}", size, "give a positive size, in pixel units")
+            require(0 < size < float("inf"), f"step_size_{norm}", size, "give a positive, finite size, in pixel units")
         require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.steps = steps

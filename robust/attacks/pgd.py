@@ -57,7 +57,8 @@ class PGD:
     ) -> None:
         for name, count in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
             require(count >= 1, name, count, "give at least 1")
-        require(step_size is None or step_size > 0, "step_size", step_size, "give a positive share of the radius")
+        fits = step_size is None or 0 < step_size < float("inf")
+        require(fits, "step_size", step_size, "give a positive, finite share of the radius")
         require(step_size is not None or not absolute, "absolute", absolute, "give the step_size in pixel units too")
         require(start in ("random", "gaussian", "clean"), "start", start, "give random, gaussian or clean")
         require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")

@@ -38,6 +38,8 @@ class BudgetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         require(0 < initial_output < 1, "initial_output", initial_output, "give a value strictly between 0 and 1")
+        fits = min(image_shape) >= 1
+        require(fits, "image_shape", tuple(image_shape), "give (channels, height, width) of the images, at least 1")
         channels, height, width = image_shape
         self.image_shape = tuple(image_shape)
         self.output_shape = (1 if share_channels else channels, height, width)

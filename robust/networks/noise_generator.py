@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robust.errors import require
 from robust.random import randn
 
 
@@ -27,6 +28,8 @@ class NoiseGenerator(nn.Module):
 
     def __init__(self, channels: int = 3, conditional: bool = True, width: int = 20) -> None:
         super().__init__()
+        require(channels >= 1, "channels", channels, "give those of the images, at least 1")
+        require(width >= 1, "width", width, "give at least 1 channel")
         self.conditional = conditional
         self.layers = nn.Sequential(
             nn.Conv2d((1 + conditional) * channels, width, 1),

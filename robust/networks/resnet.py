@@ -58,6 +58,7 @@ class ResNet18(nn.Module):
     ) -> None:
         super().__init__()
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
+        require(channels >= 1, "channels", channels, "give those of the images, at least 1")
         require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)

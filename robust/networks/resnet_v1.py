@@ -68,6 +68,7 @@ class ResNetV1(nn.Module):
         whole = width_multiplier > 0 and 16 * width_multiplier % 1 == 0
         require(whole, "width_multiplier", width_multiplier, "give a positive multiple of 1/16")
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
+        require(channels >= 1, "channels", channels, "give those of the images, at least 1")
         require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
         widths = [int(width * width_multiplier) for width in (16, 32, 64)]
         self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)

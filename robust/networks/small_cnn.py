@@ -29,6 +29,7 @@ class SmallCNN(nn.Sequential):
         fits = channels >= 1 and min(height, width) >= 16
         require(fits, "image_shape", tuple(image_shape), "give (channels, height, width) of at least 16 pixels a side")
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
+        require(0 <= dropout < 1, "dropout", dropout, "give a probability in [0, 1)")
         side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
         super().__init__(
             nn.Conv2d(channels, 32, 3),

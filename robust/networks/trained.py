@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from robust.errors import SettingError, require
+from robust.checkpoints import read_saved
+from robust.errors import require
 
 
 def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[str, Any]:
@@ -43,16 +40,13 @@ def read_part(path: str, part: str, setting: str) -> tuple[dict[str, Any], dict[
     Raises:
         SettingError: if the file is absent, no checkpoint, or without that part.
     """
-    remedy = f"no such file; train the {part} first, or name its checkpoint"
-    require(Path(path).is_file(), setting, path, remedy)
-    remedy = "the file is no checkpoint, or its end is missing; give one that fit wrote"
-    require(zipfile.is_zipfile(path), setting, path, remedy)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
-        raise SettingError(setting, path, remedy) from error
+    remedy = f"give a checkpoint that fit wrote, of a training of the {part}"
+    checkpoint: Any = read_saved(path, setting, remedy)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    fits = isinstance(state, dict) and all(isinstance(weight, Tensor) for weight in state.values())
+    require(fits, setting, path, f"it holds no state_dict; {remedy}")
+    assert isinstance(state, dict)
     prefix = f"{part}."
-    weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): weight for name, weight in state.items() if str(name).startswith(prefix)}
     require(bool(weights), setting, path, f"it holds no {part}; give a checkpoint of a model that has one")
     return checkpoint, weights

@@ -160,7 +160,7 @@ def test_results_of_something_else_are_refused(other, trained, tmp_path):
 
 def test_a_file_that_is_something_else_is_refused(trained, tmp_path):
     (tmp_path / "process-0.pt").write_bytes(b"else")
-    with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; this file holds no results"):
+    with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; .*holds no results"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2, state_folder=str(tmp_path)))
 
 

@@ -59,7 +59,7 @@ def test_wrong_checkpoints(learned, checkpoint, tmp_path):
         with pytest.raises(SettingError, match=rf"LearnedBudgets.{name}: got {value}; .* with {trained}; leave it out"):
             LearnedBudgets(BudgetGenerator(), checkpoint, **{name: value})
     absent = str(tmp_path / "absent.ckpt")
-    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: got '.*absent.ckpt'; no such file; train the"):
+    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: got '.*absent.ckpt'; no such file; give a"):
         LearnedBudgets(BudgetGenerator(), absent)
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*configure the same generator"):
         LearnedBudgets(BudgetGenerator((1, 32, 32)), checkpoint)
@@ -74,7 +74,9 @@ def test_wrong_checkpoints(learned, checkpoint, tmp_path):
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*it holds no generator"):
         LearnedBudgets(BudgetGenerator(), str(tmp_path / "uniform.ckpt"))
     (tmp_path / "text.ckpt").write_text("text")
-    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*the file is no checkpoint"):
+    with pytest.raises(
+        SettingError, match=r"LearnedBudgets.checkpoint: .*its end is missing, or it is of another kind"
+    ):
         LearnedBudgets(BudgetGenerator(), str(tmp_path / "text.ckpt"))
 
 

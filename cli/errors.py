@@ -17,6 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
+from cli.config_files import RefusedYAMLError, check_file
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -26,6 +27,20 @@ CLASSES = {
     for name in package.__all__
 }
 KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number", "list": "a list", "NoneType": "null"}
+
+CLASS_ERRORS = [
+    (
+        r"Not a valid subclass of \w+\. Got value: (.*?)\s*(?:Subclass types|$)",
+        "give class_path, and inside init_args its settings",
+    ),
+    (r"Import path (\S+) does not correspond to a subclass of (\w+)", "it is no {1}; give one"),
+    (r"Expected '(\S+)' to be a subclass of (.+?)\.?$", "it is none of {1}; give one"),
+    (r"Expected an instantiatable class, but (\S+) is abstract", "it is abstract; give a class that is made from it"),
+    (r"Expected a dot import path string: ?(\S*)$", "give its import path, such as package.module.Class"),
+    (r"Path is not a file: '(.*)'", "this is no file; give the path of a YAML file"),
+    (r"(.*codec can't decode.*)", "the file is no text in UTF-8; give a YAML file or a class"),
+    (r"Expected a <class 'list'>\. Got value: (\S+)", "give a list"),
+]
 
 
 class OneLineParser(LightningArgumentParser):
@@ -41,7 +56,12 @@ class OneLineParser(LightningArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a config file, and note which, for the messages that leave it out."""
         self._reading = str(path)
-        return super().parse_path(path, *args, **kwargs)
+        if remedy := check_file(self._reading):
+            raise SettingError("config", self._reading, remedy)
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except RefusedYAMLError as error:
+            raise SettingError("config", self._reading, error.reason) from None
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Say of an unknown setting what is known only here: its value and the settings that there are."""
@@ -58,7 +78,7 @@ class OneLineParser(LightningArgumentParser):
         """Print the cause and leave with status 2."""
         if unknown := re.match(r"unrecognized arguments: --([^ =]+)[ =]?(.*?)(?= --|$)", message):
             message = unknown_setting(self, unknown[1], unknown[2])
-        elif message.startswith(("Problems parsing config", "Unexpected config")):
+        elif message.startswith(("Problems parsing config", "Unexpected config", "Key must be a string")):
             message = f"config: got {self._reading!r}; give a YAML file of settings ({message})"
         if not self.exit_on_error:  # the settings of a class; the parser above knows whose
             super().error(message, ex)
@@ -131,6 +151,18 @@ def lightnings_choice(message: str) -> SettingError | None:
     return found and SettingError(f"trainer.{found[1]}", found[2], f"give one of {shorten(found[3], 120)}")
 
 
+def known_error(error: BaseException) -> SettingError | None:
+    """An error of Lightning or torch that comes of a setting and does not say so; None for any other."""
+    text = str(error)
+    if found := re.search(r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", text):
+        remedy = f"an epoch has {found[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
+        return SettingError("trainer.val_check_interval", int(found[1]), remedy)
+    if found := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", text):
+        needs = f"settings that need {int(found[1]):,} bytes" if found[1] else "settings that fill the GPU"
+        return SettingError("memory", needs, "this machine has less; give a smaller network, padding or batch")
+    return None
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, its cause, the cause of that, and so on."""
     while error is not None:
@@ -164,8 +196,9 @@ def kind_in_words(kind: str) -> str:
 
 def class_and_remedy(text: str, root: str) -> str:
     """What is wrong with a class."""
-    if "Not a valid subclass" in root:
-        return f"{shorten(root, 150)}; give class_path, and inside init_args its settings"
+    for pattern, remedy in CLASS_ERRORS:
+        if found := re.search(pattern, root):
+            return f"got {shorten(found[1], 80)!r}; {remedy.format(*found.groups())}"
     found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)|Got value: (?!Namespace)(\S+)", text)
     if not found or not re.search("has no attribute|No module named|import path string", text):
         return shorten(root, 200)

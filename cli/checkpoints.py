@@ -1,0 +1,165 @@
+"""The checkpoint that a command goes on from: found, fetched and looked at before anything is built or trained."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
+
+from robust.checkpoints import read_saved
+from robust.errors import SettingError, require
+
+NAME = "ckpt_path"
+SECONDS = 8
+_REMEDY = "give a checkpoint that fit wrote"
+
+
+class Fetched(NamedTuple):
+    """A checkpoint from elsewhere: its temporary folder, removed with this object, and its path there."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    path: str
+
+
+def fetch(url: str) -> Fetched:
+    """Copy a checkpoint from a URL, to be read as any other file is.
+
+    Lightning would read it with all the code in it, and take a file of the same name from its cache.
+
+    Raises:
+        SettingError: if it cannot be had, or its server is silent for 8 seconds.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
+    path = Path(folder.name) / "fetched.ckpt"
+    try:
+        with _opened(url) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except BaseException as error:
+        folder.cleanup()
+        if not isinstance(error, Exception):
+            raise
+        # of each protocol its own error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SettingError(
+            NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path"
+        ) from error
+    return Fetched(folder, str(path))
+
+
+def _opened(url: str) -> Any:
+    if url.startswith(("http://", "https://")):
+        return urllib.request.urlopen(url, timeout=SECONDS)
+    import fsspec
+
+    return fsspec.open(url, "rb").open()
+
+
+def find_by_word(word: str, root: Path, folder: Path) -> Path:
+    """The checkpoint that ``last`` or ``hpc`` stands for.
+
+    Args:
+        word: what was given.
+        root: the run's root folder, where Lightning writes a checkpoint before SLURM ends a job.
+        folder: where this run's checkpoints are.
+
+    Raises:
+        SettingError: if there is none; Lightning would go on with untrained weights.
+    """
+    require(word != "best", NAME, word, "only the run itself knows its best; give the path of that checkpoint")
+    places = {"last": (folder, "last*.ckpt"), "hpc": (root, "hpc_ckpt_*.ckpt")}
+    place, pattern = places[word]
+    found = sorted(place.glob(pattern), key=lambda path: path.stat().st_mtime)
+    require(len(found) > 0, NAME, word, f"there is no {pattern} in {place}; give the path of a checkpoint")
+    return found[-1]
+
+
+def check(path: str, given: str, resumes: bool) -> None:
+    """Check that a file is a checkpoint of fit, with all that Lightning reads of it.
+
+    Args:
+        path: of the file.
+        given: what the user gave, for the errors: a path or a URL.
+        resumes: whether a training goes on from it, which needs more than the weights.
+
+    Raises:
+        SettingError: if it is not.
+    """
+    content = read_saved(path, NAME, _REMEDY, given=given)
+    fits = isinstance(content, dict) and _is_state(content.get("state_dict"))
+    require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
+    missing = [name for name in _RESUMING if name not in content]
+    remedy = f"it holds weights alone; {_REMEDY}, with checkpoint.save_weights_only left at false"
+    require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
+    missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
+    require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")
+    rules = {**_ALWAYS, **_RESUMING, **_OPTIONAL}
+    wrong = [name for name, fits in rules.items() if name in content and not fits(content[name])]
+    require(not wrong, NAME, given, f"its {', '.join(wrong)} is not what fit writes; {_REMEDY}")
+    described, states = content.get("optimizers"), content.get("optimizer_states")
+    if resumes and described is not None:
+        remedy = f"it has states of {len(states)} optimizers and settings of {len(described)}; {_REMEDY}"
+        require(len(described) == len(states), NAME, given, remedy)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and isinstance(w, Tensor) for name, w in value.items())
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _are_optimizers(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(state, dict) and isinstance(state.get("state"), dict) and _are_groups(state.get("param_groups"))
+        for state in value
+    )
+
+
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(group, dict) and {"lr", "params"} <= group.keys() for group in value
+    )
+
+
+def _are_loops(value: Any) -> bool:
+    fit = value.get("fit_loop") if isinstance(value, dict) else None
+    return isinstance(fit, dict) and {"epoch_progress", "epoch_loop.batch_progress"} <= fit.keys()
+
+
+def _are_dicts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) and part for part in value)
+
+
+def _is_version(value: Any) -> bool:
+    try:
+        Version(value)
+    except (InvalidVersion, TypeError):
+        return False
+    return True
+
+
+_ALWAYS: dict[str, Callable[[Any], bool]] = {
+    "pytorch-lightning_version": _is_version,
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "method": lambda value: isinstance(value, str),
+    "seed": lambda value: value is None or _is_count(value),
+}
+_RESUMING: dict[str, Callable[[Any], bool]] = {
+    "loops": _are_loops,
+    "callbacks": lambda value: isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()),
+    "optimizer_states": _are_optimizers,
+    "lr_schedulers": _are_dicts,
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "optimizers": _are_dicts,
+    "data": lambda value: isinstance(value, dict),
+    "monitored": lambda value: isinstance(value, dict),
+}

@@ -1,0 +1,119 @@
+"""The settings of optimizers, of schedules, and of all numbers in our classes, tried out before anything is built."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from inspect import isclass
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from robust.errors import SettingError, require
+from robust.schedules import EachStep
+
+OURS = ("robust.", "lightning_modules.", "datamodules.", "callbacks.", "torch.optim.")
+TRIED_STEPS = 3
+
+
+def check_classes(config: Any, name: str) -> None:
+    """Check the settings of classes, and of the classes among those.
+
+    Args:
+        config: settings as plain dicts and lists.
+        name: their full name.
+
+    Raises:
+        SettingError: if a number is NaN or infinite, or an optimizer or a schedule cannot be made with its settings.
+    """
+    for path, kind, settings in classes_in(config, name):
+        ours = f"{kind.__module__}.".startswith(OURS)
+        if ours:
+            check_finite(settings, path)
+        if isclass(kind) and issubclass(kind, Optimizer):
+            _check_optimizer(kind, settings, path)
+        elif isclass(kind) and issubclass(kind, LRScheduler | ReduceLROnPlateau) and ours:
+            _check_schedule(kind, settings, path)
+
+
+def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Full name, class and settings of everything that has a ``class_path``."""
+    if isinstance(config, list):
+        for index, part in enumerate(config):
+            yield from classes_in(part, f"{name}.{index}")
+    elif isinstance(config, dict):
+        settings = config.get("init_args") or {} if "class_path" in config else config
+        if "class_path" in config:
+            yield name, resolve_name(config["class_path"]), settings
+        for key, value in settings.items():
+            yield from classes_in(value, f"{name}.{key}")
+
+
+def check_finite(value: Any, name: str) -> None:
+    """Refuse numbers that are NaN or infinite, in lists and dicts too, but for classes inside, which are their own.
+
+    Raises:
+        SettingError: at the first.
+    """
+    if isinstance(value, float):
+        require(math.isfinite(value), name, value, "give a finite number")
+    elif isinstance(value, dict) and "class_path" not in value:
+        for key, part in value.items():
+            check_finite(part, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for part in value:
+            check_finite(part, name)
+
+
+def _check_optimizer(kind: type[Optimizer], settings: dict[str, Any], name: str) -> None:
+    for setting in ("lr", "momentum", "weight_decay", "dampening", "eps"):
+        value = settings.get(setting)
+        known = isinstance(value, int | float) and not isinstance(value, bool)
+        require(not known or value >= 0, f"{name}.{setting}", value, "give 0 or more")
+    momentum = settings.get("momentum") or 0
+    require(momentum < 1, f"{name}.momentum", momentum, "give less than 1, or steps grow without end")
+    remedy = "give an optimizer that takes gradients alone, such as torch.optim.SGD or Adam"
+    special = kind.__name__ in ("LBFGS", "SparseAdam")
+    require(not special, name, kind.__name__, f"{remedy}: this one needs closures or sparse gradients")
+    _made(lambda: kind([torch.nn.Parameter(torch.zeros(1))], **settings), settings, name, kind)
+
+
+def _check_schedule(kind: Any, settings: dict[str, Any], name: str) -> None:
+    if kind is EachStep or not _is_plain(settings):
+        return  # the schedules inside are checked by themselves
+    for setting, least in (("step_size", 1), ("gamma", 0), ("T_max", 1), ("T_0", 1), ("total_iters", 1)):
+        value = settings.get(setting)
+        if isinstance(value, int | float):
+            require(value >= least, f"{name}.{setting}", value, f"give {least} or more")
+    settings = {"max_lr": 0.1, **settings} if kind.__name__ == "OneCycleLR" else settings
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        schedule: Any = _made(lambda: kind(optimizer, **settings), settings, name, kind)
+        for _ in range(TRIED_STEPS):
+            metric = () if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau) else (1.0,)
+            _made(lambda metric=metric: schedule.step(*metric), settings, name, kind)  # type: ignore[misc]
+    rate = optimizer.param_groups[0]["lr"]
+    require(0 <= rate < math.inf, name, settings, f"it makes rate 0.1 {rate} in {TRIED_STEPS} steps; give others")
+
+
+def _made(make: Callable[[], Any], settings: dict[str, Any], name: str, kind: type) -> Any:
+    """What ``make`` gives; what torch says of the settings is an error of theirs."""
+    try:
+        return make()
+    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
+        if isinstance(error, SettingError):
+            raise
+        reason = " ".join(str(error).split())
+        given = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+        raise SettingError(name, f"{kind.__name__} with {given}", f"{reason}; give other settings") from error
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "class_path" not in value and all(_is_plain(part) for part in value.values())
+    return all(_is_plain(part) for part in value) if isinstance(value, list) else True

@@ -1,0 +1,152 @@
+"""The trainer's settings, checked before it is built: Lightning's own errors name neither setting nor remedy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from robust.errors import require
+
+_LIMITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
+_STRATEGY = re.compile(r"auto|ddp(_spawn|_fork|_notebook)?(_find_unused_parameters_(true|false))?")
+_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
+_FRACTION_OR_COUNT = "give a fraction in (0, 1] as 0.5, or a whole number of batches"
+
+
+def check_trainer(trainer: Namespace, command: str) -> None:
+    """Check what Lightning would refuse late, in other words, or never.
+
+    Args:
+        trainer: the settings as they were parsed.
+        command: the subcommand.
+
+    Raises:
+        SettingError: at the first that is wrong.
+    """
+    for name, fits, remedy in _RULES:
+        value = trainer.get(name)
+        require(value is None or fits(value), f"trainer.{name}", value, remedy)
+    for part in _LIMITS.values():
+        name = f"limit_{part}_batches"
+        value = trainer.get(name)
+        require(value is None or _is_limit(value), f"trainer.{name}", value, _FRACTION_OR_COUNT)
+    name = f"limit_{_LIMITS[command]}_batches"
+    remedy = f"nothing would be left to {command}; {_FRACTION_OR_COUNT}"
+    require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
+    _check_length(trainer, command)
+    _check_devices(trainer)
+    words = trainer.get("strategy")
+    if isinstance(words, str):
+        remedy = "give one of auto, ddp, ddp_find_unused_parameters_true; sharded strategies are not supported"
+        require(_STRATEGY.fullmatch(words) is not None, "trainer.strategy", words, remedy)
+
+
+def num_processes(trainer: Namespace) -> int | None:
+    """Number of processes of a run, where the settings alone say it."""
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    return None if devices in (None, "auto", -1, "-1") else _count(devices) * int(nodes)
+
+
+def _check_length(trainer: Namespace, command: str) -> None:
+    if command != "fit":
+        return
+    for unit in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        fits = least is None or most in (None, -1) or least <= most
+        require(fits, f"trainer.min_{unit}", least, f"give at most trainer.max_{unit}, which is {most}")
+    every, interval = trainer.get("check_val_every_n_epoch"), trainer.get("val_check_interval")
+    remedy = "give 1 or more epochs; without it trainer.val_check_interval must be a number of batches"
+    fits = every is not None or (isinstance(interval, int) and interval >= 1)
+    require(fits, "trainer.check_val_every_n_epoch", every, remedy)
+
+
+def _check_devices(trainer: Namespace) -> None:
+    devices, name = trainer.get("devices"), "trainer.devices"
+    if trainer.get("accelerator") not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        return  # Lightning knows whether there is such
+    on_gpu = _uses_gpu(trainer.accelerator)
+    fits = on_gpu or not trainer.get("sync_batchnorm")
+    require(fits, "trainer.sync_batchnorm", True, "it needs GPUs; leave it out")
+    if devices in (None, "auto") or (on_gpu and devices in (-1, "-1")):
+        return
+    most = max(torch.cuda.device_count(), 1) if on_gpu else max(8, os.cpu_count() or 1)
+    what = f"1 to {most}, the GPUs here," if on_gpu else f"1 to {most} processes on the CPUs here"
+    fits = 1 <= _count(devices) <= most and (on_gpu or not isinstance(devices, list))
+    require(fits, name, devices, f"give auto, or {what}".rstrip(","))
+
+
+def _uses_gpu(accelerator: str) -> bool:
+    found = {"cuda": torch.cuda.device_count() > 0, "mps": torch.backends.mps.is_available()}
+    found["gpu"] = found["auto"] = any(found.values())
+    remedy = "torch finds none on this machine; give auto or cpu"
+    require(accelerator == "auto" or found.get(accelerator, True), "trainer.accelerator", accelerator, remedy)
+    return found.get(accelerator, False)
+
+
+def _count(devices: Any) -> int:
+    """How many devices are asked for; 0 where it makes no sense."""
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, int):
+        return max(devices, 0)
+    if re.fullmatch(r"\d+", devices):
+        return int(devices)
+    return len(devices.strip(",").split(",")) if re.fullmatch(r"\d+(,\d+)*,?", devices) else 0
+
+
+def _is_limit(value: float | int) -> bool:
+    return value >= 0 if isinstance(value, int) else 0 <= value <= 1
+
+
+def _is_interval(value: Any) -> bool:
+    if isinstance(value, str):
+        return _is_time(value)
+    if isinstance(value, int | float):
+        return 0 < value <= 1 if isinstance(value, float) else value >= 1
+    return True
+
+
+def _is_time(value: Any) -> bool:
+    return not isinstance(value, str) or (_TIME.fullmatch(value) is not None and set(value) > {"0", ":"})
+
+
+def _from(least: int) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, int | float) or value >= least
+
+
+def _is_length(value: Any) -> bool:
+    return bool(value == -1 or value >= 1)
+
+
+_CLIP = "leave it out and set model.gradient_clip: methods step their optimizers themselves"
+_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("max_epochs", _is_length, "give at least 1, or -1 for no end"),
+    ("max_steps", _is_length, "give at least 1, or -1 for no end"),
+    ("min_epochs", _from(0), "give 0 or more"),
+    ("min_steps", _from(0), "give 0 or more"),
+    ("max_time", _is_time, "give days:hours:minutes:seconds, as 00:12:00:00, above zero"),
+    ("num_nodes", _from(1), "give the number of machines, at least 1"),
+    ("fast_dev_run", _from(0), "give true, false, or a number of batches of at least 1"),
+    ("overfit_batches", lambda value: value == 0, "leave it at 0 and use trainer.limit_train_batches"),
+    ("val_check_interval", _is_interval, "give a fraction in (0, 1] of an epoch, or at least 1 batch"),
+    ("check_val_every_n_epoch", _from(1), "give at least 1"),
+    ("num_sanity_val_steps", _from(-1), "give 0 or more batches, or -1 for all"),
+    ("log_every_n_steps", _from(0), "give 0 (never) or more"),
+    ("accumulate_grad_batches", lambda value: value == 1, "leave it at 1 and set data.batch_size to that of a step"),
+    ("gradient_clip_val", lambda value: value == 0, _CLIP),
+    ("gradient_clip_algorithm", lambda value: False, _CLIP),
+    ("reload_dataloaders_every_n_epochs", _from(0), "give 0 (never) or more epochs"),
+    ("barebones", lambda value: value is False, "leave it out: a run here is logged and keeps checkpoints"),
+    ("model_registry", lambda value: False, "leave it out: checkpoints are files"),
+    (
+        "profiler",
+        lambda value: not isinstance(value, str) or value in ("simple", "advanced", "pytorch", "xla"),
+        "give simple, advanced, pytorch or xla",
+    ),
+    ("default_root_dir", lambda value: str(value).strip() != "", "give a folder"),
+]
