@@ -298,6 +298,8 @@ class TrainingModule(pl.LightningModule, ABC):
         """Note the method, the seed, and what a resumed run is compared with."""
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
+        if self._trainer is None:  # without one there is nothing to go on with
+            return
         checkpoint["optimizers"] = self.used_optimizers
         checkpoint["data"] = describe_data(self.trainer)
         checkpoint["monitored"] = self._monitored_now()
@@ -319,7 +321,7 @@ class TrainingModule(pl.LightningModule, ABC):
         self._check_state(checkpoint["state_dict"])
         self._seed = checkpoint["seed"]
         self._monitored = checkpoint.get("monitored", {})
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             self._resumption = Resumption(checkpoint)
             require_same("data", describe_data(self.trainer), checkpoint.get("data", {}), self.resume_settings)
 
