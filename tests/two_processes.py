@@ -84,7 +84,12 @@ def run_together(arguments, count=2):
 def serve(rank, count, port, pipe):
     """Run the command lines that come through the pipe, and answer each with None or its error."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     os.environ["TORCHELASTIC_RUN_ID"] = "tests"
     import torch
 
