@@ -54,7 +54,13 @@ class RobustCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [callbacks.Interruption(), self.results, callbacks.Predictions(), callbacks.Monitors()]
+                "callbacks": [
+                    callbacks.Peers(),
+                    callbacks.Interruption(),
+                    self.results,
+                    callbacks.Predictions(),
+                    callbacks.Monitors(),
+                ]
             },
             save_config_callback=callbacks.RunConfig,
             parser_class=OneLineParser,
@@ -175,6 +181,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # images are in memory
     warnings.filterwarnings("ignore", r"\s*skip_none parameter was deprecated")  # Lightning 2.6 needs it too
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    callbacks.watch_launcher()
     try:
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError) as error:
