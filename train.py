@@ -30,8 +30,14 @@ from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLos
 LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
 # what a user can do something about
-ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
-ONE_LINE += (RefusedYAMLError,)
+ONE_LINE = (
+    SettingError,
+    NonFiniteLossError,
+    NonFiniteLogitsError,
+    ContradictionError,
+    MisconfigurationException,
+    RefusedYAMLError,
+)
 
 
 class RobustCLI(LightningCLI):
@@ -95,7 +101,7 @@ class RobustCLI(LightningCLI):
         self.results.config = plain = yaml.safe_load(dumped)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
-        check_trainer(config.trainer, self.subcommand)
+        check_trainer(config.trainer, str(self.subcommand))
         check_checkpoint_settings(config.checkpoint)
         for part in ("model", "data", "epsilon_schedule", "checkpoint"):
             check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
@@ -147,7 +153,7 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of metrics, as ours is in results.json, and for reading code in checkpoints."""
+        """Lightning's, but for its table of metrics, which is in results.json, and for code in checkpoints."""
         return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def fit(self, **kwargs: Any) -> None:
