@@ -20,18 +20,24 @@ import datamodules
 import lightning_modules
 from cli import checkpoints
 from cli.class_settings import check_classes, check_finite
-from cli.trainer_settings import check_trainer, num_processes
-from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
 from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
+from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
+from cli.trainer_settings import check_trainer, num_processes
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
 LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
 # what a user can do something about
-ONE_LINE = (SettingError, NonFiniteLossError, NonFiniteLogitsError, ContradictionError, MisconfigurationException)
-ONE_LINE += (RefusedYAMLError,)
+ONE_LINE = (
+    SettingError,
+    RefusedYAMLError,
+    NonFiniteLossError,
+    NonFiniteLogitsError,
+    ContradictionError,
+    MisconfigurationException,
+)
 
 
 class RobustCLI(LightningCLI):
@@ -89,7 +95,7 @@ class RobustCLI(LightningCLI):
         self.results.config = plain = yaml.safe_load(dumped)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
-        check_trainer(config.trainer, self.subcommand)
+        check_trainer(config.trainer, str(self.subcommand))
         check_checkpoint_settings(config.checkpoint)
         for part in ("model", "data", "epsilon_schedule", "checkpoint"):
             check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
@@ -126,7 +132,9 @@ class RobustCLI(LightningCLI):
         word = self.config[self.subcommand].get("ckpt_path")
         if word in WORDS:
             root = Path(self.trainer.default_root_dir)
-            folder = self.config[self.subcommand].checkpoint.dirpath or Path(self.trainer.log_dir or root) / "checkpoints"
+            folder = (
+                self.config[self.subcommand].checkpoint.dirpath or Path(self.trainer.log_dir or root) / "checkpoints"
+            )
             path = str(checkpoints.find_by_word(word, root, Path(folder)))
             checkpoints.check(path, path, resumes=self.subcommand == "fit")
             self.config_init[self.subcommand].ckpt_path = path
@@ -139,7 +147,7 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of metrics, as ours is in results.json, and for reading code in checkpoints."""
+        """Lightning's, but for its table of metrics (ours is in results.json) and for code in checkpoints."""
         return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def fit(self, **kwargs: Any) -> None:

@@ -46,7 +46,9 @@ def fetch(url: str) -> Fetched:
             raise
         # of each protocol its own error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SettingError(NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path") from error
+        raise SettingError(
+            NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path"
+        ) from error
     return Fetched(folder, str(path))
 
 
@@ -121,7 +123,9 @@ def _are_optimizers(value: Any) -> bool:
 
 
 def _are_groups(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(group, dict) and {"lr", "params"} <= group.keys() for group in value)
+    return isinstance(value, list) and all(
+        isinstance(group, dict) and {"lr", "params"} <= group.keys() for group in value
+    )
 
 
 def _are_loops(value: Any) -> bool:

@@ -28,7 +28,7 @@ class RefusedYAMLError(ValueError):
         self.reason = reason
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """Why YAML is not taken, from the depths of it."""
 
 
@@ -45,7 +45,7 @@ def load(text: str) -> Any:
         node = yaml.compose(text, Loader=yaml.CSafeLoader)
         if node is not None:
             count_values(node, {})
-    except _Refusal as error:
+    except _RefusalError as error:
         raise RefusedYAMLError(text, str(error)) from None
     return _plain(text)
 
@@ -56,7 +56,7 @@ def check_levels(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > MOST_LEVELS:
-            raise _Refusal(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; write it flatter")
+            raise _RefusalError(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; write it flatter")
 
 
 def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
@@ -67,11 +67,11 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
         counted: the numbers of the nodes that are done, by identity; 0 in those that hold the one that is counted.
 
     Raises:
-        _Refusal: if they are too many, one holds itself, or a key is given twice.
+        _RefusalError: if they are too many, one holds itself, or a key is given twice.
     """
     if id(node) in counted:
         if counted[id(node)] == 0:
-            raise _Refusal(f"{_at(node)} holds itself; write the values out")
+            raise _RefusalError(f"{_at(node)} holds itself; write the values out")
         return counted[id(node)]
     counted[id(node)] = 0
     number = 1
@@ -81,7 +81,7 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         number += sum(count_values(part, counted) for part in node.value)
     if number > MOST_NODES:
-        raise _Refusal(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; write less")
+        raise _RefusalError(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; write less")
     counted[id(node)] = number
     return number
 
@@ -93,7 +93,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
             if key.value in first:
                 lines = sorted({_line(first[key.value]), _line(key)})
                 where = f"in line {' and '.join(map(str, lines))}"
-                raise _Refusal(f"{key.value!r} is given twice, {where}; keep one of them")
+                raise _RefusalError(f"{key.value!r} is given twice, {where}; keep one of them")
             first[key.value] = key
 
 

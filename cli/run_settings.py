@@ -31,7 +31,9 @@ def check_folders(config: dict[str, Any]) -> None:
     for index, logger in enumerate(several):
         folder = logger.get("init_args", {}).get("save_dir") if isinstance(logger, dict) else None
         if isinstance(folder, str) and "://" not in folder:
-            check_writable(folder, "trainer.logger.save_dir" if len(several) == 1 else f"trainer.logger.{index}.save_dir")
+            check_writable(
+                folder, "trainer.logger.save_dir" if len(several) == 1 else f"trainer.logger.{index}.save_dir"
+            )
 
 
 def check_checkpoint_settings(checkpoint: Namespace) -> None:

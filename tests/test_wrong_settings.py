@@ -174,10 +174,14 @@ def bomb(path, line):
 @pytest.mark.parametrize("line", ["a{n}: &a{n} [{before}]", "a{n}: &a{n}\n  <<: [{before}]"], ids=["values", "merged"])
 def test_an_alias_bomb_is_refused_in_time(line, tmp_path):
     bomb(tmp_path / "bomb.yaml", line)
-    script = f"import time, cli.config_files as c; t = time.time()\n" \
-        f"try: c.load(open({str(tmp_path / 'bomb.yaml')!r}).read())\n" \
+    script = (
+        f"import time, cli.config_files as c; t = time.time()\n"
+        f"try: c.load(open({str(tmp_path / 'bomb.yaml')!r}).read())\n"
         f"except c.RefusedYAMLError as error: print(time.time() - t < 5, error)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.startswith("True got ")
     assert "more than 100,000 values with its aliases" in done.stdout
 

@@ -1,6 +1,6 @@
 """Wrong settings by kind: arguments of a command, the setting that the error names, and a part of its remedy.
 
-``{folder}`` is that of the files which tests/test_wrong_settings.py writes. A line begins with a command, else it is fit.
+``{folder}`` is that of the files which tests/test_wrong_settings.py writes. Without a command in front it is fit.
 """
 
 NET = "--model.classifier=tests.wrong_networks"
@@ -77,7 +77,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("test --trainer.default_root_dir={folder}/file", "trainer.default_root_dir", WRITE),
         ("--checkpoint.dirpath={folder}/file/below", "checkpoint.dirpath", WRITE),
         ("--checkpoint.dirpath=''", "checkpoint.dirpath", "give a folder"),
-        ("--trainer.logger=TensorBoardLogger --trainer.logger.save_dir={folder}/file", "trainer.logger.save_dir", WRITE),
+        (
+            "--trainer.logger=TensorBoardLogger --trainer.logger.save_dir={folder}/file",
+            "trainer.logger.save_dir",
+            WRITE,
+        ),
         ("--data=MNIST --data.root={folder}/file", "data.root", "add --data.download true"),
         ("--data=CIFAR10 --data.root={folder}/nowhere", "data.root", "name the folder that holds cifar-10-batches-py"),
     ],
@@ -145,7 +149,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (f"{NET}.WiderInTraining", "model.classifier", "give the same as in evaluation mode, (10,)"),
         (f"{NET}.Normalized --data.batch_size=1", "data.batch_size", "give at least 2 images"),
         (f"{NET}.GivesNaN", "validation batch 0, network", "its weights have diverged"),
-        ("--model=AdversarialTraining --model.attack=PGD --model.attack.step_size=.inf", "model.attack.step_size", "fin"),
+        (
+            "--model=AdversarialTraining --model.attack=PGD --model.attack.step_size=.inf",
+            "model.attack.step_size",
+            "fin",
+        ),
         ("--model=AdversarialTraining --model.attack=PGD --model.attack.steps=0", "steps", "give at least 1"),
     ],
     "data": [
@@ -158,7 +166,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--data.eval_batch_size=-1", "data.eval_batch_size", "give 1 or more"),
         ("--data.num_workers=-1", "data.num_workers", "give 0 or more"),
         ("--data.augmentation=CropAndFlip --data.augmentation.padding=-1", "data.augmentation.padding", "give 0"),
-        ("--data.augmentation=CropAndFlip --data.augmentation.padding=99999", "data.augmentation.padding", "at most 28"),
+        (
+            "--data.augmentation=CropAndFlip --data.augmentation.padding=99999",
+            "data.augmentation.padding",
+            "at most 28",
+        ),
         ("--data=MNISTC", "data", "train and validate on MNIST"),
         ("--data=tests.wrong_networks.FewLabels", "labels", "one for each image"),
         ("--data=tests.wrong_networks.NoImages", "images", "give at least one image"),

@@ -74,7 +74,9 @@ def test_wrong_checkpoints(learned, checkpoint, tmp_path):
     with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*it holds no generator"):
         LearnedBudgets(BudgetGenerator(), str(tmp_path / "uniform.ckpt"))
     (tmp_path / "text.ckpt").write_text("text")
-    with pytest.raises(SettingError, match=r"LearnedBudgets.checkpoint: .*its end is missing, or it is of another kind"):
+    with pytest.raises(
+        SettingError, match=r"LearnedBudgets.checkpoint: .*its end is missing, or it is of another kind"
+    ):
         LearnedBudgets(BudgetGenerator(), str(tmp_path / "text.ckpt"))
 
 
