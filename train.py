@@ -32,11 +32,11 @@ WORDS = ("best", "last", "hpc")
 # what a user can do something about
 ONE_LINE = (
     SettingError,
-    RefusedYAMLError,
     NonFiniteLossError,
     NonFiniteLogitsError,
     ContradictionError,
     MisconfigurationException,
+    RefusedYAMLError,
 )
 
 
@@ -60,7 +60,13 @@ class RobustCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults={
-                "callbacks": [callbacks.Interruption(), self.results, callbacks.Predictions(), callbacks.Monitors()]
+                "callbacks": [
+                    callbacks.Peers(),
+                    callbacks.Interruption(),
+                    self.results,
+                    callbacks.Predictions(),
+                    callbacks.Monitors(),
+                ]
             },
             save_config_callback=callbacks.RunConfig,
             parser_class=OneLineParser,
@@ -147,7 +153,7 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of metrics (ours is in results.json) and for code in checkpoints."""
+        """Lightning's, but for its table of metrics, which is in results.json, and for code in checkpoints."""
         return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def fit(self, **kwargs: Any) -> None:
@@ -181,6 +187,7 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")  # images are in memory
     warnings.filterwarnings("ignore", r"\s*skip_none parameter was deprecated")  # Lightning 2.6 needs it too
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    callbacks.watch_launcher()
     try:
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError) as error:

@@ -14,6 +14,7 @@ from callbacks.group_accuracy import GroupAccuracy
 from callbacks.interruption import InterruptedRunError, Interruption
 from callbacks.monitors import Monitors
 from callbacks.non_uniform_evaluation import NonUniformEvaluation
+from callbacks.peers import Peers, watch_launcher
 from callbacks.predictions import Predictions
 from callbacks.results import Results
 from callbacks.robustness_score import RobustnessScore
@@ -37,9 +38,11 @@ __all__ = [
     "Interruption",
     "Monitors",
     "NonUniformEvaluation",
+    "Peers",
     "Predictions",
     "Results",
     "RobustnessScore",
     "RunConfig",
     "SampledRobustness",
+    "watch_launcher",
 ]

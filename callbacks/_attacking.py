@@ -17,6 +17,7 @@ from callbacks._places import Places
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.attacks import crafting
 from robust.errors import require
+from robust.random import numbered
 from robust.threat_models import ThreatModel
 
 Stage = Literal["val", "test"]
@@ -28,8 +29,10 @@ class AttackingEvaluation(Callback, ABC):
     """An evaluation of test batches, whatever the Trainer's inference mode is.
 
     Args:
-        seed: of the random draws, which depend on it, the process, the batch and the attack alone: what ran before
-            makes no difference, and torch's generators are left as they are.
+        seed: of the random draws. Those for an example depend on it, the example's index in the data and the attack
+            alone: neither on what ran before, nor on batches and processes. Only what an attack of the user's own, or
+            a library's, draws by torch itself depends on the process and the batch too. Torch's generators are left as
+            they are.
     """
 
     def __init__(self, seed: int) -> None:
@@ -84,6 +87,13 @@ class AttackingEvaluation(Callback, ABC):
         with torch.inference_mode(False), torch.no_grad():
             self.evaluate(module, x.clone(), y.clone(), batch_idx)  # those of inference mode cannot enter a graph
         self._compare(module.trainer)
+
+    @contextmanager
+    def drawing(self, x: Tensor, batch_idx: int, *key: int) -> Iterator[None]:
+        """Random draws for the batch ``x`` (B, C, H, W) that depend on the seed, ``key`` and the examples' indices."""
+        process = self._places.rows.start  # differs from process to process
+        with seeded(x.device, self.seed, process, batch_idx, *key), numbered((self.seed, *key), self._places.rows):
+            yield
 
     def note_broken(self, module: RobustClassifier, threat_model: ThreatModel, broken: Tensor, attack: str) -> None:
         """Keep a verdict, bool (B,), for the comparison with others; that on a network with noise is one of chance."""

@@ -18,17 +18,20 @@ class Places:
 
     Attributes:
         last: indices (B,) of the last batch in the data.
+        rows: the same as a range.
     """
 
     def __init__(self) -> None:
         self._seen = 0
         self.last = torch.zeros(0, dtype=torch.long)
+        self.rows = range(0)
 
     def advance(self, trainer: Trainer, x: Tensor) -> Tensor:
         """Indices (B,) of the next batch ``x`` (B, ...)."""
-        own = torch.arange(self._seen, self._seen + len(x), device=x.device)
+        first = trainer.global_rank + trainer.world_size * self._seen
         self._seen += len(x)
-        self.last = trainer.global_rank + trainer.world_size * own
+        self.rows = range(first, first + trainer.world_size * len(x), trainer.world_size)
+        self.last = torch.arange(self.rows.start, self.rows.stop, self.rows.step, device=x.device)
         return self.last
 
 

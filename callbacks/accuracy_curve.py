@@ -14,12 +14,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded
+from callbacks._attacking import Attack, AttackingEvaluation, attacked
 from callbacks._folders import log_folder
 from callbacks._stochastic import verdicts
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
 from robust.metrics import Accuracy, AccuracyDeviation
+from robust.random import part
 from robust.threat_models import Norm, ball
 
 
@@ -89,7 +90,7 @@ class AccuracyCurve(AttackingEvaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         passes = self.judgements if module.stochastic else 1
-        with seeded(x.device, self.seed, module.global_rank, batch_idx):
+        with self.drawing(x, batch_idx):
             clean, _ = verdicts(module, x, y, passes)
         left = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
         for index, (name, attack) in enumerate(self.attacks.items()):
@@ -97,7 +98,7 @@ class AccuracyCurve(AttackingEvaluation):
             for epsilon, threat_model in self.balls.items():
                 right = torch.zeros_like(clean)
                 if len(left) > 0:
-                    with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
+                    with self.drawing(x, batch_idx, index), part(left):
                         found = attacked(name, attack, module, threat_model, x[left], y[left])
                         right[:, left], _ = verdicts(module, found, y[left], passes)
                 self.note_broken(module, threat_model, ~right.any(0), name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, ValidatingEvaluation, attacked, seeded
+from callbacks._attacking import Attack, ValidatingEvaluation, attacked
 from callbacks._norm_balls import norm_ball
 from callbacks._stochastic import MEAN_NETWORK, variants, verdicts
 from lightning_modules.base import RobustClassifier
@@ -18,6 +18,7 @@ from robust.bounds.verifier import full_precision
 from robust.errors import require
 from robust.metrics import Accuracy, AccuracyDeviation
 from robust.networks import noise_sources, without_noise
+from robust.random import part
 from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
 
 TAKEN = ("clean", "union", "average")
@@ -137,7 +138,7 @@ class AdversarialEvaluation(ValidatingEvaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
         everything = torch.arange(len(x), device=x.device)
-        with seeded(x.device, self.seed, module.global_rank, batch_idx):
+        with self.drawing(x, batch_idx):
             scores = {"clean": self._judge("clean", module, x, y, everything)}
         left = everything if module.stochastic else scores["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
@@ -146,11 +147,12 @@ class AdversarialEvaluation(ValidatingEvaluation):
                 kinds = variants(threat_name, case.attack, module, self.eot_samples)
                 group = case.group or (threat_name if len(kinds) == 1 else f"{threat_name}/worst")
                 for figure, attack in kinds.items():
-                    with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
+                    with self.drawing(x, batch_idx, index):
                         found = x.clone()
                         if len(left) > 0:
-                            part = threat_model.select(left)
-                            found[left] = attacked(figure, attack, module, part, x[left], y[left])
+                            own = threat_model.select(left)
+                            with part(left):
+                                found[left] = attacked(figure, attack, module, own, x[left], y[left])
                         scores[figure] = self._judge(figure, module, found, y, left)
                     self.note_broken(module, threat_model, scores[figure] == 0, figure)
                     groups.setdefault(group, []).append(scores[figure])
@@ -169,7 +171,7 @@ class AdversarialEvaluation(ValidatingEvaluation):
 
     def _judge(self, figure: str, module: RobustClassifier, x: Tensor, y: Tensor, left: Tensor) -> Tensor:
         """In how many passes each image (B, C, H, W) is right; those not ``left`` are wrong. Whole numbers (B,)."""
-        with full_precision(x.device):
+        with full_precision(x.device), part(left):
             right, vote = verdicts(module, x[left], y[left], self._passes(module))
         if module.stochastic:
             if self.judgements > 1:

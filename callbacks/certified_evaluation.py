@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
-from callbacks._attacking import ValidatingEvaluation, seeded
+from callbacks._attacking import ValidatingEvaluation
 from callbacks._order import Verdict, check_order
 from callbacks._verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
@@ -21,6 +21,7 @@ from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
 from robust.metrics import ErrorRate
+from robust.random import part
 from robust.threat_models import PixelBox, ThreatModel
 
 NAME = "CertifiedEvaluation"
@@ -107,7 +108,7 @@ class CertifiedEvaluation(ValidatingEvaluation):
                 verified = self._verified(module, threat_model, x, y)
                 broken = ~clean
                 if steps:
-                    with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
+                    with self.drawing(x, batch_idx, index):
                         broken = self._broken(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
                     self.count(f"pgd_error/{name}{suffix}", ErrorRate, broken)
                 how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
@@ -143,7 +144,8 @@ class CertifiedEvaluation(ValidatingEvaluation):
         """Whether each example is misclassified, as it is or under the attack, bool (B,)."""
         broken, left = ~clean, clean.nonzero().squeeze(1)
         if len(left) > 0:
-            found = attack(module.classifier, threat_model.select(left), x[left], y[left])
+            with part(left):
+                found = attack(module.classifier, threat_model.select(left), x[left], y[left])
             with full_precision(x.device):
                 broken[left] = module(found).argmax(1) != y[left]
         return broken

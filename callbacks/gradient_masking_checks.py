@@ -12,12 +12,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, seeded, times_right
+from callbacks._attacking import Attack, AttackingEvaluation, attacked, times_right
 from callbacks._norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
 from robust.metrics import Accuracy
+from robust.random import part
 from robust.threat_models import LinfBall, ThreatModel
 
 
@@ -112,7 +113,8 @@ class GradientMaskingChecks(AttackingEvaluation):
         """See :meth:`AttackingEvaluation.evaluate`."""
         if batch_idx >= self.max_batches:
             return
-        clean = module(x).argmax(1) == y
+        with self.drawing(x, batch_idx):
+            clean = module(x).argmax(1) == y
         self.count("clean", Accuracy, clean)
         self.count("samples", SumMetric, torch.tensor(len(x), device=x.device))
         epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
@@ -121,7 +123,7 @@ class GradientMaskingChecks(AttackingEvaluation):
         for index, (name, attack, size) in enumerate(cases):
             right = torch.zeros_like(clean)
             if clean.any():
-                with seeded(x.device, self.seed, module.global_rank, batch_idx, index):
+                with self.drawing(x, batch_idx, index), part(clean):
                     found = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
                     right[clean] = times_right(module, found, y[clean]) > 0
             self.note_broken(module, LinfBall(size), ~right, f"{name} of GradientMaskingChecks")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import AttackingEvaluation, attacked, seeded
+from callbacks._attacking import AttackingEvaluation, attacked
 from callbacks._norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
@@ -81,15 +81,15 @@ class NonUniformEvaluation(AttackingEvaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
         """See :meth:`AttackingEvaluation.evaluate`."""
-        key = (self.seed, module.global_rank, batch_idx)
-        clean = module(x)
+        with self.drawing(x, batch_idx):
+            clean = module(x)
         self.count("a_nat", Accuracy, clean.argmax(1) == y)
-        margins, right = self._attack(module, cross_entropy, x, y, clean, *key)
+        margins, right = self._attack(module, cross_entropy, x, y, clean, batch_idx)
         self.note_broken(module, self._ball(module, x), ~right, "NonUniformEvaluation's attack")
         self.count("a_rob", Accuracy, right)
         self.count("a_sa", partial(WeightedAccuracy, self.alphas), margins, right)
         for alpha in self.alphas:
-            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean, *key)
+            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean, batch_idx)
             self.count(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, right)
         self.count("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
@@ -97,10 +97,10 @@ class NonUniformEvaluation(AttackingEvaluation):
         return norm_ball("NonUniformEvaluation.epsilon", "linf", self.epsilon, module, x)
 
     def _attack(
-        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor, *key: int
+        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor, batch_idx: int
     ) -> tuple[Tensor, Tensor]:
         """Probability margins (B,) of the attacked images, and whether they are classified right (B,)."""
-        with seeded(x.device, *key):
+        with self.drawing(x, batch_idx):
             attack = partial(self.attack, loss=loss)
             found = attacked("NonUniformEvaluation", attack, module, self._ball(module, x), x, y)
             logits = module(found)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._attacking import Stage, ValidatingEvaluation, seeded
+from callbacks._attacking import Stage, ValidatingEvaluation
 from callbacks._folders import log_folder
 from callbacks._places import write_figure
 from lightning_modules.base import RobustClassifier
@@ -74,7 +74,7 @@ class RobustnessScore(ValidatingEvaluation):
         """See :meth:`AttackingEvaluation.evaluate`."""
         remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        with seeded(x.device, self.seed, module.global_rank, batch_idx):
+        with self.drawing(x, batch_idx):
             found = nearest_boundary(module, self.attacks, x, self.halvings)
         row = (self._places.last, y, module(x).argmax(1), found.margin, found.attack, found.distances)
         self.count("margins", partial(Gathered, COLUMNS), *row)

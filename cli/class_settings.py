@@ -72,9 +72,9 @@ def check_finite(value: Any, name: str) -> None:
 def _check_optimizer(kind: type[Optimizer], settings: dict[str, Any], name: str) -> None:
     for setting in ("lr", "momentum", "weight_decay", "dampening", "eps"):
         value = settings.get(setting)
-        fits = value >= 0 if isinstance(value, int | float) else True
-        require(fits, f"{name}.{setting}", value, "give 0 or more")
-    momentum = float(settings.get("momentum") or 0)
+        negative = isinstance(value, int | float) and value < 0
+        require(not negative, f"{name}.{setting}", value, "give 0 or more")
+    momentum = settings.get("momentum") or 0
     require(momentum < 1, f"{name}.momentum", momentum, "give less than 1, or steps grow without end")
     remedy = "give an optimizer that takes gradients alone, such as torch.optim.SGD or Adam"
     special = kind.__name__ in ("LBFGS", "SparseAdam")

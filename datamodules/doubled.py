@@ -79,7 +79,7 @@ class _Pairs(ImageDataModule):
 
     def load(self, split: Split) -> TensorImages:
         """Build one split."""
-        plain = super().load(split)
+        plain = super().load(split)  # type: ignore[safe-super]
         generator = seeded(self.pairing_seed, _SPLITS.index(split))
         return TensorImages(*double(plain.images, plain.labels, generator, self.pairing), self.num_classes)
 

@@ -89,7 +89,7 @@ class _Watermarks(ImageDataModule):
 
     def watermarked(self, split: Split) -> Watermarked:
         """The images of a split with what is known of their watermarks."""
-        plain = super().load(split)
+        plain = super().load(split)  # type: ignore[safe-super]
         generator = seeded(self.watermark_seed, _SPLITS.index(split))
         return watermark(plain.images, plain.labels, generator, self.compositing)
 
@@ -106,7 +106,7 @@ class _Watermarks(ImageDataModule):
             Masks, bool (B, 1, H, W), that part each image.
         """
         if split not in self._plain:
-            self._plain[split] = super().load(split).images
+            self._plain[split] = super().load(split).images  # type: ignore[safe-super]
         plain, made = self._plain[split][places], self.images(split).images[places]
         mark = made != plain
         digit = (plain > 0) & ~mark

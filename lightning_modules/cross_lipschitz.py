@@ -59,11 +59,19 @@ class CrossLipschitz(RobustClassifier):
         """Minimise cross-entropy and penalty."""
         x, y = batch
         natural = F.cross_entropy(self(x), y)  # first: it moves running statistics, which the penalty reads
-        penalty = self.penalty(x[:: round(1 / self.penalty_share)]).mean()
+        penalty = self.mean_penalty(x)
         loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)
+
+    def mean_penalty(self, x: Tensor) -> Tensor:
+        """Mean of Omega over every k-th image of the global batch, a scalar whose mean over processes it is."""
+        places, every = self.places(len(x)), round(1 / self.penalty_share)
+        chosen = [index for index, place in enumerate(places) if place % every == 0]
+        world = 1 if self._trainer is None else self.trainer.world_size
+        total = len(range(0, world * len(x), every))
+        return self.penalty(x[chosen]).sum() * (world / total) if chosen else x.new_zeros(())
 
     def penalty(self, x: Tensor) -> Tensor:
         """Omega of each image (B,)."""

@@ -45,7 +45,7 @@ class FreeAdversarialTraining(AttackedClassifier):
         require(replays >= 1, "model.replays", replays, "give at least 1")
         super().__init__(classifier, epsilon, "linf", None, optimizer, lr_scheduler, gradient_clip)
         self.replays = replays
-        self._perturbation: Tensor | None = None  # no buffer: each process has its own
+        self._perturbation: Tensor | None = None  # no buffer: each process has its part
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1, lines 5 to 14."""

@@ -28,6 +28,7 @@ from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import jensen_shannon
 from robust.noise_budgets import LINF_FITS, LinfFit, fit_noise
+from robust.random import randn_like, shared_choice
 from robust.threat_models import ThreatModel
 
 
@@ -95,7 +96,7 @@ class MNGAC(MultiNormClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: attack in the batch's norm, the generator's step, then the classifier's."""
         x, y = batch
-        norm = list(self.attacks)[int(torch.randint(len(self.attacks), (), generator=self.shared_draws(batch_idx)))]
+        norm = list(self.attacks)[shared_choice(len(self.attacks))]
         ball = self.balls(self.current_epsilon)[norm]
         x_adv = self.attacks[norm](self.classifier, ball, x, y)
         if self.generator is not None:
@@ -115,7 +116,7 @@ class MNGAC(MultiNormClassifier):
 
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) with noise in the ball, the generator's or normal."""
-        noise = torch.randn_like(x) if self.generator is None else self.generator(x)
+        noise = randn_like(x) if self.generator is None else self.generator(x)
         return fit_noise(x, noise.to(x.dtype), ball, self.linf_fit)  # of another one under autocast
 
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:

@@ -18,6 +18,7 @@ from lightning_modules.base import Batch, ManifoldClassifier
 from robust.attacks import LatentAttack
 from robust.errors import require
 from robust.networks import Autoencoder
+from robust.random import part
 
 
 class OnManifoldAdversarialTraining(ManifoldClassifier):
@@ -69,9 +70,10 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack the codes of every other image, then descend on clean and decoded ones."""
         x, y = batch
-        half = torch.arange(len(x), device=x.device) % 2 == 1
+        half = torch.tensor(self.places(len(x)), device=x.device) % 2 == 1
         x = x.clone()
-        x[half] = self.attacked(x[half], y[half])
+        with part(half):
+            x[half] = self.attacked(x[half], y[half])
         loss = F.cross_entropy(self(x), y)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -80,9 +82,11 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
     def attacked(self, x: Tensor, y: Tensor) -> Tensor:
         """Decoded images (B, C, H, W), of attacked codes where these are safe."""
         codes = self.autoencoder.encode(x)
-        everywhere = self.gathered(codes)
-        self.code_low = torch.minimum(self.code_low, everywhere.amin(0))
-        self.code_high = torch.maximum(self.code_high, everywhere.amax(0))
+        # of all processes, whose numbers of codes may differ by one
+        self.code_low = self.gathered(torch.cat([codes, self.code_low[None]]).amin(0, keepdim=True)).amin(0)
+        self.code_high = self.gathered(torch.cat([codes, self.code_high[None]]).amax(0, keepdim=True)).amax(0)
+        if len(x) == 0:
+            return x
         safe = codes.abs().amax(1, keepdim=True) <= self.safe_code
         found = self.attack(self.classifier, self.autoencoder.decode, codes, y, self.code_low, self.code_high)
         return self.autoencoder.decode(torch.where(safe, found, codes))

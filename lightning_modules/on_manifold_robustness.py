@@ -25,6 +25,7 @@ from lightning_modules.base import Batch, ManifoldClassifier
 from robust.errors import require
 from robust.losses import soft_cross_entropy
 from robust.networks import Autoencoder
+from robust.random import randn_like, shared_rand
 
 
 class OnManifoldRobustness(ManifoldClassifier):
@@ -82,7 +83,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         """Cross-entropy, plus lambda times the weighted disagreement with the samples."""
         x, y = batch
         neighbours = self.neighbours(x)
-        epsilons = self.draw_radii(x, batch_idx)
+        epsilons = self.draw_radii(x)
         weights = pair_weights((neighbours - x[:, None]).flatten(2).norm(dim=2), epsilons)
         logits = self(x)
         reference = (logits if self.grad_through_reference else logits.detach())[:, None]
@@ -103,11 +104,11 @@ class OnManifoldRobustness(ManifoldClassifier):
 
     def noise(self, codes: Tensor) -> Tensor:
         """Noise of the codes' shape (B, M, Z), standard normal."""
-        return torch.randn_like(codes)
+        return randn_like(codes)
 
-    def draw_radii(self, x: Tensor, batch_idx: int) -> Tensor:
+    def draw_radii(self, x: Tensor) -> Tensor:
         """Sigma: radii (E,) from U(0, d), the same for all images of the batch in all processes."""
-        drawn = torch.rand(self.radii, generator=self.shared_draws(batch_idx)).to(x)
+        drawn = shared_rand((self.radii,), x)
         return (drawn * math.sqrt(x[0].numel())).clamp(min=self.smallest_radius)
 
 

@@ -22,6 +22,7 @@ from torchmetrics import MeanMetric
 from lightning_modules.base import Batch, TrainingModule
 from robust.errors import NonFiniteLogitsError, require
 from robust.networks import Autoencoder
+from robust.random import shared_randn, truncated_normal_like
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -87,16 +88,14 @@ class WassersteinAutoencoder(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 2: reconstruction, plus lambda times the discrepancy of the codes of the whole batch."""
         x, _ = batch
-        noise = nn.init.trunc_normal_(torch.empty_like(x), a=-2, b=2)
-        codes = self.autoencoder.encode(x + self.input_noise * noise)
+        codes = self.autoencoder.encode(x + self.input_noise * truncated_normal_like(x, 2.0))
         everywhere = self.all_gather(codes, sync_grads=True)  # the discrepancy is not a sum over images
         assert isinstance(everywhere, Tensor)
         everywhere = everywhere.reshape(-1, codes.shape[1])
         if self.current_epoch == 0 and batch_idx < self.pretraining_batches:
             loss = moment_distance(everywhere, self.prior_deviation)
         else:
-            generator = self.shared_draws(batch_idx)
-            drawn = torch.randn(everywhere.shape, generator=generator, dtype=codes.dtype).to(codes.device)
+            drawn = shared_randn(everywhere.shape, codes)
             penalty = maximum_mean_discrepancy(everywhere, self.prior_deviation * drawn, self.prior_deviation)
             loss = self.reconstruction(x, self.autoencoder.decode(codes)).mean() + self.mmd_weight * penalty
             self.log("train/discrepancy", penalty.detach())

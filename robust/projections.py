@@ -27,7 +27,8 @@ def largest(
     """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
 
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius: the line through
-    both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved.
+    both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved. An example's
+    scale does not depend on the others: it stays as soon as it is near enough, however long they take.
     """
     outside = torch.ones_like(inside)
     whole = shrunk(outside)
@@ -36,8 +37,9 @@ def largest(
     if bool(fits.all()):
         return whole
     inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
+    done = fits
     for _ in range(100):
-        done = fits | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
+        done = done | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
         if bool(done.all()):
             break
         middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(TINY))
@@ -47,6 +49,6 @@ def largest(
             torch.where(fit, -now, torch.where(stayed < 0, 0.5 * lack, lack)),
             torch.where(fit, torch.where(stayed > 0, 0.5 * excess, excess), now),
         )
-        inside, outside = torch.where(fit, middle, inside), torch.where(fit, outside, middle)
+        inside, outside = torch.where(fit & ~done, middle, inside), torch.where(fit, outside, middle)
         stayed = torch.where(fit, 1.0, -1.0)
     return shrunk(inside)

@@ -13,6 +13,7 @@ from torch import Tensor
 from robust.checks import check_budgets, check_images, check_points, checked_before
 from robust.errors import require
 from robust.projections import TINY, largest, moved, split_perturbation
+from robust.random import exponential_like, rand, rand_like, randn_like
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -98,7 +99,7 @@ class PixelBox:
     def sample(self, x: Tensor) -> Tensor:
         """Uniform in the box; see :meth:`ThreatModel.sample`."""
         lower, upper = self.interval(x)
-        return lower + (upper - lower) * torch.rand_like(x)
+        return lower + (upper - lower) * rand_like(x)
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """Sign of the gradient; see :meth:`ThreatModel.direction`."""
@@ -171,7 +172,7 @@ class _NormBall:
 
         Uniform in the ball would be on its surface, in many dimensions; attacks that start there end weaker.
         """
-        share = torch.rand(len(x), dtype=x.dtype, device=x.device)
+        share = rand((len(x),), x)
         length = self.epsilon * share / self._norm(delta.flatten(1)).clamp_min(TINY)
         return (x + delta * length[:, None, None, None]).clamp(0.0, 1.0)
 
@@ -214,7 +215,7 @@ class L2Ball(_NormBall):
     def sample(self, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
         check_images(x)
-        return self._at_random(x, torch.randn_like(x))
+        return self._at_random(x, randn_like(x))
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """The gradient over its norm; see :meth:`ThreatModel.direction`."""
@@ -259,8 +260,8 @@ class L1Ball(_NormBall):
     def sample(self, x: Tensor) -> Tensor:
         """See :meth:`ThreatModel.sample` and :meth:`_NormBall._at_random`."""
         check_images(x)
-        lengths = torch.empty_like(x).exponential_()  # over their sum they are uniform on the simplex
-        return self._at_random(x, lengths * torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0))
+        lengths = exponential_like(x)  # over their sum they are uniform on the simplex
+        return self._at_random(x, lengths * torch.where(rand_like(x) < 0.5, -1.0, 1.0))
 
     def direction(self, gradient: Tensor, share: Tensor | float) -> Tensor:
         """Equal parts to the pixels of largest gradient; see :meth:`ThreatModel.direction`.

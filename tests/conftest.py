@@ -15,8 +15,9 @@ from tests import quick_command_line
 from tests.datamodules import layouts
 from tests.payload import Payload
 
-torch.set_num_threads(1)  # two workers on two cores; also in what they start:
-os.environ["OMP_NUM_THREADS"] = "1"
+# One thread, for there are two workers on two cores, also in what they start; more, to test with more.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("ROBUST_TEST_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 quick_command_line.install()
 

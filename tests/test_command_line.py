@@ -353,9 +353,7 @@ def test_checkpoint_that_does_not_fit(trained, tmp_path, capsys):
     assert other_network.startswith("ckpt_path: got 'a checkpoint that differs in 6 tensors, the first is generator.")
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes(path.read_bytes()[:1000])
-    assert error(truncated).startswith(
-        f"ckpt_path: got '{truncated}'; its end is missing, or it is of another kind"
-    )
+    assert error(truncated).startswith(f"ckpt_path: got '{truncated}'; its end is missing, or it is of another kind")
 
 
 def test_schedule_longer_than_the_run_is_a_warning(tmp_path):

@@ -21,7 +21,8 @@ from tests.two_processes import run_together
 ROOT = Path(__file__).parents[1]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 QUIET += ["--trainer.num_sanity_val_steps=0"]
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]
+DDP = "--trainer.strategy=ddp_find_unused_parameters_true"
+TWO = ["--trainer.devices=2", DDP]
 
 
 class KilledError(Exception):
@@ -127,9 +128,33 @@ def assert_processes_agree(settings, tmp_path, tolerance):
     assert_equal(error_counts(counted_by_two), error_counts(counted_by_one), "counts")
 
 
+def assert_any_number_of_processes_agrees(settings, tmp_path, counts=(2, 3), tolerance=1e-8):
+    """Two and three processes (gloo, CPU) train to the same weights as one.
+
+    Args:
+        settings: arguments of ``fit``, of a batch size that the counts divide, in float64.
+        tmp_path: an empty folder.
+        counts: numbers of processes.
+        tolerance: largest difference of a weight, whose sums over the batch processes round differently.
+    """
+    whole, _ = run("fit", settings, tmp_path / "1")
+    for count in counts:
+        parts, _ = several_processes(count, "fit", settings, tmp_path / str(count))
+        assert parts["global_step"] == whole["global_step"]
+        for name, weight in whole["state_dict"].items():
+            difference = (parts["state_dict"][name] - weight).abs().max()
+            assert difference <= tolerance, f"{name} differs by {difference} in {count} processes"
+
+
 def two_processes(command, settings, folder):
     """Run the command line in two processes, and return the outcome in ``folder``."""
-    run_together([command, *settings, *QUIET, *TWO, f"--trainer.default_root_dir={folder}"])
+    return several_processes(2, command, settings, folder)
+
+
+def several_processes(count, command, settings, folder):
+    """Run the command line in so many processes, and return the outcome in ``folder``."""
+    where = [f"--trainer.devices={count}", DDP, f"--trainer.default_root_dir={folder}"]
+    run_together([command, *settings, *QUIET, *where], count)
     return outcome(folder)
 
 

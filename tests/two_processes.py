@@ -1,4 +1,4 @@
-"""Two processes that run command lines together, kept from one run to the next, for their start takes longer."""
+"""Processes that run command lines together, kept from one run to the next, for their start takes longer."""
 
 import atexit
 import os
@@ -22,25 +22,25 @@ def forkserver():
     return context
 
 
-class TwoProcesses:
-    """Two processes (gloo, CPU) as torchrun would start them."""
+class Processes:
+    """So many processes (gloo, CPU) as torchrun would start them."""
 
-    def __init__(self):
+    def __init__(self, count):
         context = forkserver()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.pipes, self.processes = [], []
-        for rank in (0, 1):
+        for rank in range(count):
             pipe, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, port, theirs), daemon=True)
+            process = context.Process(target=serve, args=(rank, count, port, theirs), daemon=True)
             process.start()
             theirs.close()  # so that the pipe ends with the process
             self.pipes.append(pipe)
             self.processes.append(process)
 
     def run(self, arguments):
-        """Run the command line in both.
+        """Run the command line in all of them.
 
         Raises:
             RuntimeError: with the first error; also if a process ends or takes longer than 300 seconds.
@@ -66,31 +66,36 @@ class TwoProcesses:
             process.kill()
 
 
-_running = []
+_running = {}  # by their number
 
 
-def run_together(arguments):
-    """Run the command line in two processes; see :meth:`TwoProcesses.run`. After an error they are started anew."""
-    if not _running:
-        _running.append(TwoProcesses())
-        atexit.register(_running[0].stop)
+def run_together(arguments, count=2):
+    """Run the command line in processes; see :meth:`Processes.run`. After an error they are started anew."""
+    if count not in _running:
+        _running[count] = Processes(count)
+        atexit.register(_running[count].stop)
     try:
-        _running[0].run(arguments)
+        _running[count].run(arguments)
     except Exception:
-        _running.pop().stop()
+        _running.pop(count).stop()
         raise
 
 
-def serve(rank, port, pipe):
+def serve(rank, count, port, pipe):
     """Run the command lines that come through the pipe, and answer each with None or its error."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     os.environ["TORCHELASTIC_RUN_ID"] = "tests"
     import torch
 
     import train
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as in conftest.py
     sys.argv = ["train.py"]
     while True:
         try:

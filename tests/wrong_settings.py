@@ -1,6 +1,7 @@
 """Wrong settings by kind: arguments of a command, the setting that the error names, and a part of its remedy.
 
-``{folder}`` is that of the files which tests/test_wrong_settings.py writes. Without a command in front it is fit.
+``{folder}`` is that of the files which tests/test_wrong_settings.py writes. A line begins with a command, else it is
+``fit``.
 """
 
 NET = "--model.classifier=tests.wrong_networks"

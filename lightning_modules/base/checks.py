@@ -113,8 +113,8 @@ def run_blank(
     finally:
         for module, mode in modes:
             module.training = mode
-    word = "training" if training else "evaluation"
-    kind = f"{type(network).__name__} with {type(output).__name__} as output in {word} mode"
+    where = "training" if training else "evaluation"
+    kind = f"{type(network).__name__} with {type(output).__name__} as output in {where} mode"
     require(isinstance(output, Tensor), name, kind, "give one that returns a tensor")
     assert isinstance(output, Tensor)
     return output

@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
+from lightning_modules.base.numbering import number_steps
 from lightning_modules.base.progress import correct_progress
 from lightning_modules.base.rates import check_schedules, monitored_names, step_schedules
 from lightning_modules.base.resumption import Resumption
@@ -24,6 +25,7 @@ from lightning_modules.base.settings import (
     describe_optimizers,
     require_same,
 )
+from lightning_modules.base.synchronised import SynchronisedStatistics
 from robust.errors import NonFiniteLossError, require
 
 Batch = tuple[Tensor, Tensor]
@@ -47,6 +49,7 @@ class TrainingModule(pl.LightningModule, ABC):
         resume_settings: what holds where a checkpoint was written with other optimizers, schedules or data: those of
             the ``"checkpoint"`` or the ``"config"``; without it such a resumption is refused.
         used_optimizers: classes and settings of optimizers and schedules as they are used in this training.
+        evaluated: number of examples that this process has had in the current evaluation.
         half_precision: whether it also trains weights of half precision, in ``bf16-true`` and ``16-true``.
     """
 
@@ -65,6 +68,13 @@ class TrainingModule(pl.LightningModule, ABC):
         self._resumption = Resumption(None)
         self._monitored: dict[str, float] = {}
         self._seed: int | None = None
+        self._evaluation_seed = 0
+        self.evaluated = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Number the examples of its steps: what is drawn for them is the same on any number of processes."""
+        super().__init_subclass__(**kwargs)
+        number_steps(cls)
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -129,6 +139,15 @@ class TrainingModule(pl.LightningModule, ABC):
         assert isinstance(parts, Tensor)
         return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
 
+    def places(self, count: int) -> range:
+        """Places in the global batch of the ``count`` examples of this process."""
+        rank = 0 if self._trainer is None else self.global_rank
+        return range(rank * count, (rank + 1) * count)
+
+    def run_seed(self) -> int:
+        """The seed of the training, which checkpoints keep, or else of the evaluation; equal in all processes."""
+        return self._evaluation_seed if self._seed is None else self._seed
+
     def averaged(self, value: Tensor) -> Tensor:
         """Mean over all processes, through which gradients flow to each process's part; ``value`` without several."""
         if self.trainer.world_size == 1:
@@ -136,10 +155,6 @@ class TrainingModule(pl.LightningModule, ABC):
         parts = self.all_gather(value, sync_grads=True)
         assert isinstance(parts, Tensor)
         return parts.mean(0)
-
-    def shared_draws(self, batch_idx: int) -> torch.Generator:
-        """Random numbers for a batch (on the CPU) that are the same in all processes."""
-        return torch.Generator().manual_seed(hash((self._seed, self.current_epoch, batch_idx)) % 2**63)
 
     # -- at the door ---------------------------------------------------------------------------------------------
 
@@ -153,7 +168,8 @@ class TrainingModule(pl.LightningModule, ABC):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
         self._resumption = Resumption(None)  # until a checkpoint is read
-        averaging = [each for each in self.trainer.callbacks if isinstance(each, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+        callbacks = getattr(self.trainer, "callbacks", [])
+        averaging = [each for each in callbacks if isinstance(each, StochasticWeightAveraging)]
         remedy = "it trains on for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
@@ -179,6 +195,9 @@ class TrainingModule(pl.LightningModule, ABC):
             type(strategy).__name__,
             "give auto, ddp or ddp_find_unused_parameters_true; sharded strategies are not supported",
         )
+        if isinstance(strategy, DDPStrategy) and strategy._layer_sync is not None:
+            strategy._layer_sync = SynchronisedStatistics()
+        self._evaluation_seed = self._common_seed()
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
@@ -240,9 +259,12 @@ class TrainingModule(pl.LightningModule, ABC):
             SettingError: if they differ, and ``resume_settings`` does not say which are to be used.
         """
         if self._seed is None:
-            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
+            self._seed = self._common_seed()
         self.used_optimizers = describe_optimizers(self.trainer)
         self._resumption.compare(self.trainer, self.used_optimizers, self.resume_settings)
+
+    def _common_seed(self) -> int:
+        return int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
 
     def on_train_start(self) -> None:
         """Give the optimizers the settings that were decided on; check the schedules."""
@@ -250,7 +272,9 @@ class TrainingModule(pl.LightningModule, ABC):
         check_schedules(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Check the batch, and make its step depend on (seed, epoch, batch, process) alone: resumed runs repeat it.
+        """Check the batch, and make its step depend on (seed, epoch, batch) alone: resumed runs repeat it.
+
+        What torch draws itself, as in dropout, depends on the process too.
 
         Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
         """
@@ -264,13 +288,18 @@ class TrainingModule(pl.LightningModule, ABC):
     def _monitored_now(self) -> dict[str, float]:
         """The metrics that schedules depend on; a resumed run has them from its checkpoint at first."""
         logged = self.trainer.callback_metrics
-        self._monitored |= {name: float(logged[name]) for name in monitored_names(self.trainer) if name in logged}
+        names = [name for name in monitored_names(self.trainer) if name in logged]
+        if names:  # what is logged of a training step is of this process's part of the batch
+            values = torch.stack([logged[name].detach().double().to(self.device) for name in names])
+            self._monitored |= dict(zip(names, self.averaged(values).tolist(), strict=True))
         return self._monitored
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the method, the seed, and what a resumed run is compared with."""
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
+        if self._trainer is None:  # without one there is nothing to go on with
+            return
         checkpoint["optimizers"] = self.used_optimizers
         checkpoint["data"] = describe_data(self.trainer)
         checkpoint["monitored"] = self._monitored_now()
@@ -292,7 +321,7 @@ class TrainingModule(pl.LightningModule, ABC):
         self._check_state(checkpoint["state_dict"])
         self._seed = checkpoint["seed"]
         self._monitored = checkpoint.get("monitored", {})
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             self._resumption = Resumption(checkpoint)
             require_same("data", describe_data(self.trainer), checkpoint.get("data", {}), self.resume_settings)
 

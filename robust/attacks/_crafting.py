@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
 from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
+from robust.random import part, rewound
 
 Mode = Literal["eval", "keep", "frozen"]
 MODES = ("eval", "keep", "frozen")
@@ -68,7 +69,7 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
     check_precision(network)
     check_images(x)
     check_label_shape(y, len(x))
-    with crafting(network, mode), checked_before():
+    with crafting(network, mode), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
         checked = Checked(network, y)
         yield checked, x, y
@@ -164,18 +165,36 @@ class Checked(nn.Module):
                 f"network: got logits from which no gradient leads to the {len(at)} examples (detach, argmax); "
                 "let it through in the network, or take Square, which needs none"
             )
-        if total == 0.0 and not gradient.any() and self._varies(at, logits):
+        if total == 0.0 and not gradient.any() and (why := self._why_zero(at, logits)):
             raise ZeroGradientError(
-                f"network: got a gradient of zero for all {len(at)} examples, though its logits vary; it rounds, or "
-                "the loss saturates: ascend another (margin, dlr), or take Square, which needs no gradient"
+                f"network: got a gradient of zero for all {len(at)} examples, though its logits vary; {why}, "
+                "or take Square, which needs no gradient"
             )
 
-    def _varies(self, at: Tensor, logits: Callable[[Tensor], Tensor]) -> bool:
-        """Whether the logits at other points differ by more than rounding, with the same noise."""
-        points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at))
+    def _why_zero(self, at: Tensor, logits: Callable[[Tensor], Tensor]) -> str | None:
+        """What is wrong where the loss has no slope at ``at``; None where the network is flat there or everywhere.
+
+        An image may lie where all of a network's ReLUs are off: that is how it is, and other points have a slope.
+        """
+        points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at), 0.7 * at + 0.2)
         with crafting(self.network, "frozen"):
             every = torch.stack([_with_the_same_noise(logits, point) for point in points])
-        return bool((every - every[0]).abs().max() > 1e-6 * every.abs().max())
+            if not (every - every[0]).abs().max() > 1e-6 * every.abs().max():
+                return None
+            slopes = [_has_slope(logits, point) for point in points]
+        if slopes[0]:
+            return "the loss saturates: ascend another (margin, dlr)"
+        return None if any(slopes) else "it rounds: let gradients through"
+
+
+def _has_slope(logits: Callable[[Tensor], Tensor], at: Tensor) -> bool:
+    """Whether any logit has a gradient at any of the points."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        each = _with_the_same_noise(logits, at)
+        weights = torch.linspace(1, 2, each.shape[1], dtype=each.dtype, device=each.device)
+        gradient = _differentiate((each * weights).sum(), at)
+    return gradient is not None and bool(gradient.any())
 
 
 _REMEDY = "clip or lower what overflows in it, or take Square, which needs no gradient"
@@ -190,7 +209,7 @@ def _differentiate(total: Tensor, at: Tensor, retain_graph: bool = False) -> Ten
 
 
 def _with_the_same_noise(logits: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    with torch.random.fork_rng([at.device] if at.device.type == "cuda" else []):
+    with rewound(at.device):
         return logits(at)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
+from robust.random import part, randn_like
 from robust.threat_models import L1Ball, ThreatModel
 
 # Share of the steps and multiple of the radius in l1: what is found in a wider ball starts the search in the next.
@@ -80,8 +81,8 @@ class APGD:
             for loss in self._losses(checked, x, y):
                 if len(left) == 0:
                     break
-                part = threat_model.select(left)
-                found[left], wrong = self._run(checked, part, x[left], y[left], loss(left))
+                with part(left):
+                    found[left], wrong = self._run(checked, threat_model.select(left), x[left], y[left], loss(left))
                 left = left[~wrong]
             return found
 
@@ -106,7 +107,7 @@ class APGD:
         if not (isinstance(threat_model, L1Ball) and self.wide_start):
             climb = _Climb(network, threat_model, x, y, loss, self.eot_samples)
             return climb.run(threat_model.sample(x), self.steps, stop=True)
-        start = x + torch.randn_like(x)
+        start = x + randn_like(x)
         for share, multiple in _RADII_OF_L1:
             ball = L1Ball(multiple * threat_model.epsilon)
             climb = _Climb(network, ball, x, y, loss, self.eot_samples)

@@ -14,6 +14,7 @@ from robust.attacks.pgd import PGD
 from robust.checks import check_label_shape, check_points
 from robust.errors import require
 from robust.losses import cross_entropy
+from robust.random import part
 from robust.threat_models import L2Ball
 
 # (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in callbacks._attacking
@@ -43,7 +44,8 @@ class FGSMGrid:
             found, left = x.clone(), torch.arange(len(x), device=x.device)
             for epsilon in self.epsilons:
                 at = (x[left] + epsilon * gradient[left].sign()).clamp(0.0, 1.0)
-                flipped = checked(at).argmax(1) != y[left]
+                with part(left):
+                    flipped = checked(at).argmax(1) != y[left]
                 found[left[flipped]] = at[flipped]
                 left = left[~flipped]
                 if len(left) == 0:
@@ -73,8 +75,9 @@ class GrowingPGD:
             found, left = x.clone(), torch.arange(len(x), device=x.device)
             radius, diameter = self.first_radius, math.sqrt(x[0].numel())
             while len(left) > 0:
-                at = self.attack.ascend(checked, L2Ball(radius), x[left], y[left], cross_entropy)
-                flipped = checked(at).argmax(1) != y[left]
+                with part(left):
+                    at = self.attack.ascend(checked, L2Ball(radius), x[left], y[left], cross_entropy)
+                    flipped = checked(at).argmax(1) != y[left]
                 found[left[flipped]] = at[flipped]
                 left = left[~flipped]
                 if radius >= diameter:

@@ -11,6 +11,7 @@ from robust.attacks._crafting import Checked, crafting
 from robust.checks import check_label_shape, check_precision
 from robust.errors import require
 from robust.losses import cross_entropy
+from robust.random import part, rand_like
 
 
 class LatentAttack:
@@ -62,7 +63,7 @@ class LatentAttack:
         check_precision(network)
         check_label_shape(y, len(codes))
         low, high = torch.maximum(low, codes - self.epsilon), torch.minimum(high, codes + self.epsilon)
-        with crafting(network, "eval"):
+        with crafting(network, "eval"), part():
             checked = Checked(network, y := y.to(torch.int64, copy=True))
             z = self.start(codes).clamp(low, high).requires_grad_()
             adam = torch.optim.Adam([z], lr=self.learning_rate, maximize=True)
@@ -77,7 +78,7 @@ class LatentAttack:
 
     def start(self, codes: Tensor) -> Tensor:
         """Uniform in the ball around ``codes`` (B, Z)."""
-        return codes + self.epsilon * (2 * torch.rand_like(codes) - 1)
+        return codes + self.epsilon * (2 * rand_like(codes) - 1)
 
 
 def _check_codes(codes: Tensor, low: Tensor, high: Tensor) -> None:

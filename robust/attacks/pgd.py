@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss
+from robust.random import part, randn_like
 from robust.threat_models import L1Ball, ThreatModel
 
 Start = Literal["random", "gaussian", "clean"]
@@ -109,9 +110,10 @@ class PGD:
             left = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
             if len(left) == 0:
                 break
-            part, images, labels = threat_model.select(left), x[left], y[left]
-            found = self.ascend(network, part, images, labels, loss)
-            value, wrong = judge(network, loss, found, labels, self.eot_samples)
+            images, labels = x[left], y[left]
+            with part(left if self.early_stop else None):
+                found = self.ascend(network, threat_model.select(left), images, labels, loss)
+                value, wrong = judge(network, loss, found, labels, self.eot_samples)
             better = (wrong & ~broken[left]) | ((wrong == broken[left]) & (value > best_loss[left]))
             chosen = left[better]
             best[chosen], best_loss[chosen], broken[chosen] = found[better], value[better], wrong[better]
@@ -119,10 +121,15 @@ class PGD:
 
     def ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         """One run on checked images, (B, C, H, W): the last iterate or, stopping early, the first misclassified."""
+        with part():
+            return self._ascend(network, threat_model, x, y, loss)
+
+    def _ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         x_adv = self._started(threat_model, x)
         found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.eot_samples)
+            with part(left if self.early_stop else None):
+                gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.eot_samples)
             if self.early_stop and wrong.any():
                 found[left] = x_adv
                 on = ~wrong
@@ -140,7 +147,7 @@ class PGD:
     def _started(self, threat_model: ThreatModel, x: Tensor) -> Tensor:
         if self.start == "random":
             return threat_model.sample(x)
-        return threat_model.project(x + 0.001 * torch.randn_like(x), x) if self.start == "gaussian" else x.clone()
+        return threat_model.project(x + 0.001 * randn_like(x), x) if self.start == "gaussian" else x.clone()
 
 
 def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robust.attacks._crafting import MODES, Mode, attacking, judge
 from robust.errors import require
 from robust.losses import margin
+from robust.random import part, rand
 from robust.threat_models import PixelBox, ThreatModel
 
 # Queries after which the squares' area is halved once more (ibid., Sec. 4.2).
@@ -62,12 +63,13 @@ class Square:
                 if len(left) == 0:
                     break
                 images, ends = x[left], budgets[left]
-                if query == 0:
-                    moved = images + stripes[left] * ends
-                else:
-                    moved = torch.where(self._squares(images, query), images + _signs(images) * ends, best[left])
-                tried = PixelBox(ends).project(moved, images)
-                value, wrong = judge(checked, margin, tried, y[left], self.eot_samples)
+                with part(left):
+                    if query == 0:
+                        moved = images + stripes[left] * ends
+                    else:
+                        moved = torch.where(self._squares(images, query), images + _signs(images) * ends, best[left])
+                    tried = PixelBox(ends).project(moved, images)
+                    value, wrong = judge(checked, margin, tried, y[left], self.eot_samples)
                 better = (value > loss[left]) | wrong
                 chosen = left[better]
                 best[chosen], loss[chosen] = tried[better], value[better]
@@ -82,7 +84,7 @@ class Square:
         side = min(side, height, width)
 
         def inside(size: int) -> Tensor:
-            first = (torch.rand(batch, 1, device=x.device) * (size - side + 1)).long()
+            first = (rand((batch, 1), x) * (size - side + 1)).long()
             places = torch.arange(size, device=x.device)
             mask: Tensor = (places >= first) & (places < first + side)
             return mask
@@ -93,4 +95,4 @@ class Square:
 def _signs(x: Tensor) -> Tensor:
     """-1 or 1 for each example and channel, and each column if there is but one row."""
     shape = x.shape if x.shape[2] == 1 else (*x.shape[:2], 1, 1)
-    return torch.where(torch.rand(shape, device=x.device) < 0.5, -1.0, 1.0).to(x.dtype)
+    return torch.where(rand(shape, x) < 0.5, -1.0, 1.0).to(x.dtype)

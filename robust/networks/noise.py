@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import SettingError, require
+from robust.random import randn_like, shared_randn
 
 
 class NoiseSource(nn.Module):
@@ -23,9 +24,9 @@ class NoiseSource(nn.Module):
         super().__init__()
         self.enabled = True
 
-    def draw(self, like: Tensor) -> Tensor:
-        """Independent standard normal numbers of that shape."""
-        return torch.randn_like(like)
+    def draw(self, like: Tensor, shared: bool = False) -> Tensor:
+        """Independent standard normal numbers of that shape: for each example, or one draw ``shared`` by all."""
+        return shared_randn(like.shape, like) if shared else randn_like(like)
 
 
 class PerturbationInjection(NoiseSource):
@@ -55,7 +56,7 @@ class PerturbationInjection(NoiseSource):
         if not self.enabled:
             return x
         # theta * n, not a draw from N(0, theta^2): the gradient reaches theta through it
-        return torch.addcmul(x, self.theta, self.draw(x[:1] if self.shared_noise else x))
+        return torch.addcmul(x, self.theta, self.draw(x[:1] if self.shared_noise else x, self.shared_noise))
 
 
 class Noisy(nn.Module):

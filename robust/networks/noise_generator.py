@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
+from robust.random import randn
 
 
 class NoiseGenerator(nn.Module):
@@ -48,7 +49,7 @@ class NoiseGenerator(nn.Module):
 
     def draw(self, x: Tensor) -> Tensor:
         """Standard normal numbers (B, C, H + 2, W + 2) for images (B, C, H, W)."""
-        return torch.randn(*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2, dtype=x.dtype, device=x.device)
+        return randn((*x.shape[:2], x.shape[2] + 2, x.shape[3] + 2), x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Noise (B, C, H, W), of any size, for images of that shape."""

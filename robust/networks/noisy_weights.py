@@ -39,7 +39,7 @@ class WeightNoise(NoiseSource):
         """The weight with its noise."""
         if not self.enabled:
             return weight
-        return torch.addcmul(weight, self.alpha * weight.detach().std(), self.draw(weight))
+        return torch.addcmul(weight, self.alpha * weight.detach().std(), self.draw(weight, shared=True))
 
 
 class GaussianWeight(NoiseSource):
@@ -56,7 +56,7 @@ class GaussianWeight(NoiseSource):
 
     def forward(self, mu: Tensor) -> Tensor:
         """One draw of the weight; mu without noise."""
-        return torch.addcmul(mu, self.log_sigma.exp(), self.draw(mu)) if self.enabled else mu
+        return torch.addcmul(mu, self.log_sigma.exp(), self.draw(mu, shared=True)) if self.enabled else mu
 
     def divergence(self, mu: Tensor, prior_deviation: float) -> Tensor:
         """KL(N(mu, sigma^2) || N(0, prior_deviation^2)), summed over all entries: a scalar (closed form)."""

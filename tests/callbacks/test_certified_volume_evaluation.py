@@ -64,7 +64,7 @@ def test_figures_equal_a_direct_computation(trained, tmp_path):
         assert (metrics[f"{name}/low"], metrics[f"{name}/high"]) == pytest.approx(ends, abs=1e-6)
         assert metrics[f"test/verified_error/certified_volume_capped{suffix}"] >= metrics[name]
     assert 0 < errors[1] < errors[0]
-    rows = list(csv.DictReader((tmp_path / "certified_volume" / "test.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "certified_volume" / "test.csv").read_text().splitlines()))
     assert [int(row["sample"]) for row in rows] == chosen.tolist()
     assert [int(row["label"]) for row in rows] == y[chosen].tolist()
     assert [float(row["epsilon"]) for row in rows] == pytest.approx(epsilons.tolist(), rel=1e-3)

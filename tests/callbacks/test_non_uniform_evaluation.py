@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from callbacks import GradientMaskingChecks, NonUniformEvaluation
-from callbacks._attacking import seeded
 from datamodules import Digits
 from robust.errors import SettingError
+from robust.random import numbered, part, rand_like
 from robust.threat_models import L2Ball
 from tests.callbacks.trained import Plain, images, trainer_with
 
@@ -25,7 +25,8 @@ def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
     best, (best_loss, broken) = x, loss_and_wrong(x)
     for _ in range(restarts):
         low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
-        z = low + (high - low) * torch.rand_like(x)
+        with part(), part():  # of the restart, and of its ascent
+            z = low + (high - low) * rand_like(x)
         for _ in range(steps):
             z = z.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(loss_and_wrong(z)[0].sum(), z)
@@ -43,7 +44,7 @@ def test_figures_equal_a_plain_computation(trained, inference_mode):
     x, y = images()
     expected = {"test/a_nat": (trained(x).argmax(1) == y).float().mean().item(), "test/a_samples": 299}
     for attack_alpha in (0.0, 1.0, 2.0):
-        with seeded(x.device, 7, 0, 0):
+        with numbered((7,), range(299)), part():
             p = trained(strongest(trained, x, y, attack_alpha, **settings)).softmax(1).double()
         label = p[range(299), y]
         margins = label - p.masked_fill(F.one_hot(y, 10).bool(), 0).amax(1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from callbacks import AdversarialEvaluation, AttackCase
-from callbacks._attacking import seeded
 from datamodules import Digits
 from robust.attacks import PGD
 from robust.networks import Noisy, injections, without_noise
+from robust.random import numbered, part
 from robust.threat_models import LinfBall
 from tests.callbacks.trained import Plain, images, trainer_with
 
@@ -45,15 +45,19 @@ def test_figures_equal_a_plain_computation(noisy):
 
     attacks = {"pgd": PGD(3), "pgd/eot": PGD(3, eot_samples=4)}
     with torch.no_grad():
-        with seeded(CPU, 0, 0, 0):
+        with numbered((0,), range(299)), part():
             judge("clean", x)
         for name, attack in attacks.items():
-            with seeded(CPU, 0, 0, 0, 0):
-                judge(name, attack(noisy, LinfBall(0.05), x, y))
-        with seeded(CPU, 0, 0, 0, 0):
-            with without_noise(noisy):
+            with numbered((0, 0), range(299)):
+                with part():
+                    found = attack(noisy, LinfBall(0.05), x, y)
+                with part():
+                    judge(name, found)
+        with numbered((0, 0), range(299)):
+            with part(), without_noise(noisy):
                 found = PGD(3)(noisy, LinfBall(0.05), x, y)
-            judge("pgd/mean_network", found)
+            with part():
+                judge("pgd/mean_network", found)
         with without_noise(noisy):
             for name, these in (("clean", x), ("pgd", found)):
                 expected[f"{name}/noise_off"] = (noisy(these).argmax(1) == y).float().mean()

@@ -147,7 +147,6 @@ def test_training_batches_are_augmented_and_validation_is_not(tmp_path):
     assert not torch.equal(torch.cat(first).sort(0).values, torch.cat(second).sort(0).values)
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # without the callback that saved it
 def test_a_run_resumed_inside_an_epoch_augments_alike(tmp_path):
     whole, _ = fit(tmp_path)
     saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)

@@ -14,6 +14,7 @@ from lightning_modules.learn2perturb import harmonic_number, noise_reward
 from robust.attacks import PGD
 from robust.errors import SettingError
 from robust.networks import DMSmall, Noisy, injections, switch_noise, without_noise
+from robust.random import numbered
 
 SHAPE = (1, 10, 10)
 
@@ -71,12 +72,10 @@ def test_the_scale_that_the_regulariser_alone_would_give():
 def test_a_joint_step_descends_the_loss_in_both_and_the_regulariser_in_theta():
     module = small_module(theta_update="joint", gamma=0.1, adversarial_delay=1)
     plain, rate = copy.deepcopy(module), 0.1
-    drawn = []
-    module.classifier.register_forward_pre_hook(lambda *_: drawn.append(torch.get_rng_state()))
     fit(module)
     x = torch.rand(4, *SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    torch.set_rng_state(drawn[-1])
-    F.cross_entropy(plain.classifier(x), torch.arange(4) % 3).backward()
+    with numbered((module.run_seed(), 0, 0), range(4)):
+        F.cross_entropy(plain.classifier(x), torch.arange(4) % 3).backward()
     for theta in plain.scales:
         theta.grad -= 0.1 / (2 * theta.detach().sqrt())
     for weight, stepped in zip(plain.classifier.parameters(), module.classifier.parameters(), strict=True):

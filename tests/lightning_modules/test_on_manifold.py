@@ -16,6 +16,7 @@ from lightning_modules.wasserstein_autoencoder import maximum_mean_discrepancy, 
 from robust.attacks import LatentAttack
 from robust.errors import SettingError
 from robust.networks import Autoencoder
+from robust.random import numbered, shared_randn, truncated_normal_like
 
 RATE, SHAPE = 0.05, (1, 16, 16)
 
@@ -74,7 +75,7 @@ def assert_same(one, other, tolerance=1e-10):
 class Fixed(OnManifoldRobustness):
     """R4 training with radii and noise that are no matter of chance."""
 
-    def draw_radii(self, x, batch_idx):
+    def draw_radii(self, x):
         return torch.tensor([2.0, 5.0, 9.0, 15.0]).to(x)
 
     def noise(self, codes):
@@ -115,13 +116,14 @@ def test_pair_weights_leave_empty_balls_out():
     torch.testing.assert_close(weights, torch.tensor(expected))
 
 
-def test_radii_are_the_steps_and_the_same_in_all_processes():
+def test_radii_are_the_same_in_all_processes():
     module = OnManifoldRobustness(classifier(), autoencoder(), radii=500, smallest_radius=3.0)
-    module._seed, x = 5, data()[0]
-    drawn = module.draw_radii(x, 2)
-    torch.manual_seed(99)  # each process has its own stream
-    assert torch.equal(module.draw_radii(x, 2), drawn)
-    assert not torch.equal(module.draw_radii(x, 3), drawn)
+    x = data()[0]
+    with numbered((5,), range(6)):
+        drawn = module.draw_radii(x)
+        assert not torch.equal(module.draw_radii(x), drawn)
+    with numbered((5,), range(6, 12)):
+        assert torch.equal(module.draw_radii(x), drawn)
     assert drawn.min() == 3
     assert 14 < drawn.max() <= 16
     assert drawn.mean() == pytest.approx(8.3, abs=1)
@@ -210,11 +212,10 @@ def test_a_step_of_the_autoencoder():
     x, y = data()
     module = wasserstein(mmd_weight=0.5)
     wae = copy.deepcopy(module.autoencoder).double().train()
-    generators = []
-    module.shared_draws = lambda batch_idx: generators.append(batch_idx) or torch.Generator().manual_seed(4)
     fit(module, x, y)
-    assert generators == [0]
-    drawn = torch.randn(6, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    with numbered((module.run_seed(), 0, 0), range(6), 6):
+        truncated_normal_like(x, 2.0)  # the input's noise, of deviation 0
+        drawn = shared_randn((6, 3), x)
     codes = wae.encode(x)
     cost = 0.05 * (wae.decode(codes) - x).square().sum((1, 2, 3)).mean()
     descended(wae, cost + 0.5 * maximum_mean_discrepancy(codes, drawn, 1.0))

@@ -126,6 +126,17 @@ def test_a_cross_entropy_that_saturates_is_an_error_and_the_margin_is_not():
         assert (x_adv != x).any()
 
 
+def test_images_at_which_all_relus_are_off_are_no_error():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 5))
+    with torch.no_grad():
+        network[1].weight.abs_(), network[1].bias.fill_(-float(network[1].weight.sum(1).max()) / 2)
+    x = torch.full((3, 1, 6, 6), 0.1)  # dark images: off; bright ones: on
+    y = network(x).argmax(1)
+    assert torch.equal(PGD(2, start="clean")(network, BALL, x, y), x)
+    assert not torch.equal(network(torch.ones_like(x)), network(x))
+
+
 @every_attack
 def test_a_constant_network_is_no_error(name):
     """As one whose last layer begins at zero: what an attack finds of it, nothing, is exact."""

@@ -1,0 +1,85 @@
+"""Batch normalisation by the statistics of the global batch, on CPU and GPU: ``trainer.sync_batchnorm``."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.plugins.layer_sync import LayerSync
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SynchronisedStatistics(LayerSync):
+    """Lets each batch normalisation in training mode take mean and variance over the batches of all processes.
+
+    The layers keep their classes, so that bounds know them, and gradients can be differentiated once more, which
+    torch's ``SyncBatchNorm`` cannot; that one also needs a GPU. All processes pass through the layers equally often.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Let the layers of ``model`` take statistics over all processes."""
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.forward = MethodType(_normalised, layer)  # type: ignore[method-assign]
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Let each process take its own again."""
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                vars(layer).pop("forward", None)
+        return model
+
+
+def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """``forward`` of a batch normalisation; as torch's, but for the statistics."""
+    if not (layer.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        output: Tensor = type(layer).forward(layer, x)
+        return output
+    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    wide = [1, -1, *[1] * (x.dim() - 2)]
+    values = x if x.dtype == torch.float64 else x.float()
+    count = _total(values.new_tensor([values.numel() / values.shape[1]]))
+    mean = _total(values.sum(others)) / count
+    centred = values - mean.view(wide)
+    variance = _total(centred.square().sum(others)) / count  # in two passes: a difference of squares would lose digits
+    if layer.track_running_stats and layer.running_mean is not None:
+        _remember(layer, mean.detach(), (variance * count / (count - 1)).detach())
+    output = centred * torch.rsqrt(variance + layer.eps).view(wide)
+    if layer.affine:
+        output = output * layer.weight.view(wide) + layer.bias.view(wide)
+    return output.to(x.dtype)
+
+
+def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics, as torch's batch normalisation does."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.num_batches_tracked is not None
+    layer.num_batches_tracked.add_(1)
+    rate = 1.0 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), rate)
+    layer.running_var.lerp_(variance.to(layer.running_var.dtype), rate)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; its gradient is the sum of theirs, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _total(gradients[0])
+
+
+def _total(value: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total

@@ -1,0 +1,211 @@
+"""Random numbers for the examples of a batch, which are the same on any number of processes.
+
+Inside :func:`numbered` every example has a number: its place in the global batch of a training step, or its index in
+the data of an evaluation. What is drawn for it depends on the key, its number, and which draw it is. It does not depend
+on the process that has it, on the other examples there, or on how many of them an attack still works on. To that end
+numbers are drawn in blocks of 64 examples, each from a seed of its own, and an example takes its row. Elsewhere, as in
+the use of this library without a trainer, all functions draw as torch does, from its global generators.
+
+Numbers are drawn on the device of the tensor ``like``, so that CPU and CUDA give different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 64  # examples: enough that seeding costs nothing, few enough that a process draws little for other processes
+Fill = Callable[[Tensor, torch.Generator | None], object]
+
+
+@dataclass
+class _Draws:
+    """Where random numbers come from: those of the examples ``rows`` of ``total``, or of the ``chosen`` among them."""
+
+    key: int
+    rows: range
+    total: int | None
+    chosen: Tensor | None = None  # positions in rows
+    count: int = 0
+
+    def next_key(self) -> int:
+        self.count += 1
+        return hash((self.key, self.count))
+
+    def choose(self, chosen: Tensor | None) -> Tensor | None:
+        """Positions in ``rows`` of those ``chosen``, indices or mask, among the current ones."""
+        if chosen is None:
+            return self.chosen
+        before = torch.arange(len(self.rows), device=chosen.device) if self.chosen is None else self.chosen
+        return before.to(chosen.device)[chosen]
+
+    def pieces(self) -> Iterator[tuple[int, int, slice, slice]]:
+        """For each block: its index and size, which of its examples there are, and their positions in ``rows``."""
+        first, step = self.rows.start, self.rows.step
+        for block in range(first // BLOCK, self.rows[-1] // BLOCK + 1):
+            start = block * BLOCK
+            size = BLOCK if self.total is None else min(BLOCK, self.total - start)
+            low = max(-(-(start - first) // step), 0)
+            high = min(-(-(start + size - first) // step), len(self.rows))
+            if low < high:
+                own = slice(self.rows[low] - start, self.rows[high - 1] - start + 1, step)
+                yield block, size, own, slice(low, high)
+
+
+_active: ContextVar[_Draws | None] = ContextVar("draws", default=None)
+_generators: dict[torch.device, torch.Generator] = {}
+
+
+@contextmanager
+def numbered(key: Sequence[int], rows: range, total: int | None = None) -> Iterator[None]:
+    """Let what is drawn inside depend on ``key``, the examples' numbers and the order of the draws alone.
+
+    Args:
+        key: integers of at least 0, such as (seed, epoch, batch): equal in all processes.
+        rows: the numbers of the batch's examples on this process, in their order; rising.
+        total: how many numbers there are, if that is known: no number above it is drawn.
+    """
+    token = _active.set(_Draws(hash(tuple(key)), rows, total))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def is_numbered() -> bool:
+    """Whether :func:`numbered` is in force."""
+    return _active.get() is not None
+
+
+@contextmanager
+def part(chosen: Tensor | None = None) -> Iterator[None]:
+    """Draw for a part of the batch; what is drawn behind it does not depend on how much was drawn inside.
+
+    Loops whose length depends on the examples of this process are put into one.
+
+    Args:
+        chosen: examples of the current part, indices or mask; all of them by default.
+    """
+    outer = _active.get()
+    if outer is None:
+        yield
+        return
+    token = _active.set(_Draws(outer.next_key(), outer.rows, outer.total, outer.choose(chosen)))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+@contextmanager
+def rewound(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again behind it, by torch itself on CPU and ``device`` too."""
+    draws = _active.get()
+    count = 0 if draws is None else draws.count
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        if draws is not None:
+            draws.count = count
+
+
+def rand(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uniform in [0, 1), of that shape and of the type and device of ``like``; the first dimension is the examples'."""
+    return _drawn(lambda out, generator: out.uniform_(generator=generator), shape, like)
+
+
+def rand_like(x: Tensor) -> Tensor:
+    """Uniform in [0, 1), for examples ``x`` (B, ...)."""
+    return rand(x.shape, x)
+
+
+def randn(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal; see :func:`rand`."""
+    return _drawn(_normal, shape, like)
+
+
+def randn_like(x: Tensor) -> Tensor:
+    """Standard normal, for examples ``x`` (B, ...)."""
+    return randn(x.shape, x)
+
+
+def exponential_like(x: Tensor) -> Tensor:
+    """Exponential of mean 1, for examples ``x`` (B, ...)."""
+    return _drawn(lambda out, generator: out.exponential_(generator=generator), x.shape, x)
+
+
+def truncated_normal_like(x: Tensor, limit: float) -> Tensor:
+    """Standard normal, given that it is in [-limit, limit], for examples ``x`` (B, ...)."""
+
+    def fill(out: Tensor, generator: torch.Generator | None) -> None:
+        nn.init.trunc_normal_(out, a=-limit, b=limit, generator=generator)
+
+    return _drawn(fill, x.shape, x)
+
+
+def shared_rand(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Uniform in [0, 1): one draw for the examples of all processes, of any shape."""
+    return _shared(lambda out, generator: out.uniform_(generator=generator), shape, like)
+
+
+def shared_randn(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal: one draw for the examples of all processes, of any shape."""
+    return _shared(_normal, shape, like)
+
+
+def shared_choice(count: int) -> int:
+    """One of 0, 1, ..., count - 1, the same for the examples of all processes."""
+    like = torch.empty(0, dtype=torch.int64)
+    return int(_shared(lambda out, generator: out.random_(count, generator=generator), (1,), like))
+
+
+def _normal(out: Tensor, generator: torch.Generator | None) -> None:
+    out.normal_(generator=generator)
+
+
+def _drawn(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
+    draws = _active.get()
+    count = 0 if draws is None else len(draws.rows if draws.chosen is None else draws.chosen)
+    key = 0 if draws is None else draws.next_key()
+    if draws is None or count == 0 or shape[0] % count:
+        # no number for each: such are inputs that are not the batch's examples
+        return _filled(fill, shape, like, None)
+    each = shape[0] // count  # several of each example, one behind the other
+    rows = _rows(draws, key, fill, (each, *shape[1:]), like)
+    return (rows if draws.chosen is None else rows[draws.chosen.to(rows.device)]).flatten(0, 1)
+
+
+def _rows(draws: _Draws, key: int, fill: Fill, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """What is drawn for each of ``draws.rows``, of that shape."""
+    out = torch.empty((len(draws.rows), *shape), dtype=like.dtype, device=like.device)
+    for block, size, own, positions in draws.pieces():
+        generator = _seeded(key, block, like.device)
+        if own == slice(0, size, 1):
+            fill(out[positions], generator)
+        else:
+            out[positions] = _filled(fill, (size, *shape), like, generator)[own]
+    return out
+
+
+def _shared(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
+    draws = _active.get()
+    generator = None if draws is None else _seeded(draws.next_key(), 0, like.device)
+    return _filled(fill, shape, like, generator)
+
+
+def _filled(fill: Fill, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    fill(out, generator)
+    return out
+
+
+def _seeded(key: int, block: int, device: torch.device) -> torch.Generator:
+    if device not in _generators:
+        _generators[device] = torch.Generator(device)
+    return _generators[device].manual_seed(hash((key, block)) % 2**63)

@@ -1,0 +1,81 @@
+"""Every method with its own config for Digits, as users run it, in so few steps that all of its phases are in them."""
+
+import torch
+
+from robust.networks import Autoencoder
+from tests.testers import ROOT
+
+NO_DROPOUT = ["--model.classifier.dropout=0"]  # what torch itself draws differs from process to process
+NO_GENERATOR = ["--model.generator=null"]
+
+# the config's folder, and settings of its own
+METHODS: dict[str, tuple[str, list[str]]] = {
+    "standard_training": ("standard_training", []),
+    "adversarial_training": ("adversarial_training", []),
+    "adversarial_training_early_stop": (
+        "adversarial_training",
+        ["--model.attack.init_args.early_stop=true", "--model.attack.init_args.restarts=2", "--model.norm=l2"],
+    ),
+    "trades": ("trades", []),
+    "free_adversarial_training": ("free_adversarial_training", []),
+    "yopo": ("yopo", []),
+    "instance_adaptive_training": ("instance_adaptive_training", ["--model.warmup_epochs=1"]),
+    "weighted_minimax": ("weighted_minimax", []),
+    "weighted_trades": ("weighted_minimax", ["--model.beta=5"]),
+    "mixed_adversarial_training": ("mixed_adversarial_training", []),
+    "parametric_noise_injection": ("parametric_noise_injection", ["--model.adversarial_delay=1"]),
+    "adversarial_bnn": ("adversarial_bnn", []),
+    "learn2perturb": ("learn2perturb", ["--model.noise_delay=1", "--model.adversarial_delay=2"]),
+    "mng_ac": ("mng_ac", []),
+    "sat": ("mng_ac", [*NO_GENERATOR, "--model.consistency=0"]),
+    "sat_ac": ("mng_ac", NO_GENERATOR),
+    "average": ("multi_norm_training", []),
+    "maximum": ("multi_norm_training", ["--model.combine=maximum"]),
+    "msd": ("msd", []),
+    "contextual_budgets": ("contextual_budgets", ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=2"]),
+    "robustness_score": (
+        "robustness_score",
+        ["--model.warmup_epochs=1", "--model.generator_epochs=1", "--model.generator.width=2", *NO_DROPOUT],
+    ),
+    "cross_lipschitz": ("cross_lipschitz", ["--model.penalty_share=0.25", *NO_DROPOUT]),
+    "wasserstein_autoencoder": ("wasserstein_autoencoder", ["--model.pretraining_batches=2"]),
+    "on_manifold_robustness": ("on_manifold_robustness", NO_DROPOUT),
+    "on_manifold_adversarial_training": (
+        "on_manifold_adversarial_training",
+        ["--model.attack.init_args.steps=3", *NO_DROPOUT],
+    ),
+}
+
+
+def settings_of(name, folder, batch_size=30):
+    """Arguments of ``fit``: 15 steps of a method in float64, in 5 epochs. It trains in steps alone, without evaluation.
+
+    Batch normalisation takes its statistics over all processes.
+    """
+    config, own = METHODS[name]
+    settings = [
+        f"--config={ROOT / 'configs' / config / 'digits.yaml'}",
+        f"--data.batch_size={batch_size}",
+        "--trainer.max_epochs=5",
+        "--trainer.limit_train_batches=3",
+        "--trainer.limit_val_batches=0",
+        "--trainer.callbacks=null",
+        "--trainer.precision=64-true",
+        "--trainer.sync_batchnorm=true",
+        "--test_after_fit=false",
+        *own,
+    ]
+    if config.startswith("on_manifold"):
+        settings.append(f"--model.autoencoder_checkpoint={autoencoder_checkpoint(folder)}")
+    return settings
+
+
+def autoencoder_checkpoint(folder):
+    """A file as training the autoencoder of the configs leaves it."""
+    path = folder / "autoencoder.ckpt"
+    if not path.exists():
+        torch.manual_seed(0)
+        weights = Autoencoder((1, 28, 28), code_size=8, width=8).state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": {f"autoencoder.{name}": weight for name, weight in weights.items()}}, path)
+    return path
