@@ -36,10 +36,10 @@ CLASS_ERRORS = [
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", "it is no {1}; give one"),
     (r"Expected '(\S+)' to be a subclass of (.+?)\.?$", "it is none of {1}; give one"),
     (r"Expected an instantiatable class, but (\S+) is abstract", "it is abstract; give a class that is made from it"),
-    (r"Expected a dot import path string: ?(\S*)$", "give its import path, such as package.module.Class"),
+    (r"Unexpected import path format: (.*)", "give an import path, such as package.module.Class"),
+    (r"Expected a dot import path string:\s*()$", "give its import path, such as package.module.Class"),
     (r"Path is not a file: '(.*)'", "this is no file; give the path of a YAML file"),
     (r"(.*codec can't decode.*)", "the file is no text in UTF-8; give a YAML file or a class"),
-    (r"Expected a <class 'list'>\. Got value: (\S+)", "give a list"),
 ]
 
 
@@ -197,11 +197,12 @@ def kind_in_words(kind: str) -> str:
 def class_and_remedy(text: str, root: str) -> str:
     """What is wrong with a class."""
     for pattern, remedy in CLASS_ERRORS:
-        if found := re.search(pattern, root):
-            return f"got {shorten(found[1], 80)!r}; {remedy.format(*found.groups())}"
+        if said := re.search(pattern, root):
+            return f"got {shorten(said[1], 80)!r}; {remedy.format(*said.groups())}"
     found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)|Got value: (?!Namespace)(\S+)", text)
     if not found or not re.search("has no attribute|No module named|import path string", text):
-        return shorten(root, 200)
+        listed = re.search(r"Expected a <class 'list'>\. Got value: (.+)", root)
+        return f"got {shorten(listed[1], 80)!r}; give a list" if listed else shorten(root, 200)
     name = found[found.lastindex or 0]
     near = difflib.get_close_matches(name.split(".")[-1], CLASSES, n=1)
     remedy = f"did you mean {CLASSES[near[0]]}?" if near else "give its import path, such as package.module.Class"

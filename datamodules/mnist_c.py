@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -105,9 +106,15 @@ class MNISTC(ImageFiles):
         arrays = []
         for field in ("images", "labels"):
             path = folder / f"test_{field}.npy"
-            array = self.read(path, lambda path=path: np.load(path, allow_pickle=False))  # type: ignore[misc]
+            array = self.read(path, lambda path=path: _array(path))  # type: ignore[misc]
             if len(array) != self.images_each:
                 raise self.damaged(path, f"{len(array):,} entries instead of {self.images_each:,}")
             arrays.append(torch.from_numpy(array))
         images = arrays[0].movedim(-1, 1).contiguous()
         return TensorImages(images, arrays[1].long(), self.num_classes)
+
+
+def _array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        array: np.ndarray = np.load(file, allow_pickle=False)
+    return array

@@ -34,7 +34,7 @@ class OrganAMNIST(ImageFiles):
         path = self.checked(self.location, self.md5)
 
         def read() -> tuple[torch.Tensor, torch.Tensor]:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return torch.from_numpy(file[f"{split}_images"]), torch.from_numpy(file[f"{split}_labels"])
 
         images, labels = self.read(path, read)

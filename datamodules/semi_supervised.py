@@ -122,7 +122,7 @@ class SemiSupervised(ImageDataModule):
 
     def _content(self, path: Path) -> Any:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return dict(file)
         return read_trusted(path, self.trust_pickle, "data.pseudo_labelled")
 

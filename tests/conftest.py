@@ -8,6 +8,7 @@ They pass on every processor. To test with the instructions of another one, or w
 """
 
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import datamodules.files
 import datamodules.mnist
 from tests import quick_command_line
 from tests.datamodules import layouts
+from tests.payload import Payload
 
 # One thread, for there are two workers on two cores, also in what they start; more, to test with more.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("ROBUST_TEST_THREADS", "1")
@@ -67,3 +69,21 @@ def small(monkeypatch):
 def written(_written, small):
     """Folder with every data set, not to be written to."""
     return _written
+
+
+@pytest.fixture
+def payload(tmp_path):
+    """It is live, and has not run when the test is over."""
+    live = tmp_path / "live"
+    pickle.loads(pickle.dumps(Payload(live)))
+    assert live.is_dir()
+    marker = tmp_path / "it-ran"
+    yield Payload(marker)
+    assert not marker.exists()
+
+
+@pytest.fixture(params=[None, "1"], ids=["", "weights_only switched off"])
+def environment(request, monkeypatch):
+    """Torch's own variable that lets it read anything."""
+    if request.param:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", request.param)

@@ -191,12 +191,12 @@ def error_of(arguments, capsys):
         ("model.classifier=nowhere.Net", "model.classifier: got 'nowhere.Net'; no such class, give its import path"),
         ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
-        ("model=RobustClassifier", "model: Expected an instantiatable class, but RobustClassifier is abstract"),
+        ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that is made from it"),
         (
             "model.verifier=FeedForwardVerifier",
             "model.verifier: got 'FeedForwardVerifier'; no such class, did you mean r",
         ),
-        ("model.classifier=torch.optim.Adam", "model.classifier: Import path torch.optim.Adam does not correspond to"),
+        ("model.classifier=torch.optim.Adam", "model.classifier: got 'torch.optim.Adam'; it is no Module; give one"),
     ],
 )
 def test_wrong_setting_on_the_command_line(setting, expected, capsys):
@@ -309,8 +309,8 @@ class OtherMethod(ContextualBudgets):
         ("trainer.strategy=nonsense", "trainer.strategy: got 'nonsense'; give one of auto, ddp, "),
         ("trainer.accelerator=nonsense", "trainer.accelerator: got 'nonsense'; give one of auto, "),
         ("epsilon_schedule.length=0", "epsilon_schedule.length: got 0; give at least 1 epoch"),
-        ("trainer.gradient_clip_val=1", "Automatic gradient clipping is not supported for manual optimization."),
-        ("ckpt_path=nowhere.ckpt", "ckpt_path: got 'nowhere.ckpt'; no such file; checkpoints are in the log folder"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val: got 1; leave it out and set model.gradient_clip"),
+        ("ckpt_path=nowhere.ckpt", "ckpt_path: got 'nowhere.ckpt'; no such file; give a checkpoint that fit wrote"),
     ],
 )
 def test_setting_that_cannot_work(setting, expected, tmp_path, capsys):
@@ -353,9 +353,7 @@ def test_checkpoint_that_does_not_fit(trained, tmp_path, capsys):
     assert other_network.startswith("ckpt_path: got 'a checkpoint that differs in 6 tensors, the first is generator.")
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes(path.read_bytes()[:1000])
-    assert error(truncated).startswith(
-        f"ckpt_path: got '{truncated}'; the file is no checkpoint, or its end is missing"
-    )
+    assert error(truncated).startswith(f"ckpt_path: got '{truncated}'; its end is missing, or it is of another kind")
 
 
 def test_schedule_longer_than_the_run_is_a_warning(tmp_path):

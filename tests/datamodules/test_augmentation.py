@@ -88,7 +88,7 @@ def test_wrong_settings(settings_, message):
 
 
 def test_reflection_must_fit_the_images():
-    with pytest.raises(SettingError, match=r"padding: got 4; reflection takes at most 3"):
+    with pytest.raises(SettingError, match=r"padding: got 4; reflect takes at most 3"):
         CropAndFlip(4, "reflect")(torch.rand(2, 1, 4, 8))
     assert CropAndFlip(4, "edge")(torch.rand(2, 1, 4, 8)).shape == (2, 1, 4, 8)
 
