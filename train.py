@@ -19,7 +19,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli import checkpoints
-from cli.class_settings import check_classes, check_finite
+from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
@@ -130,7 +130,7 @@ class RobustCLI(LightningCLI):
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
-                    raise cause from None
+                    raise with_path(cause, self.results.config) from None
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise

@@ -53,6 +53,32 @@ def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any
             yield from classes_in(value, f"{name}.{key}")
 
 
+def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
+    """The error with the full name of the setting, where a class named its own argument and one setting fits.
+
+    Args:
+        error: raised by a constructor.
+        config: all settings as plain dicts and lists.
+    """
+    name, _, rest = str(error).partition(": got ")
+    given = rest.split("; ")[0]
+    parts = {part: config.get(part) for part in ("model", "data")}
+    parts["trainer.callbacks"] = config["trainer"].get("callbacks")
+    found = {
+        f"{path}.{name}"
+        for part, settings in parts.items()
+        for path, _, own in classes_in(settings, part)
+        if name in own and given in (repr(own[name]), repr(_as_tuple(own[name])))
+    }
+    if len(found) == 1:
+        error.args = (f"{found.pop()}: got {rest}",)
+    return error
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def check_finite(value: Any, name: str) -> None:
     """Refuse numbers that are NaN or infinite, in lists and dicts too, but for classes inside, which are their own.
 

@@ -37,7 +37,7 @@ class ImageFiles(ImageDataModule):
         root: folder of all data sets; default is the environment variable ``ROBUST_DATA``, else ``data``.
         download: fetch the files if they are absent.
         verify_checksums: refuse files that are not the published ones, byte for byte; if false, only a warning is
-            given. Some formats hold code that reading them runs: give false only for files that you trust.
+            given. Whatever they hold, nothing in them is run.
         augmentation: of training batches.
         batch_size: training images in a step, over all processes.
         eval_batch_size: images in a step of validation, test and prediction, over all processes.

@@ -12,33 +12,22 @@ PROBE_BYTES = 65_536
 
 
 def check_writable(folder: str | Path, setting: str) -> None:
-    """Write a file into the folder and remove it; folders that were made for it are removed too.
+    """Write a file without a name into the folder, or where it will be made; nothing remains.
 
     Args:
         folder: need not exist.
         setting: name of its setting, for the error.
 
     Raises:
-        SettingError: if the folder cannot be made, is read-only or full, or is a file.
+        SettingError: if the place is read-only, full, or a file.
     """
-    path = Path(folder)
-    made = [each for each in (path, *path.parents) if not each.exists()]
+    path = Path(folder).absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
+        place = next(each for each in (path, *path.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise SettingError(setting, str(folder), f"it cannot be written ({reason}); give a folder that can") from error
-    finally:
-        _remove_empty(made)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:  # the innermost first
-        try:
-            folder.rmdir()
-        except (OSError, ValueError):
-            return

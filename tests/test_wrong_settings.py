@@ -156,7 +156,7 @@ def test_a_folder_that_is_read_only_or_full(code, untrained, tmp_path, capsys, m
     line = error_of(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path / 'run'}"], capsys)
     assert line.startswith(f"trainer.default_root_dir: got '{tmp_path / 'run'}'; it cannot be written (")
     assert os.strerror(code) in line
-    assert not list(tmp_path.iterdir()), "what was made to try it is removed"
+    assert not list(tmp_path.iterdir()), "nothing is left of the trial"
 
 
 def test_a_bug_in_a_users_network_keeps_its_traceback(untrained, tmp_path):

@@ -137,12 +137,16 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--model.classifier=null", "model.classifier", "put it in the config file"),
         ("--model.classifier=[]", "model.classifier", "give class_path"),
         ("--model.classifier=os.system", "model.classifier", "it is no Module"),
-        ("--model.classifier.num_classes=1", "num_classes", "give at least 2 classes"),
+        ("--model.classifier.num_classes=1", "model.classifier.num_classes", "give at least 2 classes"),
         ("--model.classifier.num_classes=7", "model.classifier", "the data has 10 classes"),
-        ("--model.classifier.image_shape=[1,-28,28]", "image_shape", "give (channels, height, width)"),
+        ("--model.classifier.image_shape=[1,-28,28]", "model.classifier.image_shape", "give (channels, height, width)"),
         ("--model.classifier=torch.nn.Identity", "model.classifier", "the data has 10 classes"),
         ("--model.classifier=robust.networks.ResNet18", "model.classifier", "the data's images are (1, 28, 28)"),
-        ("--model.classifier=robust.networks.ResNet18 --model.classifier.channels=0", "channels", "at least 1"),
+        (
+            "--model.classifier=robust.networks.ResNet18 --model.classifier.channels=0",
+            "model.classifier.channels",
+            "at least 1",
+        ),
         ("--model.classifier.num_classes=100000000000", "memory", "give a smaller network"),
         (f"{NET}.GivesTuple", "model.classifier", "give one that returns a tensor"),
         (f"predict {NET}.GivesTuple", "model.classifier", "give one that returns a tensor"),
@@ -155,7 +159,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
             "model.attack.step_size",
             "fin",
         ),
-        ("--model=AdversarialTraining --model.attack=PGD --model.attack.steps=0", "steps", "give at least 1"),
+        (
+            "--model=AdversarialTraining --model.attack=PGD --model.attack.steps=0",
+            "model.attack.steps",
+            "give at least 1",
+        ),
     ],
     "data": [
         ("--data=", "data", "give its import path"),
@@ -189,7 +197,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
     "evaluations": [
         (EVALUATION + "={{}}", "AdversarialEvaluation.attacks", "give"),
         (EVALUATION + "='{{pgd: {{attack: robust.attacks.None}}}}'", "trainer.callbacks", "give"),
-        (EVALUATION + "='{{pgd: {{attack: " + PGD.replace("{", "{{") + ": {{steps: 0}}}}}}}}'", "steps", "at least 1"),
+        (
+            EVALUATION + "='{{pgd: {{attack: " + PGD.replace("{", "{{") + ": {{steps: 0}}}}}}}}'",
+            "trainer.callbacks.0.attacks.pgd.attack.steps",
+            "at least 1",
+        ),
         (
             EVALUATION + "='{{pgd: {{attack: " + PGD.replace("{", "{{") + ": {{step_size: .inf}}}}}}}}'",
             "trainer.callbacks.0.attacks.pgd.attack.step_size",
