@@ -129,7 +129,7 @@ class RobustClassifier(TrainingModule):
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
         self._num_logits = num_classes
-        if self.trainer.state.fn == "fit":
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
             batch = size // self.trainer.world_size if isinstance(size, int) else 2
             check_training_mode("model.classifier", self.classifier, image_shape, self.device, logits, max(batch, 1))
