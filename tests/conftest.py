@@ -1,4 +1,11 @@
-"""What all tests share."""
+"""What all tests share.
+
+They pass on every processor. To test with the instructions of another one, or with more threads::
+
+    ATEN_CPU_CAPABILITY=avx2 DNNL_MAX_CPU_ISA=AVX2 pytest
+    ATEN_CPU_CAPABILITY=default DNNL_MAX_CPU_ISA=SSE41 pytest
+    ROBUST_TEST_THREADS=2 pytest -n 1
+"""
 
 import os
 import pickle

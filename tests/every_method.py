@@ -38,7 +38,11 @@ METHODS: dict[str, tuple[str, list[str]]] = {
         ["--model.warmup_epochs=1", "--model.generator_epochs=1", "--model.generator.width=2", *NO_DROPOUT],
     ),
     "cross_lipschitz": ("cross_lipschitz", ["--model.penalty_share=0.25", *NO_DROPOUT]),
-    "wasserstein_autoencoder": ("wasserstein_autoencoder", ["--model.pretraining_batches=2"]),
+    "wasserstein_autoencoder": (
+        "wasserstein_autoencoder",
+        # a bias in front of batch normalisation has gradient 0: with a small eps, Adam makes steps of its rounding
+        ["--model.pretraining_batches=2", "--model.optimizer.init_args.eps=1e-6"],
+    ),
     "on_manifold_robustness": ("on_manifold_robustness", NO_DROPOUT),
     "on_manifold_adversarial_training": (
         "on_manifold_adversarial_training",

@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules import OnManifoldRobustness
-from robust.attacks import LatentAttack
 from robust.networks import Autoencoder
 from tests.testers import ROOT
 
@@ -27,25 +25,6 @@ class SmallAutoencoder(Autoencoder):
         self.decoder = nn.Sequential(nn.Linear(3, 784), nn.Unflatten(1, (1, 28, 28)), nn.Sigmoid())
 
 
-def pattern(like):
-    """Numbers that are no matter of chance, the same for each example; so that any number of processes has them."""
-    return torch.linspace(0, 40, like[0].numel()).to(like).sin().view(like[:1].shape).expand_as(like)
-
-
-class FixedNoise(OnManifoldRobustness):
-    """R4 training with them."""
-
-    def noise(self, codes):
-        return pattern(codes)
-
-
-class FixedAttack(LatentAttack):
-    """The attack on codes with them."""
-
-    def start(self, codes):
-        return codes + self.epsilon * pattern(codes)
-
-
 def autoencoder_checkpoint(folder):
     """A file as training the autoencoder leaves it."""
     torch.manual_seed(0)
@@ -54,8 +33,8 @@ def autoencoder_checkpoint(folder):
     return path
 
 
-def small(method, folder, chance):
-    """Arguments of ``fit``: the method's config for Digits, made small; with random draws or without."""
+def small(method, folder):
+    """Arguments of ``fit``: the method's config for Digits, made small."""
     settings = [
         f"--config={ROOT / 'configs' / method / 'digits.yaml'}",
         "--data.batch_size=16",
@@ -67,18 +46,13 @@ def small(method, folder, chance):
     if method == "robustness_score":
         settings += ["--model.warmup_epochs=1", "--model.generator_epochs=1", "--model.generator.width=2"]
     if method == "wasserstein_autoencoder":
-        settings += ["--model.pretraining_batches=2", f"--model.input_noise={0.1 if chance else 0}"]
+        settings += ["--model.pretraining_batches=2", "--model.input_noise=0.1"]
     else:
-        dropout = 0.5 if chance else 0.0
-        settings += ["--model.classifier.width=2", f"--model.classifier.dropout={dropout}"]
+        settings += ["--model.classifier.width=2", "--model.classifier.dropout=0.5"]
     if method not in ("robustness_score", "cross_lipschitz"):
         settings.append(f"--model.autoencoder={__name__}.SmallAutoencoder")
     if method.startswith("on_manifold"):
         settings.append(f"--model.autoencoder_checkpoint={autoencoder_checkpoint(folder)}")
-    if method == "on_manifold_robustness" and not chance:
-        settings.append(f"--model.class_path={__name__}.FixedNoise")
     if method == "on_manifold_adversarial_training":
         settings.append("--model.attack.steps=2")
-        if not chance:
-            settings.append(f"--model.attack.class_path={__name__}.FixedAttack")
     return settings

@@ -1,92 +1,212 @@
-"""Two processes give what one gives, for each method."""
+"""Any number of processes gives what one gives: weights of each method, and what each evaluation measures."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Callback
+from torch import nn
 
-from robust.networks import injections
-from tests import score_methods
-from tests.attacked_methods import METHODS, MULTI_NORM, STOCHASTIC, attacked, multi_norm
-from tests.testers import ROOT, assert_processes_agree, start_two_processes
-
-TINY = [
-    f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
-    "--data.batch_size=16",
-    "--data.eval_batch_size=64",
-    "--epsilon_schedule.start_epoch=2",
-    "--epsilon_schedule.length=1",
-    "--trainer.max_epochs=3",
-    "--trainer.limit_train_batches=8",
-    "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 1, pgd_steps: 0}}]",
-    "--trainer.callbacks+=BudgetImages",
-]
-SGD = [
-    "--model.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
-    "--model.generator_optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}",
-]
-# |W| in IBP has a kink at W = 0: where rounding gives a weight opposite signs in the two runs, the gradients differ,
-# and Adam steps by its learning rate however small they are. Small steps keep that within the tolerance.
-ADAM = [
-    "--model.optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
-    "--model.generator_optimizer={class_path: torch.optim.Adam, init_args: {lr: 0.0001, eps: 1e-6}}",
-]
-UNIFORM = ["--model.generator=null"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "tolerance"),
-    [(SGD, 1e-6), (ADAM, 1e-4), ([*SGD, *UNIFORM], 1e-6)],
-    ids=["learned-sgd", "learned-adam", "uniform-sgd"],
+from lightning_modules.base.synchronised import SynchronisedStatistics
+from tests.every_method import METHODS, settings_of
+from tests.testers import (
+    QUIET,
+    ROOT,
+    assert_any_number_of_processes_agrees,
+    last_checkpoint,
+    run,
+    several_processes,
 )
-def test_contextual_budgets(settings, tolerance, tmp_path):
-    assert_processes_agree([*TINY, *settings], tmp_path, tolerance)
+
+# with every kind of draw: of attacks, of noise for examples and for weights, of a generator, of a choice and a sample
+QUICK = (
+    "contextual_budgets",
+    "adversarial_training_early_stop",
+    "learn2perturb",
+    "adversarial_bnn",
+    "mng_ac",
+    "wasserstein_autoencoder",
+)
 
 
+@pytest.mark.parametrize("method", QUICK)
+def test_a_method_in_two_processes(method, tmp_path):
+    assert_any_number_of_processes_agrees(settings_of(method, tmp_path), tmp_path, counts=(2,))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_that_attack(method, tmp_path):
-    # in float64, for the sign of a gradient may be a matter of rounding
-    settings = [*attacked(method), "--trainer.precision=64-true"]
-    settings += ["--trainer.callbacks+=tests.attacked_methods.FixedNoise"] if method in STOCHASTIC else []
-    assert_processes_agree(settings, tmp_path, 1e-9)
+def test_every_method_in_two_and_three_processes(method, tmp_path):
+    assert_any_number_of_processes_agrees(settings_of(method, tmp_path), tmp_path, counts=(2, 3))
 
 
-class NoteNoise(Callback):
-    """Writes what a process drew in its first place of noise, with the epochs, and its scales at the end."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.drawn = folder, []
-
-    def on_train_start(self, trainer, pl_module):
-        place = injections(pl_module)[0]
-        draw = place.draw
-        place.draw = lambda like: self.drawn.append((trainer.current_epoch, draw(like))) or self.drawn[-1][1]
-
-    def on_train_end(self, trainer, pl_module):
-        notes = {"drawn": self.drawn, "scales": [place.theta.detach() for place in injections(pl_module)]}
-        torch.save(notes, f"{self.folder}/{trainer.global_rank}.pt")
+def attack(kind, **settings):
+    return {"attack": {"class_path": f"robust.attacks.{kind}", "init_args": settings}}
 
 
-def test_noise_differs_between_processes_and_scales_do_not(tmp_path):
-    note = ["--trainer.callbacks+=tests.test_processes.NoteNoise", f"--trainer.callbacks.folder={tmp_path}"]
-    start_two_processes("fit", [*attacked("learn2perturb"), *note, "--test_after_fit=false"], tmp_path)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert {epoch for epoch, _ in one["drawn"]} == {1, 2}  # without noise in the first epoch
-    pairs = list(zip(one["drawn"], other["drawn"], strict=True))
-    assert len(pairs) > 8
-    assert all(not torch.equal(mine, theirs) for (_, mine), (_, theirs) in pairs)
-    for mine, theirs in zip(one["scales"], other["scales"], strict=True):
-        assert torch.equal(mine, theirs)
-        assert (mine != 0.25).all()
+def evaluations(stochastic):
+    """Every evaluation that attacks, with random starts; without those that refuse a network with noise."""
+    linf = {"class_path": "robust.threat_models.LinfBall", "init_args": {"epsilon": 0.02}}
+    cases = {
+        "pgd": attack("PGD", steps=3, restarts=2, early_stop=True) | {"norm": "linf", "epsilon": 0.02},
+        "l2": attack("PGD", steps=2) | {"norm": "l2", "epsilon": 0.3},
+        "apgd": attack("APGD", steps=4) | {"norm": "l1", "epsilon": 2.0},
+        "square": attack("Square", queries=8) | {"threat_model": linf},
+    }
+    adversarial = {"attacks": cases, "judgements": 3, "eot_samples": 2}
+    masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
+    curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "judgements": 3}
+    weighted = {"steps": 2, "step_size": 0.03, "epsilon": 0.1, "restarts": 2}
+    chosen = {"AdversarialEvaluation": adversarial, "GradientMaskingChecks": masking, "AccuracyCurve": curve}
+    chosen["NonUniformEvaluation"] = weighted
+    if not stochastic:
+        pgd = {"class_path": "robust.attacks.GrowingPGD", "init_args": {"steps": 3}}
+        sampler = {"class_path": "robust.scores.UniformBall", "init_args": {"samples": 2}}
+        chosen["RobustnessScore"] = {"attacks": {"pgd": pgd, "fgsm": "robust.attacks.FGSMGrid"}}
+        score = {"class_path": "robust.scores.R1", "init_args": {"sampler": sampler}}
+        chosen["SampledRobustness"] = {"score": score, "epsilons": 4}
+        chosen["CertifiedEvaluation"] = {}
+    return [{"class_path": name, "init_args": settings} for name, settings in chosen.items()]
 
 
 @pytest.mark.parametrize(
-    "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
+    ("method", "counts"),
+    [
+        ("standard_training", (2,)),
+        ("learn2perturb", (2,)),
+        *(
+            pytest.param(method, (2, 3), marks=pytest.mark.slow)
+            for method in ("standard_training", "learn2perturb", "adversarial_bnn", "parametric_noise_injection")
+        ),
+    ],
 )
-def test_multi_norm_methods(method, tmp_path):
-    assert_processes_agree([*multi_norm(method), "--trainer.precision=64-true"], tmp_path, 1e-9)
+def test_every_evaluation_measures_the_same(method, counts, tmp_path):
+    """Also in batches of another size, but for what examples of a batch share: draws of a network's weights."""
+    longer = ["--trainer.limit_train_batches=20"]
+    longer += ["--model.adversarial_delay=5"] if method == "learn2perturb" else []
+    run("fit", [*settings_of(method, tmp_path), *longer], tmp_path)
+    stochastic = method != "standard_training"
+    callbacks = json.dumps(evaluations(stochastic))
+    settings = [
+        *settings_of(method, tmp_path),
+        f"--ckpt_path={last_checkpoint(tmp_path)}",
+        f"--trainer.callbacks={callbacks}",
+        "--data.eval_batch_size=30",
+        "--trainer.limit_test_batches=2",
+    ]
+    settings.remove("--test_after_fit=false")
+    settings.remove("--trainer.callbacks=null")
+    _, one = run("test", settings, tmp_path / "1")
+    expected = {name: value for name, value in one["metrics"].items() if name.startswith("test/")}
+    assert expected["test/attacked_samples"] == 60
+    assert 0 < expected["test/accuracy/union"] < expected["test/accuracy/clean"] < 1
+    for count in counts:
+        _, several = several_processes(count, "test", settings, tmp_path / str(count))
+        measured = {name: value for name, value in several["metrics"].items() if name.startswith("test/")}
+        assert measured == pytest.approx(expected, rel=1e-6, abs=1e-9), f"{count} processes"
+    _, smaller = run("test", [*settings, "--data.eval_batch_size=15", "--trainer.limit_test_batches=4"], tmp_path / "s")
+    names = [name for name in expected if "/masking/" not in name]  # those are of the first batches
+    assert {name: smaller["metrics"][name] for name in names} == pytest.approx(
+        {name: expected[name] for name in names}, rel=1e-6, abs=1e-9
+    )
 
 
-@pytest.mark.parametrize("method", score_methods.METHODS)
-def test_methods_of_the_robustness_framework(method, tmp_path):
-    settings = [*score_methods.small(method, tmp_path, chance=False), "--trainer.precision=64-true"]
-    assert_processes_agree(settings, tmp_path, 1e-9)
+def test_synchronised_statistics_are_torchs_in_one_process_and_leave_no_trace():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    x = torch.rand(4, 1, 6, 6)
+    before = network.train()(x)
+    synchronised = SynchronisedStatistics()
+    assert torch.equal(synchronised.apply(network)(x), before)
+    assert type(network[1]) is nn.BatchNorm2d
+    assert "forward" not in vars(synchronised.revert(network)[1])
+
+
+PROCESSES = Path("/proc")
+PROGRAM = [sys.executable, str(ROOT / "train.py"), "fit", f"--config={ROOT / 'configs/standard_training/digits.yaml'}"]
+LONG = ["--data.batch_size=30", "--data.eval_batch_size=60", "--trainer.callbacks=null", "--trainer.max_epochs=10000"]
+LONG += ["--checkpoint.every_n_train_steps=5", "--test_after_fit=false", *QUIET, "--trainer.strategy=ddp"]
+LEFT_BEHIND = ("PL_", "MASTER_", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "ROBUST_", "TORCHELASTIC")
+
+
+def environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith(LEFT_BEHIND)}
+
+
+def running(folder):
+    """Process ids of the trainings in a folder, by their local rank."""
+    found = {}
+    for process in [path.name for path in PROCESSES.iterdir()]:
+        if process.isdigit():
+            try:
+                command = (PROCESSES / process / "cmdline").read_text().split("\0")
+                names = (PROCESSES / process / "environ").read_text().split("\0")
+            except OSError:
+                continue
+            if "torch.distributed.run" not in command and f"--trainer.default_root_dir={folder}" in command:
+                rank = next((name.partition("=")[2] for name in names if name.startswith("LOCAL_RANK=")), "0")
+                found[int(rank)] = int(process)
+    return found
+
+
+def until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} seconds"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PROCESSES.is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed, tmp_path):
+    where = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *PROGRAM[1:]]
+    program = [*(PROGRAM if launcher == "lightning" else torchrun), *LONG, *where]
+    with (tmp_path / "errors").open("w") as errors:
+        started = subprocess.Popen(program, env=environment(), stdout=errors, stderr=errors)
+        try:
+            until((tmp_path / "checkpoints").exists, 120)
+            os.kill(running(tmp_path)[killed], signal.SIGKILL)
+            until(lambda: started.poll() is not None and not running(tmp_path), 30)
+        finally:
+            for process in running(tmp_path).values():
+                os.kill(process, signal.SIGKILL)
+            started.kill()
+            started.wait()
+    said = f"error: process {killed} ended; process {1 - killed} cannot go on without it"
+    assert said in (tmp_path / "errors").read_text()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_one_process_each(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = settings_of("adversarial_training", tmp_path)
+    whole, _ = run("fit", settings, tmp_path / "one")
+    nodes = []
+    for node in (0, 1):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+        torchrun += [f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        where = ["--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.strategy=ddp"]
+        where += [f"--trainer.default_root_dir={tmp_path / 'nodes'}"]
+        program = [*torchrun, str(ROOT / "train.py"), "fit", *settings, *QUIET, *where]
+        nodes.append(subprocess.Popen(program, env=environment(), stderr=subprocess.PIPE, text=True))
+    try:
+        for node in nodes:
+            _, errors = node.communicate(timeout=300)
+            assert node.returncode == 0, errors
+    finally:
+        for node in nodes:
+            node.kill()
+    both = torch.load(last_checkpoint(tmp_path / "nodes"), weights_only=True)
+    for name, weight in whole["state_dict"].items():
+        assert (both["state_dict"][name] - weight).abs().max() <= 1e-8, name

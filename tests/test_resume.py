@@ -5,7 +5,7 @@ import torch
 
 from lightning_modules import ContextualBudgets
 from tests import score_methods
-from tests.attacked_methods import ATTACKED, METHODS, MULTI_NORM, attacked, multi_norm
+from tests.attacked_methods import METHODS, MULTI_NORM, attacked, multi_norm
 from tests.testers import ROOT, assert_resume_is_identical
 
 TINY = [
@@ -45,9 +45,8 @@ def test_uniform_budgets(tmp_path):
 # Learn2Perturb, below, in each of its phases
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "learn2perturb"])
 def test_methods_that_attack(method, tmp_path):
-    random_start = [] if ATTACKED[method] is None else ["--model.attack=robust.attacks.PGD", "--model.attack.steps=2"]
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
-    settings = [*attacked(method), *random_start, *schedule, "--data.batch_size=8", "--test_after_fit=false"]
+    settings = [*attacked(method), *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
@@ -82,5 +81,5 @@ def test_methods_of_the_robustness_framework(method, tmp_path):
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     few = ["--data.batch_size=8", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
     few.append("--trainer.limit_train_batches=2")
-    settings = [*score_methods.small(method, tmp_path, chance=True), *schedule, *few]
+    settings = [*score_methods.small(method, tmp_path), *schedule, *few]
     assert_resume_is_identical(settings, tmp_path, batches_per_epoch=2)

@@ -5,10 +5,6 @@ make it small. Call both testers for each new method, with every kind of random 
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 QUIET += ["--trainer.num_sanity_val_steps=0"]
 DDP = "--trainer.strategy=ddp_find_unused_parameters_true"
-TWO = ["--trainer.devices=2", DDP]
 
 
 class KilledError(Exception):
@@ -109,25 +104,6 @@ def assert_equal(one, other, where):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, where
 
 
-def assert_processes_agree(settings, tmp_path, tolerance):
-    """Two processes (gloo, CPU) train to the same weights as one, and certify the same examples.
-
-    Args:
-        settings: arguments of ``fit``; the test set's size must be odd.
-        tmp_path: an empty folder.
-        tolerance: largest difference of a weight, whose sums over the batch two processes round differently.
-    """
-    whole, _ = run("fit", [*settings, "--test_after_fit=false"], tmp_path / "one")
-    halves, counted_by_two = two_processes("fit", [*settings, "--test_after_fit=true"], tmp_path / "two")
-    for name, weight in whole["state_dict"].items():
-        difference = (halves["state_dict"][name] - weight).abs().max()
-        assert difference <= tolerance, f"{name} differs by {difference}"
-
-    same_weights = f"--ckpt_path={last_checkpoint(tmp_path / 'two')}"
-    _, counted_by_one = run("test", [*settings, same_weights], tmp_path / "test")
-    assert_equal(error_counts(counted_by_two), error_counts(counted_by_one), "counts")
-
-
 def assert_any_number_of_processes_agrees(settings, tmp_path, counts=(2, 3), tolerance=1e-8):
     """Two and three processes (gloo, CPU) train to the same weights as one.
 
@@ -156,31 +132,3 @@ def several_processes(count, command, settings, folder):
     where = [f"--trainer.devices={count}", DDP, f"--trainer.default_root_dir={folder}"]
     run_together([command, *settings, *QUIET, *where], count)
     return outcome(folder)
-
-
-def start_two_processes(command, settings, folder):
-    """The same from a program of its own, which Lightning starts anew for the second process, as a user would."""
-    arguments = [command, *settings, *QUIET, *TWO, f"--trainer.default_root_dir={folder}"]
-    # what Lightning leaves behind after DDP in this process would make it wait for a launcher to start the second one
-    left_behind = ("PL_", "MASTER_", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(left_behind)}
-    program = [sys.executable, str(ROOT / "train.py"), *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as process:
-        try:
-            _, errors = process.communicate(timeout=300)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the second process too, which would spin on
-            raise
-    assert process.returncode == 0, errors
-
-
-def error_counts(results):
-    """Number of failed examples of the test for each error, the size of the test set among them."""
-    samples = results["samples"]["test"]
-    assert samples % 2 == 1, "with an even number of images no process has one more than the other"
-    errors = {name: value for name, value in results["metrics"].items() if "test/" in name and "_error" in name}
-    counts = {name: round(samples * value) for name, value in errors.items() if "budget" not in name}
-    for name, count in counts.items():
-        assert errors[name] == pytest.approx(count / samples, abs=1e-6), f"{name} is not a share of {samples}"
-    return counts | {"samples": samples}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.callbacks.trained import train_small
+from tests.callbacks.trained import stored
 
 
 @pytest.fixture(scope="session")
 def trained():
     """A small network that is right on most test images, and not under attack."""
-    return train_small()
+    return stored()

@@ -16,7 +16,6 @@ from robust.losses import jensen_shannon
 from robust.networks import NoiseGenerator
 from robust.noise_budgets import fit_noise
 from robust.threat_models import ball
-from tests.attacked_methods import FixedGenerator, FixedStart
 
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
 RATE = 0.05
@@ -43,6 +42,28 @@ def data():
 
 def sgd(params):
     return torch.optim.SGD(params, lr=RATE)
+
+
+def fixed_start(threat_model, x):
+    """A start that is no matter of chance, so that any number of processes finds the same images."""
+    pattern = torch.linspace(0, 40, x[0].numel(), device=x.device, dtype=x.dtype).sin().view_as(x[:1])
+    return threat_model.project(x + 0.3 * threat_model.radius * pattern, x)
+
+
+class FixedStart(PGD):
+    """PGD from there."""
+
+    def _started(self, threat_model, x):
+        return fixed_start(threat_model, x)
+
+
+class FixedGenerator(NoiseGenerator):
+    """A generator whose random numbers are the same for all images."""
+
+    def draw(self, x):
+        shape = (1, x.shape[1], x.shape[2] + 2, x.shape[3] + 2)
+        pattern = torch.arange(1, 1 + shape[1] * shape[2] * shape[3], dtype=x.dtype, device=x.device).mul(2.3).sin()
+        return 1.4 * pattern.view(shape).expand(len(x), -1, -1, -1)
 
 
 def attacks(kind=FixedStart, steps=3):
