@@ -1,4 +1,4 @@
-"""YAML of a user: duplicate keys, and documents that would fill the memory, are errors."""
+"""YAML of settings: duplicate keys, and documents that would fill the memory, are errors; any default can be written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import torch
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse.typing import register_type
 
 MOST_BYTES = 4_000_000
 MOST_NODES = 100_000
@@ -121,4 +123,19 @@ def check_file(path: str) -> str | None:
     return None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a default that is no plain value, such as a device, as its text."""
+
+
+_Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))
+
+
+def dump(settings: Any) -> str:
+    """Settings as YAML."""
+    text: str = yaml.dump(settings, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
 set_loader("yaml", load, (yaml.YAMLError,))
+set_dumper("yaml", dump)
+register_type(torch.device, fail_already_registered=False)

@@ -70,8 +70,6 @@ def _check_devices(trainer: Namespace) -> None:
     if trainer.get("accelerator") not in ("auto", "cpu", "gpu", "cuda", "mps"):
         return  # Lightning knows whether there is such
     on_gpu = _uses_gpu(trainer.accelerator)
-    fits = on_gpu or not trainer.get("sync_batchnorm")
-    require(fits, "trainer.sync_batchnorm", True, "it needs GPUs; leave it out")
     if devices in (None, "auto") or (on_gpu and devices in (-1, "-1")):
         return
     most = max(torch.cuda.device_count(), 1) if on_gpu else max(8, os.cpu_count() or 1)

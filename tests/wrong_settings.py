@@ -27,7 +27,6 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--trainer.strategy=deepspeed", "trainer.strategy", "sharded strategies are not supported"),
         ("--trainer.strategy=''", "trainer.strategy", "give one of auto, ddp"),
         ("--trainer.accelerator=''", "trainer.accelerator", "give one of auto"),
-        ("--trainer.sync_batchnorm=true", "trainer.sync_batchnorm", "it needs GPUs"),
         ("--trainer.max_epochs=0", "trainer.max_epochs", "give at least 1"),
         ("--trainer.max_epochs=-5", "trainer.max_epochs", "-1 for no end"),
         ("--trainer.max_steps=0", "trainer.max_steps", "give at least 1"),
