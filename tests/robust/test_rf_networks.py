@@ -71,11 +71,7 @@ def test_autoencoder_from_a_checkpoint(tmp_path):
     with pytest.raises(SettingError, match=r"checkpoint: got .*its autoencoder is of another kind"):
         trained_autoencoder(str(tmp_path / "other.ckpt"), "checkpoint")
     path.write_bytes(b"no checkpoint")
-<<<<<<< HEAD
-    with pytest.raises(SettingError, match=r"model\.checkpoint: got .*of another kind"):
-=======
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*its end is missing, or it is of another kind"):
->>>>>>> main
         load_autoencoder(fresh, str(path), "model.checkpoint")
 
 
