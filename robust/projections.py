@@ -26,7 +26,8 @@ def largest(
 ) -> Tensor:
     """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
 
-    The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius: the line through
+    The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to 1e-12:
+    the line through
     both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved. An example's
     scale does not depend on the others: it stays as soon as it is near enough, however long they take.
     """
@@ -37,9 +38,9 @@ def largest(
     if bool(fits.all()):
         return whole
     inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
-    done = fits
+    done, near = fits, max(8 * torch.finfo(inside.dtype).eps, 1e-12)
     for _ in range(100):
-        done = done | (lack <= 1e-6 * epsilon) | (outside - inside <= 1e-7 * outside)
+        done = done | (lack <= near * epsilon) | (outside - inside <= near / 8 * outside)
         if bool(done.all()):
             break
         middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(TINY))

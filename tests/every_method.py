@@ -1,12 +1,24 @@
 """Every method with its own config for Digits, as users run it, in so few steps that all of its phases are in them."""
 
 import torch
+from torch import nn
 
 from robust.networks import Autoencoder
 from tests.testers import ROOT
 
 NO_DROPOUT = ["--model.classifier.dropout=0"]  # what torch itself draws differs from process to process
 NO_GENERATOR = ["--model.generator=null"]
+
+
+class BatchNormalised(nn.Sequential):
+    """A network of a user's own."""
+
+    def __init__(self) -> None:
+        convolutions = nn.Conv2d(1, 4, 4, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+        super().__init__(*convolutions, nn.Linear(196, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+OWN = f"{__name__}.BatchNormalised"
 
 # the config's folder, and settings of its own
 METHODS: dict[str, tuple[str, list[str]]] = {
@@ -32,7 +44,13 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "average": ("multi_norm_training", []),
     "maximum": ("multi_norm_training", ["--model.combine=maximum"]),
     "msd": ("msd", []),
-    "contextual_budgets": ("contextual_budgets", ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=2"]),
+    "contextual_budgets": (
+        "contextual_budgets",
+        ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=2", "--checkpoint.monitor=null"],
+    ),
+    # batch normalisation: differentiated twice, and with weights that are drawn
+    "mng_ac_batch_norm": ("mng_ac", [f"--model.classifier={OWN}", "--model.optimizer.init_args.lr=0.01"]),
+    "adversarial_bnn_batch_norm": ("adversarial_bnn", [f"--model.classifier.init_args.network={OWN}"]),
     "robustness_score": (
         "robustness_score",
         ["--model.warmup_epochs=1", "--model.generator_epochs=1", "--model.generator.width=2", *NO_DROPOUT],

@@ -30,7 +30,7 @@ QUICK = (
     "adversarial_training_early_stop",
     "learn2perturb",
     "adversarial_bnn",
-    "mng_ac",
+    "mng_ac_batch_norm",
     "wasserstein_autoencoder",
 )
 
@@ -56,8 +56,8 @@ def evaluations(stochastic):
     cases = {
         "pgd": attack("PGD", steps=3, restarts=2, early_stop=True) | {"norm": "linf", "epsilon": 0.02},
         "l2": attack("PGD", steps=2) | {"norm": "l2", "epsilon": 0.3},
-        "apgd": attack("APGD", steps=4) | {"norm": "l1", "epsilon": 2.0},
-        "square": attack("Square", queries=8) | {"threat_model": linf},
+        "apgd": attack("APGD", steps=3) | {"norm": "l1", "epsilon": 2.0},
+        "square": attack("Square", queries=4) | {"threat_model": linf},
     }
     adversarial = {"attacks": cases, "judgements": 3, "eot_samples": 2}
     masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
