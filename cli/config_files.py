@@ -1,4 +1,4 @@
-"""YAML of settings: duplicate keys and documents that fill the memory are errors; any default can be written."""
+"""YAML of settings: duplicate keys, and documents that would fill the memory, are errors; any default is written."""
 
 from __future__ import annotations
 
