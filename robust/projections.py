@@ -27,8 +27,8 @@ def largest(
     """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
 
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to
-    1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its excess halved. An example's
-    scale does not depend on the others: it stays as soon as it is near enough, however long they take.
+    1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its
+    excess halved. An example's scale does not depend on the others: it stays as soon as it is near enough, however long they take.
     """
     outside = torch.ones_like(inside)
     whole = shrunk(outside)
