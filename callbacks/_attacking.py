@@ -29,10 +29,8 @@ class AttackingEvaluation(Callback, ABC):
     """An evaluation of test batches, whatever the Trainer's inference mode is.
 
     Args:
-        seed: of the random draws. Those for an example depend on it, the example's index in the data and the attack
-            alone: neither on what ran before, nor on batches and processes. Only what an attack of the user's own, or
-            a library's, draws by torch itself depends on the process and the batch too. Torch's generators are left as
-            they are.
+        seed: of the random draws, which depend on it, the example's index in the data and the attack; what an attack
+            draws by torch itself, on the batch and the process too. Torch's generators are left as they are.
     """
 
     def __init__(self, seed: int) -> None:
@@ -91,8 +89,8 @@ class AttackingEvaluation(Callback, ABC):
     @contextmanager
     def drawing(self, x: Tensor, batch_idx: int, *key: int) -> Iterator[None]:
         """Random draws for the batch ``x`` (B, C, H, W) that depend on the seed, ``key`` and the examples' indices."""
-        process = self._places.rows.start  # differs from process to process
-        with seeded(x.device, self.seed, process, batch_idx, *key), numbered((self.seed, *key), self._places.rows):
+        rows = self._places.rows
+        with seeded(x.device, self.seed, rows.start, batch_idx, *key), numbered((self.seed, *key), rows):
             yield
 
     def note_broken(self, module: RobustClassifier, threat_model: ThreatModel, broken: Tensor, attack: str) -> None:
@@ -297,8 +295,3 @@ def _image_shape(batch: Any) -> tuple[int, ...] | None:
 def _name(attack: Attack) -> str:
     attack = getattr(attack, "func", attack)  # of a partial
     return getattr(attack, "__name__", type(attack).__name__)
-
-
-def times_right(network: nn.Module, x: Tensor, y: Tensor, judgements: int = 1) -> Tensor:
-    """In how many of so many forward passes each example is classified right; whole numbers (B,)."""
-    return torch.stack([network(x).argmax(1) == y for _ in range(judgements)]).sum(0)

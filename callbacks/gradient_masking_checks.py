@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked, times_right
+from callbacks._attacking import Attack, AttackingEvaluation, attacked
 from callbacks._norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
@@ -125,7 +125,7 @@ class GradientMaskingChecks(AttackingEvaluation):
             if clean.any():
                 with self.drawing(x, batch_idx, index), part(clean):
                     found = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
-                    right[clean] = times_right(module, found, y[clean]) > 0
+                    right[clean] = module(found).argmax(1) == y[clean]
             self.note_broken(module, LinfBall(size), ~right, f"{name} of GradientMaskingChecks")
             self.count(name, Accuracy, right)
 

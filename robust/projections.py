@@ -28,8 +28,7 @@ def largest(
 
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to
     1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its
-    excess halved. An example's scale does not depend on the others: it stays as soon as it is near enough,
-    however long they take.
+    excess halved. An example's scale does not depend on the others: it stays as soon as it is near enough.
     """
     outside = torch.ones_like(inside)
     whole = shrunk(outside)

@@ -198,7 +198,6 @@ def test_two_processes_give_the_figures_of_one(method, tmp_path):
         }
 
     adversarial = {"attacks": {"a": pgd("LinfBall", 0.05) | {"group": "linf"}, "b": pgd("L2Ball", 1.0)}}
-    # random starts are others in other batches, hence a ball in which they make no difference
     weighted = {"steps": 1, "step_size": 1e-7, "epsilon": 1e-7, "restarts": 2, "alphas": [1.0, 2.0]}
     sampler = {"class_path": "robust.scores.OnManifold", "init_args": {"samples": 3}}
     sampler["init_args"]["autoencoder"] = {"class_path": "robust.networks.Autoencoder", "init_args": {"width": 1}}

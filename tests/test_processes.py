@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_modules.base.synchronised import SynchronisedStatistics
+from lightning_modules import AdversarialTraining
+from lightning_modules.base.synchronised import SynchronisedStatistics, check_equal_passes
+from robust.attacks import PGD
+from robust.errors import SettingError
 from tests.every_method import METHODS, settings_of
 from tests.testers import (
     QUIET,
@@ -126,6 +129,16 @@ def test_synchronised_statistics_are_torchs_in_one_process_and_leave_no_trace():
     assert torch.equal(synchronised.apply(network)(x), before)
     assert type(network[1]) is nn.BatchNorm2d
     assert "forward" not in vars(synchronised.revert(network)[1])
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("frozen", True), ("keep", True), ("eval", False)])
+def test_attacks_that_stop_early_do_not_let_other_processes_wait(mode, refused):
+    module = AdversarialTraining(nn.Linear(1, 1), attack=PGD(early_stop=True, mode=mode))
+    if refused:
+        with pytest.raises(SettingError, match="processes must attack equally long"):
+            check_equal_passes(module)
+    else:
+        check_equal_passes(module)
 
 
 PROCESSES = Path("/proc")

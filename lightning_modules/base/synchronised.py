@@ -11,6 +11,22 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robust.errors import require
+
+
+def check_equal_passes(module: nn.Module) -> None:
+    """Check that no attack of the module passes through batch normalisation in training mode as often as it likes.
+
+    Raises:
+        SettingError: if one stops early; a process that goes on would wait for those that have stopped.
+    """
+    held = [value for value in vars(module).values() if not isinstance(value, dict)]
+    held += [each for value in vars(module).values() if isinstance(value, dict) for each in value.values()]
+    for attack in held:
+        stops = getattr(attack, "early_stop", False) is True and getattr(attack, "mode", "eval") != "eval"
+        remedy = "with trainer.sync_batchnorm processes must attack equally long; turn it off, or give mode eval"
+        require(not stops, "early_stop of the attack", True, remedy)
+
 
 class SynchronisedStatistics(LayerSync):
     """Lets each batch normalisation in training mode take mean and variance over the batches of all processes.

@@ -6,13 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
+from lightning_modules.base.across_processes import AcrossProcesses
 from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
 from lightning_modules.base.numbering import number_steps
 from lightning_modules.base.progress import correct_progress
@@ -25,13 +24,12 @@ from lightning_modules.base.settings import (
     describe_optimizers,
     require_same,
 )
-from lightning_modules.base.synchronised import SynchronisedStatistics
 from robust.errors import NonFiniteLossError, require
 
 Batch = tuple[Tensor, Tensor]
 
 
-class TrainingModule(pl.LightningModule, ABC):
+class TrainingModule(AcrossProcesses, ABC):
     """Networks with optimizers that the method steps itself, in runs that resume bit for bit.
 
     Subclasses write ``training_step`` and ``configure_optimizers``, and end each step in :meth:`descend`. Images are
@@ -133,28 +131,9 @@ class TrainingModule(pl.LightningModule, ABC):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
-    def gathered(self, value: Tensor) -> Tensor:
-        """The parts (B, ...) of all processes in a row, in the order of the global batch; no gradient flows."""
-        parts = self.all_gather(value)
-        assert isinstance(parts, Tensor)
-        return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
-
-    def places(self, count: int) -> range:
-        """Places in the global batch of the ``count`` examples of this process."""
-        rank = 0 if self._trainer is None else self.global_rank
-        return range(rank * count, (rank + 1) * count)
-
     def run_seed(self) -> int:
         """The seed of the training, which checkpoints keep, or else of the evaluation; equal in all processes."""
         return self._evaluation_seed if self._seed is None else self._seed
-
-    def averaged(self, value: Tensor) -> Tensor:
-        """Mean over all processes, through which gradients flow to each process's part; ``value`` without several."""
-        if self.trainer.world_size == 1:
-            return value
-        parts = self.all_gather(value, sync_grads=True)
-        assert isinstance(parts, Tensor)
-        return parts.mean(0)
 
     # -- at the door ---------------------------------------------------------------------------------------------
 
@@ -174,30 +153,14 @@ class TrainingModule(pl.LightningModule, ABC):
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
-        strategy = self.trainer.strategy
         require(
             self.gradient_clip is None or self.trainer.precision != "16-mixed",
             "trainer.precision",
             "16-mixed",
             "its scaled gradients cannot be clipped in manual optimization; give bf16-mixed or 32-true",
         )
-        if stage == "fit" and self.learned_parts and isinstance(strategy, DDPStrategy):
-            require(
-                bool(strategy._ddp_kwargs.get("find_unused_parameters")),
-                "trainer.strategy",
-                "ddp",
-                f"{type(self).__name__} has steps that leave out {', '.join(self.learned_parts)}; "
-                "give ddp_find_unused_parameters_true",
-            )
-        require(
-            isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)),
-            "trainer.strategy",
-            type(strategy).__name__,
-            "give auto, ddp or ddp_find_unused_parameters_true; sharded strategies are not supported",
-        )
-        if isinstance(strategy, DDPStrategy) and strategy._layer_sync is not None:
-            strategy._layer_sync = SynchronisedStatistics()
-        self._evaluation_seed = self._common_seed()
+        self.check_strategy(list(self.learned_parts) if stage == "fit" else [])
+        self._evaluation_seed = self.common_seed()
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
@@ -259,12 +222,9 @@ class TrainingModule(pl.LightningModule, ABC):
             SettingError: if they differ, and ``resume_settings`` does not say which are to be used.
         """
         if self._seed is None:
-            self._seed = self._common_seed()
+            self._seed = self.common_seed()
         self.used_optimizers = describe_optimizers(self.trainer)
         self._resumption.compare(self.trainer, self.used_optimizers, self.resume_settings)
-
-    def _common_seed(self) -> int:
-        return int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
 
     def on_train_start(self) -> None:
         """Give the optimizers the settings that were decided on; check the schedules."""
