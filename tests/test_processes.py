@@ -1,5 +1,6 @@
 """Any number of processes gives what one gives: weights of each method, and what each evaluation measures."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -62,6 +63,8 @@ def evaluations(stochastic):
         "apgd": attack("APGD", steps=3) | {"norm": "l1", "epsilon": 2.0},
         "square": attack("Square", queries=4) | {"threat_model": linf},
     }
+    if not stochastic and importlib.util.find_spec("pyautoattack") is not None:
+        cases["autoattack"] = attack("AutoAttack") | {"norm": "linf", "epsilon": 0.02}
     adversarial = {"attacks": cases, "judgements": 3, "eot_samples": 2}
     masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
     curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "judgements": 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -20,12 +21,16 @@ def check_equal_passes(module: nn.Module) -> None:
     Raises:
         SettingError: if one stops early; a process that goes on would wait for those that have stopped.
     """
-    held = [value for value in vars(module).values() if not isinstance(value, dict)]
-    held += [each for value in vars(module).values() if isinstance(value, dict) for each in value.values()]
-    for attack in held:
+    for attack in _attributes(module):
         stops = getattr(attack, "early_stop", False) is True and getattr(attack, "mode", "eval") != "eval"
         remedy = "with trainer.sync_batchnorm processes must attack equally long; turn it off, or give mode eval"
         require(not stops, "early_stop of the attack", True, remedy)
+
+
+def _attributes(module: nn.Module) -> Iterator[Any]:
+    """What the module holds, also in dicts, lists and tuples."""
+    for value in vars(module).values():
+        yield from value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
 
 
 class SynchronisedStatistics(LayerSync):

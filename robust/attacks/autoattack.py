@@ -13,24 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 from robust.folders import check_writable
 from robust.losses import margin
+from robust.random import part, rewound
 from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
 
 _NORMS: dict[type, str] = {LinfBall: "Linf", L2Ball: "L2", L1Ball: "L1"}
 
 
-_STATE = 2  # of what a state file holds: before, "rand" kept what it had not broken as it was
+_STATE = 3  # of what a state file holds: before, random draws depended on the batch
 
 
 class AutoAttack:
     """The parameter-free ensemble by which published robust accuracies are compared; the network is in eval mode.
 
-    Needs the extra ``eval``. The norm and the radius are the threat model's. At most K - 1 targets are aimed at, and
-    batches are independent of each other, so that processes can share the work. pyautoattack's own state file cannot
-    be read back (0.2.0), so this class keeps one: after each attack of the ensemble.
+    Needs the extra ``eval``. The norm and the radius are the threat model's. At most K - 1 targets are aimed at. All
+    images share each random draw, such as that of the start, so that what is found for an image depends neither on
+    its batch nor on its process; the library draws for each image. pyautoattack's own state file cannot be read back
+    (0.2.0), so this class keeps one: after each attack of the ensemble.
 
     Args:
         version: ``"standard"`` (APGD-CE, targeted APGD and FAB, Square), or ``"rand"`` for networks that draw random
@@ -90,15 +93,16 @@ class AutoAttack:
             _undisturbed(x.device),
         ):
             require(x.dtype is torch.float32, "images", str(x.dtype), "give float32: pyautoattack computes in it")
-            runner = self._runner(checked, norm, epsilon, x, y)
+            draws = SharedDraws()
+            runner = self._runner(checked, draws.outside(checked), norm, epsilon, x, y)
             path = self._state_path(checked, norm, epsilon, x, y)
             state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
-            for attack in [name for name in runner.attacks_to_run if name not in state["done"]]:
+            for attack in runner.attacks_to_run:
                 left = state["robust"].nonzero().squeeze(1)
-                if len(left) == 0:
-                    break
-                self._attack(runner, attack, checked, threat_model, (x[left], y[left], left), state)
-                _save(path, state)
+                with draws, part(left):  # entered for what is done too, so that the next attack draws the same
+                    if attack not in state["done"] and len(left):
+                        self._attack(runner, attack, checked, threat_model, (x[left], y[left], left), state)
+                        _save(path, state)
             found: Tensor = state["x_adv"]
             return found
 
@@ -114,24 +118,25 @@ class AutoAttack:
         """Run one attack of the ensemble on images, labels and indices of what remains, and note what it broke."""
         x, y, left = batch
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
-        part = parts.get(attack, runner.apgd)
-        part.seed = self.seed
-        if part is runner.apgd:
-            part.loss = attack.removeprefix("apgd-")
+        method = parts.get(attack, runner.apgd)
+        method.seed = self.seed
+        if method is runner.apgd:
+            method.loss = attack.removeprefix("apgd-")
         for first in range(0, len(x), self.batch_size):
             rows = slice(first, first + self.batch_size)
-            if self.version == "rand":
-                found = threat_model.project(_perturb_all(part, x[rows], y[rows]), x[rows])
-            else:
-                found = part.perturb(x[rows], y[rows]).detach()
-            broken = network(found).argmax(1) != y[rows]
+            with rewound(x.device), part(torch.arange(len(x), device=x.device)[rows]):  # each chunk draws anew
+                if self.version == "rand":
+                    found = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
+                else:
+                    found = method.perturb(x[rows], y[rows]).detach()
+                broken = network(found).argmax(1) != y[rows]
             replaced = torch.ones_like(broken) if self.version == "rand" else broken
             state["x_adv"][left[rows][replaced]] = found[replaced]
             state["robust"][left[rows][broken]] = False
         state["done"].append(attack)
 
-    def _runner(self, network: Checked, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:
-        """The library's object with this version's settings, for this network."""
+    def _runner(self, network: Checked, attacked: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:
+        """The library's object with this version's settings, for this network, which it sees as ``attacked``."""
         x, y = x[: self.batch_size], y[: self.batch_size]
         logits, again = network(x), network(x)
         least = 3 if self.version == "rand" else 4
@@ -144,11 +149,11 @@ class AutoAttack:
         require(not random, "version", self.version, 'take "rand": two passes of this network differ')
         input_gradient(network, margin, x, y, 1)  # it is only checked
         runner = self._library.AutoAttack(
-            network, norm=norm, eps=epsilon, version=self.version, seed=self.seed, device=x.device
+            attacked, norm=norm, eps=epsilon, version=self.version, seed=self.seed, device=x.device
         )
         runner.fab.targeted = True
-        for part in (runner.apgd_targeted, runner.fab):
-            part.n_target_classes = min(part.n_target_classes, classes - 1)
+        for targeted in (runner.apgd_targeted, runner.fab):
+            targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
         return runner
 
     def _state_path(self, network: Checked, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Path | None:

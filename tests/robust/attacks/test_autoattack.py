@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import robust.random
 from robust.attacks import APGD, PGD, AutoAttack
 from robust.errors import SettingError
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
@@ -53,6 +54,48 @@ def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
     for weaker in (PGD(10), APGD(10)):
         assert left <= (network(weaker(network, ball, x, y)).argmax(1) == y).sum() + 1  # of 40, by chance
     assert [name for name, _ in short] == ["APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"]
+
+
+@pytest.mark.parametrize("ball", [LinfBall(0.07), L2Ball(0.6), L1Ball(4.0)], ids=["linf", "l2", "l1"])
+def test_what_is_found_for_an_image_depends_on_no_other(trained, short, ball):
+    network, x, y = (trained[0], trained[1][:12], trained[2][:12])
+    whole = AutoAttack()(network, ball, x, y)
+    pieces = [AutoAttack(batch_size=3)(network, ball, x[part::2], y[part::2]) for part in (0, 1)]
+    verdicts = network(whole).argmax(1) != y
+    assert 0 < verdicts.sum() < len(y)
+    for part, found in enumerate(pieces):
+        torch.testing.assert_close(found, whole[part::2], rtol=0, atol=1e-4)
+
+
+class NumberedNoise(nn.Module):
+    """Noise for each example, drawn by its number."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x + 0.05 * robust.random.randn_like(x))
+
+
+def test_the_rand_version_draws_by_the_examples_numbers(trained, library, monkeypatch):
+    class Short(library.AutoAttack):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.apgd.n_iter = self.apgd.n_iter_orig = 5
+            self.apgd.eot_iter = 2
+
+    monkeypatch.setattr(library, "AutoAttack", Short)
+    network, x, y = NumberedNoise(trained[0]), trained[1][:10], trained[2][:10]
+
+    def found(rows, batch_size):
+        attack = AutoAttack("rand", batch_size=batch_size)
+        with robust.random.numbered((0,), rows):
+            return attack(network, LinfBall(0.07), x[rows.start :: rows.step], y[rows.start :: rows.step])
+
+    whole = found(range(10), 10)
+    for start in (0, 1):
+        torch.testing.assert_close(found(range(start, 10, 2), 3), whole[start::2], rtol=0, atol=1e-4)
 
 
 def test_an_interrupted_evaluation_goes_on(trained, short, tmp_path, monkeypatch):
