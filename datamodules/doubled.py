@@ -58,17 +58,17 @@ class _Pairs(ImageDataModule):
         self.pairing: Pairing = pairing
         self.pairing_seed = pairing_seed
 
-    def regions(self, split: Split, places: Tensor) -> dict[str, Tensor]:
+    def regions(self, split: Split, indices: Tensor) -> dict[str, Tensor]:
         """What the pixels of images are: the border, the half that decides, and the other, which is irrelevant.
 
         Args:
             split: whose images.
-            places: of the images in the split, int64 (B,).
+            indices: of the images in the split, int64 (B,).
 
         Returns:
             Masks, bool (B, 1, H, W), that part each image.
         """
-        images = self.images(split).images[places]
+        images = self.images(split).images[indices]
         border, left = torch.zeros(2, len(images), 1, *images.shape[2:], dtype=torch.bool)
         border[:, :, :BORDER] = True
         left[:, :, BORDER:, : images.shape[3] // 2] = True

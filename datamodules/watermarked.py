@@ -93,21 +93,21 @@ class _Watermarks(ImageDataModule):
         generator = seeded(self.watermark_seed, _SPLITS.index(split))
         return watermark(plain.images, plain.labels, generator, self.compositing)
 
-    def regions(self, split: Split, places: Tensor) -> dict[str, Tensor]:
+    def regions(self, split: Split, indices: Tensor) -> dict[str, Tensor]:
         """What the pixels of images are, the most decisive first: watermark, digit, background.
 
         A watermark's pixels are those that it changes, a digit's the others that are not black.
 
         Args:
             split: whose images.
-            places: of the images in the split, int64 (B,).
+            indices: of the images in the split, int64 (B,).
 
         Returns:
             Masks, bool (B, 1, H, W), that part each image.
         """
         if split not in self._plain:
             self._plain[split] = super().load(split).images  # type: ignore[safe-super]
-        plain, made = self._plain[split][places], self.images(split).images[places]
+        plain, made = self._plain[split][indices], self.images(split).images[indices]
         mark = made != plain
         digit = (plain > 0) & ~mark
         return {"watermark": mark, "digit": digit, "background": ~mark & ~digit}

@@ -47,7 +47,7 @@ class TrainingModule(AcrossProcesses, ABC):
         resume_settings: what holds where a checkpoint was written with other optimizers, schedules or data: those of
             the ``"checkpoint"`` or the ``"config"``; without it such a resumption is refused.
         used_optimizers: classes and settings of optimizers and schedules as they are used in this training.
-        evaluated: number of examples that this process has had in the current evaluation.
+        batch_indices: indices in the data of the examples of the evaluation batch that this process has.
         half_precision: whether it also trains weights of half precision, in ``bf16-true`` and ``16-true``.
     """
 
@@ -67,7 +67,7 @@ class TrainingModule(AcrossProcesses, ABC):
         self._monitored: dict[str, float] = {}
         self._seed: int | None = None
         self._evaluation_seed = 0
-        self.evaluated = 0
+        self.batch_indices = range(0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Number the examples of its steps: what is drawn for them is the same on any number of processes."""
