@@ -115,6 +115,14 @@ def rewound(device: torch.device) -> Iterator[None]:
             draws.count = count
 
 
+@contextmanager
+def global_seed(device: torch.device, *key: int) -> Iterator[None]:
+    """Torch's generators on CPU and ``device`` seeded by ``key``, and given back as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(hash(key) % 2**63)
+        yield
+
+
 def rand(shape: Sequence[int], like: Tensor) -> Tensor:
     """Uniform in [0, 1), of that shape and of the type and device of ``like``; the first dimension is the examples'."""
     return _drawn(lambda out, generator: out.uniform_(generator=generator), shape, like)

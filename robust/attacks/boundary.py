@@ -17,7 +17,7 @@ from robust.losses import cross_entropy
 from robust.random import part
 from robust.threat_models import L2Ball
 
-# (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in callbacks._attacking
+# (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in robust.evaluation
 BoundaryAttack = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
