@@ -1,6 +1,7 @@
 """Every method keeps what tests/test_interruption.py, test_resume_settings.py and test_rates.py ask of one."""
 
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_other_settings_are_refused_or_decided(settings, whole, tmp_path, capsys
 class Rates(Callback):
     """Keeps the learning rate of the first optimizer in every batch."""
 
-    kept: list[float] = []
+    kept: ClassVar[list[float]] = []
 
     def on_train_start(self, trainer, module):
         self.kept.clear()

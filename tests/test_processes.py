@@ -222,7 +222,7 @@ def until(condition, seconds):
 def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed, validating, tmp_path):
     where = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
     if validating:  # nearly all of the time
-        where += ["--trainer.limit_train_batches=5", f"--trainer.callbacks=[{__name__}.SlowValidation]"]
+        where += ["--trainer.limit_train_batches=5", "--trainer.callbacks=[tests.test_processes.SlowValidation]"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *PROGRAM[1:]]
     program = [*(PROGRAM if launcher == "lightning" else torchrun), *LONG, *where]
     with (tmp_path / "errors").open("w") as errors:
