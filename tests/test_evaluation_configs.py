@@ -214,7 +214,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
         {"class_path": "CertifiedVolume", "init_args": volume},
     ]
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=32"]
+    settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=36"]
     _, one = run("test", settings, tmp_path / "one")
     _, several = several_processes(count, "test", settings, tmp_path / "several")
     assert one["samples"]["test"] % count != 0
