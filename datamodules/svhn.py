@@ -39,7 +39,7 @@ class SVHN(ImageFiles):
         self.extra = extra
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download the files with torchvision, the extra ones if they are used."""
         from torchvision import datasets  # late, for the import takes seconds
 
         for part in ("train", "test", *(["extra"] if self.extra else [])):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.base.processes import AcrossProcesses
 from lightning_modules.base.progress import correct_progress
 from lightning_modules.base.rates import check_schedules, monitored_names
-from lightning_modules.base.resumption import Resumption
+from lightning_modules.base.resumed_optimizers import ResumedOptimizers
 from lightning_modules.base.settings import (
     Described,
     ResumeSettings,
@@ -38,7 +38,7 @@ class Resuming(AcrossProcesses):
         super().__init__(**settings)
         self.resume_settings: ResumeSettings | None = None
         self.used_optimizers: Described = []
-        self._resumption = Resumption(None)
+        self._resumed = ResumedOptimizers(None)
         self._monitored: dict[str, float] = {}
         self._seed: int | None = None
         self._evaluation_seed = 0
@@ -49,7 +49,7 @@ class Resuming(AcrossProcesses):
 
     def begin_run(self) -> None:
         """Begin without a checkpoint, which may be read later, and share the seed of evaluations."""
-        self._resumption = Resumption(None)
+        self._resumed = ResumedOptimizers(None)
         self._evaluation_seed = self.common_seed()
 
     def on_fit_start(self) -> None:
@@ -61,11 +61,11 @@ class Resuming(AcrossProcesses):
         if self._seed is None:
             self._seed = self.common_seed()
         self.used_optimizers = describe_optimizers(self.trainer)
-        self._resumption.compare(self.trainer, self.used_optimizers, self.resume_settings)
+        self._resumed.compare(self.trainer, self.used_optimizers, self.resume_settings)
 
     def on_train_start(self) -> None:
         """Give the optimizers the settings that were decided on; check the schedules."""
-        self.used_optimizers = self._resumption.settle(self.trainer, self.used_optimizers, self.resume_settings)
+        self.used_optimizers = self._resumed.settle(self.trainer, self.used_optimizers, self.resume_settings)
         check_schedules(self.trainer)
 
     def seed_step(self, batch_idx: int) -> None:
@@ -113,7 +113,7 @@ class Resuming(AcrossProcesses):
         self._seed = checkpoint["seed"]
         self._monitored = checkpoint.get("monitored", {})
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            self._resumption = Resumption(checkpoint)
+            self._resumed = ResumedOptimizers(checkpoint)
             require_same("data", describe_data(self.trainer), checkpoint.get("data", {}), self.resume_settings)
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
