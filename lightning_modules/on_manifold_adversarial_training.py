@@ -29,7 +29,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the form that ``WassersteinAutoencoder`` has trained; frozen here.
+        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
         attack: on the codes, of a size of its own; by default 40 steps in the linf ball of 0.1.
         safe_code: largest absolute entry of a code that is attacked.
         **settings: those of :class:`ManifoldClassifier`.

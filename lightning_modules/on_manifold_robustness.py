@@ -32,7 +32,7 @@ class OnManifoldRobustness(ManifoldClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the form that ``WassersteinAutoencoder`` has trained; frozen here.
+        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
         score_weight: lambda, not negative; to be chosen on validation data.
         sigma: deviation of the noise on the codes.
         samples: M, for each image.
