@@ -49,6 +49,8 @@ class Resuming(AcrossProcesses):
 
     def begin_run(self) -> None:
         """Begin without a checkpoint, which may be read later, and share the seed of evaluations."""
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning converts it only after it has loaded a checkpoint, whose weights would be rounded
         self._resumed = ResumedOptimizers(None)
         self._evaluation_seed = self.common_seed()
 
