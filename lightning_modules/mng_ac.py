@@ -27,7 +27,7 @@ from lightning_modules.base import Batch
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import jensen_shannon
-from robust.noise_budgets import LINF_FITS, LinfFit, fit_noise
+from robust.noise_fitting import LINF_FITS, LinfFit
 from robust.random import randn_like, shared_choice
 from robust.threat_models import ThreatModel
 
@@ -45,7 +45,7 @@ class MNGAC(MultiNormClassifier):
         epsilon_l2: radius in l2.
         epsilon_l1: radius in l1.
         consistency: weight of the divergence, not negative; 12 in the published code.
-        linf_fit: how noise is fitted in linf; see :func:`robust.noise_budgets.fit_linf`.
+        linf_fit: how noise is fitted in linf; see :func:`robust.noise_fitting.fit_linf`.
         attack_linf: attack on batches of that norm; by default those of the published code, for CIFAR-10.
         attack_l2: likewise.
         attack_l1: likewise.
@@ -117,7 +117,7 @@ class MNGAC(MultiNormClassifier):
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) with noise in the ball, the generator's or normal."""
         noise = randn_like(x) if self.generator is None else self.generator(x)
-        return fit_noise(x, noise.to(x.dtype), ball, self.linf_fit)  # of another one under autocast
+        return ball.fit_noise(x, noise.to(x.dtype), self.linf_fit)  # of another one under autocast
 
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """A step of the generator against the loss, on attacked images, of the classifier a step ahead."""

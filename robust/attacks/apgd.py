@@ -13,9 +13,9 @@ from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_grad
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
 from robust.random import part, randn_like
-from robust.threat_models import L1Ball, ThreatModel
+from robust.threat_models import ThreatModel, ball
 
-# Share of the steps and multiple of the radius in l1: what is found in a wider ball starts the search in the next.
+# Fraction of the steps and multiple of the radius in l1: what is found in a wider ball starts the search in the next.
 _RADII_OF_L1 = ((0.3, 3.0), (0.3, 2.0), (0.4, 1.0))
 
 
@@ -104,14 +104,14 @@ class APGD:
         self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,)."""
-        if not (isinstance(threat_model, L1Ball) and self.wide_start):
+        if threat_model.norm != "l1" or not self.wide_start:
             climb = _Climb(network, threat_model, x, y, loss, self.eot_samples)
             return climb.run(threat_model.sample(x), self.steps, stop=True)
         start = x + randn_like(x)
-        for share, multiple in _RADII_OF_L1:
-            ball = L1Ball(multiple * threat_model.epsilon)
-            climb = _Climb(network, ball, x, y, loss, self.eot_samples)
-            found, wrong = climb.run(ball.project(start, x), max(round(share * self.steps), 1), stop=multiple == 1)
+        for fraction, multiple in _RADII_OF_L1:
+            wide = ball("l1", multiple * float(threat_model.radius))
+            climb = _Climb(network, wide, x, y, loss, self.eot_samples)
+            found, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
             start = climb.best
         return found, wrong
 
@@ -139,7 +139,7 @@ class _Climb:
         gradient, loss, wrong = self._examine(x=x_adv)
         self.best, best_gradient, best_loss = x_adv, gradient, loss
         found = x_adv
-        pace = _Thinning(self.x, x_adv, steps) if isinstance(self.threat_model, L1Ball) else _Halving(loss, steps)
+        pace = _Thinning(self.x, x_adv, steps) if self.threat_model.norm == "l1" else _Halving(loss, steps)
         for _ in range(steps):
             if stop and wrong.all():
                 break
@@ -157,7 +157,7 @@ class _Climb:
         return torch.where(_wide(wrong), found, self.best), wrong
 
     def _step(self, x_adv: Tensor, before: Tensor, gradient: Tensor, pace: _Halving | _Thinning) -> Tensor:
-        direction = self.threat_model.direction(gradient, pace.share)
+        direction = self.threat_model.steepest_direction(gradient, pace.fraction)
         target = x_adv + _wide(pace.step_size) * self.threat_model.radius * direction
         ahead = self.threat_model.project(target, self.x)
         if pace.momentum == 0.0 or before is x_adv:
@@ -167,14 +167,14 @@ class _Climb:
 
 
 class _Halving:
-    """Pace in linf, l2 and boxes (Croce & Hein 2020, Sec. 3); step sizes are shares of the radius.
+    """Pace in linf, l2 and boxes (Croce & Hein 2020, Sec. 3); step sizes are fractions of the radius.
 
     An example's step is halved where less than 3/4 of the steps since the last check raised its loss, or where none
     raised its best since it was last halved. The checks come closer and closer together.
     """
 
     momentum = 0.25
-    share = 1.0
+    fraction = 1.0
 
     def __init__(self, loss: Tensor, steps: int) -> None:
         self.step_size = torch.full_like(loss, 2.0)
@@ -213,8 +213,8 @@ class _Thinning:
     def __init__(self, x: Tensor, start: Tensor, steps: int) -> None:
         self._x = x
         self._used = self._count(start)
-        self.share = self._used / (1.5 * x[0].numel())
-        self.step_size = torch.ones_like(self.share)
+        self.fraction = self._used / (1.5 * x[0].numel())
+        self.step_size = torch.ones_like(self.fraction)
         self._window = max(int(0.04 * steps), 1)
         self._since = 0
 
@@ -228,7 +228,7 @@ class _Thinning:
             return torch.zeros_like(loss, dtype=torch.bool)
         used = self._count(best)
         thinner = used < 0.95 * self._used
-        self.share = used / (1.5 * self._x[0].numel())
+        self.fraction = used / (1.5 * self._x[0].numel())
         self.step_size = torch.where(thinner, 1.0, (self.step_size / 1.5).clamp(min=0.1))
         self._used = used
         self._since = 0

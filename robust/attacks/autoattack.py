@@ -19,11 +19,9 @@ from robust.errors import SettingError, require
 from robust.folders import check_writable
 from robust.losses import margin
 from robust.random import part, rewound
-from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
+from robust.threat_models import Norm, ThreatModel
 
-_NORMS: dict[type, str] = {LinfBall: "Linf", L2Ball: "L2", L1Ball: "L1"}
-
-
+_NORMS: dict[Norm | None, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack calls them
 _STATE = 3  # of what a state file holds: before, random draws depended on the batch
 
 
@@ -81,12 +79,10 @@ class AutoAttack:
             x: images (B, C, H, W) in [0, 1], float32.
             y: labels (B,).
         """
-        norm = next((norm for kind, norm in _NORMS.items() if isinstance(threat_model, kind)), None)
-        kind = type(threat_model).__name__
-        require(norm is not None, "threat_model", kind, "take APGD: AutoAttack knows linf, l2 and l1 balls")
-        assert isinstance(threat_model, LinfBall | L2Ball | L1Ball)
-        assert norm is not None
-        epsilon = threat_model.epsilon
+        norm, epsilon = _NORMS.get(threat_model.norm), threat_model.epsilon
+        if norm is None or epsilon is None:
+            kind, remedy = type(threat_model).__name__, "take APGD: AutoAttack knows linf, l2 and l1 balls"
+            raise SettingError("threat_model", kind, remedy)
         with (
             attacking(network, "eval", x, y) as (checked, x, y),
             _without_parameters(network),

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks._crafting import MODES, Mode, attacking, input_gradient, judge
-from robust.attacks.pgd import unblocked
 from robust.errors import require
 from robust.losses import cross_entropy
-from robust.threat_models import L1Ball, Norm, ThreatModel
+from robust.threat_models import Norm, ThreatModel
 
 
 class MultiSteepestDescent:
@@ -70,6 +69,5 @@ class MultiSteepestDescent:
             return x_adv
 
     def _step(self, norm: Norm, ball: ThreatModel, gradient: Tensor, x_adv: Tensor, x: Tensor) -> Tensor:
-        if isinstance(ball, L1Ball):
-            gradient = unblocked(gradient, x_adv)
-        return ball.project(x_adv + self.step_sizes[norm] * ball.direction(gradient, self.sparsity), x)
+        step = self.step_sizes[norm] * ball.steepest_direction(gradient, self.sparsity, x_adv)
+        return ball.project(x_adv + step, x)

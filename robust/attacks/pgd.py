@@ -11,7 +11,7 @@ from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_grad
 from robust.errors import require
 from robust.losses import Loss
 from robust.random import part, randn_like
-from robust.threat_models import L1Ball, ThreatModel
+from robust.threat_models import ThreatModel
 
 Start = Literal["random", "gaussian", "clean"]
 
@@ -137,10 +137,8 @@ class PGD:
                 threat_model = threat_model.select(on)
                 if len(left) == 0:
                     return found
-            if isinstance(threat_model, L1Ball):
-                gradient = unblocked(gradient, x_adv)
             length = self.step_size if self.absolute else self.step_size * threat_model.radius
-            step = threat_model.direction(gradient, self.sparsity).mul_(length)
+            step = threat_model.steepest_direction(gradient, self.sparsity, x_adv).mul_(length)
             x_adv = threat_model.project(step.add_(x_adv), x)
         return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
 
@@ -148,12 +146,6 @@ class PGD:
         if self.start == "random":
             return threat_model.sample(x)
         return threat_model.project(x + 0.001 * randn_like(x), x) if self.start == "gaussian" else x.clone()
-
-
-def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
-    """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
-    end = 1.0 - 2 * torch.finfo(x_adv.dtype).eps  # x + (1 - x) may be below 1 by rounding, x - x is 0
-    return gradient.clamp(min=0).mul_(x_adv < end).add_(gradient.clamp(max=0).mul_(x_adv > 0.0))
 
 
 class FGSM(PGD):

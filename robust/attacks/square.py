@@ -51,13 +51,12 @@ class Square:
             y: labels (B,).
         """
         kind = type(threat_model).__name__
-        require(isinstance(threat_model, PixelBox), "threat_model", kind, "take APGD: Square searches boxes only")
-        assert isinstance(threat_model, PixelBox)
+        require(threat_model.is_box, "threat_model", kind, "take APGD: Square searches boxes only")
         with attacking(network, self.mode, x, y) as (checked, x, y):
             best = x.clone()
             loss, wrong = judge(checked, margin, x, y, self.eot_samples)
             left = (~wrong).nonzero().squeeze(1)
-            budgets = threat_model.budgets.to(x).expand_as(x)
+            budgets = torch.as_tensor(threat_model.radius).to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
             for query in range(self.queries):
                 if len(left) == 0:

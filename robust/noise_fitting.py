@@ -1,7 +1,7 @@
 """Fits free noise to a norm ball around an image, so that gradients reach the noise.
 
-Source: multi-norm training (MNG-AC), its noise generator. Noise and images are (B, C, H, W); what is returned is in the
-ball and in [0, 1].
+A threat model takes the one of its norm: :meth:`robust.threat_models.ThreatModel.fit_noise`. Noise and images are
+(B, C, H, W); what is returned is in the ball and in [0, 1]. Source: multi-norm training (MNG-AC), its noise generator.
 """
 
 from __future__ import annotations
@@ -11,25 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
+from robust.checks import check_points
+from robust.projections import project_l1
 
 LinfFit = Literal["tanh", "clip", "straight_through"]
 LINF_FITS = ("tanh", "clip", "straight_through")
-
-
-def fit_noise(x: Tensor, noise: Tensor, ball: ThreatModel, linf: LinfFit = "tanh") -> Tensor:
-    """``x`` plus the noise, fitted to a ball of any norm; see :func:`fit_linf`, :func:`fit_l2` and :func:`fit_l1`.
-
-    Raises:
-        TypeError: if it is no norm ball.
-    """
-    if isinstance(ball, LinfBall):
-        return fit_linf(x, noise, ball.epsilon, linf)
-    if isinstance(ball, L2Ball):
-        return fit_l2(x, noise, ball.epsilon)
-    if isinstance(ball, L1Ball):
-        return fit_l1(x, noise, ball.epsilon)
-    raise TypeError(f"noise is fitted to norm balls, not to a {type(ball).__name__}")
 
 
 def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") -> Tensor:
@@ -40,7 +26,7 @@ def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") ->
         noise: any.
         epsilon: radius.
         fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
-            [-epsilon, epsilon], as published, which passes almost no gradient for noise of deviation 1;
+            [-epsilon, epsilon], as published, which passes almost no gradient for noise of std 1;
             ``"straight_through"``: cut alike, with the gradient of no cut.
     """
     if fit == "tanh":
@@ -92,7 +78,8 @@ def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     that are neither zero nor at the end of their room, an entry of F moves as its noise does less the mean over F.
     """
     with torch.no_grad():
-        fitted = L1Ball(epsilon).project(x + noise, x)
+        check_points(x + noise, x)
+        fitted = project_l1(x + noise, x, epsilon)
         length = (fitted - x).abs().flatten(1)
         at_end = torch.where(noise >= 0, fitted > 1 - 2 * torch.finfo(x.dtype).eps, fitted <= 0)  # up to rounding
         free = ((length > 0) & ~at_end.flatten(1)).to(x.dtype)
