@@ -15,8 +15,8 @@ from torchmetrics import Metric
 from callbacks._order import Verdict, check_against_others
 from callbacks._places import Places
 from lightning_modules.base import Batch, RobustClassifier, check_precision
-from robust.attacks import crafting
 from robust.errors import require
+from robust.modes import attack_mode
 from robust.random import numbered
 from robust.threat_models import ThreatModel
 
@@ -153,7 +153,7 @@ class AttackingEvaluation(Callback, ABC):
             return
         self._tried = True
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
-        with crafting(module, "eval"), seeded(module.device, self.seed):
+        with attack_mode(module, "eval"), seeded(module.device, self.seed):
             blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
             self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
 

@@ -10,8 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks._attacking import ValidatingEvaluation
-from robust.attacks import crafting
 from robust.errors import SettingError
+from robust.modes import attack_mode
 
 
 class Monitors(Callback):
@@ -72,7 +72,7 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
 def _names(evaluation: ValidatingEvaluation, module: LightningModule, images: Any) -> list[str]:
     """The names of the metrics that an evaluation logs in validation."""
     rng = torch.random.get_rng_state()
-    with crafting(module, "eval"):
+    with attack_mode(module, "eval"):
         evaluation.on_batch(module, images, 0)  # type: ignore[arg-type]
         names = [f"val/{name}" for name in evaluation.figures()]
     evaluation.forget()

@@ -20,9 +20,10 @@ from torch.optim import SGD
 
 from lightning_modules.attacked import AttackedClassifier
 from lightning_modules.base import Batch
-from robust.attacks import PGD, crafting
+from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy, kl, vulnerability_weight
+from robust.modes import attack_mode
 from robust.threat_models import Norm
 
 
@@ -83,7 +84,7 @@ class WeightedMinimax(AttackedClassifier):
         def weighted(logits: Tensor, reference: Tensor) -> Tensor:
             return self.weight(logits, y) * kl(logits, reference)
 
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             fixed = self(x)
         ball = self.threat_model(self.current_epsilon)
         x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: weighted(logits, fixed))

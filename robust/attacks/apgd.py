@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
+from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
+from robust.modes import MODES, Mode
 from robust.random import part, randn_like
 from robust.threat_models import ThreatModel, ball
 

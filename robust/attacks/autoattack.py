@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require

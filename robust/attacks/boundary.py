@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks.pgd import PGD
 from robust.checks import check_label_shape, check_points
 from robust.errors import require

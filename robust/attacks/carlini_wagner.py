@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.errors import require
 from robust.losses import margin
+from robust.modes import MODES, Mode
 from robust.threat_models import ThreatModel
 
 

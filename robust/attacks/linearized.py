@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking
+from robust.attacks._checked import Checked, attacking
 from robust.errors import require
 
 

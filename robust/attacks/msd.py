@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, attacking, input_gradient, judge
+from robust.attacks._checked import attacking, input_gradient, judge
 from robust.errors import require
 from robust.losses import cross_entropy
+from robust.modes import MODES, Mode
 from robust.threat_models import Norm, ThreatModel
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, attacking, judge
+from robust.attacks._checked import attacking, judge
 from robust.errors import require
 from robust.losses import margin
+from robust.modes import MODES, Mode
 from robust.random import part, rand
 from robust.threat_models import PixelBox, ThreatModel
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust.attacks import BoundaryAttack, crafting, to_boundary
+from robust.attacks import BoundaryAttack, to_boundary
 from robust.checks import check_images, check_logits, check_precision
+from robust.modes import attack_mode
 
 
 class Margins(NamedTuple):
@@ -48,7 +49,7 @@ def nearest_boundary(
     """
     check_precision(network, "scores")
     check_images(x)
-    with crafting(network, "eval"):
+    with attack_mode(network, "eval"):
         x = x.clone()
         y = _classes(network, x)
         points, distances = [], []
