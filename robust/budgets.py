@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from robust.checkpoints import load_part
 from robust.errors import SettingError, require
-from robust.networks.trained import load_part
 from robust.threat_models import PixelBox
 
 

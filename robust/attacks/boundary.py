@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from robust.checks import check_label_shape, check_points
 from robust.errors import require
 from robust.losses import cross_entropy
 from robust.random import part
-from robust.threat_models import L2Ball
+from robust.threat_models import L2Ball, diameter
 
 # (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in callbacks._attacking
 BoundaryAttack = Callable[[nn.Module, Tensor, Tensor], Any]
@@ -73,14 +72,14 @@ class GrowingPGD:
         """The images of the first ball that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
         with attacking(network, "eval", x, y) as (checked, x, y):
             found, left = x.clone(), torch.arange(len(x), device=x.device)
-            radius, diameter = self.first_radius, math.sqrt(x[0].numel())
+            radius = self.first_radius
             while len(left) > 0:
                 with part(left):
                     at = self.attack.ascend(checked, L2Ball(radius), x[left], y[left], cross_entropy)
                     flipped = checked(at).argmax(1) != y[left]
                 found[left[flipped]] = at[flipped]
                 left = left[~flipped]
-                if radius >= diameter:
+                if radius >= diameter(tuple(x.shape[1:])):
                     break
                 radius *= 2
             return found

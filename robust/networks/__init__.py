@@ -20,7 +20,6 @@ from robust.networks.resnet import ResNet18
 from robust.networks.resnet_v1 import ResNetV1
 from robust.networks.rf_classifier import RFClassifier
 from robust.networks.small_cnn import SmallCNN
-from robust.networks.trained import load_part
 from robust.networks.wide_resnet import PreActResNet18, WideResNet
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "divergence",
     "injections",
     "load_autoencoder",
-    "load_part",
     "noise_sources",
     "switch_noise",
     "trained_autoencoder",

@@ -13,8 +13,9 @@ from robust.scores.framework import (
     predicted,
     share,
 )
-from robust.scores.margins import Margins, area_under_curve, diameter, margin_curve, nearest_boundary
+from robust.scores.margins import Margins, area_under_curve, margin_curve, nearest_boundary
 from robust.scores.samplers import FromData, Neighbours, OnManifold, SameLabel, Sampler, UniformBall
+from robust.threat_models import diameter
 
 __all__ = [
     "R1",

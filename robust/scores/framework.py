@@ -20,7 +20,6 @@ classifiers is not estimated by samples but by the distance to the boundary: :mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +29,8 @@ from torch import Tensor, nn
 
 from robust.checks import check_images, check_logits
 from robust.scores.samplers import Neighbours, Sampler, UniformBall
+from robust.seeds import generator
+from robust.threat_models import diameter
 
 Classify = Callable[[Tensor], Tensor]
 
@@ -102,9 +103,8 @@ class Score:
         """Where the outer integral is taken: the images ``x`` (B, C, H, W), or as many of the cube's points."""
         if self.weight.density == "data":
             return x
-        # other numbers than the sampler's, which takes the keys as they are
-        generators = [torch.Generator().manual_seed(hash((key, 1)) % 2**63) for key in keys]
-        return torch.stack([torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]).to(x.device)
+        # other numbers than the sampler's, whose keys end with 0
+        return torch.stack([torch.rand(x.shape[1:], generator=generator(key, 1), dtype=x.dtype) for key in keys]).to(x)
 
     def measure(self, classify: Classify, x: Tensor, epsilons: Tensor, keys: list[int]) -> tuple[Tensor, Neighbours]:
         """Basic measure (B, E), and the samples that it was taken on.
@@ -158,6 +158,5 @@ class R4(Score):
 
 def draw_epsilons(count: int, image_shape: tuple[int, ...], seed: int) -> Tensor:
     """Sigma: radii (count,) in float64, uniform in [0, d] with d the cube's diameter; rising."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return drawn.sort().values * math.sqrt(math.prod(image_shape))
+    drawn = torch.rand(count, generator=generator(seed), dtype=torch.float64)
+    return drawn.sort().values * diameter(image_shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from robust.attacks import BoundaryAttack, to_boundary
 from robust.checks import check_images, check_logits, check_precision
 from robust.modes import attack_mode
+from robust.threat_models import diameter
 
 
 class Margins(NamedTuple):
@@ -21,11 +21,6 @@ class Margins(NamedTuple):
     attack: Tensor  # (B,) which attack found it, the first of equal ones; -1 for none
     distances: Tensor  # (B, A) of each attack's point on the boundary; infinite where it failed
     nearest: Tensor  # (B, C, H, W) the images; where none is found, the image itself
-
-
-def diameter(image_shape: tuple[int, ...]) -> float:
-    """D = sqrt(m), of the cube of images with m pixels and channels."""
-    return math.sqrt(math.prod(image_shape))
 
 
 def nearest_boundary(

@@ -16,6 +16,7 @@ from robust.checks import check_images
 from robust.errors import SettingError, require
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.scores.cut_ball import draw_from_cut_balls
+from robust.seeds import generator
 
 Labelling = Callable[[Tensor], Tensor]
 
@@ -59,7 +60,7 @@ class UniformBall:
         E, count = len(epsilons), len(epsilons) * self.samples
         images = torch.empty(len(x), count, *x.shape[1:], dtype=x.dtype)
         for image, own, key in zip(images, x.cpu(), keys, strict=True):
-            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, seeded(key))
+            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, generator(key, 0))
             image.copy_((own.double() + delta.view_as(image)).clamp(0.0, 1.0))
         index = torch.arange(count, device=x.device) // self.samples
         inside = index == torch.arange(E, device=x.device)[:, None]
@@ -75,7 +76,7 @@ class OnManifold:
         autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode. By default that of the
             checkpoint.
         checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
-        sigma: deviation of the noise on the codes.
+        sigma: std of the noise on the codes.
         samples: for each image.
 
     Raises:
@@ -89,7 +90,7 @@ class OnManifold:
         sigma: float = 0.06,
         samples: int = 50,
     ) -> None:
-        require(sigma > 0, "sigma", sigma, "give a positive deviation")
+        require(sigma > 0, "sigma", sigma, "give a positive std")
         require(samples >= 1, "samples", samples, "give at least 1")
         if autoencoder is None:
             if checkpoint is None:
@@ -108,7 +109,7 @@ class OnManifold:
         with torch.no_grad():
             codes = autoencoder.encode(x)
             size = (self.samples, codes.shape[1])
-            noise = torch.stack([torch.randn(size, generator=seeded(key), dtype=codes.dtype) for key in keys])
+            noise = torch.stack([torch.randn(size, generator=generator(key, 0), dtype=codes.dtype) for key in keys])
             codes = codes[:, None] + self.sigma * noise.to(x.device)
             images = autoencoder.decode(codes.flatten(0, 1)).clamp(0.0, 1.0)
         images = images.view(len(x), self.samples, *x.shape[1:])
@@ -150,11 +151,6 @@ class SameLabel:
         labels = self.labelling(found.images.flatten(0, 1)).view(found.images.shape[:2])
         same = labels == self.labelling(x)[:, None]
         return found._replace(inside=found.inside & same[:, None])
-
-
-def seeded(key: int) -> torch.Generator:
-    """A generator on the CPU whose stream depends on the key."""
-    return torch.Generator().manual_seed(hash((key, 0)) % 2**63)
 
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
