@@ -43,12 +43,12 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     return refined.exp().clamp(alpha_low, min(alpha_high, 1 / epsilon)).view_as(outputs)
 
 
-def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float, owner: str = "model") -> None:
-    """Raise :class:`robust.errors.SettingError`, naming the owner's setting, where no such budgets exist."""
-    require(0 < epsilon <= 1, f"{owner}.epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
-    require(0 < alpha_low <= 1, f"{owner}.alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
+def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> None:
+    """Raise :class:`robust.errors.SettingError` where no such budgets exist."""
+    require(0 < epsilon <= 1, "epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
+    require(0 < alpha_low <= 1, "alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
     remedy = "give a value of at least 1: the mean budget must fit"
-    require(alpha_high >= 1, f"{owner}.alpha_high", alpha_high, remedy)
+    require(alpha_high >= 1, "alpha_high", alpha_high, remedy)
 
 
 class LearnedBudgets:
@@ -77,15 +77,15 @@ class LearnedBudgets:
     ) -> None:
         trained = {"alpha_low": 0.5, "alpha_high": 2.0}
         if checkpoint is not None:
-            trained = load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint").get("budget_range", {})
+            trained = load_part(generator, checkpoint, "generator", "checkpoint").get("budget_range", {})
         self.alpha_low = _as_trained("alpha_low", alpha_low, trained, checkpoint)
         self.alpha_high = _as_trained("alpha_high", alpha_high, trained, checkpoint)
-        check_budget_range(1.0, self.alpha_low, self.alpha_high, "LearnedBudgets")
+        check_budget_range(1.0, self.alpha_low, self.alpha_high)
         self.generator = generator.requires_grad_(False).eval()
 
     def __call__(self, x: Tensor, epsilon: float) -> PixelBox:
         """The budgets around ``x`` (B, C, H, W) with volume epsilon^n, epsilon in (0, 1]."""
-        name, kind = "LearnedBudgets.generator", type(self.generator).__name__
+        name, kind = "generator", type(self.generator).__name__
         try:
             outputs = self.generator.to(x)(x)
         except (RuntimeError, SettingError) as error:
@@ -99,9 +99,8 @@ class LearnedBudgets:
 def _as_trained(name: str, value: float | None, trained: dict[str, float], checkpoint: str | None) -> float:
     """One end of the range: what was given, by default what the training had; with a checkpoint both must agree."""
     found = trained.get(name) if value is None else value
-    setting = f"LearnedBudgets.{name}"
     if found is None:
-        raise SettingError(setting, value, f"the checkpoint {checkpoint} does not say; give that of its training")
+        raise SettingError(name, value, f"the checkpoint {checkpoint} does not say; give that of its training")
     fits = checkpoint is None or found == trained.get(name, found)  # checkpoints of early versions do not say
-    require(fits, setting, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
+    require(fits, name, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
     return found

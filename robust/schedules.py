@@ -31,10 +31,10 @@ class PiecewiseLinear(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, epochs: Sequence[float], factors: Sequence[float]) -> None:
         rising = all(before < after for before, after in pairwise(epochs))
-        require(len(epochs) > 0 and rising, "lr_scheduler.epochs", list(epochs), "give increasing epochs, at least one")
+        require(len(epochs) > 0 and rising, "epochs", list(epochs), "give increasing epochs, at least one")
         fits = len(factors) == len(epochs) and min(factors) >= 0
         remedy = f"give {len(epochs)} factors of at least 0, one for each epoch"
-        require(fits, "lr_scheduler.factors", list(factors), remedy)
+        require(fits, "factors", list(factors), remedy)
         self.epochs, self.factors = list(epochs), list(factors)
         self.time = 0.0
         super().__init__(optimizer)

@@ -302,6 +302,10 @@ class OtherMethod(ContextualBudgets):
             f"model.classifier={__name__}.Unsupported",
             "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
         ),
+        (
+            "model.lr_scheduler={class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0]}}",
+            "model.lr_scheduler.epochs: got [2.0, 1.0]; give increasing epochs, at least one",
+        ),
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
         ("model.epsilon=null", "model.epsilon: got None; give a number"),
         ("data.batch_size=null", "data.batch_size: got None; give a whole number"),

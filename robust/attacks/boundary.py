@@ -16,7 +16,8 @@ from robust.losses import cross_entropy
 from robust.random import part
 from robust.threat_models import L2Ball, diameter
 
-# (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in callbacks._attacking
+# (network, x, y) -> images, those that keep class y being failures; Any, as jsonargparse would take a class_path for
+# that of a subclass of Tensor
 BoundaryAttack = Callable[[nn.Module, Tensor, Tensor], Any]
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robust.checks import PRECISE
-from robust.errors import SettingError, require
+from robust.checks import PRECISE, check_precision
+from robust.errors import require
 from robust.threat_models import Box
 
 
@@ -64,10 +64,8 @@ def bound_precision(network: nn.Module) -> torch.dtype:
     Raises:
         SettingError: if the network's weights are in half precision, whose rounding makes bounds unsound.
     """
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    if dtype not in PRECISE:
-        raise SettingError("trainer.precision", str(dtype), "bounds need float32 weights: use 32-true or bf16-mixed")
-    return dtype
+    check_precision(network, "bounds")
+    return next((p.dtype for p in network.parameters()), torch.float32)
 
 
 def check_box(center: Tensor, radius: Tensor) -> None:
