@@ -33,6 +33,7 @@ TINY = [
 FEW_BATCHES = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--test_after_fit=false"]
 FEW_BATCHES += ["--trainer.callbacks=null"]
 STEP = "torch.optim.lr_scheduler.MultiStepLR"
+PIECEWISE = "{class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0, 1]}}"
 
 
 def run(command, folder, *settings):
@@ -303,7 +304,7 @@ class OtherMethod(ContextualBudgets):
             "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
         ),
         (
-            "model.lr_scheduler={class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0]}}",
+            f"model.lr_scheduler={PIECEWISE}",
             "model.lr_scheduler.epochs: got [2.0, 1.0]; give increasing epochs, at least one",
         ),
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
