@@ -42,8 +42,8 @@ class AttackingEvaluation(Callback, ABC):
         self._tried = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See :func:`check_place`, and refuse weights of half precision."""
-        check_place(self, trainer, pl_module)
+        """See :func:`check_evaluation`, and refuse weights of half precision."""
+        check_evaluation(self, trainer, pl_module)
         if stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
         self._tried = False
@@ -235,7 +235,7 @@ class ValidatingEvaluation(AttackingEvaluation):
         self.on_end("val", pl_module)
 
 
-def check_place(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
+def check_evaluation(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
     """Check that what is trained is a classifier, and that no other callback's figures have the same names.
 
     Lightning would log the mean of both.
