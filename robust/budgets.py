@@ -21,6 +21,12 @@ from robust.threat_models import PixelBox
 def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_high: float) -> Tensor:
     """Budgets relative to epsilon0, with product 1 over each example and each in the range (Sec. 3.3).
 
+    >>> outputs = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2)
+    >>> relative_budgets(outputs, epsilon=0.1, alpha_low=0.5, alpha_high=2.0)  # sqrt(2) and its inverse, of product 1
+    tensor([[[[1.4142, 0.7071]]]])
+    >>> relative_budgets(torch.full((1, 1, 1, 2), 0.9), epsilon=0.1, alpha_low=0.5, alpha_high=2.0)
+    tensor([[[[1., 1.]]]])
+
     Args:
         outputs: the generator's outputs in (0, 1), shape (B, C, H, W).
         epsilon: epsilon0 in (0, 1], the uniform budget of the same volume.
@@ -44,7 +50,12 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
 
 
 def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> None:
-    """Raise :class:`robust.errors.SettingError` where no such budgets exist."""
+    """Raise :class:`robust.errors.SettingError` where no such budgets exist.
+
+    >>> check_budget_range(epsilon=0.1, alpha_low=1.5, alpha_high=2.0)
+    Traceback (most recent call last):
+    robust.errors.SettingError: alpha_low: got 1.5; give a value in (0, 1]: the mean budget must fit
+    """
     require(0 < epsilon <= 1, "epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
     require(0 < alpha_low <= 1, "alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
     remedy = "give a value of at least 1: the mean budget must fit"
@@ -53,6 +64,12 @@ def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> N
 
 class LearnedBudgets:
     """The budgets that a trained generator gives, for the evaluation of other models in them.
+
+    >>> budgets = LearnedBudgets(nn.Sigmoid())  # in place of a generator: its output grows with the pixel
+    >>> x = torch.tensor([0.25, 0.75]).view(1, 1, 1, 2)
+    >>> volume = budgets(x, epsilon=0.1).budgets.prod() ** (1 / 2)
+    >>> round(volume.item(), 4)
+    0.1
 
     Args:
         generator: network from images to outputs in (0, 1) of the same shape, of the form that was trained; it is

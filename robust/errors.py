@@ -39,6 +39,11 @@ class ZeroGradientError(GradientError):
 
 
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:
-    """Raise :class:`SettingError` unless ``condition`` holds."""
+    """Raise :class:`SettingError` unless ``condition`` holds.
+
+    >>> require(False, "epsilon", -1.0, "give a size of at least 0")
+    Traceback (most recent call last):
+    robust.errors.SettingError: epsilon: got -1.0; give a size of at least 0
+    """
     if not condition:
         raise SettingError(setting, value, remedy)

@@ -21,6 +21,10 @@ LINF_FITS = ("tanh", "clip", "straight_through")
 def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") -> Tensor:
     """``x`` plus noise of at most ``epsilon`` a pixel.
 
+    >>> x, noise = torch.full((1, 1, 1, 2), 0.5), torch.tensor([2.0, -0.125]).view(1, 1, 1, 2)
+    >>> fit_linf(x, noise, epsilon=0.25, fit="clip")
+    tensor([[[[0.7500, 0.3750]]]])
+
     Args:
         x: images in [0, 1].
         noise: any.
@@ -44,6 +48,9 @@ def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     sum_i min(t noise_i^2, s_i^2): linear in t between the breakpoints s_i^2 / noise_i^2, and t follows from those
     pixels that are cut. Where the whole room is shorter than epsilon, all of it is used. The gradient is that of the
     fitted image, the rescaling included.
+
+    >>> fit_l2(torch.zeros(1, 1, 1, 2), torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), epsilon=0.5)
+    tensor([[[[0.3000, 0.4000]]]])
     """
     noise = _of_size_one(noise)  # the result does not depend on the noise's size; squares would over- and underflow
     square, room = noise.flatten(1).square(), _room(x, noise).square()
@@ -76,6 +83,9 @@ def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
 
     That leaves the largest entries. The gradient follows from the conditions of the projection: with F the pixels
     that are neither zero nor at the end of their room, an entry of F moves as its noise does less the mean over F.
+
+    >>> fit_l1(torch.zeros(1, 1, 1, 2), torch.tensor([0.75, 0.5]).view(1, 1, 1, 2), epsilon=0.75)
+    tensor([[[[0.5000, 0.2500]]]])
     """
     with torch.no_grad():
         check_points(x + noise, x)

@@ -92,6 +92,13 @@ def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halving
     Bisection finds a crossing, the only one if there is but one; the flipped end of the last interval is returned.
     Source: general robustness framework, eq. 14, whose epsilon is the share of the segment.
 
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> points, distance = to_boundary(network, x, x_adv=x.flip(3), y=y)
+    >>> points, distance  # half of the way
+    (tensor([[[[0.5000, 0.5000]]]]), tensor([0.3536]))
+
     Args:
         network: classifier in the mode in which it is judged.
         x: images (B, C, H, W) of class ``y``.

@@ -17,6 +17,10 @@ class BoxedHalfspace:
     The solution is delta(mu) = clip(-mu v, -x, 1 - x) with the least mu that suffices: <v, delta(mu)> falls in
     straight pieces, whose ends are sorted once. In float64. Source: Hein & Andriushchenko 2017, Sec. 4.
 
+    >>> problem = BoxedHalfspace(v=torch.tensor([[1.0, 1.0]]), x=torch.tensor([[0.5, 0.125]]))
+    >>> problem.solve(b=torch.tensor([-0.5]), rows=torch.tensor([0]))  # the second pixel comes to its wall
+    (tensor([[-0.3750, -0.1250]], dtype=torch.float64), tensor([True]))
+
     Args:
         v: normals (N, d).
         x: points (N, d) in [0, 1].

@@ -24,6 +24,14 @@ class PGD:
     the largest entries in l1, where pixels that it would move out of [0, 1] are left out. Gradients are taken with
     respect to the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
 
+    >>> from robust.threat_models import L2Ball
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> x_adv = PGD(steps=10)(network, L2Ball(0.5), x, y)  # the boundary is at 1/2 / sqrt(2), about 0.354
+    >>> network(x_adv).argmax(1), L2Ball(0.5).contains(x_adv, x)
+    (tensor([1]), tensor([True]))
+
     Args:
         steps: number of ascent steps.
         step_size: size of a step as a share of the radius, or of each pixel's budget; by default 2.5 / steps, so that
@@ -151,6 +159,13 @@ class PGD:
 
 class FGSM(PGD):
     """One step of the whole radius (Goodfellow et al. 2015), in every norm; the other arguments are :class:`PGD`'s.
+
+    >>> from robust.threat_models import LinfBall
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> FGSM()(network, LinfBall(0.125), x, y)  # down with the pixel of the label, up with the other
+    tensor([[[[0.6250, 0.3750]]]])
 
     Args:
         step_size: as a share of the radius; 1.25 from a random start is that of fast adversarial training (Wong et

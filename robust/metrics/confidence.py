@@ -9,6 +9,11 @@ from statistics import NormalDist
 def wilson_interval(share: float, samples: int, population: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share, for a sample drawn without replacement.
 
+    >>> [round(end, 3) for end in wilson_interval(0.5, samples=100, population=10_000)]
+    [0.404, 0.596]
+    >>> wilson_interval(0.5, samples=100, population=100)
+    (0.5, 0.5)
+
     Args:
         share: of the sample, in [0, 1].
         samples: size of the sample.

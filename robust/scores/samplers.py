@@ -41,6 +41,12 @@ class UniformBall:
 
     See :mod:`robust.scores.cut_ball`. Drawn on the CPU; memory for E * samples images.
 
+    >>> x, epsilons = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0.1, 0.3])
+    >>> found = UniformBall(samples=50)(x, epsilons, keys=[0])
+    >>> distance = (found.images - x).flatten(2).norm(dim=2)
+    >>> [bool((distance[0, inside] < epsilon).all()) for inside, epsilon in zip(found.inside[0], epsilons)]
+    [True, True]
+
     Args:
         samples: for each image and radius.
 
@@ -118,6 +124,11 @@ class OnManifold:
 
 class FromData:
     """Q = P, by a fixed set of images drawn from P: those in the ball.
+
+    >>> data = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+    >>> FromData(data)(torch.zeros(1, 1, 1, 1), epsilons=torch.tensor([0.25, 0.75]), keys=[0]).inside
+    tensor([[[ True, False, False],
+             [ True,  True, False]]])
 
     Args:
         images: (N, C, H, W) in [0, 1].
