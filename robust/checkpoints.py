@@ -54,7 +54,7 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[st
 
     Args:
         network: of the architecture that was trained.
-        path: the checkpoint, of ``train.py fit``.
+        path: the checkpoint, a dict with a ``state_dict`` whose names begin with the part's.
         part: the network's name in the module that was trained, such as ``generator``.
         setting: name of the path's setting, for the errors.
 

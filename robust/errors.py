@@ -5,7 +5,7 @@ class SettingError(ValueError):
     """A setting, a file or a combination of them that cannot work.
 
     Args:
-        setting: name of the argument, e.g. ``epsilon``; a command line adds the path of its class, ``model.epsilon``.
+        setting: name of the argument, e.g. ``epsilon``; a command line adds the path of its class.
         value: what was given.
         remedy: what would be right, as a sentence fragment.
     """
