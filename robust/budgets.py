@@ -41,11 +41,11 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     low, high = math.log(alpha_low), math.log(min(alpha_high, 1 / epsilon))
     initial = (low + outputs * (high - low)).flatten(1)
     n, excess = initial.shape[1], initial.sum(1, keepdim=True)  # excess log volume over the target, which is 0
-    # too large: every log budget moves the same share of its way down to low; too small: up to high
+    # too large: every log budget moves the same fraction of its way down to low; too small: up to high
     room = torch.where(excess > 0, excess - n * low, n * high - excess)
-    share = (excess.abs() / room.clamp(min=1e-12)).clamp(max=1)
+    fraction = (excess.abs() / room.clamp(min=1e-12)).clamp(max=1)
     goal = torch.where(excess > 0, initial.new_tensor(low), initial.new_tensor(high))
-    refined = initial + share * (goal - initial)
+    refined = initial + fraction * (goal - initial)
     return refined.exp().clamp(alpha_low, min(alpha_high, 1 / epsilon)).view_as(outputs)
 
 
@@ -115,9 +115,9 @@ class LearnedBudgets:
 
 def _as_trained(name: str, value: float | None, trained: dict[str, float], checkpoint: str | None) -> float:
     """One end of the range: what was given, by default what the training had; with a checkpoint both must agree."""
-    found = trained.get(name) if value is None else value
-    if found is None:
+    chosen = trained.get(name) if value is None else value
+    if chosen is None:
         raise SettingError(name, value, f"the checkpoint {checkpoint} does not say; give that of its training")
-    fits = checkpoint is None or found == trained.get(name, found)  # checkpoints of early versions do not say
+    fits = checkpoint is None or chosen == trained.get(name, chosen)  # checkpoints of early versions do not say
     require(fits, name, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
-    return found
+    return chosen

@@ -66,9 +66,9 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[st
     """
     checkpoint, weights = read_part(path, part, setting)
     own = network.state_dict()
-    wrong = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    differing = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
     remedy = f"configure the same {part} as at its training"
-    require(not wrong, setting, path, f"it differs in {len(wrong)} tensors, first {wrong[:1]}; {remedy}")
+    require(not differing, setting, path, f"it differs in {len(differing)} tensors, first {differing[:1]}; {remedy}")
     network.load_state_dict(weights)
     return checkpoint
 

@@ -85,16 +85,16 @@ class Checked(nn.Module):
             ZeroGradientError: if no graph leads to ``at``, or the first gradient is zero for every example although
                 the logits change with ``at``: no step would go anywhere.
         """
-        found = _differentiate(total, at)
-        gradient = torch.zeros_like(at) if found is None else found
-        self._check_gradient(gradient, found is None, at, logits or self.network)
+        raw = _differentiate(total, at)
+        gradient = torch.zeros_like(at) if raw is None else raw
+        self._check_gradient(gradient, raw is None, at, logits or self.network)
         return gradient
 
     def gradients(self, logits: Tensor, at: Tensor) -> Tensor:
-        """Gradients (B, K, d) of the logits (B, K) of images ``at`` to these, flat; see :meth:`gradient`."""
-        found = [_differentiate(each.sum(), at, retain_graph=True) for each in logits.unbind(1)]
-        gradients = torch.stack([(torch.zeros_like(at) if one is None else one).flatten(1) for one in found], 1)
-        self._check_gradient(gradients, all(one is None for one in found), at, self.network)
+        """Gradients (B, K, d) of the logits (B, K) of images ``at`` to these, flat; errors as of :meth:`gradient`."""
+        raw = [_differentiate(each.sum(), at, retain_graph=True) for each in logits.unbind(1)]
+        gradients = torch.stack([(torch.zeros_like(at) if one is None else one).flatten(1) for one in raw], 1)
+        self._check_gradient(gradients, all(one is None for one in raw), at, self.network)
         return gradients
 
     def finish(self) -> None:
@@ -173,8 +173,8 @@ def _differentiate(total: Tensor, at: Tensor, retain_graph: bool = False) -> Ten
     """The gradient of ``total`` to ``at``; None where no graph leads there."""
     if not total.requires_grad:
         return None
-    found: Tensor | None = torch.autograd.grad(total, at, retain_graph=retain_graph, allow_unused=True)[0]
-    return found
+    gradient: Tensor | None = torch.autograd.grad(total, at, retain_graph=retain_graph, allow_unused=True)[0]
+    return gradient
 
 
 def _with_the_same_noise(logits: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -76,16 +76,18 @@ class APGD:
             y: labels (B,).
         """
         with attacking(network, self.mode, x, y) as (checked, x, y):
-            found = x.clone()
+            x_adv = x.clone()
             _, wrong = judge(checked, margin, x, y, self.eot_samples)
-            left = (~wrong).nonzero().squeeze(1)
+            remaining = (~wrong).nonzero().squeeze(1)
             for loss in self._losses(checked, x, y):
-                if len(left) == 0:
+                if len(remaining) == 0:
                     break
-                with part(left):
-                    found[left], wrong = self._run(checked, threat_model.select(left), x[left], y[left], loss(left))
-                left = left[~wrong]
-            return found
+                with part(remaining):
+                    x_adv[remaining], wrong = self._run(
+                        checked, threat_model.select(remaining), x[remaining], y[remaining], loss(remaining)
+                    )
+                remaining = remaining[~wrong]
+            return x_adv
 
     def _losses(self, network: Checked, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
         """For each run what gives the loss of those examples that the run is about, by their indices."""
@@ -93,7 +95,7 @@ class APGD:
         classes = logits.shape[1]
         if (same := self.loss) is not None:
             for _ in range(self.restarts):
-                yield lambda left: same
+                yield lambda remaining: same
             return
         require(classes >= 4, "loss", "targeted_dlr", f"take cross_entropy or margin: there are only {classes} classes")
         order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
@@ -112,13 +114,13 @@ class APGD:
         for fraction, multiple in _RADII_OF_L1:
             wide = ball("l1", multiple * float(threat_model.radius))
             climb = _Climb(network, wide, x, y, loss, self.eot_samples)
-            found, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
+            x_adv, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
             start = climb.best
-        return found, wrong
+        return x_adv, wrong
 
 
-def _towards(target: Tensor, left: Tensor) -> Loss:
-    return partial(targeted_dlr, target=target[left])
+def _towards(target: Tensor, remaining: Tensor) -> Loss:
+    return partial(targeted_dlr, target=target[remaining])
 
 
 class _Climb:
@@ -139,14 +141,14 @@ class _Climb:
         x_adv, before = start, start
         gradient, loss, wrong = self._examine(x=x_adv)
         self.best, best_gradient, best_loss = x_adv, gradient, loss
-        found = x_adv
+        first_wrong = x_adv
         pace = _Thinning(self.x, x_adv, steps) if self.threat_model.norm == "l1" else _Halving(loss, steps)
         for _ in range(steps):
             if stop and wrong.all():
                 break
             x_adv, before = self._step(x_adv, before, gradient, pace), x_adv
             gradient, loss, now = self._examine(x=x_adv)
-            found = torch.where(_wide(now & ~wrong), x_adv, found)
+            first_wrong = torch.where(_wide(now & ~wrong), x_adv, first_wrong)
             wrong = wrong | now
             higher = loss > best_loss
             best_loss = torch.where(higher, loss, best_loss)
@@ -155,7 +157,7 @@ class _Climb:
             back = _wide(pace.update(loss, best_loss, self.best))
             x_adv = torch.where(back, self.best, x_adv)
             gradient = torch.where(back, best_gradient, gradient)
-        return torch.where(_wide(wrong), found, self.best), wrong
+        return torch.where(_wide(wrong), first_wrong, self.best), wrong
 
     def _step(self, x_adv: Tensor, before: Tensor, gradient: Tensor, pace: _Halving | _Thinning) -> Tensor:
         direction = self.threat_model.steepest_direction(gradient, pace.fraction)
@@ -223,7 +225,7 @@ class _Thinning:
         return (x_adv != self._x).flatten(1).sum(1).to(self._x.dtype)
 
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """See :meth:`_Halving.update`."""
+        """Take note of a step; which examples go back to their best, bool (B,)."""
         self._since += 1
         if self._since < self._window:
             return torch.zeros_like(loss, dtype=torch.bool)

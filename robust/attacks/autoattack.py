@@ -94,13 +94,15 @@ class AutoAttack:
             path = self._state_path(checked, norm, epsilon, x, y)
             state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
             for attack in runner.attacks_to_run:
-                left = state["robust"].nonzero().squeeze(1)
-                with draws, part(left):  # entered for what is done too, so that the next attack draws the same
-                    if attack not in state["done"] and len(left):
-                        self._attack(runner, attack, checked, threat_model, (x[left], y[left], left), state)
+                remaining = state["robust"].nonzero().squeeze(1)
+                with draws, part(remaining):  # entered for what is done too, so that the next attack draws the same
+                    if attack not in state["done"] and len(remaining):
+                        self._attack(
+                            runner, attack, checked, threat_model, (x[remaining], y[remaining], remaining), state
+                        )
                         _save(path, state)
-            found: Tensor = state["x_adv"]
-            return found
+            x_adv: Tensor = state["x_adv"]
+            return x_adv
 
     def _attack(
         self,
@@ -112,7 +114,7 @@ class AutoAttack:
         state: dict[str, Any],
     ) -> None:
         """Run one attack of the ensemble on images, labels and indices of what remains, and note what it broke."""
-        x, y, left = batch
+        x, y, remaining = batch
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
         method = parts.get(attack, runner.apgd)
         method.seed = self.seed
@@ -122,13 +124,13 @@ class AutoAttack:
             rows = slice(first, first + self.batch_size)
             with rewound(x.device), part(torch.arange(len(x), device=x.device)[rows]):  # each chunk draws anew
                 if self.version == "rand":
-                    found = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
+                    x_adv = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
                 else:
-                    found = method.perturb(x[rows], y[rows]).detach()
-                broken = network(found).argmax(1) != y[rows]
+                    x_adv = method.perturb(x[rows], y[rows]).detach()
+                broken = network(x_adv).argmax(1) != y[rows]
             replaced = torch.ones_like(broken) if self.version == "rand" else broken
-            state["x_adv"][left[rows][replaced]] = found[replaced]
-            state["robust"][left[rows][broken]] = False
+            state["x_adv"][remaining[rows][replaced]] = x_adv[replaced]
+            state["robust"][remaining[rows][broken]] = False
         state["done"].append(attack)
 
     def _runner(self, network: Checked, attacked: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:

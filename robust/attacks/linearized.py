@@ -60,7 +60,7 @@ class BoxedHalfspace:
 class _Tries(NamedTuple):
     """Pairs of image and target class that are still tried."""
 
-    image: Tensor  # (N,) place of the image in the batch
+    image: Tensor  # (N,) index of the image in the batch
     offset: Tensor  # (N,) f_k - f_c at the image
     problem: BoxedHalfspace
 
@@ -131,7 +131,7 @@ class _Search:
     def __init__(self, network: Checked, x: Tensor, y: Tensor, tries: _Tries, growth: Tensor, tolerance: float) -> None:
         self.network, self.x, self.y, self.tries = network, x, y, tries
         self.growth, self.tolerance = growth, tolerance
-        self.found = x.clone()
+        self.x_adv = x.clone()
         self.best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         one = torch.ones_like(tries.offset)
         self.low, self.high = 0 * one, torch.full_like(one, torch.inf)  # factors: last failure, first success
@@ -150,7 +150,7 @@ class _Search:
                 break
             between = 0.5 * (self.low + self.high)
             self.factor = torch.where(self.high.isinf(), self.factor * self.growth, between)
-        return self.found
+        return self.x_adv
 
     def _try(self) -> None:
         """Move every open try by its factor and note which flip."""
@@ -166,4 +166,4 @@ class _Search:
         self.open[rows[~flipped & ~feasible]] = False  # the whole box is used up
         nearest = self.best.scatter_reduce(0, image[flipped], norm[flipped], "amin")
         nearer = flipped & (norm == nearest[image]) & (norm < self.best[image])
-        self.found[image[nearer]], self.best = at[nearer], nearest
+        self.x_adv[image[nearer]], self.best = at[nearer], nearest

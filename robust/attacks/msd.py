@@ -25,7 +25,7 @@ class MultiSteepestDescent:
         step_size_linf: size of a step in linf, in pixel units.
         step_size_l2: in l2.
         step_size_l1: in l1.
-        sparsity: share of the pixels that a step in l1 moves.
+        sparsity: fraction of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:
@@ -45,7 +45,7 @@ class MultiSteepestDescent:
         self.step_sizes: dict[Norm, float] = {"linf": step_size_linf, "l2": step_size_l2, "l1": step_size_l1}
         for norm, size in self.step_sizes.items():
             require(0 < size < float("inf"), f"step_size_{norm}", size, "give a positive, finite size, in pixel units")
-        require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")
+        require(0 < sparsity <= 1, "sparsity", sparsity, "give a fraction of the pixels in (0, 1]")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.steps = steps
         self.sparsity = sparsity

@@ -33,7 +33,7 @@ class Accuracy(Metric):
         self.total = self.total + right.numel() * self.judgements
 
     def compute(self) -> Tensor:
-        """The share in [0, 1], a scalar; NaN before the first example."""
+        """The fraction in [0, 1], a scalar; NaN before the first example."""
         return self.right / self.total
 
 
@@ -41,7 +41,7 @@ class AccuracyDeviation(Metric):
     """Standard deviation, over passes of a network that draws random numbers, of the accuracy on all examples.
 
     Args:
-        passes: number of them; with one, the deviation is NaN.
+        passes: number of them; with one, it is NaN.
     """
 
     is_differentiable = False
@@ -60,5 +60,5 @@ class AccuracyDeviation(Metric):
         self.total = self.total + right.shape[1]
 
     def compute(self) -> Tensor:
-        """The deviation of an accuracy in [0, 1], unbiased; a scalar."""
+        """The standard deviation of the accuracy in [0, 1], unbiased; a scalar."""
         return (self.right / self.total).std()

@@ -49,19 +49,19 @@ def predicted(network: nn.Module, x: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
-def share(p: Tensor) -> Tensor:
+def average_case(p: Tensor) -> Tensor:
     """H(p) = p: the average case.
 
-    >>> share(torch.tensor([0.0, 0.5, 1.0]))
+    >>> average_case(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0.0000, 0.5000, 1.0000])
     """
     return p
 
 
-def always(p: Tensor) -> Tensor:
+def worst_case(p: Tensor) -> Tensor:
     """H(p) = 1[p = 1]: the worst case (eq. 4).
 
-    >>> always(torch.tensor([0.0, 0.5, 1.0]))
+    >>> worst_case(torch.tensor([0.0, 0.5, 1.0]))
     tensor([0., 0., 1.])
     """
     return (p == 1).to(p.dtype)
@@ -88,7 +88,7 @@ class Weight:
 
 
 def basic_measure(agrees: Tensor, inside: Tensor) -> Tensor:
-    """R_S(x, epsilon), (B, E): the share of S_epsilon(x) that is classified like ``x`` (eq. 8).
+    """R_S(x, epsilon), (B, E): the fraction of S_epsilon(x) that is classified like ``x`` (eq. 8).
 
     It is 1 where there is no sample in the ball: the ball holds the image itself, and smaller balls are safer.
 
@@ -138,9 +138,9 @@ class Score:
             SettingError: if they are no images in [0, 1].
         """
         check_images(x)
-        found = self.sampler(x, epsilons, keys)
-        predicted = classify(found.images.flatten(0, 1)).view(found.images.shape[:2])
-        return basic_measure(predicted == classify(x)[:, None], found.inside), found
+        neighbours = self.sampler(x, epsilons, keys)
+        predicted = classify(neighbours.images.flatten(0, 1)).view(neighbours.images.shape[:2])
+        return basic_measure(predicted == classify(x)[:, None], neighbours.inside), neighbours
 
     def robustness(self, measure: Tensor, epsilons: Tensor) -> Tensor:
         """rho(x, epsilon) without p(x), (B, E), of the basic measure (B, E): the images are drawn from p."""
@@ -151,28 +151,28 @@ class R1(Score):
     """Mean distance to the boundary over the whole cube (example 1)."""
 
     def __init__(self, sampler: UniformBall) -> None:
-        super().__init__(sampler, always, Weight("uniform"))
+        super().__init__(sampler, worst_case, Weight("uniform"))
 
 
 class R2(Score):
     """Mean distance to the boundary over the data: the area under the margin curve (example 2)."""
 
     def __init__(self, sampler: UniformBall) -> None:
-        super().__init__(sampler, always, Weight("data"))
+        super().__init__(sampler, worst_case, Weight("data"))
 
 
 class R3(Score):
     """On the manifold, worst case (example 3)."""
 
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(sampler, always, Weight("data"))
+        super().__init__(sampler, worst_case, Weight("data"))
 
 
 class R4(Score):
     """On the manifold, average case, small balls weighted up (example 4)."""
 
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(sampler, share, Weight("data", power=-1))
+        super().__init__(sampler, average_case, Weight("data", power=-1))
 
 
 def draw_epsilons(count: int, image_shape: tuple[int, ...], seed: int) -> Tensor:

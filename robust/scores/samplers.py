@@ -59,7 +59,7 @@ class UniformBall:
         self.samples = samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
+        """Uniform draws around ``x`` (B, C, H, W) for radii (E,): N = E * samples, those of each radius in its ball."""
         check_images(x)
         fits = bool(((epsilons >= 0) & epsilons.isfinite()).all())
         require(fits, "epsilons", epsilons.tolist(), "give finite radii of at least 0")
@@ -110,7 +110,7 @@ class OnManifold:
         self.sigma, self.samples = sigma, samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
+        """Images decoded near the codes of ``x`` (B, C, H, W): the same N for all radii (E,)."""
         autoencoder = self.autoencoder.to(x)
         with torch.no_grad():
             codes = autoencoder.encode(x)
@@ -138,7 +138,7 @@ class FromData:
         self.images = images
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`; nothing is drawn."""
+        """The same N images for every ``x`` (B, C, H, W) and radius (E,); nothing is drawn."""
         images = self.images.to(x)
         distance = torch.cdist(x.flatten(1), images.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         inside = distance[:, None] < epsilons.to(x)[:, None]
@@ -157,11 +157,11 @@ class SameLabel:
         self.sampler, self.labelling = sampler, labelling
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
-        found = self.sampler(x, epsilons, keys)
-        labels = self.labelling(found.images.flatten(0, 1)).view(found.images.shape[:2])
+        """The other sampler's images around ``x`` (B, C, H, W), of which those of another label count as outside."""
+        neighbours = self.sampler(x, epsilons, keys)
+        labels = self.labelling(neighbours.images.flatten(0, 1)).view(neighbours.images.shape[:2])
         same = labels == self.labelling(x)[:, None]
-        return found._replace(inside=found.inside & same[:, None])
+        return neighbours._replace(inside=neighbours.inside & same[:, None])
 
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
