@@ -81,6 +81,12 @@ def quicker(config, folder):
     return arguments
 
 
+def large(config):
+    """Whether a pass through its network takes long."""
+    classifier = config["model"]["init_args"].get("classifier", {"class_path": ""})["class_path"]
+    return classifier.endswith(("DMLarge", "PreActResNet18", "WideResNet"))
+
+
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")
 @pytest.mark.parametrize(
     ("name", "part"),
@@ -97,7 +103,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
         "fit",
         f"--config={CONFIGS / name}",
         *([] if part is None else [f"--config={CONFIGS / part}"]),
-        *(f"--data.{size}=4" for size in sizes),
+        *(f"--data.{size}={2 if large(config) else 4}" for size in sizes),
         "--trainer.max_epochs=2",
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",

@@ -160,6 +160,8 @@ class TrainingModule(AcrossProcesses, ABC):
             "its scaled gradients cannot be clipped in manual optimization; give bf16-mixed or 32-true",
         )
         self.check_strategy(list(self.learned_parts) if stage == "fit" else [])
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning converts it only after it has loaded a checkpoint, whose weights would be rounded
         self._evaluation_seed = self.common_seed()
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
