@@ -72,8 +72,8 @@ class LearnedBudgets:
     0.1
 
     Args:
-        generator: network from images to outputs in (0, 1) of the same shape, of the form that was trained; it is
-            frozen and put in evaluation mode.
+        generator: network from images to outputs in (0, 1) of the same shape, of the architecture that was trained; it
+            is frozen and put in evaluation mode.
         checkpoint: of the training by ``ContextualBudgets``; none where the generator is trained already.
         alpha_low: smallest budget over epsilon0, in (0, 1]; by default that of the checkpoint's training, which is the
             only one that it may be; without checkpoint 0.5.

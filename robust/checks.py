@@ -158,7 +158,7 @@ def check_logits(logits: Tensor, batch: int) -> None:
     if bad:
         raise NonFiniteLogitsError(
             f"network: got logits that are NaN or infinite for {bad} of {batch} examples; "
-            "its weights have diverged or the images are broken: no figure of it means anything"
+            "its weights have diverged or the images are broken: no metric of it means anything"
         )
 
 

@@ -71,7 +71,7 @@ def _spread(difference: Tensor) -> Tensor:
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """p_y - max_{t != y} p_t, (B,) in [-1, 1]: positive where classified right (weighted minimax risk, Def. 1).
+    """p_y - max_{t != y} p_t, (B,) in [-1, 1]: positive where classified correctly (weighted minimax risk, Def. 1).
 
     >>> logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
     >>> probability_margin(logits, torch.tensor([0])), probability_margin(logits, torch.tensor([2]))

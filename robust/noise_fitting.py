@@ -31,7 +31,7 @@ def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") ->
         epsilon: radius.
         fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
             [-epsilon, epsilon], as published, which passes almost no gradient for noise of std 1;
-            ``"straight_through"``: cut alike, with the gradient of no cut.
+            ``"straight_through"``: cut in the same way, with the gradient of no cut.
     """
     if fit == "tanh":
         return (x + epsilon * noise.tanh()).clamp(0, 1)

@@ -107,7 +107,7 @@ class Checked(nn.Module):
         logits, gradients = torch.stack((self._logits, self._gradients)).tolist()
         beyond = "NaN, infinite or beyond float32's range, at images that the attack tried"
         if not math.isfinite(logits):
-            raise NonFiniteLogitsError(f"network: got logits that are {beyond}: no figure of it means anything")
+            raise NonFiniteLogitsError(f"network: got logits that are {beyond}: no metric of it means anything")
         if not math.isfinite(gradients):
             raise GradientError(f"network: got gradients that are {beyond}: {_REMEDY}")
 

@@ -104,8 +104,8 @@ def trained_autoencoder(path: str, setting: str) -> Autoencoder:
     remedy = "its autoencoder is of another kind, or not of square images; give the network too"
     require("encoder.0.weight" in weights and "decoder.0.weight" in weights, setting, path, remedy)
     width, channels = weights["encoder.0.weight"].shape[:2]
-    places, code_size = weights["decoder.0.weight"].shape  # 8 * width channels on a quarter of each side
-    side = 4 * math.isqrt(places // (8 * width))
+    features, code_size = weights["decoder.0.weight"].shape  # 8 * width channels on a quarter of each side
+    side = 4 * math.isqrt(features // (8 * width))
     autoencoder = Autoencoder((channels, side, side), code_size, width)
     load_autoencoder(autoencoder, path, setting)
     return autoencoder

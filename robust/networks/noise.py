@@ -99,7 +99,7 @@ class Noisy(nn.Module):
 
 
 def injections(network: nn.Module) -> list[PerturbationInjection]:
-    """Every place of noise in the network, in the order of its modules."""
+    """Every :class:`PerturbationInjection` of the network, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, PerturbationInjection)]
 
 
