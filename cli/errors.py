@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pkgutil import resolve_name
 from textwrap import shorten
 from types import NoneType
@@ -135,12 +136,21 @@ def refuse_null(config: Any, name: str) -> None:
 
 
 def types_of_settings(path: str) -> dict[str, Any]:
-    """The types in the signature of a class or function; none where some of them exist for type checkers alone."""
-    try:
-        given = resolve_name(path)
-        return get_type_hints(given.__init__ if inspect.isclass(given) else given)  # type: ignore[misc]
-    except NameError:
-        return {}
+    """The types of a function's or class's settings, those that constructors hand on to their bases included.
+
+    Of a setting that several constructors name, the most derived one says the type. Types that exist for type checkers
+    alone are left out.
+    """
+    given = resolve_name(path)
+    kinds = given.__mro__ if inspect.isclass(given) else ()
+    chain = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)] or [given]
+    types: dict[str, Any] = {}
+    for function in chain:
+        with suppress(NameError):
+            types = get_type_hints(function) | types
+        if not any(setting.kind is setting.VAR_KEYWORD for setting in inspect.signature(function).parameters.values()):
+            break
+    return types
 
 
 def lightnings_choice(message: str) -> SettingError | None:

@@ -46,7 +46,9 @@ def _numbering(module: TrainingModule, name: str, batch: Any, batch_idx: int) ->
         return nullcontext()
     count, world = len(images), module.trainer.world_size
     if name == "training_step":
-        return numbered((module.run_seed(), module.current_epoch, batch_idx), module.places(count), world * count)
+        return numbered(
+            (module.run_seed(), module.current_epoch, batch_idx), module.batch_indices(count), world * count
+        )
     module.evaluated = 0 if batch_idx == 0 else module.evaluated
     first = module.global_rank + world * module.evaluated
     module.evaluated += count
