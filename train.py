@@ -48,6 +48,8 @@ class RobustCLI(LightningCLI):
         self._fetched: checkpoints.Fetched | None = None
         try:
             self._run(args)
+        except SettingError as error:
+            raise with_path(error, self.results.config) from error.__cause__
         finally:
             if self._fetched is not None:
                 self._fetched.folder.cleanup()
@@ -130,7 +132,7 @@ class RobustCLI(LightningCLI):
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
-                    raise with_path(cause, self.results.config) from None
+                    raise cause from None
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise

@@ -15,8 +15,8 @@ from torchmetrics import Metric
 from callbacks._order import Verdict, check_against_others
 from callbacks._places import Places
 from lightning_modules.base import Batch, RobustClassifier, check_precision
-from robust.attacks import crafting
 from robust.errors import require
+from robust.modes import attack_mode
 from robust.random import numbered
 from robust.threat_models import ThreatModel
 
@@ -42,8 +42,8 @@ class AttackingEvaluation(Callback, ABC):
         self._tried = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See :func:`check_place`, and refuse weights of half precision."""
-        check_place(self, trainer, pl_module)
+        """See :func:`check_evaluation`, and refuse weights of half precision."""
+        check_evaluation(self, trainer, pl_module)
         if stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
         self._tried = False
@@ -153,7 +153,7 @@ class AttackingEvaluation(Callback, ABC):
             return
         self._tried = True
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
-        with crafting(module, "eval"), seeded(module.device, self.seed):
+        with attack_mode(module, "eval"), seeded(module.device, self.seed):
             blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
             self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
 
@@ -235,7 +235,7 @@ class ValidatingEvaluation(AttackingEvaluation):
         self.on_end("val", pl_module)
 
 
-def check_place(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
+def check_evaluation(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
     """Check that what is trained is a classifier, and that no other callback's figures have the same names.
 
     Lightning would log the mean of both.

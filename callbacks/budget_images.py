@@ -17,7 +17,6 @@ from torch import Tensor
 from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
-from robust.threat_models import PixelBox
 
 
 def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float | None = None) -> Figure:
@@ -100,11 +99,11 @@ class BudgetImages(Callback):
     def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:
         x = x[: self.count]
         for name, threat_model in module.threat_models(x, module.epsilon).items():
-            if not isinstance(threat_model, PixelBox) or threat_model.budgets.dim() != x.dim():
+            if threat_model.per_pixel is None:
                 continue
             title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
             white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
-            figure = draw_budgets(x, threat_model.budgets, title, white)
+            figure = draw_budgets(x, threat_model.per_pixel, title, white)
             step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):

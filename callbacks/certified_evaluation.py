@@ -22,7 +22,7 @@ from robust.budgets import LearnedBudgets
 from robust.errors import require
 from robust.metrics import ErrorRate
 from robust.random import part
-from robust.threat_models import PixelBox, ThreatModel
+from robust.threat_models import ThreatModel
 
 NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
@@ -116,9 +116,9 @@ class CertifiedEvaluation(ValidatingEvaluation):
                 self.certified.append(Verdict(threat_model, verified, type(self._verifier(module)).__name__))
                 self.note_broken(module, threat_model, broken, f"PGD of {NAME}")
                 self.count(f"verified_error/{name}{suffix}", ErrorRate, ~verified)
-                if isinstance(threat_model, PixelBox) and threat_model.budgets.dim() == x.dim():
+                if threat_model.per_pixel is not None:
                     prefix = "budget" if self.budgets is None else f"budget/{name}"
-                    self._measure(prefix, suffix, threat_model.budgets, epsilon)
+                    self._measure(prefix, suffix, threat_model.per_pixel, epsilon)
                 index += 1
 
     def _verifier(self, module: RobustClassifier) -> Verifier:

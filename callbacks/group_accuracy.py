@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._attacking import check_place
+from callbacks._attacking import check_evaluation
 from callbacks._places import Places
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
@@ -36,7 +36,7 @@ class GroupAccuracy(Callback):
         require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)
         limit = trainer.limit_test_batches
         require(limit == 1.0, "trainer.limit_test_batches", limit, "leave it out: the mean is over all groups")
-        check_place(self, trainer, pl_module)
+        check_evaluation(self, trainer, pl_module)
         self._places = Places()
         self._table = Gathered(["right"]).to(pl_module.device)
 

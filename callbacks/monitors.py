@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks._attacking import ValidatingEvaluation
 from callbacks.checkpoint import named_metrics
-from robust.attacks import crafting
 from robust.errors import SettingError, require
+from robust.modes import attack_mode
 
 
 class Monitors(Callback):
@@ -78,7 +78,7 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
 def _names(evaluation: ValidatingEvaluation, module: LightningModule, images: Any) -> list[str]:
     """The names of the metrics that an evaluation logs in validation."""
     rng = torch.random.get_rng_state()
-    with crafting(module, "eval"):
+    with attack_mode(module, "eval"):
         evaluation.on_batch(module, images, 0)  # type: ignore[arg-type]
         names = [f"val/{name}" for name in evaluation.figures()]
     evaluation.forget()

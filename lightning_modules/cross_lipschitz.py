@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_modules.base import Batch, RobustClassifier
-from robust.attacks import crafting
 from robust.errors import require
 from robust.losses import cross_lipschitz
+from robust.modes import attack_mode
 
 
 class CrossLipschitz(RobustClassifier):
@@ -75,6 +75,6 @@ class CrossLipschitz(RobustClassifier):
 
     def penalty(self, x: Tensor) -> Tensor:
         """Omega of each image (B,)."""
-        with crafting(self.classifier, "eval"), torch.enable_grad():
+        with attack_mode(self.classifier, "eval"), torch.enable_grad():
             x = x.detach().requires_grad_()
             return cross_lipschitz(self(x), x)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
-from robust.attacks import crafting
 from robust.errors import require
+from robust.modes import attack_mode
 from robust.threat_models import PixelBox
 
 
@@ -88,7 +88,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """Whether each example stays correct at its radius, judged in the mode in which it was attacked; bool (B,)."""
         x_adv = self.attack(self.classifier, _balls(radii), x, y)
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             correct: Tensor = self(x_adv).argmax(1) == y
         return correct
 

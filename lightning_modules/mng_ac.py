@@ -28,7 +28,7 @@ from lightning_modules.base import Batch, GeneratorClassifier, MultiNormClassifi
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import jensen_shannon
-from robust.noise_budgets import LINF_FITS, LinfFit, fit_noise
+from robust.noise_fitting import LINF_FITS, LinfFit
 from robust.random import randn_like, shared_choice
 from robust.threat_models import ThreatModel
 
@@ -43,7 +43,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to noise of their shape; none for normal noise.
         consistency: weight of the divergence, not negative; 12 in the published code.
-        linf_fit: how noise is fitted in linf; see :func:`robust.noise_budgets.fit_linf`.
+        linf_fit: how noise is fitted in linf; see :func:`robust.noise_fitting.fit_linf`.
         attack_linf: attack on batches of that norm; by default those of the published code, for CIFAR-10.
         attack_l2: likewise.
         attack_l1: likewise.
@@ -102,7 +102,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) with noise in the ball, the generator's or normal."""
         noise = randn_like(x) if self.generator is None else self.generator(x)
-        return fit_noise(x, noise.to(x.dtype), ball, self.linf_fit)  # of another one under autocast
+        return ball.fit_noise(x, noise.to(x.dtype), self.linf_fit)  # of another one under autocast
 
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """A step of the generator against the loss, on attacked images, of the classifier a step ahead."""

@@ -13,7 +13,6 @@ score. Balls that hold no sample give no gradient, though they carry almost all 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from robust.errors import require
 from robust.losses import soft_cross_entropy
 from robust.networks import Autoencoder
 from robust.random import randn_like, shared_rand
+from robust.threat_models import diameter
 
 
 class OnManifoldRobustness(ManifoldClassifier):
@@ -98,7 +98,7 @@ class OnManifoldRobustness(ManifoldClassifier):
     def draw_radii(self, x: Tensor) -> Tensor:
         """Sigma: radii (E,) from U(0, d), the same for all images of the batch in all processes."""
         drawn = shared_rand((self.radii,), x)
-        return (drawn * math.sqrt(x[0].numel())).clamp(min=self.smallest_radius)
+        return (drawn * diameter(tuple(x.shape[1:]))).clamp(min=self.smallest_radius)
 
 
 def pair_weights(distance: Tensor, epsilons: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightning_modules.base import Batch, GeneratorClassifier
-from robust.attacks import crafting
 from robust.errors import require
 from robust.losses import probability_margin, soft_cross_entropy
+from robust.modes import attack_mode
 
 Form = Literal["literal", "inverse"]
 
@@ -127,14 +127,14 @@ class RobustnessScoreTraining(GeneratorClassifier):
         self.log("train/loss", loss.detach(), prog_bar=True)
 
     def _generator_step(self, optimizer: LightningOptimizer, z: Tensor, counts: bool) -> None:
-        with self.toggled_optimizer(optimizer), crafting(self.classifier, "eval"), torch.enable_grad():
+        with self.toggled_optimizer(optimizer), attack_mode(self.classifier, "eval"), torch.enable_grad():
             loss = self.generator_loss(z)
             self.descend(loss, optimizer, counts=counts)
         self.log("train/generator_loss", loss.detach())
 
     def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy minus lambda times the term of eq. 12, or plus lambda times its inverse; a scalar."""
-        with crafting(self.generator, "eval"):
+        with attack_mode(self.generator, "eval"):
             x_star = self.generator(x)
             distance = torch.linalg.vector_norm((x_star - x).flatten(1), dim=1)
         logits, logits_star = self(x), self(x_star)
@@ -146,7 +146,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
             term = disagreement / distance.clamp(min=self.distance_floor)
         self._log_mean("disagreement", disagreement)
         if self.only_flipped:
-            with crafting(self.classifier, "eval"):
+            with attack_mode(self.classifier, "eval"):
                 term = term * (self(x_star).argmax(1) != self(x).argmax(1))
         loss: Tensor = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         return loss

@@ -16,9 +16,10 @@ from torch import nn
 from torch.optim import SGD
 
 from lightning_modules.base import AttackedClassifier, Batch
-from robust.attacks import PGD, crafting
+from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import kl
+from robust.modes import attack_mode
 
 
 class TRADES(AttackedClassifier):
@@ -52,7 +53,7 @@ class TRADES(AttackedClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1."""
         x, y = batch
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             reference = self(x)
         ball = self.threat_model(self.current_epsilon)
         x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: kl(logits, reference))

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
-from robust.attacks import PGD, crafting
+from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy, kl, vulnerability_weight
+from robust.modes import attack_mode
 
 
 class WeightedMinimax(AttackedClassifier):
@@ -74,7 +75,7 @@ class WeightedMinimax(AttackedClassifier):
         def weighted(logits: Tensor, reference: Tensor) -> Tensor:
             return self.weight(logits, y) * kl(logits, reference)
 
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             fixed = self(x)
         ball = self.threat_model(self.current_epsilon)
         x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: weighted(logits, fixed))
