@@ -16,8 +16,8 @@ KEY = "config"
 def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespace | None) -> Namespace:
     """Merge the files that settings name under ``config``, one behind the other, and the settings behind them.
 
-    Mappings merge at every level; lists and plain values replace what was there. A class that another class replaces
-    takes its settings with it: the learning rate of SGD is none for Adam.
+    Mappings merge at every level; lists and plain values replace what was there. Another class starts from its own
+    defaults: the learning rate of SGD is none for Adam.
 
     Args:
         parser: of the command line; it reads the files, and paths are relative to the folder it is in.
@@ -33,22 +33,35 @@ def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespac
     composed = previous.clone() if previous else Namespace()  # type: ignore[no-untyped-call]
     own = {key: value for key, value in settings.items() if key != KEY}
     for part in [*files, dump(own)]:
-        before = composed.clone()
-        ActionConfigFile.apply_config(parser, composed, KEY, part)
-        if drop_replaced(before, composed):
-            ActionConfigFile.apply_config(parser, before, KEY, part)
-            composed = before
+        composed = _behind(parser, composed, part)
     composed.pop(KEY)
     return composed
 
 
-def drop_replaced(before: Namespace, after: Namespace) -> bool:
-    """Remove the settings of those classes that are others afterwards, in place; whether there were any."""
-    replaced = False
-    for key, value in list(before.items(branches=True)):
-        if _class(value) not in (None, _class(after.get(key))) and value.pop("init_args", None):
-            replaced = True
-    return replaced
+def _behind(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
+    """Settings of a file, or of YAML, behind others, of which classes and lists that it replaces leave nothing.
+
+    jsonargparse hands the settings of a class on to the next class and, in lists of one length, to the next element.
+    """
+    after = _applied(parser, before, part)
+    kept, lists = before.clone(), {}
+    for key, value in before.items(branches=True):
+        later = after.get(key)
+        if key in kept and _class(value) not in (None, _class(later)):
+            kept[key].pop("init_args", None)
+        elif key in kept and isinstance(value, list) and isinstance(later, list) and len(value) == len(later):
+            lists[key] = kept.pop(key)
+    if kept != before:
+        after = _applied(parser, kept, part)
+        for key, value in lists.items():
+            after[key] = after.get(key, value)
+    return after
+
+
+def _applied(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
+    after = before.clone()
+    ActionConfigFile.apply_config(parser, after, KEY, part)
+    return after
 
 
 def _class(value: Any) -> Any:

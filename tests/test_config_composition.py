@@ -99,6 +99,19 @@ def test_callbacks_replace_or_add_to_those_of_the_base(resolve):
     assert names("callbacks+: [BudgetImages]") == ["CertifiedEvaluation", "BudgetImages"]
 
 
+def test_a_list_of_classes_has_nothing_of_the_list_before(resolve, tmp_path):
+    def certified(settings):
+        return f"trainer: {{callbacks: [{{class_path: CertifiedEvaluation, init_args: {settings}}}]}}"
+
+    (tmp_path / "listed.yaml").write_text(certified("{pgd_steps: 7, every_n_epochs: 3}"))
+    for settings in ("{pgd_steps: 7}", "{pgd_steps: 8}"):
+        alone = resolve(f"config: ../pieces/base.yaml\n{certified(settings)}")
+        both = resolve(f"config: [../pieces/base.yaml, ../listed.yaml]\n{certified(settings)}")
+        assert both == alone
+    untouched = resolve("config: [../pieces/base.yaml, ../listed.yaml]\nmodel: {epsilon: 0.2}")
+    assert untouched["trainer"]["callbacks"][0]["init_args"]["every_n_epochs"] == 3
+
+
 def test_callbacks_of_a_piece_add_to_those_of_the_file_before(resolve, tmp_path):
     (tmp_path / "images.yaml").write_text("trainer: {callbacks+: [BudgetImages]}")
     before = tmp_path / "pieces" / "base.yaml"
