@@ -13,6 +13,11 @@ from robust.errors import require
 KEY = "config"
 
 
+def ordered(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys behind the mappings that they go into, which would replace them otherwise."""
+    return dict(sorted(settings.items(), key=lambda item: str(item[0]).count(".")))
+
+
 def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespace | None) -> Namespace:
     """Merge the files that settings name under ``config``, one behind the other, and the settings behind them.
 
@@ -31,8 +36,7 @@ def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespac
     for file in files:
         require(isinstance(file, str), KEY, file, "give the path of a YAML file of settings, or a list of such paths")
     composed = previous.clone() if previous else Namespace()  # type: ignore[no-untyped-call]
-    own = {key: value for key, value in settings.items() if key != KEY}
-    for part in [*files, dump(own)]:
+    for part in [*files, dump({key: value for key, value in settings.items() if key != KEY})]:
         composed = _behind(parser, composed, part)
     composed.pop(KEY)
     return composed

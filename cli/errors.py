@@ -21,7 +21,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli import composition
-from cli.config_files import RefusedYAMLError, check_file, load
+from cli.config_files import RefusedYAMLError, check_file, dump, load
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -75,6 +75,8 @@ class OneLineParser(LightningArgumentParser):
             settings = load(content)
             if isinstance(settings, dict) and composition.KEY in settings:
                 return composition.compose(self, settings, prev_cfg)
+            if isinstance(settings, dict):
+                content = dump(composition.ordered(settings))
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:

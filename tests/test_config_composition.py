@@ -58,6 +58,13 @@ def test_the_place_of_config_in_the_file_does_not_matter(resolve):
     assert resolve(f"{own}config: ../pieces/base.yaml") == resolve(f"config: ../pieces/base.yaml\n{own}")
 
 
+def test_a_dotted_key_keeps_its_value_before_the_mapping_that_it_goes_into(resolve):
+    mapping, dotted = "trainer: {max_epochs: 9}", "trainer.callbacks+: [BudgetImages]"
+    one, other = (resolve(f"config: ../pieces/base.yaml\n{a}\n{b}") for a, b in ((mapping, dotted), (dotted, mapping)))
+    assert one == other
+    assert len(one["trainer"]["callbacks"]) == 2
+
+
 def test_a_file_that_is_composed_is_its_parts_behind_one_another(resolve, tmp_path):
     (tmp_path / "own.yaml").write_text("model: {epsilon: 0.2}\ndata: {batch_size: 3}")
     (tmp_path / "other.yaml").write_text("model: {beta: 1.5}\ndata: {batch_size: 2}")
