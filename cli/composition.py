@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._actions import ActionConfigFile
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
 
 from cli.config_files import dump
 from robust.errors import require
@@ -21,8 +20,8 @@ def ordered(settings: dict[str, Any]) -> dict[str, Any]:
 def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespace | None) -> Namespace:
     """Merge the files that settings name under ``config``, one behind the other, and the settings behind them.
 
-    Mappings merge at every level; lists and plain values replace what was there. Another class starts from its own
-    defaults: the learning rate of SGD is none for Adam.
+    Mappings merge at every level; lists and plain values replace what was there. Another class keeps nothing that was
+    given to the class before: the learning rate of SGD is none for Adam.
 
     Args:
         parser: of the command line; it reads the files, and paths are relative to the folder it is in.
@@ -43,9 +42,10 @@ def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespac
 
 
 def _behind(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
-    """Settings of a file, or of YAML, behind others, of which classes and lists that it replaces leave nothing.
+    """Settings of a file, or of YAML, behind others, of which the classes and lists that it replaces leave nothing.
 
     jsonargparse hands the settings of a class on to the next class and, in lists of one length, to the next element.
+    Only what it makes of the file tells what is replaced, so the file is applied again to what is kept.
     """
     after = _applied(parser, before, part)
     kept, lists = before.clone(), {}

@@ -75,8 +75,8 @@ class OneLineParser(LightningArgumentParser):
             settings = load(content)
             if isinstance(settings, dict) and composition.KEY in settings:
                 return composition.compose(self, settings, prev_cfg)
-            if isinstance(settings, dict):
-                content = dump(composition.ordered(settings))
+            if isinstance(settings, dict) and list(ordered := composition.ordered(settings)) != list(settings):
+                content = dump(ordered)
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:

@@ -65,6 +65,11 @@ def test_a_dotted_key_keeps_its_value_before_the_mapping_that_it_goes_into(resol
     assert len(one["trainer"]["callbacks"]) == 2
 
 
+def test_dotted_keys_come_behind_mappings_in_a_file_without_a_base_too(resolve, tmp_path):
+    dotted = resolve("trainer.max_epochs: 9\ntrainer: {max_steps: 8}", tmp_path / "pieces" / "base.yaml")
+    assert (dotted["trainer"]["max_epochs"], dotted["trainer"]["max_steps"]) == (9, 8)
+
+
 def test_a_file_that_is_composed_is_its_parts_behind_one_another(resolve, tmp_path):
     (tmp_path / "own.yaml").write_text("model: {epsilon: 0.2}\ndata: {batch_size: 3}")
     (tmp_path / "other.yaml").write_text("model: {beta: 1.5}\ndata: {batch_size: 2}")
