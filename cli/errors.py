@@ -13,12 +13,15 @@ from textwrap import shorten
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import yaml
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 import callbacks
 import datamodules
 import lightning_modules
-from cli.config_files import RefusedYAMLError, check_file
+from cli import composition
+from cli.config_files import RefusedYAMLError, check_file, dump, load
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -63,6 +66,18 @@ class OneLineParser(LightningArgumentParser):
             return super().parse_path(path, *args, **kwargs)
         except RefusedYAMLError as error:
             raise SettingError("config", self._reading, error.reason) from None
+
+    def _load_config_parser_mode(
+        self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Namespace | None = None
+    ) -> Namespace:
+        """Read a config file's settings, behind those of the files that it names under ``config``."""
+        with suppress(yaml.YAMLError):  # the parser says what is wrong with it
+            settings = load(content)
+            if isinstance(settings, dict) and composition.KEY in settings:
+                return composition.compose(self, settings, prev_cfg)
+            if isinstance(settings, dict) and list(ordered := composition.ordered(settings)) != list(settings):
+                content = dump(ordered)
+        return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Say of an unknown setting what is known only here: its value and the settings that there are."""

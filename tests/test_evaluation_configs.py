@@ -55,7 +55,7 @@ def learned_elsewhere(name, folder):
     weights = {f"generator.{key}": value for key, value in BudgetGenerator().state_dict().items()}
     trained = {"state_dict": weights, "budget_range": {"alpha_low": 0.25, "alpha_high": 2.0}}
     torch.save(trained, folder / "learned.ckpt")
-    budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"][0]["init_args"]["budgets"]
+    budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer.callbacks+"][0]["init_args"]["budgets"]
     settings = budgets["learned_elsewhere"]["init_args"]
     settings |= {"checkpoint": str(folder / "learned.ckpt")}
     settings["generator"]["init_args"]["image_shape"] = [1, 28, 28]
