@@ -22,7 +22,7 @@ from cli import checkpoints
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
-from cli.run_settings import check_batch_size, check_checkpoint_settings, check_folders
+from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
@@ -48,6 +48,8 @@ class RobustCLI(LightningCLI):
         self._fetched: checkpoints.Fetched | None = None
         try:
             self._run(args)
+        except SettingError as error:
+            raise with_path(error, self.results.config) from error.__cause__
         finally:
             if self._fetched is not None:
                 self._fetched.folder.cleanup()
@@ -107,7 +109,7 @@ class RobustCLI(LightningCLI):
             check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
             check_classes(plain[part], part)
         check_classes(plain["trainer"].get("callbacks"), "trainer.callbacks")
-        check_batch_size(plain["data"], num_processes(config.trainer))
+        check_batch_sizes(plain["data"], num_processes(config.trainer), str(self.subcommand))
         check_folders(plain)
         self._find_checkpoint(config.get("ckpt_path"))
 
@@ -130,7 +132,7 @@ class RobustCLI(LightningCLI):
         except ValueError as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
-                    raise with_path(cause, self.results.config) from None
+                    raise cause from None
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from datetime import timedelta
@@ -11,10 +12,17 @@ from typing import Any
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from callbacks._atomic import AtomicCheckpointIO, remove_unfinished
 from callbacks.interruption import InterruptedRunError, Interruption
 from robust.errors import NonFiniteLossError, require
+
+
+def named_metrics(filename: str | None) -> list[str]:
+    """The metrics in the template of a checkpoint's name, beside ``epoch`` and ``step``."""
+    names = re.findall(r"\{(.*?)[:\}]", filename or "")
+    return [name for name in names if name not in ("epoch", "step")]
 
 
 class Checkpoint(ModelCheckpoint):
@@ -41,6 +49,19 @@ class Checkpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None and "://" not in str(self.dirpath):
             remove_unfinished(Path(self.dirpath))
+
+    def format_checkpoint_name(
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """The path of a checkpoint, named after its epoch, step and metrics.
+
+        Raises:
+            SettingError: if the name has a metric that nothing logs; Lightning would write a 0.
+        """
+        for name in named_metrics(filename or self.filename):
+            remedy = f"nothing logs it at this point; name one of {', '.join(sorted(metrics))}"
+            require(name in metrics, "checkpoint.filename", name, remedy)
+        return super().format_checkpoint_name(metrics, filename, ver, prefix)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back the best; those of another folder are left to the run that wrote them."""

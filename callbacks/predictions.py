@@ -29,7 +29,7 @@ class Predictions(Callback):
         predictions = outputs["prediction"].tolist()
         has_labels = isinstance(batch, list | tuple) and len(batch) > 1
         labels = batch[1].tolist() if has_labels else [""] * len(predictions)
-        self._rows += zip(pl_module.batch_indices, labels, predictions, strict=True)
+        self._rows += zip(pl_module.data_indices, labels, predictions, strict=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         """Write the file."""

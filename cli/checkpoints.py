@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from robust.errors import SettingError, require
 
 NAME = "ckpt_path"
 SECONDS = 8
+SLOWEST = 10_000  # bytes a second
 _REMEDY = "give a checkpoint that fit wrote"
 
 
@@ -33,13 +34,13 @@ def fetch(url: str) -> Fetched:
     Lightning would read it with all the code in it, and take a file of the same name from its cache.
 
     Raises:
-        SettingError: if it cannot be had, or its server is silent for 8 seconds.
+        SettingError: if it cannot be had, or its server is silent for 8 seconds or sends less than 10 kB a second.
     """
     folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
     path = Path(folder.name) / "fetched.ckpt"
     try:
         with _opened(url) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target)
+            _copy(source, target)
     except BaseException as error:
         folder.cleanup()
         if not isinstance(error, Exception):
@@ -50,6 +51,15 @@ def fetch(url: str) -> Fetched:
             NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path"
         ) from error
     return Fetched(folder, str(path))
+
+
+def _copy(source: Any, target: Any) -> None:
+    begun, count = time.monotonic(), 0
+    while chunk := getattr(source, "read1", source.read)(1 << 16):  # read1 returns what has come, read waits for all
+        count += target.write(chunk)
+        seconds = time.monotonic() - begun
+        if seconds > SECONDS and count < SLOWEST * seconds:
+            raise TimeoutError(f"{count} bytes in {seconds:.0f} seconds")
 
 
 def _opened(url: str) -> Any:

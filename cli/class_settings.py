@@ -57,26 +57,29 @@ def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
     """The error with the full name of the setting, where a class named its own argument and one setting fits.
 
     Args:
-        error: raised by a constructor.
+        error: raised by a constructor, or later: ``robust`` knows no paths of the command line.
         config: all settings as plain dicts and lists.
     """
     name, _, rest = str(error).partition(": got ")
     given = rest.split("; ")[0]
     parts = {part: config.get(part) for part in ("model", "data")}
-    parts["trainer.callbacks"] = config["trainer"].get("callbacks")
+    parts["trainer.callbacks"] = config.get("trainer", {}).get("callbacks")
     found = {
         f"{path}.{name}"
         for part, settings in parts.items()
         for path, _, own in classes_in(settings, part)
-        if name in own and given in (repr(own[name]), repr(_as_tuple(own[name])))
+        if name in own and given in _as_printed(own[name])
     }
     if len(found) == 1:
         error.args = (f"{found.pop()}: got {rest}",)
     return error
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _as_printed(value: Any) -> set[str]:
+    """How errors print a value of the config: a list perhaps as a tuple, an object by the name of its class."""
+    if isinstance(value, dict) and "class_path" in value:
+        return {repr(value["class_path"].split(".")[-1])}
+    return {repr(value), repr(tuple(value))} if isinstance(value, list) else {repr(value)}
 
 
 def check_finite(value: Any, name: str) -> None:

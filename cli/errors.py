@@ -7,17 +7,21 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pkgutil import resolve_name
 from textwrap import shorten
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import yaml
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
 import callbacks
 import datamodules
 import lightning_modules
-from cli.config_files import RefusedYAMLError, check_file
+from cli import composition
+from cli.config_files import RefusedYAMLError, check_file, dump, load
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -62,6 +66,18 @@ class OneLineParser(LightningArgumentParser):
             return super().parse_path(path, *args, **kwargs)
         except RefusedYAMLError as error:
             raise SettingError("config", self._reading, error.reason) from None
+
+    def _load_config_parser_mode(
+        self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Namespace | None = None
+    ) -> Namespace:
+        """Read a config file's settings, behind those of the files that it names under ``config``."""
+        with suppress(yaml.YAMLError):  # the parser says what is wrong with it
+            settings = load(content)
+            if isinstance(settings, dict) and composition.KEY in settings:
+                return composition.compose(self, settings, prev_cfg)
+            if isinstance(settings, dict) and list(ordered := composition.ordered(settings)) != list(settings):
+                content = dump(ordered)
+        return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
         """Say of an unknown setting what is known only here: its value and the settings that there are."""
@@ -135,12 +151,21 @@ def refuse_null(config: Any, name: str) -> None:
 
 
 def types_of_settings(path: str) -> dict[str, Any]:
-    """The types in the signature of a class or function; none where some of them exist for type checkers alone."""
-    try:
-        given = resolve_name(path)
-        return get_type_hints(given.__init__ if inspect.isclass(given) else given)  # type: ignore[misc]
-    except NameError:
-        return {}
+    """The types of a function's or class's settings, those that constructors hand on to their bases included.
+
+    Of a setting that several constructors name, the most derived one says the type. Types that exist for type checkers
+    alone are left out.
+    """
+    given = resolve_name(path)
+    kinds = given.__mro__ if inspect.isclass(given) else ()
+    chain = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)] or [given]
+    types: dict[str, Any] = {}
+    for function in chain:
+        with suppress(NameError):
+            types = get_type_hints(function) | types
+        if not any(setting.kind is setting.VAR_KEYWORD for setting in inspect.signature(function).parameters.values()):
+            break
+    return types
 
 
 def lightnings_choice(message: str) -> SettingError | None:

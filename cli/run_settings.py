@@ -65,13 +65,14 @@ def check_checkpoint_settings(checkpoint: Namespace) -> None:
     require(len(given) <= 1, "checkpoint", given, "give one of them: when a checkpoint is due")
 
 
-def check_batch_size(data: dict[str, Any], processes: int | None) -> None:
-    """Check that processes can share a batch, before they are started.
+def check_batch_sizes(data: dict[str, Any], processes: int | None, subcommand: str) -> None:
+    """Check that processes can share the batches that a subcommand asks for, before they are started.
 
     Raises:
         SettingError: if they cannot.
     """
-    size = data.get("init_args", {}).get("batch_size")
-    if isinstance(size, int) and processes:
-        remedy = f"it counts the images of all {processes} processes: give a multiple of {processes}"
-        require(size % processes == 0, "data.batch_size", size, remedy)
+    for name in ("batch_size", "eval_batch_size") if subcommand == "fit" else ("eval_batch_size",):
+        size = data.get("init_args", {}).get(name)
+        if isinstance(size, int) and processes:
+            remedy = f"it counts the images of all {processes} processes: give a multiple of {processes}"
+            require(size % processes == 0, f"data.{name}", size, remedy)

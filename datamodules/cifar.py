@@ -33,7 +33,7 @@ class CIFAR10(ImageFiles):
     location = "cifar-10-batches-py"
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download and unpack the archive with torchvision."""
         self._published()(self.folder, download=True)
 
     def load(self, split: Split) -> TensorImages:

@@ -13,7 +13,7 @@ from datamodules.loading import TensorImages
 
 # Of each 18 successive images of a class, 13 are for training, 2 for validation, 3 for the test.
 _PERIOD = 18
-_PLACES: dict[Split, list[int]] = {
+_INDICES: dict[Split, list[int]] = {
     "val": [2, 8],
     "test": [5, 11, 17],
     "train": [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 14, 15, 16],
@@ -36,9 +36,9 @@ class Digits(ImageDataModule):
     def load(self, split: Split) -> TensorImages:
         """Read one split."""
         images, labels = _digits()
-        place = torch.empty_like(labels)
-        place[labels.argsort(stable=True)] = torch.arange(len(labels)) % _PERIOD
-        chosen = torch.isin(place, torch.tensor(_PLACES[split]))
+        index = torch.empty_like(labels)
+        index[labels.argsort(stable=True)] = torch.arange(len(labels)) % _PERIOD
+        chosen = torch.isin(index, torch.tensor(_INDICES[split]))
         return TensorImages(images[chosen], labels[chosen], self.num_classes)
 
 

@@ -5,7 +5,7 @@ Source: contextual budgets, Sec. 4.3. Half of each image is irrelevant, which le
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -50,9 +50,29 @@ def double(images: Tensor, labels: Tensor, generator: Generator, pairing: Pairin
 
 
 class _Pairs(ImageDataModule):
-    """The two data sets below: everything but the source of the images."""
+    """Everything of the two data sets below but the source of the images.
 
-    def _settle(self, pairing: Pairing, pairing_seed: int) -> None:
+    Args:
+        pairing: which images are paired, see :func:`double`.
+        pairing_seed: of the pairs; the data set is the same in every run and process of the same seed.
+        augmentation: of training batches.
+        **settings: those of the source of the images.
+
+    Raises:
+        SettingError: if ``pairing`` is unknown, or the augmentation flips.
+    """
+
+    def __init__(
+        self,
+        *,
+        pairing: Pairing = "permutation",
+        pairing_seed: int = 0,
+        augmentation: CropAndFlip | None = None,
+        **settings: Any,
+    ) -> None:
+        flips = augmentation is not None and augmentation.flip
+        require(not flips, "data.augmentation.flip", True, "it would swap the two sides, not the label; give false")
+        super().__init__(augmentation=augmentation, **settings)
         require(pairing in ("permutation", "independent"), "data.pairing", pairing, "give permutation or independent")
         require(pairing_seed >= 0, "data.pairing_seed", pairing_seed, "give 0 or more")
         self.pairing: Pairing = pairing
@@ -89,95 +109,15 @@ class DoubledCIFAR10(_Pairs, CIFAR10):
 
     Each split pairs its own images, fixed by ``pairing_seed``. A flip would move the decisive image to the other side:
     augment with ``flip: false``. Other arguments and errors are those of :class:`ImageFiles`.
-
-    Args:
-        pairing: which images are paired, see :func:`double`.
-        pairing_seed: of the pairs; the data set is the same in every run and process of the same seed.
-        root: folder of all data sets.
-        download: fetch the files if they are absent.
-        verify_checksums: refuse files that are not the published ones.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes.
-        seed: of order and augmentation.
-
-    Raises:
-        SettingError: if ``pairing`` is unknown, or the augmentation flips.
     """
 
     image_shape = (3, 36, 64)
-
-    def __init__(
-        self,
-        *,
-        pairing: Pairing = "permutation",
-        pairing_seed: int = 0,
-        root: str | None = None,
-        download: bool = False,
-        verify_checksums: bool = True,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        _refuse_flips(augmentation)
-        super().__init__(
-            root=root,
-            download=download,
-            verify_checksums=verify_checksums,
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self._settle(pairing, pairing_seed)
 
 
 class DoubledDigits(_Pairs, Digits):
     """Pairs of the embedded digits in three channels, 3x32x56: 1,298 train, 200 validation, 299 test; no download.
 
     As :class:`DoubledCIFAR10`. Other arguments are those of :class:`ImageDataModule`.
-
-    Args:
-        pairing: which images are paired, see :func:`double`.
-        pairing_seed: of the pairs.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes.
-        seed: of order and augmentation.
-
-    Raises:
-        SettingError: if ``pairing`` is unknown, or the augmentation flips.
     """
 
     image_shape = (3, 32, 56)
-
-    def __init__(
-        self,
-        *,
-        pairing: Pairing = "permutation",
-        pairing_seed: int = 0,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        _refuse_flips(augmentation)
-        super().__init__(
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self._settle(pairing, pairing_seed)
-
-
-def _refuse_flips(augmentation: CropAndFlip | None) -> None:
-    flips = augmentation is not None and augmentation.flip
-    require(not flips, "data.augmentation.flip", True, "it would swap the two sides, not the label; give false")

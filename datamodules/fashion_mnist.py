@@ -27,7 +27,7 @@ class FashionMNIST(MNIST):
     }
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download the files with torchvision."""
         from torchvision import datasets  # late, for the import takes seconds
 
         datasets.FashionMNIST(self.folder, download=True)

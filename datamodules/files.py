@@ -8,13 +8,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.augmentation import CropAndFlip
 from datamodules.base import ImageDataModule
 from robust.errors import SettingError
 
@@ -38,11 +37,7 @@ class ImageFiles(ImageDataModule):
         download: fetch the files if they are absent.
         verify_checksums: refuse files that are not the published ones, byte for byte; if false, only a warning is
             given. Whatever they hold, nothing in them is run.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes; 0 is fastest for images in memory.
-        seed: of order and augmentation; default is the run's own (``seed_everything``), else 0.
+        **settings: those of :class:`ImageDataModule`.
 
     Attributes:
         url: where the files are published.
@@ -61,19 +56,9 @@ class ImageFiles(ImageDataModule):
         root: str | None = None,
         download: bool = False,
         verify_checksums: bool = True,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**settings)
         self.root = root or os.environ.get("ROBUST_DATA") or "data"
         self.download = download
         self.verify_checksums = verify_checksums

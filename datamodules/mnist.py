@@ -33,7 +33,7 @@ class MNIST(ImageFiles):
     }
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download the files with torchvision."""
         from torchvision import datasets  # late, for the import takes seconds
 
         datasets.MNIST(self.folder, download=True)

@@ -80,7 +80,7 @@ class MNISTC(ImageFiles):
         return dict.fromkeys(self.names, self.images_each)
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download and unpack the archive, unless its folder is there."""
         from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
 
         if not (self.folder / self.location).is_dir():

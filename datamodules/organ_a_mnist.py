@@ -24,7 +24,7 @@ class OrganAMNIST(ImageFiles):
     md5 = "68e3f8846a6bd62f0c9bf841c0d9eacc"
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download the file from Zenodo."""
         from torchvision.datasets.utils import download_url  # late, for the import takes seconds
 
         download_url(f"{self.url}?download=1", str(self.folder), self.location, self.md5)

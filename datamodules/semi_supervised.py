@@ -77,7 +77,7 @@ class SemiSupervised(ImageDataModule):
         return TensorImages(torch.cat([plain.images, images]), torch.cat([plain.labels, labels]), self.num_classes)
 
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
-        """See :meth:`ImageDataModule.batches`."""
+        """Mix labelled and pseudo-labelled images in training batches; others are as usual."""
         if not train:
             return super().batches(images, batch_size, train=train)
         return MixedBatches(images, batch_size, self._count, self.labelled_in_batch, self.shuffle_seed)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augmentation import CropAndFlip
 from datamodules.base import Split
 from datamodules.files import ImageFiles, held_out
 from datamodules.loading import TensorImages
@@ -17,19 +16,12 @@ from datamodules.loading import TensorImages
 class SVHN(ImageFiles):
     """House numbers, colour, 32x32 pixels, 10 classes: 68,257 train, 5,000 validation, 26,032 test.
 
-    Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (2011). Other
-    arguments and errors are those of :class:`ImageFiles`.
+    Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (2011). Errors
+    are those of :class:`ImageFiles`.
 
     Args:
         extra: add the 531,131 easier images of the extra split, with their own labels, to the training images.
-        root: folder of all data sets.
-        download: fetch the files if they are absent.
-        verify_checksums: refuse files that are not the published ones.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes.
-        seed: of order and augmentation.
+        **settings: those of :class:`ImageFiles`.
     """
 
     num_classes = 10
@@ -41,29 +33,13 @@ class SVHN(ImageFiles):
         self,
         *,
         extra: bool = False,
-        root: str | None = None,
-        download: bool = False,
-        verify_checksums: bool = True,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            download=download,
-            verify_checksums=verify_checksums,
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(**settings)
         self.extra = extra
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download the files with torchvision, the extra ones if they are used."""
         from torchvision import datasets  # late, for the import takes seconds
 
         for part in ("train", "test", *(["extra"] if self.extra else [])):

@@ -33,7 +33,7 @@ class TinyImageNet(ImageFiles):
     sizes = (100_000, 10_000)  # of train and val in the published layout
 
     def fetch(self) -> None:
-        """See :meth:`ImageFiles.fetch`."""
+        """Download and unpack the archive, unless its folder is there."""
         from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
 
         if not (self.folder / self.location).is_dir():

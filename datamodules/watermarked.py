@@ -5,13 +5,12 @@ The watermark is fainter than epsilon: uniform budgets erase it, learned ones ca
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from datamodules.augmentation import CropAndFlip
 from datamodules.base import ImageDataModule, Split
 from datamodules.digits import Digits
 from datamodules.loading import TensorImages, seeded
@@ -65,9 +64,9 @@ def watermark(
 
     columns = right * (width - _SIDE)
     at = torch.arange(_SIDE)
-    place = ((rows[:, None] + at)[:, :, None] * width + (columns[:, None] + at)[:, None]).flatten(1)
+    pixels = ((rows[:, None] + at)[:, :, None] * width + (columns[:, None] + at)[:, None]).flatten(1)
     layer = torch.zeros(count, height * width, dtype=torch.uint8)
-    layer.scatter_(1, place, marks.flatten(1))
+    layer.scatter_(1, pixels, marks.flatten(1))
     layer = layer.view_as(images)
     if compositing == "max":
         combined = torch.maximum(images, layer)
@@ -77,11 +76,21 @@ def watermark(
 
 
 class _Watermarks(ImageDataModule):
-    """The two data sets below: everything but the source of the images."""
+    """Everything of the two data sets below but the source of the images.
+
+    Args:
+        compositing: how image and watermark are combined, see :func:`watermark`.
+        watermark_seed: of the watermarks; the data set is the same in every run and process of the same seed.
+        **settings: those of the source of the images.
+
+    Raises:
+        SettingError: if ``compositing`` is unknown or ``watermark_seed`` negative.
+    """
 
     num_classes = 20
 
-    def _settle(self, compositing: Compositing, watermark_seed: int) -> None:
+    def __init__(self, *, compositing: Compositing = "max", watermark_seed: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
         require(compositing in ("max", "add"), "data.compositing", compositing, "give max or add")
         require(watermark_seed >= 0, "data.watermark_seed", watermark_seed, "give 0 or more")
         self.compositing, self.watermark_seed = compositing, watermark_seed
@@ -123,78 +132,11 @@ class WatermarkedMNIST(_Watermarks, MNIST):
 
     Each split's watermarks come from its own images and are fixed by ``watermark_seed``. Source: contextual budgets,
     Sec. 4.2. Other arguments and errors are those of :class:`ImageFiles`.
-
-    Args:
-        compositing: how image and watermark are combined, see :func:`watermark`.
-        watermark_seed: of the watermarks; the data set is the same in every run and process of the same seed.
-        root: folder of all data sets.
-        download: fetch the files if they are absent.
-        verify_checksums: refuse files that are not the published ones.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes.
-        seed: of order and augmentation.
     """
-
-    def __init__(
-        self,
-        *,
-        compositing: Compositing = "max",
-        watermark_seed: int = 0,
-        root: str | None = None,
-        download: bool = False,
-        verify_checksums: bool = True,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            root=root,
-            download=download,
-            verify_checksums=verify_checksums,
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self._settle(compositing, watermark_seed)
 
 
 class WatermarkedDigits(_Watermarks, Digits):
     """The embedded digits with watermarks: 20 classes, 1,298 train, 200 validation, 299 test; needs no download.
 
     As :class:`WatermarkedMNIST`. Other arguments are those of :class:`ImageDataModule`.
-
-    Args:
-        compositing: how image and watermark are combined, see :func:`watermark`.
-        watermark_seed: of the watermarks.
-        augmentation: of training batches.
-        batch_size: training images in a step, over all processes.
-        eval_batch_size: images in a step of validation, test and prediction, over all processes.
-        num_workers: loader processes.
-        seed: of order and augmentation.
     """
-
-    def __init__(
-        self,
-        *,
-        compositing: Compositing = "max",
-        watermark_seed: int = 0,
-        augmentation: CropAndFlip | None = None,
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-        )
-        self._settle(compositing, watermark_seed)

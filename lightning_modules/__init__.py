@@ -2,8 +2,7 @@
 
 from lightning_modules.adversarial_bnn import AdversarialBNN
 from lightning_modules.adversarial_training import AdversarialTraining
-from lightning_modules.attacked import AttackedClassifier, MultiNormClassifier
-from lightning_modules.base import RobustClassifier, TrainingModule
+from lightning_modules.base import AttackedClassifier, MultiNormClassifier, RobustClassifier, TrainingModule
 from lightning_modules.contextual_budgets import ContextualBudgets
 from lightning_modules.cross_lipschitz import CrossLipschitz
 from lightning_modules.free_adversarial_training import FreeAdversarialTraining

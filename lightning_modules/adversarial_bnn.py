@@ -16,17 +16,16 @@ majority vote. The authors' code begins each stage of its schedule with a new Ad
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
-from robust.attacks import PGD
+from lightning_modules.base import AttackedClassifier, Batch
 from robust.errors import require
 from robust.networks import GaussianWeight, divergence
-from robust.threat_models import Norm
 
 
 class AdversarialBNN(AttackedClassifier):
@@ -34,14 +33,10 @@ class AdversarialBNN(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.BayesianWeights``.
-        epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
         prior_deviation: of the prior, positive.
         kl_weight: of the divergence, not negative.
-        attack: finds the training images; each of its steps draws new weights. By default ten steps of PGD.
         optimizer: of means and deviations, without weight decay: the prior is in its place.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`AttackedClassifier`; each step of the attack draws new weights.
 
     Raises:
         SettingError: if a setting is out of its range, or the network's weights have no distribution.
@@ -50,16 +45,13 @@ class AdversarialBNN(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        norm: Norm = "linf",
+        *,
         prior_deviation: float = 0.08,
         kl_weight: float = 1.0,
-        attack: PGD | None = None,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=0.01),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, optimizer=optimizer, **settings)
         bayesian = any(isinstance(module, GaussianWeight) for module in classifier.modules())
         name = type(classifier).__name__
         require(bayesian, "model.classifier", name, "wrap it in robust.networks.BayesianWeights")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch
 
 
 class AdversarialTraining(AttackedClassifier):

@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.base import Batch, RobustClassifier
+from lightning_modules.base import Batch, GeneratorClassifier
 from robust.bounds import FeedForwardVerifier, Verifier
 from robust.budgets import check_budget_range, relative_budgets
 from robust.errors import require
 from robust.threat_models import LinfBall, PixelBox, ThreatModel
 
 
-class ContextualBudgets(RobustClassifier):
+class ContextualBudgets(GeneratorClassifier):
     """Certified training against per-pixel budgets that a network generates for each image.
 
     Without a generator the budgets are uniform: the paper's baseline, CROWN-IBP training with loss fusion.
@@ -47,8 +47,7 @@ class ContextualBudgets(RobustClassifier):
         gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: the classifier's.
         generator_optimizer: the generator's.
-        lr_scheduler: the classifier's learning-rate schedule, stepped once an epoch.
-        generator_lr_scheduler: the generator's.
+        **settings: those of :class:`GeneratorClassifier`.
 
     Raises:
         SettingError: if epsilon or the range of budgets is impossible, or shapes do not fit the data.
@@ -58,6 +57,7 @@ class ContextualBudgets(RobustClassifier):
         self,
         classifier: nn.Module,
         generator: nn.Module | None = None,
+        *,
         verifier: Verifier | None = None,
         epsilon: float = 0.4,
         alpha_low: float = 0.5,
@@ -66,22 +66,21 @@ class ContextualBudgets(RobustClassifier):
         gradient_clip: float | None = 8.0,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
         generator_optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        generator_lr_scheduler: LRSchedulerCallable | None = None,
+        **settings: Any,
     ) -> None:
         check_budget_range(epsilon, alpha_low, alpha_high)
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
-        super().__init__(classifier, epsilon, gradient_clip)
-        self.generator = generator
+        super().__init__(
+            classifier=classifier,
+            generator=generator,
+            epsilon=epsilon,
+            gradient_clip=gradient_clip,
+            optimizer=optimizer,
+            generator_optimizer=generator_optimizer,
+            **settings,
+        )
         self.verifier = FeedForwardVerifier() if verifier is None else verifier
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
-        self.optimizer, self.generator_optimizer = optimizer, generator_optimizer
-        self.lr_scheduler, self.generator_lr_scheduler = lr_scheduler, generator_lr_scheduler
-
-    @property
-    def learned_parts(self) -> dict[str, nn.Module]:
-        """The generator, which natural training before the ramp leaves out."""
-        return {} if self.generator is None else {"generator": self.generator}
 
     def threat_model(self, x: Tensor, epsilon: float) -> PixelBox:
         """The learned budgets around ``x`` (B, C, H, W) with volume epsilon^n, uniform ones without a generator."""
@@ -109,26 +108,15 @@ class ContextualBudgets(RobustClassifier):
             self.descend(loss, *self.all_optimizers())
         self.log("train/loss", loss.detach(), prog_bar=True)
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizers = [self.optimizer(self.classifier.parameters())]
-        schedules = [self.lr_scheduler]
-        if self.generator is not None:
-            optimizers.append(self.generator_optimizer(self.generator.parameters()))
-            schedules.append(self.generator_lr_scheduler)
-        pairs = zip(schedules, optimizers, strict=True)
-        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the range of budgets, without which the generator's weights mean nothing to another model."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["budget_range"] = {"alpha_low": self.alpha_low, "alpha_high": self.alpha_high}
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the classifier and that it can be bounded, then that the generator gives one output for each pixel."""
+        """Check the networks, and that the classifier can be bounded."""
         super().check_shapes(image_shape, num_classes)
         blank = torch.zeros(1, *image_shape, device=self.device)
         with torch.no_grad():
             box = LinfBall(self.epsilon).interval(blank)
             self.verifier.cross_entropy(self.classifier, box, torch.zeros(1, dtype=torch.long, device=self.device))
-        if self.generator is not None:
-            self.check_generator("generator", self.generator, image_shape)

@@ -8,16 +8,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from lightning_modules.base import Batch, RobustClassifier
-from robust.attacks import crafting
 from robust.errors import require
 from robust.losses import cross_lipschitz
+from robust.modes import attack_mode
 
 
 class CrossLipschitz(RobustClassifier):
@@ -32,8 +34,7 @@ class CrossLipschitz(RobustClassifier):
         penalty_weight: lambda, not negative; to be chosen on validation data.
         penalty_share: take the penalty on every k-th image, k = 1 / share rounded; less than 1 saves time.
         optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -42,18 +43,17 @@ class CrossLipschitz(RobustClassifier):
     def __init__(
         self,
         classifier: nn.Module,
+        *,
         epsilon: float = 0.1,
         penalty_weight: float = 0.01,
         penalty_share: float = 1.0,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.2, momentum=0.9),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(penalty_weight >= 0, "model.penalty_weight", penalty_weight, "give a weight of 0 or more")
         require(0 < penalty_share <= 1, "model.penalty_share", penalty_share, "give a share in (0, 1]")
-        super().__init__(classifier, epsilon, gradient_clip)
+        super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
         self.penalty_weight, self.penalty_share = penalty_weight, penalty_share
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise cross-entropy and penalty."""
@@ -67,18 +67,14 @@ class CrossLipschitz(RobustClassifier):
 
     def mean_penalty(self, x: Tensor) -> Tensor:
         """Mean of Omega over every k-th image of the global batch, a scalar whose mean over processes it is."""
-        places, every = self.places(len(x)), round(1 / self.penalty_share)
-        chosen = [index for index, place in enumerate(places) if place % every == 0]
+        every = round(1 / self.penalty_share)
+        chosen = [own for own, index in enumerate(self.batch_indices(len(x))) if index % every == 0]
         world = 1 if self._trainer is None else self.trainer.world_size
         total = len(range(0, world * len(x), every))
         return self.penalty(x[chosen]).sum() * (world / total) if chosen else x.new_zeros(())
 
     def penalty(self, x: Tensor) -> Tensor:
         """Omega of each image (B,)."""
-        with crafting(self.classifier, "eval"), torch.enable_grad():
+        with attack_mode(self.classifier, "eval"), torch.enable_grad():
             x = x.detach().requires_grad_()
             return cross_lipschitz(self(x), x)
-
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizer = self.optimizer(self.classifier.parameters())
-        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]

@@ -6,12 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch
 from robust.errors import require
 
 
@@ -23,11 +20,8 @@ class FreeAdversarialTraining(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius of the threat model, in pixel units.
         replays: steps on each batch, at least 1 (m in the paper).
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -36,14 +30,12 @@ class FreeAdversarialTraining(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
+        *,
         replays: int = 8,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(replays >= 1, "model.replays", replays, "give at least 1")
-        super().__init__(classifier, epsilon, "linf", None, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, norm="linf", attack=None, **settings)
         self.replays = replays
         self._perturbation: Tensor | None = None  # no buffer: each process has its part
 
@@ -65,7 +57,7 @@ class FreeAdversarialTraining(AttackedClassifier):
         """Keep the perturbations of all processes, those of the global batch."""
         super().on_save_checkpoint(checkpoint)
         if self._perturbation is not None:
-            checkpoint["perturbation"] = self.gathered(self._perturbation)
+            checkpoint["perturbation"] = self.gather(self._perturbation)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back this process's part of them."""

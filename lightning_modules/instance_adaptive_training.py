@@ -13,14 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
-from robust.attacks import PGD, crafting
+from lightning_modules.base import AttackedClassifier, Batch
 from robust.errors import require
+from robust.modes import attack_mode
 from robust.threat_models import PixelBox
 
 
@@ -37,10 +34,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         smoothing: share of the newly selected radius, in (0, 1].
         warmup_epochs: epochs of adversarial training at epsilon before radii adapt.
         largest_radius: no example's radius exceeds it; by default twice epsilon.
-        attack: by default ten steps of PGD.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`AttackedClassifier`, but for ``norm``.
 
     Raises:
         SettingError: if a setting is out of its range, or the data module does not name its images.
@@ -51,22 +45,20 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
+        *,
         epsilon: float = 8 / 255,
         discretization: float = 1.9 / 255,
         smoothing: float = 0.1,
         warmup_epochs: int = 5,
         largest_radius: float | None = None,
-        attack: PGD | None = None,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(discretization > 0, "model.discretization", discretization, "give a positive step, in pixel units")
         require(0 < smoothing <= 1, "model.smoothing", smoothing, "give a share in (0, 1]")
         require(warmup_epochs >= 0, "model.warmup_epochs", warmup_epochs, "give 0 or more")
         largest = min(2 * epsilon, 1.0) if largest_radius is None else largest_radius
         require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give one from epsilon, {epsilon}, to 1")
-        super().__init__(classifier, epsilon, "linf", attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, epsilon, norm="linf", **settings)
         self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
         self.largest_radius = largest
         self.register_buffer("radii", torch.empty(0))
@@ -96,13 +88,13 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """Whether each example stays correct at its radius, judged in the mode in which it was attacked; bool (B,)."""
         x_adv = self.attack(self.classifier, _balls(radii), x, y)
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             correct: Tensor = self(x_adv).argmax(1) == y
         return correct
 
     def _remember(self, indices: Tensor, radii: Tensor) -> None:
         """Write the radii of all processes' images, so that every process has the same memory."""
-        self.radii[self.gathered(indices)] = self.gathered(radii)
+        self.radii[self.gather(indices)] = self.gather(radii)
 
     def setup(self, stage: str) -> None:
         """Make a memory for the training images.

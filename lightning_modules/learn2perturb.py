@@ -27,12 +27,10 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch, Trained
 from robust.attacks import PGD
 from robust.errors import require
 from robust.networks import injections, switch_noise
-from robust.threat_models import Norm
 
 Update = Literal["two_step", "joint"]
 Source = Literal["loss_and_regulariser", "regulariser", "nothing"]
@@ -45,8 +43,6 @@ class Learn2Perturb(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K) with noise: ``robust.networks.Noisy``.
-        epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
         gamma: weight of the regulariser, not negative.
         theta_min: smallest scale, positive; scales are brought back to it after each of their steps.
         noise_delay: number of epochs before the noise is turned on.
@@ -58,9 +54,8 @@ class Learn2Perturb(AttackedClassifier):
         attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
         optimizer: of W.
         theta_optimizer: of the scales, without weight decay, which would draw them to theta_min.
-        lr_scheduler: learning-rate schedule of W, stepped once an epoch.
-        theta_lr_scheduler: that of the scales.
-        gradient_clip: largest norm of the gradient of all that a step moves.
+        theta_lr_scheduler: learning-rate schedule of the scales, stepped once an epoch.
+        **settings: those of :class:`AttackedClassifier`; ``optimizer`` moves W.
 
     Raises:
         SettingError: if a setting is out of its range, the network has no noise, or scales would decay.
@@ -69,8 +64,7 @@ class Learn2Perturb(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        norm: Norm = "linf",
+        *,
         gamma: float = 1e-4,
         theta_min: float = 0.01,
         noise_delay: int = 10,
@@ -82,12 +76,11 @@ class Learn2Perturb(AttackedClassifier):
             params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=3e-4
         ),
         theta_optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, nesterov=True),
-        lr_scheduler: LRSchedulerCallable | None = None,
         theta_lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
-        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
         name = type(classifier).__name__
         require(bool(injections(classifier)), "model.classifier", name, "wrap it in robust.networks.Noisy")
         require(gamma >= 0, "model.gamma", gamma, "give 0 (no regulariser) or more")
@@ -99,6 +92,9 @@ class Learn2Perturb(AttackedClassifier):
             ("scales_learn_from", scales_learn_from, get_args(Source)),
         ):
             require(value in choices, f"model.{setting}", value, f"give one of {', '.join(choices)}")
+        decays = [group.get("weight_decay", 0) for group in theta_optimizer(self.scales).param_groups]
+        setting = "model.theta_optimizer.init_args.weight_decay"
+        require(not any(decays), setting, max(decays), "give 0: it would draw the scales to theta_min")
         self.gamma, self.theta_min = gamma, theta_min
         self.noise_delay, self.adversarial_delay = noise_delay, adversarial_delay
         self.theta_update, self.scales_learn_from = theta_update, scales_learn_from
@@ -162,21 +158,18 @@ class Learn2Perturb(AttackedClassifier):
         return [injection.theta for injection in injections(self.classifier)]
 
     @property
-    def learned_parts(self) -> dict[str, nn.Module]:
-        """The places of noise, which are left out before it is on."""
-        return {"the noise": nn.ModuleList(injections(self.classifier))}
+    def partially_used(self) -> list[str]:
+        """The scales, which are not used before the noise is on."""
+        return ["the noise"]
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
+    def trained(self) -> list[Trained]:
+        """W first, then theta."""
         scales = {id(theta) for theta in self.scales}
-        optimizers = [
-            self.optimizer(weight for weight in self.classifier.parameters() if id(weight) not in scales),
-            self.theta_optimizer(self.scales),
+        weights = (weight for weight in self.classifier.parameters() if id(weight) not in scales)
+        return [
+            Trained(weights, self.optimizer, self.lr_scheduler),
+            Trained(self.scales, self.theta_optimizer, self.theta_lr_scheduler),
         ]
-        decays = [group.get("weight_decay", 0) for group in optimizers[1].param_groups]
-        setting = "model.theta_optimizer.init_args.weight_decay"
-        require(not any(decays), setting, max(decays), "give 0: it would draw the scales to theta_min")
-        pairs = zip((self.lr_scheduler, self.theta_lr_scheduler), optimizers, strict=True)
-        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
 
     # -- what a checkpoint holds beside weights ------------------------------------------------------------------
 

@@ -5,8 +5,7 @@ The papers on stochastic defences compare with it under the name "Vanilla".
 
 from __future__ import annotations
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch
 
 
 class MixedAdversarialTraining(AttackedClassifier):

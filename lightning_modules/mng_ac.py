@@ -14,25 +14,26 @@ something open, docs/mng_ac.md says what is done here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD
 
-from lightning_modules.attacked import MultiNormClassifier, attacks_by_norm
-from lightning_modules.base import Batch
+from lightning_modules.base import Batch, GeneratorClassifier, MultiNormClassifier, attacks_by_norm
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import jensen_shannon
-from robust.noise_budgets import LINF_FITS, LinfFit, fit_noise
+from robust.noise_fitting import LINF_FITS, LinfFit
 from robust.random import randn_like, shared_choice
 from robust.threat_models import ThreatModel
 
 
-class MNGAC(MultiNormClassifier):
+class MNGAC(GeneratorClassifier, MultiNormClassifier):
     """One norm a batch, a noise generator trained by looking ahead, and consistent predictions.
 
     With ``consistency`` 0 it is stochastic adversarial training (SAT). Without a generator the noise of the
@@ -41,19 +42,14 @@ class MNGAC(MultiNormClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to noise of their shape; none for normal noise.
-        epsilon: radius in linf, in pixel units.
-        epsilon_l2: radius in l2.
-        epsilon_l1: radius in l1.
         consistency: weight of the divergence, not negative; 12 in the published code.
-        linf_fit: how noise is fitted in linf; see :func:`robust.noise_budgets.fit_linf`.
+        linf_fit: how noise is fitted in linf; see :func:`robust.noise_fitting.fit_linf`.
         attack_linf: attack on batches of that norm; by default those of the published code, for CIFAR-10.
         attack_l2: likewise.
         attack_l1: likewise.
-        optimizer: the classifier's; its learning rate is also that of the step ahead.
         generator_optimizer: the generator's.
-        lr_scheduler: the classifier's learning-rate schedule.
-        generator_lr_scheduler: the generator's.
-        gradient_clip: largest norm of the gradient of each network.
+        **settings: those of :class:`GeneratorClassifier` and :class:`MultiNormClassifier`; the step ahead has the
+            learning rate of ``optimizer``, and ``gradient_clip`` is of each network.
 
     Raises:
         SettingError: if a setting is out of its range, or there is a generator without consistency.
@@ -63,35 +59,24 @@ class MNGAC(MultiNormClassifier):
         self,
         classifier: nn.Module,
         generator: nn.Module | None = None,
-        epsilon: float = 8 / 255,
-        epsilon_l2: float = 128 / 255,
-        epsilon_l1: float = 2000 / 255,
+        *,
         consistency: float = 12.0,
         linf_fit: LinfFit = "tanh",
         attack_linf: PGD | None = None,
         attack_l2: PGD | None = None,
         attack_l1: PGD | None = None,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.21, momentum=0.9, weight_decay=5e-4),
         generator_optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.21, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        generator_lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(consistency >= 0, "model.consistency", consistency, "give a weight of 0 or more")
         remedy = "its noise is used by the consistency alone; give a positive model.consistency or generator null"
         require(generator is None or consistency > 0, "model.generator", type(generator).__name__, remedy)
         require(linf_fit in LINF_FITS, "model.linf_fit", linf_fit, f"give one of {', '.join(LINF_FITS)}")
-        super().__init__(classifier, epsilon, epsilon_l2, epsilon_l1, gradient_clip)
-        self.generator = generator
+        super().__init__(
+            classifier=classifier, generator=generator, generator_optimizer=generator_optimizer, **settings
+        )
         self.consistency, self.linf_fit = consistency, linf_fit
         self.attacks = attacks_by_norm(attack_linf, attack_l2, attack_l1)
-        self.optimizer, self.generator_optimizer = optimizer, generator_optimizer
-        self.lr_scheduler, self.generator_lr_scheduler = lr_scheduler, generator_lr_scheduler
-
-    @property
-    def learned_parts(self) -> dict[str, nn.Module]:
-        """The generator, which the classifier's step leaves out."""
-        return {} if self.generator is None else {"generator": self.generator}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: attack in the batch's norm, the generator's step, then the classifier's."""
@@ -117,7 +102,7 @@ class MNGAC(MultiNormClassifier):
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) with noise in the ball, the generator's or normal."""
         noise = randn_like(x) if self.generator is None else self.generator(x)
-        return fit_noise(x, noise.to(x.dtype), ball, self.linf_fit)  # of another one under autocast
+        return ball.fit_noise(x, noise.to(x.dtype), self.linf_fit)  # of another one under autocast
 
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """A step of the generator against the loss, on attacked images, of the classifier a step ahead."""
@@ -129,7 +114,7 @@ class MNGAC(MultiNormClassifier):
             gradients = torch.autograd.grad(loss, weights)
         # taken to the generator alone, so past the hooks by which DDP averages gradients
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = self.averaged(gradient)
+            weight.grad = self.mean_over_ranks(gradient)
         size = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.step(generator_optimizer, counts=False)
         generator_optimizer.zero_grad()
@@ -149,34 +134,19 @@ class MNGAC(MultiNormClassifier):
     def _looked_ahead(self, weights: dict[str, Tensor], loss: Tensor, rate: float) -> dict[str, Tensor]:
         """The weights after a step along the gradient of the global batch, through which gradients flow."""
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-        together = self.averaged(torch.cat([gradient.flatten() for gradient in gradients]))
+        together = self.mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
         steps = torch.split(together, [weight.numel() for weight in weights.values()])
         return {
             name: weight - rate * step.view_as(weight)
             for (name, weight), step in zip(weights.items(), steps, strict=True)
         }
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizers = [self.optimizer(self.classifier.parameters())]
-        schedules = [self.lr_scheduler]
-        if self.generator is not None:
-            optimizers.append(self.generator_optimizer(self.generator.parameters()))
-            schedules.append(self.generator_lr_scheduler)
-        pairs = zip(schedules, optimizers, strict=True)
-        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
-
     def setup(self, stage: str) -> None:
-        """Check the setting that does not fit; see :meth:`RobustClassifier.setup`."""
+        """Check the trainer's precision, too."""
         super().setup(stage)
         remedy = "it would scale the generator's gradients, which are taken by hand; give bf16-mixed or 32-true"
         scaled = self.generator is not None and self.trainer.precision == "16-mixed"
         require(not scaled, "trainer.precision", self.trainer.precision, remedy)
-
-    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the classifier, then that the generator gives noise of the images' shape."""
-        super().check_shapes(image_shape, num_classes)
-        if self.generator is not None:
-            self.check_generator("generator", self.generator, image_shape)
 
 
 def learning_rate(optimizer: LightningOptimizer) -> float:

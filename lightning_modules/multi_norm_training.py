@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
-from torch.optim import SGD
 
-from lightning_modules.attacked import MultiNormClassifier, attacks_by_norm
-from lightning_modules.base import Batch
+from lightning_modules.base import Batch, MultiNormClassifier, attacks_by_norm
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy
@@ -21,16 +18,11 @@ class MultiNormTraining(MultiNormClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius in linf, in pixel units.
-        epsilon_l2: radius in l2.
-        epsilon_l1: radius in l1.
         combine: ``"average"`` (Adv_avg) or ``"maximum"`` (Adv_max).
         attack_linf: attack in that norm; by default those of :class:`lightning_modules.MNGAC`.
         attack_l2: likewise.
         attack_l1: likewise.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`MultiNormClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -39,22 +31,17 @@ class MultiNormTraining(MultiNormClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        epsilon_l2: float = 128 / 255,
-        epsilon_l1: float = 2000 / 255,
+        *,
         combine: Literal["average", "maximum"] = "average",
         attack_linf: PGD | None = None,
         attack_l2: PGD | None = None,
         attack_l1: PGD | None = None,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.21, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(combine in ("average", "maximum"), "model.combine", combine, "give average or maximum")
-        super().__init__(classifier, epsilon, epsilon_l2, epsilon_l1, gradient_clip)
+        super().__init__(classifier, **settings)
         self.combine = combine
         self.attacks = attacks_by_norm(attack_linf, attack_l2, attack_l1)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack in all norms, then descend on the mean or the maximum of the losses (their eq. 2 and 3)."""
@@ -65,7 +52,3 @@ class MultiNormTraining(MultiNormClassifier):
         loss = (each.mean(0) if self.combine == "average" else each.amax(0)).mean()
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
-
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizer = self.optimizer(self.classifier.parameters())
-        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]

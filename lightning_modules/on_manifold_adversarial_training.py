@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from lightning_modules.base import Batch, ManifoldClassifier
 from robust.attacks import LatentAttack
@@ -29,15 +29,10 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the form that ``WassersteinAutoencoder`` has trained; frozen here.
-        autoencoder_checkpoint: of that training; read where a training begins, for a checkpoint of this module holds
-            the autoencoder too.
-        epsilon: size of the threat model in which it is evaluated, in pixel units; the attack has its own, of codes.
-        attack: on the codes; by default 40 steps in the linf ball of 0.1.
+        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
+        attack: on the codes, of a size of its own; by default 40 steps in the linf ball of 0.1.
         safe_code: largest absolute entry of a code that is attacked.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`ManifoldClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
@@ -50,18 +45,13 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
         self,
         classifier: nn.Module,
         autoencoder: Autoencoder,
-        autoencoder_checkpoint: str | None = None,
-        epsilon: float = 0.1,
+        *,
         attack: LatentAttack | None = None,
         safe_code: float = 2.0,
-        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(safe_code > 0, "model.safe_code", safe_code, "give a positive size")
-        super().__init__(
-            classifier, autoencoder, autoencoder_checkpoint, epsilon, optimizer, lr_scheduler, gradient_clip
-        )
+        super().__init__(classifier, autoencoder, **settings)
         self.attack = LatentAttack() if attack is None else attack
         self.safe_code = safe_code
         self.register_buffer("code_low", torch.full((autoencoder.code_size,), torch.inf))
@@ -70,7 +60,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack the codes of every other image, then descend on clean and decoded ones."""
         x, y = batch
-        half = torch.tensor(self.places(len(x)), device=x.device) % 2 == 1
+        half = torch.tensor(self.batch_indices(len(x)), device=x.device) % 2 == 1
         x = x.clone()
         with part(half):
             x[half] = self.attacked(x[half], y[half])
@@ -83,8 +73,8 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
         """Decoded images (B, C, H, W), of attacked codes where these are safe."""
         codes = self.autoencoder.encode(x)
         # of all processes, whose numbers of codes may differ by one
-        self.code_low = self.gathered(torch.cat([codes, self.code_low[None]]).amin(0, keepdim=True)).amin(0)
-        self.code_high = self.gathered(torch.cat([codes, self.code_high[None]]).amax(0, keepdim=True)).amax(0)
+        self.code_low = self.gather(torch.cat([codes, self.code_low[None]]).amin(0, keepdim=True)).amin(0)
+        self.code_high = self.gather(torch.cat([codes, self.code_high[None]]).amax(0, keepdim=True)).amax(0)
         if len(x) == 0:
             return x
         safe = codes.abs().amax(1, keepdim=True) <= self.safe_code

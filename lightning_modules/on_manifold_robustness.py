@@ -13,19 +13,18 @@ score. Balls that hold no sample give no gradient, though they carry almost all 
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from lightning_modules.base import Batch, ManifoldClassifier
 from robust.errors import require
 from robust.losses import soft_cross_entropy
 from robust.networks import Autoencoder
 from robust.random import randn_like, shared_rand
+from robust.threat_models import diameter
 
 
 class OnManifoldRobustness(ManifoldClassifier):
@@ -33,19 +32,14 @@ class OnManifoldRobustness(ManifoldClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the form that ``WassersteinAutoencoder`` has trained; frozen here.
-        autoencoder_checkpoint: of that training; read where a training begins, for a checkpoint of this module holds
-            the autoencoder too.
-        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
+        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
         score_weight: lambda, not negative; to be chosen on validation data.
         sigma: deviation of the noise on the codes.
         samples: M, for each image.
         radii: number of radii drawn for a step.
         smallest_radius: below which none is taken.
         grad_through_reference: let the term's gradient flow through f(x), too.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`ManifoldClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
@@ -55,26 +49,21 @@ class OnManifoldRobustness(ManifoldClassifier):
         self,
         classifier: nn.Module,
         autoencoder: Autoencoder,
-        autoencoder_checkpoint: str | None = None,
-        epsilon: float = 0.1,
+        *,
         score_weight: float = 1.0,
         sigma: float = 0.06,
         samples: int = 10,
         radii: int = 10,
         smallest_radius: float = 1e-3,
         grad_through_reference: bool = True,
-        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
         require(sigma > 0, "model.sigma", sigma, "give a positive deviation")
         for name, count in (("samples", samples), ("radii", radii)):
             require(count >= 1, f"model.{name}", count, "give at least 1")
         require(smallest_radius > 0, "model.smallest_radius", smallest_radius, "give a positive distance")
-        super().__init__(
-            classifier, autoencoder, autoencoder_checkpoint, epsilon, optimizer, lr_scheduler, gradient_clip
-        )
+        super().__init__(classifier, autoencoder, **settings)
         self.score_weight, self.sigma, self.samples = score_weight, sigma, samples
         self.radii, self.smallest_radius = radii, smallest_radius
         self.grad_through_reference = grad_through_reference
@@ -109,7 +98,7 @@ class OnManifoldRobustness(ManifoldClassifier):
     def draw_radii(self, x: Tensor) -> Tensor:
         """Sigma: radii (E,) from U(0, d), the same for all images of the batch in all processes."""
         drawn = shared_rand((self.radii,), x)
-        return (drawn * math.sqrt(x[0].numel())).clamp(min=self.smallest_radius)
+        return (drawn * diameter(tuple(x.shape[1:]))).clamp(min=self.smallest_radius)
 
 
 def pair_weights(distance: Tensor, epsilons: Tensor) -> Tensor:

@@ -10,17 +10,17 @@ As in the authors' code, alpha descends on the same loss as the weights, in the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
 from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch
 from robust.attacks import PGD
 from robust.errors import require
 from robust.networks import WeightNoise
-from robust.threat_models import Norm
 
 
 class ParametricNoiseInjection(AttackedClassifier):
@@ -29,13 +29,10 @@ class ParametricNoiseInjection(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.NoisyWeights``, whose setting
             ``granularity`` gives the paper's variants.
-        epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
         adversarial_delay: number of epochs before attacked images are half of the loss.
         attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
         optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the network has no noise on its weights.
@@ -44,18 +41,16 @@ class ParametricNoiseInjection(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        norm: Norm = "linf",
+        *,
         adversarial_delay: int = 5,
         attack: PGD | None = None,
         optimizer: OptimizerCallable = lambda params: SGD(
             params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=3e-4
         ),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
-        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
         name = type(classifier).__name__
         require(bool(self.strengths), "model.classifier", name, "wrap it in robust.networks.NoisyWeights")
         delay = adversarial_delay

@@ -16,24 +16,24 @@ of 1 no flip farther than sqrt(2) pays and g becomes the identity: hence ``adver
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.base import Batch, RobustClassifier
-from robust.attacks import crafting
+from lightning_modules.base import Batch, GeneratorClassifier
 from robust.errors import require
 from robust.losses import probability_margin, soft_cross_entropy
+from robust.modes import attack_mode
 
 Form = Literal["literal", "inverse"]
 
 
-class RobustnessScoreTraining(RobustClassifier):
+class RobustnessScoreTraining(GeneratorClassifier):
     """Trains a classifier for a large R2, the mean distance to its boundary, against a generator of examples beyond it.
 
     Epochs come in three phases: cross-entropy alone, the generator alone, then both in turns.
@@ -53,20 +53,21 @@ class RobustnessScoreTraining(RobustClassifier):
         generator_epochs: epochs of the generator alone after them.
         optimizer: the classifier's.
         generator_optimizer: the generator's.
-        lr_scheduler: the classifier's learning-rate schedule, stepped once an epoch.
-        generator_lr_scheduler: the generator's.
         gradient_clip: largest norm of the gradient, of each network on its own.
+        **settings: those of :class:`GeneratorClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the networks do not fit the data.
     """
 
+    generator: nn.Module
     training_batches = 2
 
     def __init__(
         self,
         classifier: nn.Module,
         generator: nn.Module,
+        *,
         epsilon: float = 0.1,
         score_weight: float = 0.02,
         form: Form = "literal",
@@ -79,9 +80,8 @@ class RobustnessScoreTraining(RobustClassifier):
         generator_epochs: int = 1,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
         generator_optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        generator_lr_scheduler: LRSchedulerCallable | None = None,
         gradient_clip: float | None = 5.0,
+        **settings: Any,
     ) -> None:
         require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
         require(form in ("literal", "inverse"), "model.form", form, "give literal or inverse")
@@ -90,19 +90,24 @@ class RobustnessScoreTraining(RobustClassifier):
             require(floor > 0, f"model.{name}_floor", floor, "give a positive floor: the term is a fraction")
         for name, epochs in (("warmup", warmup_epochs), ("generator", generator_epochs)):
             require(epochs >= 0, f"model.{name}_epochs", epochs, "give 0 or more")
-        super().__init__(classifier, epsilon, gradient_clip)
-        self.generator = generator
+        super().__init__(
+            classifier=classifier,
+            generator=generator,
+            epsilon=epsilon,
+            optimizer=optimizer,
+            generator_optimizer=generator_optimizer,
+            gradient_clip=gradient_clip,
+            **settings,
+        )
         self.score_weight, self.form, self.adversarial_weight = score_weight, form, adversarial_weight
         self.disagreement_floor, self.distance_floor = disagreement_floor, distance_floor
         self.grad_through_reference, self.only_flipped = grad_through_reference, only_flipped
         self.warmup_epochs, self.generator_epochs = warmup_epochs, generator_epochs
-        self.optimizer, self.generator_optimizer = optimizer, generator_optimizer
-        self.lr_scheduler, self.generator_lr_scheduler = lr_scheduler, generator_lr_scheduler
 
     @property
-    def learned_parts(self) -> dict[str, nn.Module]:
+    def partially_used(self) -> list[str]:
         """Each network's step leaves out the other."""
-        return {"classifier": self.classifier, "generator": self.generator}
+        return ["classifier", "generator"]
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Algorithm 1: a step of f on one batch, then a step of g on another."""
@@ -122,14 +127,14 @@ class RobustnessScoreTraining(RobustClassifier):
         self.log("train/loss", loss.detach(), prog_bar=True)
 
     def _generator_step(self, optimizer: LightningOptimizer, z: Tensor, counts: bool) -> None:
-        with self.toggled_optimizer(optimizer), crafting(self.classifier, "eval"), torch.enable_grad():
+        with self.toggled_optimizer(optimizer), attack_mode(self.classifier, "eval"), torch.enable_grad():
             loss = self.generator_loss(z)
             self.descend(loss, optimizer, counts=counts)
         self.log("train/generator_loss", loss.detach())
 
     def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy minus lambda times the term of eq. 12, or plus lambda times its inverse; a scalar."""
-        with crafting(self.generator, "eval"):
+        with attack_mode(self.generator, "eval"):
             x_star = self.generator(x)
             distance = torch.linalg.vector_norm((x_star - x).flatten(1), dim=1)
         logits, logits_star = self(x), self(x_star)
@@ -141,7 +146,7 @@ class RobustnessScoreTraining(RobustClassifier):
             term = disagreement / distance.clamp(min=self.distance_floor)
         self._log_mean("disagreement", disagreement)
         if self.only_flipped:
-            with crafting(self.classifier, "eval"):
+            with attack_mode(self.classifier, "eval"):
                 term = term * (self(x_star).argmax(1) != self(x).argmax(1))
         loss: Tensor = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         return loss
@@ -161,16 +166,3 @@ class RobustnessScoreTraining(RobustClassifier):
         self._log_mean("distance", (found - z).flatten(1).norm(dim=1))
         loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
         return loss
-
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizers = [
-            self.optimizer(self.classifier.parameters()),
-            self.generator_optimizer(self.generator.parameters()),
-        ]
-        pairs = zip((self.lr_scheduler, self.generator_lr_scheduler), optimizers, strict=True)
-        return optimizers, [schedule(optimizer) for schedule, optimizer in pairs if schedule is not None]
-
-    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the classifier, and that the generator gives images."""
-        super().check_shapes(image_shape, num_classes)
-        self.check_generator("generator", self.generator, image_shape)

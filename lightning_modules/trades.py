@@ -8,17 +8,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
 from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
-from robust.attacks import PGD, crafting
+from lightning_modules.base import AttackedClassifier, Batch
+from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import kl
-from robust.threat_models import Norm
+from robust.modes import attack_mode
 
 
 class TRADES(AttackedClassifier):
@@ -26,13 +27,10 @@ class TRADES(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
         beta: weight of the divergence, not negative.
         attack: ascends the divergence; by default ten steps of PGD beside the image, in evaluation mode.
         optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -41,23 +39,21 @@ class TRADES(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        norm: Norm = "linf",
+        *,
         beta: float = 6.0,
         attack: PGD | None = None,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(beta >= 0, "model.beta", beta, "give a weight of 0 or more")
         attack = PGD(steps=10, start="gaussian") if attack is None else attack
-        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
         self.beta = beta
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1."""
         x, y = batch
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             reference = self(x)
         ball = self.threat_model(self.current_epsilon)
         x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: kl(logits, reference))

@@ -12,9 +12,10 @@ Differs from the authors' code: the encoder is pre-trained on the training batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 from torchmetrics import MeanMetric
@@ -41,8 +42,7 @@ class WassersteinAutoencoder(TrainingModule):
         pretraining_batches: at first only the encoder is trained, for so many batches of the first epoch, to match
             the prior's mean and covariance.
         optimizer: of both.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`Descent`.
 
     Raises:
         SettingError: if a setting is out of its range, or the network does not fit the data.
@@ -51,16 +51,16 @@ class WassersteinAutoencoder(TrainingModule):
     def __init__(
         self,
         autoencoder: Autoencoder,
+        *,
         mmd_weight: float = 10.0,
         prior_deviation: float = 1.0,
         reconstruction_weight: float = 0.05,
         input_noise: float = 0.01,
         pretraining_batches: int = 200,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3, betas=(0.5, 0.999)),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(gradient_clip)
+        super().__init__(optimizer=optimizer, **settings)
         require(mmd_weight >= 0, "model.mmd_weight", mmd_weight, "give a weight of 0 or more")
         require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive deviation")
         require(
@@ -72,13 +72,12 @@ class WassersteinAutoencoder(TrainingModule):
         self.mmd_weight, self.prior_deviation = mmd_weight, prior_deviation
         self.reconstruction_weight, self.input_noise = reconstruction_weight, input_noise
         self.pretraining_batches = pretraining_batches
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.squared_distance = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
 
     @property
-    def learned_parts(self) -> dict[str, nn.Module]:
+    def partially_used(self) -> list[str]:
         """The decoder, which pre-training leaves out."""
-        return {"decoder": self.autoencoder.decoder} if self.pretraining_batches > 0 else {}
+        return ["decoder"] if self.pretraining_batches > 0 else []
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions (B, C, H, W) of images (B, C, H, W)."""
@@ -123,12 +122,8 @@ class WassersteinAutoencoder(TrainingModule):
         metric.update(distances)
         self.log(f"{stage}/reconstruction", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizer = self.optimizer(self.autoencoder.parameters())
-        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]
-
     def setup(self, stage: str) -> None:
-        """See :meth:`TrainingModule.setup`."""
+        """Refuse prediction, then check as the base does."""
         require(stage != "predict", "subcommand", "predict", "an autoencoder predicts no classes; give fit or test")
         super().setup(stage)
 

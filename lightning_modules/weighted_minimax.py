@@ -13,17 +13,16 @@ by a cosine of 0.72 to 0.98. The authors' code for TRADES stops its attack befor
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torch.optim import SGD
+from typing import Any
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
-from robust.attacks import PGD, crafting
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.base import AttackedClassifier, Batch
+from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy, kl, vulnerability_weight
-from robust.threat_models import Norm
+from robust.modes import attack_mode
 
 
 class WeightedMinimax(AttackedClassifier):
@@ -31,16 +30,12 @@ class WeightedMinimax(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
         alpha: how much small margins weigh, not negative; weights are in [exp(-alpha), exp(alpha)].
         beta: weight of TRADES's divergence; none trains on the weighted cross-entropy of attacked images alone.
         detach_weight: take weights as constants in the descent.
         attack: ascends the weighted loss. By default ten steps of PGD: without ``beta`` from a random start and in the
             network's own mode, with it beside the image and in evaluation mode.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -49,21 +44,18 @@ class WeightedMinimax(AttackedClassifier):
     def __init__(
         self,
         classifier: nn.Module,
-        epsilon: float = 8 / 255,
-        norm: Norm = "linf",
+        *,
         alpha: float = 1.0,
         beta: float | None = None,
         detach_weight: bool = False,
         attack: PGD | None = None,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(alpha >= 0, "model.alpha", alpha, "give 0 (all weigh the same) or more")
         require(beta is None or beta >= 0, "model.beta", beta, "give a weight of 0 or more, or null")
         if attack is None:
             attack = PGD(steps=10, mode="keep") if beta is None else PGD(steps=10, start="gaussian")
-        super().__init__(classifier, epsilon, norm, attack, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, attack=attack, **settings)
         self.alpha, self.beta, self.detach_weight = alpha, beta, detach_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -83,7 +75,7 @@ class WeightedMinimax(AttackedClassifier):
         def weighted(logits: Tensor, reference: Tensor) -> Tensor:
             return self.weight(logits, y) * kl(logits, reference)
 
-        with crafting(self.classifier, self.attack.mode):
+        with attack_mode(self.classifier, self.attack.mode):
             fixed = self(x)
         ball = self.threat_model(self.current_epsilon)
         x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: weighted(logits, fixed))

@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import SGD
 
-from lightning_modules.attacked import AttackedClassifier
-from lightning_modules.base import Batch
+from lightning_modules.base import AttackedClassifier, Batch
 from robust.errors import require
 from robust.threat_models import LinfBall
 
@@ -33,13 +32,10 @@ class YOPO(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         first_layer: name of the classifier's first layer, as ``named_modules`` gives it.
-        epsilon: radius of the threat model, in pixel units.
         outer: full passes over a batch, whose weight gradients add up; at least 1.
         inner: steps of the perturbation after each; at least 1.
         step_size: of an inner step, as a share of epsilon.
-        optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the classifier has no layer of that name.
@@ -49,20 +45,18 @@ class YOPO(AttackedClassifier):
         self,
         classifier: nn.Module,
         first_layer: str,
-        epsilon: float = 8 / 255,
+        *,
         outer: int = 5,
         inner: int = 3,
         step_size: float = 0.25,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        gradient_clip: float | None = None,
+        **settings: Any,
     ) -> None:
         require(outer >= 1, "model.outer", outer, "give at least 1")
         require(inner >= 1, "model.inner", inner, "give at least 1")
         require(step_size > 0, "model.step_size", step_size, "give a positive share of epsilon")
         names = [name for name, _ in classifier.named_modules() if name]
         require(first_layer in names, "model.first_layer", first_layer, f"give one of {', '.join(names)}")
-        super().__init__(classifier, epsilon, "linf", None, optimizer, lr_scheduler, gradient_clip)
+        super().__init__(classifier, norm="linf", attack=None, **settings)
         self.first_layer, self.outer, self.inner, self.step_size = first_layer, outer, inner, step_size
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

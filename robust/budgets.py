@@ -13,13 +13,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from robust.checkpoints import load_part
 from robust.errors import SettingError, require
-from robust.networks.trained import load_part
 from robust.threat_models import PixelBox
 
 
 def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_high: float) -> Tensor:
     """Budgets relative to epsilon0, with product 1 over each example and each in the range (Sec. 3.3).
+
+    >>> outputs = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2)
+    >>> relative_budgets(outputs, epsilon=0.1, alpha_low=0.5, alpha_high=2.0)  # sqrt(2) and its inverse, of product 1
+    tensor([[[[1.4142, 0.7071]]]])
+    >>> relative_budgets(torch.full((1, 1, 1, 2), 0.9), epsilon=0.1, alpha_low=0.5, alpha_high=2.0)
+    tensor([[[[1., 1.]]]])
 
     Args:
         outputs: the generator's outputs in (0, 1), shape (B, C, H, W).
@@ -35,28 +41,39 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
     low, high = math.log(alpha_low), math.log(min(alpha_high, 1 / epsilon))
     initial = (low + outputs * (high - low)).flatten(1)
     n, excess = initial.shape[1], initial.sum(1, keepdim=True)  # excess log volume over the target, which is 0
-    # too large: every log budget moves the same share of its way down to low; too small: up to high
+    # too large: every log budget moves the same fraction of its way down to low; too small: up to high
     room = torch.where(excess > 0, excess - n * low, n * high - excess)
-    share = (excess.abs() / room.clamp(min=1e-12)).clamp(max=1)
+    fraction = (excess.abs() / room.clamp(min=1e-12)).clamp(max=1)
     goal = torch.where(excess > 0, initial.new_tensor(low), initial.new_tensor(high))
-    refined = initial + share * (goal - initial)
+    refined = initial + fraction * (goal - initial)
     return refined.exp().clamp(alpha_low, min(alpha_high, 1 / epsilon)).view_as(outputs)
 
 
-def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float, owner: str = "model") -> None:
-    """Raise :class:`robust.errors.SettingError`, naming the owner's setting, where no such budgets exist."""
-    require(0 < epsilon <= 1, f"{owner}.epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
-    require(0 < alpha_low <= 1, f"{owner}.alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
+def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> None:
+    """Raise :class:`robust.errors.SettingError` where no such budgets exist.
+
+    >>> check_budget_range(epsilon=0.1, alpha_low=1.5, alpha_high=2.0)
+    Traceback (most recent call last):
+    robust.errors.SettingError: alpha_low: got 1.5; give a value in (0, 1]: the mean budget must fit
+    """
+    require(0 < epsilon <= 1, "epsilon", epsilon, "give epsilon0 in (0, 1], in pixel units")
+    require(0 < alpha_low <= 1, "alpha_low", alpha_low, "give a value in (0, 1]: the mean budget must fit")
     remedy = "give a value of at least 1: the mean budget must fit"
-    require(alpha_high >= 1, f"{owner}.alpha_high", alpha_high, remedy)
+    require(alpha_high >= 1, "alpha_high", alpha_high, remedy)
 
 
 class LearnedBudgets:
     """The budgets that a trained generator gives, for the evaluation of other models in them.
 
+    >>> budgets = LearnedBudgets(nn.Sigmoid())  # in place of a generator: its output grows with the pixel
+    >>> x = torch.tensor([0.25, 0.75]).view(1, 1, 1, 2)
+    >>> volume = budgets(x, epsilon=0.1).budgets.prod() ** (1 / 2)
+    >>> round(volume.item(), 4)
+    0.1
+
     Args:
-        generator: network from images to outputs in (0, 1) of the same shape, of the form that was trained; it is
-            frozen and put in evaluation mode.
+        generator: network from images to outputs in (0, 1) of the same shape, of the architecture that was trained; it
+            is frozen and put in evaluation mode.
         checkpoint: of the training by ``ContextualBudgets``; none where the generator is trained already.
         alpha_low: smallest budget over epsilon0, in (0, 1]; by default that of the checkpoint's training, which is the
             only one that it may be; without checkpoint 0.5.
@@ -77,15 +94,15 @@ class LearnedBudgets:
     ) -> None:
         trained = {"alpha_low": 0.5, "alpha_high": 2.0}
         if checkpoint is not None:
-            trained = load_part(generator, checkpoint, "generator", "LearnedBudgets.checkpoint").get("budget_range", {})
+            trained = load_part(generator, checkpoint, "generator", "checkpoint").get("budget_range", {})
         self.alpha_low = _as_trained("alpha_low", alpha_low, trained, checkpoint)
         self.alpha_high = _as_trained("alpha_high", alpha_high, trained, checkpoint)
-        check_budget_range(1.0, self.alpha_low, self.alpha_high, "LearnedBudgets")
+        check_budget_range(1.0, self.alpha_low, self.alpha_high)
         self.generator = generator.requires_grad_(False).eval()
 
     def __call__(self, x: Tensor, epsilon: float) -> PixelBox:
         """The budgets around ``x`` (B, C, H, W) with volume epsilon^n, epsilon in (0, 1]."""
-        name, kind = "LearnedBudgets.generator", type(self.generator).__name__
+        name, kind = "generator", type(self.generator).__name__
         try:
             outputs = self.generator.to(x)(x)
         except (RuntimeError, SettingError) as error:
@@ -98,10 +115,9 @@ class LearnedBudgets:
 
 def _as_trained(name: str, value: float | None, trained: dict[str, float], checkpoint: str | None) -> float:
     """One end of the range: what was given, by default what the training had; with a checkpoint both must agree."""
-    found = trained.get(name) if value is None else value
-    setting = f"LearnedBudgets.{name}"
-    if found is None:
-        raise SettingError(setting, value, f"the checkpoint {checkpoint} does not say; give that of its training")
-    fits = checkpoint is None or found == trained.get(name, found)  # checkpoints of early versions do not say
-    require(fits, setting, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
-    return found
+    chosen = trained.get(name) if value is None else value
+    if chosen is None:
+        raise SettingError(name, value, f"the checkpoint {checkpoint} does not say; give that of its training")
+    fits = checkpoint is None or chosen == trained.get(name, chosen)  # checkpoints of early versions do not say
+    require(fits, name, value, f"the generator of {checkpoint} was trained with {trained.get(name)}; leave it out")
+    return chosen

@@ -1,4 +1,4 @@
-"""Files that torch has saved, read as data: nothing in them is run."""
+"""Checkpoints, and other files that torch has saved, read as data: nothing in them is run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from robust.errors import SettingError, require
 
@@ -46,6 +47,48 @@ def read_saved(
         raise SettingError(setting, name, f"it cannot be read ({error.strerror or error}); {remedy}") from error
     except Exception as error:  # of a broken archive torch raises whatever its bytes lead to
         raise SettingError(setting, name, f"{_reason(error)}; {remedy}") from error
+
+
+def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[str, Any]:
+    """Take the weights of one network from a checkpoint that holds several.
+
+    Args:
+        network: of the architecture that was trained.
+        path: the checkpoint, a dict with a ``state_dict`` whose names begin with the part's.
+        part: the network's name in the module that was trained, such as ``generator``.
+        setting: name of the path's setting, for the errors.
+
+    Returns:
+        The checkpoint's whole content.
+
+    Raises:
+        SettingError: if the file is absent, no checkpoint, without that part, or of another network.
+    """
+    checkpoint, weights = read_part(path, part, setting)
+    own = network.state_dict()
+    differing = sorted(own.keys() ^ weights.keys()) or [name for name in own if own[name].shape != weights[name].shape]
+    remedy = f"configure the same {part} as at its training"
+    require(not differing, setting, path, f"it differs in {len(differing)} tensors, first {differing[:1]}; {remedy}")
+    network.load_state_dict(weights)
+    return checkpoint
+
+
+def read_part(path: str, part: str, setting: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint's whole content, and the weights of one network in it; arguments as of :func:`load_part`.
+
+    Raises:
+        SettingError: if the file is absent, no checkpoint, or without that part.
+    """
+    remedy = f"give a checkpoint that fit wrote, of a training of the {part}"
+    checkpoint: Any = read_saved(path, setting, remedy)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    fits = isinstance(state, dict) and all(isinstance(weight, Tensor) for weight in state.values())
+    require(fits, setting, path, f"it holds no state_dict; {remedy}")
+    assert isinstance(state, dict)
+    prefix = f"{part}."
+    weights = {name.removeprefix(prefix): weight for name, weight in state.items() if str(name).startswith(prefix)}
+    require(bool(weights), setting, path, f"it holds no {part}; give a checkpoint of a model that has one")
+    return checkpoint, weights
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,10 @@ def checked_before() -> Iterator[None]:
 def check_images(x: Tensor, name: str = "images") -> None:
     """Check that ``x`` holds images: finite floats in [0, 1] of shape (B, C, H, W), B at least 1.
 
+    >>> check_images(torch.zeros(1, 28, 28))
+    Traceback (most recent call last):
+    robust.errors.SettingError: images: got (1, 28, 28); give at least one image, shape (B, C, H, W)
+
     Args:
         x: what is checked, in float32 or float64.
         name: what the error calls it.
@@ -121,6 +125,10 @@ def check_label_shape(y: Tensor, batch: int, name: str = "labels") -> None:
 def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") -> None:
     """Check that ``y`` holds one label in [0, num_classes) for each of ``batch`` examples.
 
+    >>> check_labels(torch.tensor([9]), batch=2, num_classes=10)
+    Traceback (most recent call last):
+    robust.errors.SettingError: labels: got (1,); give one label per example, shape (2,)
+
     Args:
         y: what is checked, (B,) of an integer type.
         batch: number of examples.
@@ -150,7 +158,7 @@ def check_logits(logits: Tensor, batch: int) -> None:
     if bad:
         raise NonFiniteLogitsError(
             f"network: got logits that are NaN or infinite for {bad} of {batch} examples; "
-            "its weights have diverged or the images are broken: no figure of it means anything"
+            "its weights have diverged or the images are broken: no metric of it means anything"
         )
 
 

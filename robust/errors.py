@@ -5,7 +5,7 @@ class SettingError(ValueError):
     """A setting, a file or a combination of them that cannot work.
 
     Args:
-        setting: name of the setting as the user writes it, e.g. ``model.epsilon``.
+        setting: name of the argument, e.g. ``epsilon``; a command line adds the path of its class.
         value: what was given.
         remedy: what would be right, as a sentence fragment.
     """
@@ -39,6 +39,11 @@ class ZeroGradientError(GradientError):
 
 
 def require(condition: bool, setting: str, value: object, remedy: str) -> None:
-    """Raise :class:`SettingError` unless ``condition`` holds."""
+    """Raise :class:`SettingError` unless ``condition`` holds.
+
+    >>> require(False, "epsilon", -1.0, "give a size of at least 0")
+    Traceback (most recent call last):
+    robust.errors.SettingError: epsilon: got -1.0; give a size of at least 0
+    """
     if not condition:
         raise SettingError(setting, value, remedy)

@@ -19,12 +19,12 @@ def check_writable(folder: str | Path, setting: str) -> None:
         setting: name of its setting, for the error.
 
     Raises:
-        SettingError: if the place is read-only, full, or a file.
+        SettingError: if it is read-only, full, or a file.
     """
     path = Path(folder).absolute()
     try:
-        place = next(each for each in (path, *path.parents) if each.exists())
-        with tempfile.TemporaryFile(dir=place) as file:
+        location = next(parent for parent in (path, *path.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=location) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())

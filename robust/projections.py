@@ -1,8 +1,9 @@
-"""What the projections onto the l2 and the l1 ball share: the search for one scale of each perturbation."""
+"""Euclidean projections onto norm balls cut to [0, 1]: the search for one scale of each perturbation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,13 +11,55 @@ from torch import Tensor
 TINY = 1e-30  # keeps 0 / 0 from being NaN; what it divides is 0 there
 
 
-def split_perturbation(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_l2(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """The nearest image to ``x_adv`` with |x' - x|_2 <= epsilon, in [0, 1]; all (B, C, H, W).
+
+    It is the perturbation scaled down, then cut to [0, 1], by the largest scale that suffices.
+
+    >>> x = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
+    >>> [round(value, 6) for value in project_l2(torch.tensor([3.0, 4.0]).view_as(x), x, 0.5).flatten().tolist()]
+    [0.3, 0.4]
+    """
+    delta, length, room = _split_perturbation(x_adv, x)
+
+    def shrunk(scale: Tensor) -> Tensor:
+        return torch.minimum(length * scale[:, None], room)
+
+    # cutting shortens: what is scaled to the ball's surface before it is cut is always inside
+    inside = (epsilon / torch.linalg.vector_norm(length, dim=1).clamp_min(TINY)).clamp(max=1.0)
+    norm = partial(torch.linalg.vector_norm, dim=1)
+    return _moved(x, delta, largest(shrunk, norm, inside, epsilon))
+
+
+def project_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """The nearest image to ``x_adv`` with |x' - x|_1 <= epsilon, in [0, 1]; all (B, C, H, W).
+
+    It is the soft-thresholded perturbation, cut to [0, 1], of the least threshold that suffices (Croce & Hein 2021,
+    Prop. 2.1).
+
+    >>> x = torch.zeros(1, 1, 1, 3, dtype=torch.float64)
+    >>> x_adv = torch.tensor([0.7, 0.5, 0.1]).view_as(x)
+    >>> [round(value, 6) for value in project_l1(x_adv, x, 0.6).flatten().tolist()]
+    [0.4, 0.2, 0.0]
+    """
+    delta, length, room = _split_perturbation(x_adv, x)
+    longest = length.amax(1)
+    lag = length - longest[:, None]  # the threshold (1 - scale) * longest would lose the digits of small scales
+
+    def shrunk(scale: Tensor) -> Tensor:
+        return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
+
+    norm = partial(torch.linalg.vector_norm, ord=1, dim=1)
+    return _moved(x, delta, largest(shrunk, norm, torch.zeros_like(longest), epsilon))
+
+
+def _split_perturbation(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Perturbation, its absolute value, and how far each pixel can go that way in [0, 1]; all (B, d)."""
     delta, start = (x_adv - x).flatten(1), x.flatten(1)
     return delta, delta.abs(), ((delta > 0).to(x.dtype) - start).abs_()
 
 
-def moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
+def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
     """``x`` (B, C, H, W) moved by ``length`` in the direction of ``delta``'s signs, both (B, d)."""
     return (length * delta.sign()).reshape(x.shape).add_(x).clamp_(0.0, 1.0)  # the sum may round out of the range
 
@@ -29,6 +72,12 @@ def largest(
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to
     1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its
     excess halved. An example's scale does not depend on the others: it stays as soon as it is near enough.
+
+    >>> length = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    >>> zero = torch.zeros(1, dtype=torch.float64)
+    >>> point = largest(lambda scale: scale[:, None] * length, lambda point: point.sum(1), zero, epsilon=3.5)
+    >>> [round(value, 6) for value in point[0].tolist()]
+    [1.5, 2.0]
     """
     outside = torch.ones_like(inside)
     whole = shrunk(outside)

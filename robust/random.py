@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robust.seeds import seed
+
 BLOCK = 64  # examples: enough that seeding costs nothing, few enough that a process draws little for other processes
 Fill = Callable[[Tensor, torch.Generator | None], object]
 
@@ -119,7 +121,7 @@ def rewound(device: torch.device) -> Iterator[None]:
 def global_seed(device: torch.device, *key: int) -> Iterator[None]:
     """Torch's generators on CPU and ``device`` seeded by ``key``, and given back as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(hash(key) % 2**63)
+        torch.manual_seed(seed(*key))
         yield
 
 

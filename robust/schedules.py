@@ -20,6 +20,16 @@ class PiecewiseLinear(LRScheduler):
     epoch e (from 0) is trained at e + (b + 1) / L. Before the first epoch given the factor is the first one, after
     the last epoch the last one. Source: multi-norm training (MNG-AC), 0 to 1 in epoch 12, to 0 in epoch 30.
 
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> schedule = PiecewiseLinear(optimizer, epochs=[0, 12, 30], factors=[0.0, 1.0, 0.0])
+    >>> rates = []
+    >>> for time in (0, 6, 12, 21, 40):
+    ...     schedule.move_to(time)
+    ...     rates += schedule.get_last_lr()
+    >>> rates
+    [0.0, 0.25, 0.5, 0.25, 0.0]
+
     Args:
         optimizer: its configured learning rate is what a factor of 1 gives.
         epochs: increasing times.
@@ -31,10 +41,10 @@ class PiecewiseLinear(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, epochs: Sequence[float], factors: Sequence[float]) -> None:
         rising = all(before < after for before, after in pairwise(epochs))
-        require(len(epochs) > 0 and rising, "lr_scheduler.epochs", list(epochs), "give increasing epochs, at least one")
+        require(len(epochs) > 0 and rising, "epochs", list(epochs), "give increasing epochs, at least one")
         fits = len(factors) == len(epochs) and min(factors) >= 0
         remedy = f"give {len(epochs)} factors of at least 0, one for each epoch"
-        require(fits, "lr_scheduler.factors", list(factors), remedy)
+        require(fits, "factors", list(factors), remedy)
         self.epochs, self.factors = list(epochs), list(factors)
         self.time = 0.0
         super().__init__(optimizer)
@@ -56,6 +66,15 @@ class EachStep(LRScheduler):
     """Moves another schedule with every step in place of every epoch.
 
     ``OneCycleLR`` and ``CyclicLR`` do so by themselves; for the others a count of epochs becomes one of steps.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> schedule = EachStep(optimizer, lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5))
+    >>> for _ in range(2):
+    ...     optimizer.step()
+    ...     schedule.step()
+    >>> schedule.get_last_lr(), schedule.last_epoch
+    ([0.25], 2)
 
     Args:
         optimizer: whose learning rate moves.

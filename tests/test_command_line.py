@@ -12,7 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import train
+from cli.class_settings import with_path
 from lightning_modules import ContextualBudgets
+from robust.errors import SettingError
 from tests.testers import last_checkpoint, results_in
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,6 +35,7 @@ TINY = [
 FEW_BATCHES = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--test_after_fit=false"]
 FEW_BATCHES += ["--trainer.callbacks=null"]
 STEP = "torch.optim.lr_scheduler.MultiStepLR"
+PIECEWISE = "{class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0, 1]}}"
 
 
 def run(command, folder, *settings):
@@ -302,6 +305,10 @@ class OtherMethod(ContextualBudgets):
             f"model.classifier={__name__}.Unsupported",
             "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
         ),
+        (
+            f"model.lr_scheduler={PIECEWISE}",
+            "model.lr_scheduler.epochs: got [2.0, 1.0]; give increasing epochs, at least one",
+        ),
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
         ("model.epsilon=null", "model.epsilon: got None; give a number"),
         ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
@@ -374,3 +381,28 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, capsys):
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
     resumed = run("fit", tmp_path, *explode, *few[:2], f"--ckpt_path={path}", "--model.gradient_clip=1e-12")
     assert torch.load(last_checkpoint(resumed), weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("alpha_low", 1.5, "model.alpha_low: got 1.5; remedy"),
+        ("image_shape", (1, 8, 8), "model.generator.image_shape: got (1, 8, 8); remedy"),
+        ("generator", "BudgetGenerator", "model.generator: got 'BudgetGenerator'; remedy"),
+        ("steps", 5, "steps: got 5; remedy"),  # of two attacks: it is not known which
+        ("steps", 7, "steps: got 7; remedy"),
+        ("steps", 10, "trainer.callbacks.0.attacks.c.steps: got 10; remedy"),
+    ],
+)
+def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
+    generator = {"class_path": "robust.networks.BudgetGenerator", "init_args": {"image_shape": [1, 8, 8]}}
+    attacks = {key: {"class_path": "robust.attacks.PGD", "init_args": {"steps": 5}} for key in "ab"}
+    attacks["c"] = {"class_path": "robust.attacks.APGD", "init_args": {"steps": 10}}
+    model = {"alpha_low": 1.5, "generator": generator}
+    evaluation = {"class_path": "callbacks.AdversarialEvaluation", "init_args": {"attacks": attacks}}
+    config = {
+        "model": {"class_path": "lightning_modules.ContextualBudgets", "init_args": model},
+        "data": None,
+        "trainer": {"callbacks": [evaluation]},
+    }
+    assert str(with_path(SettingError(name, value, "remedy"), config)) == expected

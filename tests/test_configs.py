@@ -1,22 +1,14 @@
 """Each config of a method runs fit and test for some steps, on the embedded digits or on small made-up files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import train
 from robust.networks import Autoencoder
+from tests.resolved_configs import CONFIGS, EXPERIMENTS, resolved
 from tests.testers import results_in
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-METHODS = sorted(
-    str(path.relative_to(CONFIGS))
-    for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name not in ("data", "evaluation", "parts") and path.stem != "sweep"  # tested behind a method
-)
 PARTS = [
     ("mng_ac/digits.yaml", "mng_ac/parts/sat.yaml"),
     ("mng_ac/cifar10.yaml", "mng_ac/parts/sat_ac.yaml"),
@@ -33,7 +25,9 @@ PARTS = [
     ),
 ]
 SCORES = ("robustness_score/", "cross_lipschitz/", "wasserstein_autoencoder/", "on_manifold_")
-ALIKE = [name for name in METHODS if name.startswith(SCORES) and name.endswith("_short.yaml")]  # but for the schedule
+ALIKE = [
+    name for name in EXPERIMENTS if name.startswith(SCORES) and name.endswith("_short.yaml")
+]  # but for the schedule
 ALIKE += [
     f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10_short", "organ_a_mnist")
 ]
@@ -44,18 +38,28 @@ FIGURES = {
 }
 
 
+def name_of(part):
+    return part["class_path"].split(".")[-1]
+
+
+def first_callback(config):
+    """Name of the first callback; None where there is none."""
+    callbacks = config["trainer"]["callbacks"]
+    return callbacks and name_of(callbacks[0])
+
+
 def quicker(config, folder):
     """Arguments that leave out what takes long in a method's config."""
     arguments, model = [], config["model"]["init_args"]
-    callbacks = config["trainer"].get("callbacks", [{"class_path": None}])
-    if callbacks[0]["class_path"] == "AdversarialEvaluation":
+    first = first_callback(config)
+    if first == "AdversarialEvaluation":
         arguments.append(
             "--trainer.callbacks.attacks={pgd: {attack: {class_path: robust.attacks.PGD, init_args: {steps: 2}}}}"
         )
-    if callbacks[0]["class_path"] == "RobustnessScore":
+    if first == "RobustnessScore":
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
-    attacks = {"attack", "attack_linf", "attack_l2", "attack_l1"} & model.keys()
-    arguments += [f"--model.{attack}.steps=2" for attack in sorted(attacks)]
+    attacks = ("attack", "attack_l1", "attack_l2", "attack_linf")
+    arguments += [f"--model.{attack}.steps=2" for attack in attacks if model.get(attack)]
     classifier = model.get("classifier", {"class_path": ""})["class_path"]
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
@@ -76,28 +80,34 @@ def quicker(config, folder):
         network = Autoencoder(**(model["autoencoder"]["init_args"] | {"width": 2}))
         torch.save({"state_dict": {f"autoencoder.{name}": w for name, w in network.state_dict().items()}}, path)
         arguments.append(f"--model.autoencoder_checkpoint={path}")
-    if config["data"]["class_path"] == "TinyImageNet":
+    if name_of(config["data"]) == "TinyImageNet":
         arguments.append("--model.classifier.num_classes=4")
     return arguments
+
+
+def large(config):
+    """Whether a pass through its network takes long."""
+    classifier = config["model"]["init_args"].get("classifier", {"class_path": ""})["class_path"]
+    return classifier.endswith(("DMLarge", "PreActResNet18", "WideResNet"))
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        *(pytest.param(name, None, marks=[pytest.mark.slow] if name in ALIKE else []) for name in METHODS),
+        *(pytest.param(name, None, marks=[pytest.mark.slow] if name in ALIKE else []) for name in EXPERIMENTS),
         *(pytest.param(*both, marks=pytest.mark.slow) for both in PARTS),
     ],
 )
 def test_runs_from_its_config(name, part, tmp_path, written):
-    config = yaml.safe_load((CONFIGS / name).read_text())
-    nested = "labelled." if config["data"]["class_path"] == "SemiSupervised" else ""
+    config = resolved(name)
+    nested = "labelled." if name_of(config["data"]) == "SemiSupervised" else ""
     sizes = [f"{nested}batch_size", f"{nested}eval_batch_size"]
     arguments = [
         "fit",
         f"--config={CONFIGS / name}",
         *([] if part is None else [f"--config={CONFIGS / part}"]),
-        *(f"--data.{size}=4" for size in sizes),
+        *(f"--data.{size}={2 if large(config) else 4}" for size in sizes),
         "--trainer.max_epochs=2",
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",
@@ -107,22 +117,22 @@ def test_runs_from_its_config(name, part, tmp_path, written):
         "--test_after_fit=true",
         f"--trainer.default_root_dir={tmp_path}",
     ]
-    if config["data"]["class_path"] == "SemiSupervised":
+    if name_of(config["data"]) == "SemiSupervised":
         pseudo_labelled = tmp_path / "pseudo_labelled.npz"
         np.savez(pseudo_labelled, image=np.zeros((8, 3, 32, 32), np.uint8), label=np.arange(8))
         arguments += [f"--data.pseudo_labelled={pseudo_labelled}", f"--data.labelled.root={written}"]
         arguments.append("--data.labelled.verify_checksums=false")
-    elif config["data"]["class_path"] not in ("Digits", "WatermarkedDigits", "DoubledDigits"):
+    elif name_of(config["data"]) not in ("Digits", "WatermarkedDigits", "DoubledDigits"):
         arguments += [f"--data.root={written}", "--data.verify_checksums=false"]
     arguments += quicker(config, tmp_path)
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
     figures = results_in(record)["metrics"]
-    if "callbacks" not in config["trainer"]:  # an autoencoder, which classifies nothing
+    if first_callback(config) is None:  # an autoencoder, which classifies nothing
         assert figures["test/reconstruction"] > 0
         return
     assert 0 <= figures["test/clean_error"] <= 1
-    expected = FIGURES[config["trainer"]["callbacks"][0]["class_path"]]
+    expected = FIGURES[first_callback(config)]
     assert any(figure.startswith(expected) for figure in figures)
 
 

@@ -1,4 +1,4 @@
-"""Each config of configs/evaluation behind a method's and its checkpoint, from the command line; two processes."""
+"""Each config of configs/evaluation behind a method's and its checkpoint, from the command line; several processes."""
 
 import csv
 import importlib.util
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from robust.networks import Autoencoder, BudgetGenerator
-from tests.testers import ROOT, last_checkpoint, run, two_processes
+from tests.testers import ROOT, last_checkpoint, run, several_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
@@ -55,7 +55,7 @@ def learned_elsewhere(name, folder):
     weights = {f"generator.{key}": value for key, value in BudgetGenerator().state_dict().items()}
     trained = {"state_dict": weights, "budget_range": {"alpha_low": 0.25, "alpha_high": 2.0}}
     torch.save(trained, folder / "learned.ckpt")
-    budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer"]["callbacks+"][0]["init_args"]["budgets"]
+    budgets = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["trainer.callbacks+"][0]["init_args"]["budgets"]
     settings = budgets["learned_elsewhere"]["init_args"]
     settings |= {"checkpoint": str(folder / "learned.ckpt")}
     settings["generator"]["init_args"]["image_shape"] = [1, 28, 28]
@@ -190,7 +190,8 @@ def test_an_empty_list_before_it_leaves_out_the_methods_callbacks(method, tmp_pa
     assert "test/verified_error/uniform" not in record["metrics"]
 
 
-def test_two_processes_give_the_figures_of_one(method, tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     def pgd(kind, epsilon):
         return {
             "attack": {"class_path": "robust.attacks.PGD", "init_args": {"steps": 2, "start": "clean"}},
@@ -213,29 +214,29 @@ def test_two_processes_give_the_figures_of_one(method, tmp_path):
         {"class_path": "CertifiedVolume", "init_args": volume},
     ]
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=32"]
+    settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data.eval_batch_size=36"]
     _, one = run("test", settings, tmp_path / "one")
-    _, two = two_processes("test", settings, tmp_path / "two")
-    assert one["samples"]["test"] % 2 == 1
-    assert one["metrics"].keys() == two["metrics"].keys()
+    _, several = several_processes(count, "test", settings, tmp_path / "several")
+    assert one["samples"]["test"] % count != 0
+    assert one["metrics"].keys() == several["metrics"].keys()
     # the last digits of a prediction depend on the batch, and with them where a margin ends
     loose = [name for name in one["metrics"] if name.startswith(("test/masking/", "test/r2"))]
     exact = {name: value for name, value in one["metrics"].items() if name not in loose}
     exact |= {name: one["metrics"][name] for name in ("test/masking/clean", "test/masking/samples")}
-    assert {name: two["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
+    assert {name: several["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
     assert exact["test/attacked_samples"] == exact["test/a_samples"] == exact["test/masking/samples"] == 299
     assert 0 < exact["test/accuracy/union"] < exact["test/accuracy/linf"] < exact["test/accuracy/clean"] < 1
     assert exact["test/a_sa/alpha_2"] < exact["test/a_sa/alpha_1"] < exact["test/a_nat"]
-    assert {name: two["metrics"][name] for name in loose if "/r2" in name} == pytest.approx(
+    assert {name: several["metrics"][name] for name in loose if "/r2" in name} == pytest.approx(
         {name: one["metrics"][name] for name in loose if "/r2" in name}, rel=1e-3
     )
     margins = [
         list(csv.reader((tmp_path / run / "robustness_score" / "test_margins.csv").read_text().splitlines()))
-        for run in ("one", "two")
+        for run in ("one", "several")
     ]
     assert [row[:3] for row in margins[0]] == [row[:3] for row in margins[1]]
     assert [row[0] for row in margins[1][1:]] == [str(place) for place in range(299)]
     records = [
-        torch.load(tmp_path / run / "robustness_score" / "test_r4.pt", weights_only=True) for run in ("one", "two")
+        torch.load(tmp_path / run / "robustness_score" / "test_r4.pt", weights_only=True) for run in ("one", "several")
     ]
     torch.testing.assert_close(records[0], records[1], rtol=1e-4, atol=1e-6)

@@ -1,6 +1,5 @@
 """Any number of processes gives what one gives: weights of each method, and what each evaluation measures."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import nn
 
 from lightning_modules import AdversarialTraining
@@ -54,8 +54,11 @@ def attack(kind, **settings):
     return {"attack": {"class_path": f"robust.attacks.{kind}", "init_args": settings}}
 
 
-def evaluations(stochastic):
-    """Every evaluation that attacks, with random starts; without those that refuse a network with noise."""
+def evaluations(stochastic, few):
+    """Every evaluation that attacks, with random starts; without those that refuse a network with noise.
+
+    A ``few`` of them for a noisy network, whose passes draw for every image.
+    """
     linf = {"class_path": "robust.threat_models.LinfBall", "init_args": {"epsilon": 0.02}}
     cases = {
         "pgd": attack("PGD", steps=3, restarts=2, early_stop=True) | {"norm": "linf", "epsilon": 0.02},
@@ -63,14 +66,15 @@ def evaluations(stochastic):
         "apgd": attack("APGD", steps=3) | {"norm": "l1", "epsilon": 2.0},
         "square": attack("Square", queries=4) | {"threat_model": linf},
     }
-    if not stochastic and importlib.util.find_spec("pyautoattack") is not None:
-        cases["autoattack"] = attack("AutoAttack") | {"norm": "linf", "epsilon": 0.02}
     adversarial = {"attacks": cases, "judgements": 3, "eot_samples": 2}
     masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
     curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "judgements": 3}
     weighted = {"steps": 2, "step_size": 0.03, "epsilon": 0.1, "restarts": 2}
     chosen = {"AdversarialEvaluation": adversarial, "GradientMaskingChecks": masking, "AccuracyCurve": curve}
     chosen["NonUniformEvaluation"] = weighted
+    if stochastic and few:
+        del adversarial["attacks"]["l2"], adversarial["attacks"]["apgd"], chosen["AccuracyCurve"]
+        masking |= {"steps": 1, "restarts": 1, "queries": 1, "max_batches": 1}
     if not stochastic:
         pgd = {"class_path": "robust.attacks.GrowingPGD", "init_args": {"steps": 3}}
         sampler = {"class_path": "robust.scores.UniformBall", "init_args": {"samples": 2}}
@@ -98,7 +102,7 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
     longer += ["--model.adversarial_delay=5"] if method == "learn2perturb" else []
     run("fit", [*settings_of(method, tmp_path), *longer], tmp_path)
     stochastic = method != "standard_training"
-    callbacks = json.dumps(evaluations(stochastic))
+    callbacks = json.dumps(evaluations(stochastic, few=counts == (2,)))
     settings = [
         *settings_of(method, tmp_path),
         f"--ckpt_path={last_checkpoint(tmp_path)}",
@@ -121,6 +125,31 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
     assert {name: smaller["metrics"][name] for name in names} == pytest.approx(
         {name: expected[name] for name in names}, rel=1e-6, abs=1e-9
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "version"), [("standard_training", "standard"), ("learn2perturb", "rand")])
+def test_autoattack_measures_the_same(method, version, tmp_path):
+    pytest.importorskip("pyautoattack", reason="needs the extra eval")
+    run("fit", [*settings_of(method, tmp_path), "--trainer.limit_train_batches=20"], tmp_path)
+    case = attack("AutoAttack", version=version) | {"norm": "linf", "epsilon": 0.03}
+    callbacks = [{"class_path": "AdversarialEvaluation", "init_args": {"attacks": {"autoattack": case}}}]
+    settings = [
+        *settings_of(method, tmp_path),
+        "--trainer.precision=32-true",
+        f"--ckpt_path={last_checkpoint(tmp_path)}",
+        f"--trainer.callbacks={json.dumps(callbacks)}",
+        "--data.eval_batch_size=12",
+        "--trainer.limit_test_batches=2",
+    ]
+    settings.remove("--test_after_fit=false")
+    settings.remove("--trainer.callbacks=null")
+    _, one = run("test", settings, tmp_path / "1")
+    expected = {name: value for name, value in one["metrics"].items() if name.startswith("test/accuracy/")}
+    assert 0 < expected["test/accuracy/autoattack"] < expected["test/accuracy/clean"]
+    for count in (2, 3):
+        _, several = several_processes(count, "test", settings, tmp_path / str(count))
+        assert {name: several["metrics"][name] for name in expected} == pytest.approx(expected), f"{count} processes"
 
 
 def test_synchronised_statistics_are_torchs_in_one_process_and_leave_no_trace():
@@ -155,6 +184,13 @@ def environment():
     return {name: value for name, value in os.environ.items() if not name.startswith(LEFT_BEHIND)}
 
 
+class SlowValidation(Callback):
+    """Waits in each validation batch."""
+
+    def on_validation_batch_start(self, *_):
+        time.sleep(0.5)
+
+
 def running(folder):
     """Process ids of the trainings in a folder, by their local rank."""
     found = {}
@@ -182,8 +218,11 @@ def until(condition, seconds):
 @pytest.mark.skipif(not PROCESSES.is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 @pytest.mark.parametrize("killed", [0, 1])
-def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed, tmp_path):
+@pytest.mark.parametrize("validating", [False, True], ids=["in training", "in validation"])
+def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed, validating, tmp_path):
     where = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
+    if validating:  # nearly all of the time
+        where += ["--trainer.limit_train_batches=5", "--trainer.callbacks=[tests.test_processes.SlowValidation]"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *PROGRAM[1:]]
     program = [*(PROGRAM if launcher == "lightning" else torchrun), *LONG, *where]
     with (tmp_path / "errors").open("w") as errors:
@@ -199,6 +238,36 @@ def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed,
             started.wait()
     said = f"error: process {killed} ended; process {1 - killed} cannot go on without it"
     assert said in (tmp_path / "errors").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PROCESSES.is_dir(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)], ids=str)
+def test_a_signal_stops_all_processes_behind_one_batch(signum, code, signalled, tmp_path):
+    stopped = [*LONG, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'stopped'}"]
+    with (tmp_path / "errors").open("w") as errors:
+        started = subprocess.Popen([*PROGRAM, *stopped], env=environment(), stdout=errors, stderr=errors)
+        try:
+            until((tmp_path / "stopped" / "checkpoints").exists, 120)
+            processes = running(tmp_path / "stopped")
+            for rank in signalled:
+                os.kill(processes[rank], signum)
+            until(lambda: started.poll() is not None and not running(tmp_path / "stopped"), 30)
+        finally:
+            for process in running(tmp_path / "stopped").values():
+                os.kill(process, signal.SIGKILL)
+            started.kill()
+            started.wait()
+    errors = (tmp_path / "errors").read_text()
+    assert "Traceback" not in errors, errors
+    assert started.returncode == (code if 0 in signalled else 143), errors  # the others only know that it stopped
+    saved = torch.load(last_checkpoint(tmp_path / "stopped"), weights_only=True)
+    steps = saved["global_step"]
+    assert steps > 0
+    whole, _ = run("fit", [*PROGRAM[3:], *LONG, "--trainer.strategy=auto", f"--trainer.max_steps={steps}"], tmp_path)
+    for name, weight in whole["state_dict"].items():
+        torch.testing.assert_close(saved["state_dict"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow

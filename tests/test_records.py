@@ -126,6 +126,14 @@ SANITY = "--trainer.num_sanity_val_steps=1"
             ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/none"],
             "EarlyStopping.monitor: got 'val/none'",
         ),
+        (
+            ["--checkpoint.monitor=clean_error"],
+            "checkpoint.monitor: got 'clean_error'; did you mean val/clean_error? validations log val/clean_error",
+        ),
+        (
+            ["--checkpoint.filename={epoch}-{val/nothing:.2f}"],
+            "checkpoint.filename: got 'val/nothing'; validations log val/clean_error, ",
+        ),
     ],
 )
 def test_a_metric_that_is_missing_is_said_before_training(settings, message, tmp_path, monkeypatch, capsys):
@@ -137,6 +145,14 @@ def test_a_metric_that_is_missing_is_said_before_training(settings, message, tmp
         train.main(["fit", *SMALL, CERTIFIED, SANITY, *settings, *quiet, folder])
     assert message in capsys.readouterr().err
     assert not last_checkpoint(tmp_path).exists()
+
+
+def test_a_name_with_a_metric_that_nothing_logs_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", [*SMALL, "--checkpoint.filename={epoch}-{accuracy:.2f}"], tmp_path)
+    assert "checkpoint.filename: got 'accuracy'; nothing logs it at this point; name one of" in capsys.readouterr().err
+    named = ["--checkpoint.filename={epoch}-{val/clean_error:.2f}", "--checkpoint.auto_insert_metric_name=false"]
+    run("fit", [*SMALL, *named], tmp_path / "named")
 
 
 def test_metrics_that_come_when_they_are_asked_for_are_fine(tmp_path):

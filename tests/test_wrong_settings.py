@@ -7,16 +7,21 @@ import pickle
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import zipfile
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import torch
 
 import train
+from cli import checkpoints
 from lightning_modules import TrainingModule
+from robust.errors import SettingError
 from tests.testers import ROOT, last_checkpoint
 from tests.wrong_settings import WRONG
 
@@ -193,3 +198,26 @@ def test_anchors_are_read_as_ever(tmp_path, capsys):
         train.main(["fit", *SMALL, f"--config={path}", "--print_config"])
     assert stop.value.code == 0
     assert "middle: 0.25" in capsys.readouterr().out
+
+
+def test_a_server_that_trickles_is_not_waited_for(monkeypatch):
+    class Trickling(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with suppress(OSError):  # until the other side has had enough
+                while True:
+                    self.wfile.write(b"0")
+                    time.sleep(0.05)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(checkpoints, "SECONDS", 1)
+    with HTTPServer(("127.0.0.1", 0), Trickling) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(SettingError, match=r"ckpt_path: .* cannot be fetched \(\d+ bytes in 1 seconds\)"):
+            checkpoints.fetch(f"http://127.0.0.1:{server.server_port}/x.ckpt")
+        assert time.monotonic() - begun < 5

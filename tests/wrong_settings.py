@@ -21,6 +21,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--trainer.devices=1.5", "trainer.devices", "give auto, or 1 to"),
         ("--trainer.devices=1000000", "trainer.devices", "give auto, or 1 to"),
         ("--trainer.devices=3", "data.batch_size", "give a multiple of 3"),
+        ("--data.batch_size=18 --trainer.devices=3", "data.eval_batch_size", "give a multiple of 3"),
         ("--trainer.num_nodes=0", "trainer.num_nodes", "at least 1"),
         ("--trainer.num_nodes=x", "trainer.num_nodes", "give a whole number"),
         ("--trainer.strategy=fsdp", "trainer.strategy", "give one of auto, ddp"),

@@ -17,7 +17,7 @@ from callbacks.evaluation.order import Verdict, check_against_others
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.errors import require
 from robust.metrics import Gathered
-from robust.modes import evaluation_mode
+from robust.modes import attack_mode
 from robust.random import global_seed, numbered
 from robust.threat_models import ThreatModel
 
@@ -137,7 +137,7 @@ class Evaluation(StageCallback, ABC):
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""
-        self.evaluate_batch(module, batch, module.batch_indices, batch_idx)
+        self.evaluate_batch(module, batch, module.data_indices, batch_idx)
 
     def evaluate_batch(self, module: RobustClassifier, batch: Batch, indices: range, batch_idx: int) -> None:
         """Evaluate the examples of these indices in the data, and compare the verdicts with other evaluations'.
@@ -215,8 +215,7 @@ class Evaluation(StageCallback, ABC):
             return
         self._tried = True
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
-        seeded = global_seed(module.device, self.seed)
-        with evaluation_mode(module), seeded, torch.inference_mode(False), torch.no_grad():
+        with attack_mode(module, "eval"), global_seed(module.device, self.seed):
             blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
             self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
 

@@ -13,7 +13,6 @@ from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, PixelMeans
-from robust.threat_models import PixelBox
 
 PIXELS = "/same_pixels"
 
@@ -52,8 +51,8 @@ class BudgetRegions(Evaluation):
         require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
         masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", self.indices.cpu())
         for name, threat_model in module.threat_models(x, module.epsilon).items():
-            if isinstance(threat_model, PixelBox) and threat_model.budgets.shape == x.shape:
-                budgets = threat_model.budgets.double().mean(1, keepdim=True)
+            if threat_model.per_pixel is not None and threat_model.per_pixel.shape == x.shape:
+                budgets = threat_model.per_pixel.double().mean(1, keepdim=True)
                 regions = torch.cat(list(masks.values()), 1).to(x.device)
                 means = (budgets * regions).sum((2, 3)) / regions.sum((2, 3))  # (B, R), not a number where one is empty
                 self.update(name, partial(Gathered, list(masks)), self.indices, *means.unbind(1))

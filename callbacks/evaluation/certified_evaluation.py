@@ -22,7 +22,7 @@ from robust.budgets import LearnedBudgets
 from robust.errors import require
 from robust.metrics import ErrorRate
 from robust.random import part
-from robust.threat_models import PixelBox, ThreatModel
+from robust.threat_models import ThreatModel
 
 NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
@@ -104,9 +104,9 @@ class CertifiedEvaluation(Evaluation):
             suffix = "" if epsilon == module.epsilon else f"/epsilon_{epsilon:g}"
             for name, threat_model in self._threat_models(module, x, epsilon).items():
                 self._certify(module, f"{name}{suffix}", threat_model, x, y, clean, index)
-                if isinstance(threat_model, PixelBox) and threat_model.budgets.dim() == x.dim():
+                if threat_model.per_pixel is not None:
                     prefix = "budget" if self.budgets is None else f"budget/{name}"
-                    self._measure(prefix, suffix, threat_model.budgets, epsilon)
+                    self._measure(prefix, suffix, threat_model.per_pixel, epsilon)
                 index += 1
 
     def _certify(

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
-from robust.threat_models import L1Ball, L2Ball, LinfBall, Norm
+from robust.threat_models import L1Ball, L2Ball, LinfBall, Norm, ball
 
 Ball = LinfBall | L2Ball | L1Ball
-BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
 def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
@@ -18,10 +17,9 @@ def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustCla
     Raises:
         SettingError: if no radius is given and the module has no ball of that norm.
     """
-    kind = BALLS[norm]
     if epsilon is not None:
-        return kind(epsilon)
+        return ball(norm, epsilon)
     own = module.threat_models(x, module.epsilon)
-    balls = [threat_model for threat_model in own.values() if isinstance(threat_model, kind)]
-    require(len(balls) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
-    return balls[0]
+    radii = [own_ball.epsilon for own_ball in own.values() if own_ball.norm == norm and own_ball.epsilon is not None]
+    require(len(radii) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
+    return ball(norm, radii[0])

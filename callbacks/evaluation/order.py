@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from robust.errors import ContradictionError
-from robust.threat_models import L1Ball, L2Ball, PixelBox, ThreatModel
+from robust.threat_models import ThreatModel
 
 SHOWN = 5
 
@@ -53,16 +52,5 @@ def check_against_others(certified: Iterable[Verdict], misclassified: Iterable[V
     attacks = list(misclassified)
     for bound in certified:
         for attack in attacks:
-            inside = _inside(attack.threat_model, bound.threat_model, len(indices))
+            inside = attack.threat_model.lies_in(bound.threat_model, len(indices))
             check_order(bound.holds, attack.holds & inside.to(bound.holds.device), indices, bound.by, attack.by)
-
-
-def _inside(inner: ThreatModel, outer: ThreatModel, batch: int) -> Tensor:
-    """Of which examples the inner set is certainly a part of the outer one, bool (B,); both of the same kind."""
-    if isinstance(inner, PixelBox) and isinstance(outer, PixelBox):
-        smaller = inner.budgets.detach() <= outer.budgets.detach()
-        return smaller.reshape(len(smaller) if smaller.dim() == 4 else 1, -1).all(1).expand(batch)
-    for kind in (L2Ball, L1Ball):
-        if isinstance(inner, kind) and isinstance(outer, kind):
-            return torch.tensor(inner.epsilon <= outer.epsilon).expand(batch)
-    return torch.tensor(False).expand(batch)

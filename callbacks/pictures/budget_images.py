@@ -11,7 +11,6 @@ from torch import Tensor
 from callbacks.pictures.base import Picture
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
-from robust.threat_models import PixelBox
 
 
 def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float | None = None) -> Figure:
@@ -90,7 +89,7 @@ class BudgetImages(Picture):
         white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
         figures: dict[str, Figure] = {}
         for name, threat_model in module.threat_models(x, module.epsilon).items():
-            if isinstance(threat_model, PixelBox) and threat_model.budgets.dim() == x.dim():
+            if threat_model.per_pixel is not None:
                 title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
-                figures[name] = draw_budgets(x, threat_model.budgets, title, white)
+                figures[name] = draw_budgets(x, threat_model.per_pixel, title, white)
         return figures

@@ -1,8 +1,24 @@
-"""What the methods stand on: a module that is trained, and the classifiers among them."""
+"""The base of all methods, and the bases of families of methods."""
 
+from lightning_modules.base.attacked_classifier import AttackedClassifier
 from lightning_modules.base.checks import check_precision, run_blank
+from lightning_modules.base.descent import Trained
+from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
+from lightning_modules.base.multi_norm_classifier import MultiNormClassifier, attacks_by_norm
 from lightning_modules.base.robust_classifier import RobustClassifier
 from lightning_modules.base.training_module import Batch, TrainingModule
 
-__all__ = ["Batch", "ManifoldClassifier", "RobustClassifier", "TrainingModule", "check_precision", "run_blank"]
+__all__ = [
+    "AttackedClassifier",
+    "Batch",
+    "GeneratorClassifier",
+    "ManifoldClassifier",
+    "MultiNormClassifier",
+    "RobustClassifier",
+    "Trained",
+    "TrainingModule",
+    "attacks_by_norm",
+    "check_precision",
+    "run_blank",
+]

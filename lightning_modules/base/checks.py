@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust.checks import check_range
 from robust.errors import SettingError, require
+from robust.modes import keep_modes
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -98,11 +99,11 @@ def run_blank(
     Raises:
         SettingError: if it does not take them, or its output is no tensor.
     """
-    modes = [(module, module.training) for module in network.modules()]
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     try:
-        network.train(training)
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        devices = [device] if device.type == "cuda" else []
+        with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices):
+            network.train(training)
             weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
             output: Any = network(torch.zeros(batch, *image_shape, device=device, dtype=weight.dtype))
             for buffer, value in statistics:
@@ -110,9 +111,6 @@ def run_blank(
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     where = "training" if training else "evaluation"
     kind = f"{type(network).__name__} with {type(output).__name__} as output in {where} mode"
     require(isinstance(output, Tensor), name, kind, "give one that returns a tensor")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
+from torch.optim import Adam
 
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.errors import require
@@ -17,13 +18,12 @@ class ManifoldClassifier(RobustClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the form that ``WassersteinAutoencoder`` has trained.
+        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained.
         autoencoder_checkpoint: of that training; read where a training begins, for a checkpoint of this module holds
             the autoencoder too.
         epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
         optimizer: the classifier's.
-        lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        gradient_clip: largest norm of the gradient.
+        **settings: those of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
@@ -33,16 +33,15 @@ class ManifoldClassifier(RobustClassifier):
         self,
         classifier: nn.Module,
         autoencoder: Autoencoder,
-        autoencoder_checkpoint: str | None,
-        epsilon: float,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
-        gradient_clip: float | None,
+        *,
+        autoencoder_checkpoint: str | None = None,
+        epsilon: float = 0.1,
+        optimizer: OptimizerCallable = lambda params: Adam(params, lr=1e-3),
+        **settings: Any,
     ) -> None:
-        super().__init__(classifier, epsilon, gradient_clip)
+        super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.autoencoder_checkpoint = autoencoder_checkpoint
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
 
     def train(self, mode: bool = True) -> Self:
         """Set the classifier's mode; the autoencoder stays in evaluation mode."""
@@ -50,12 +49,8 @@ class ManifoldClassifier(RobustClassifier):
         self.autoencoder.eval()
         return self
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # noqa: ANN201, D102 - Lightning's type is a maze
-        optimizer = self.optimizer(self.classifier.parameters())
-        return [optimizer], [] if self.lr_scheduler is None else [self.lr_scheduler(optimizer)]
-
     def setup(self, stage: str) -> None:
-        """Read the autoencoder where a training begins; see :meth:`TrainingModule.setup`."""
+        """Check, and read the autoencoder where a training begins."""
         super().setup(stage)
         if stage == "fit" and self.trainer.ckpt_path is None:
             path, setting = self.autoencoder_checkpoint, "model.autoencoder_checkpoint"

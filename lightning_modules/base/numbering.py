@@ -23,7 +23,7 @@ _SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_st
 def number_steps(kind: type[TrainingModule]) -> None:
     """Let the random numbers of the steps that a class defines depend on its examples' numbers.
 
-    See :mod:`robust.random`. Steps of evaluation note their examples as ``batch_indices`` of the module.
+    See :mod:`robust.random`. Steps of evaluation note their examples as ``data_indices`` of the module.
     """
     for name in ("training_step", *_KEYS):
         if name in vars(kind):
@@ -49,9 +49,9 @@ def _numbering(module: TrainingModule, name: str, batch: Any, batch_idx: int) ->
     count = len(images)
     if name == "training_step":
         key = (module.run_seed(), module.current_epoch, batch_idx)
-        return numbered(key, module.places(count), module.trainer.world_size * count)
-    module.batch_indices = _evaluated(module, _SPLITS[name], batch_idx, count)
-    return numbered((module.run_seed(), _KEYS[name]), module.batch_indices)
+        return numbered(key, module.batch_indices(count), module.trainer.world_size * count)
+    module.data_indices = _evaluated(module, _SPLITS[name], batch_idx, count)
+    return numbered((module.run_seed(), _KEYS[name]), module.data_indices)
 
 
 def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx: int, count: int) -> range:
@@ -65,7 +65,7 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     data = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
     if isinstance(data, LightningDataModule) and hasattr(data, "indices"):
         return _as_range(data.indices(split, batch_idx).tolist(), count)
-    first = module.global_rank if batch_idx == 0 else module.batch_indices[-1] + trainer.world_size
+    first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
 
 

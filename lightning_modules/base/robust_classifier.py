@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import check_training_mode, images_of, run_blank
+from lightning_modules.base.descent import Trained
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
@@ -24,31 +25,31 @@ class RobustClassifier(TrainingModule):
     Args:
         classifier: network from images to logits (B, K), normalisation inside.
         epsilon: size of the threat model in pixel units.
-        gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
-        largest_epsilon: that makes sense: 1 in linf, any in other norms.
-
-    Raises:
-        SettingError: if ``epsilon`` is outside (0, largest_epsilon] or ``gradient_clip`` not positive.
+        **settings: those of :class:`Descent`; the optimizer moves the classifier.
 
     Attributes:
+        largest_epsilon: that makes sense: 1 in linf, any in other norms.
         ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
+
+    Raises:
+        SettingError: if ``epsilon`` is outside (0, largest_epsilon].
     """
 
-    def __init__(
-        self,
-        classifier: nn.Module,
-        epsilon: float,
-        gradient_clip: float | None = None,
-        largest_epsilon: float = 1.0,
-    ) -> None:
-        super().__init__(gradient_clip)
-        remedy = f"give a size in (0, {largest_epsilon:g}], in pixel units"
-        require(0 < epsilon <= largest_epsilon, "model.epsilon", epsilon, remedy)
+    largest_epsilon: float = 1.0
+
+    def __init__(self, classifier: nn.Module, epsilon: float = 8 / 255, **settings: Any) -> None:
+        super().__init__(**settings)
+        remedy = f"give a size in (0, {self.largest_epsilon:g}], in pixel units"
+        require(0 < epsilon <= self.largest_epsilon, "model.epsilon", epsilon, remedy)
         self.classifier = classifier
         self.epsilon = epsilon
         self.ramp = 1.0
         self._num_logits: int | None = None  # unknown until the classifier has met the data
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
+
+    def trained(self) -> list[Trained]:
+        """The classifier, moved by ``optimizer``."""
+        return [Trained(self.classifier.parameters(), self.optimizer, self.lr_scheduler)]
 
     @property
     def current_epsilon(self) -> float:
@@ -106,12 +107,12 @@ class RobustClassifier(TrainingModule):
     # -- at the door ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Forget the number of logits: networks may have been changed since the last run."""
+        """Reset the number of logits, for networks may have changed since the last run; check as the base does."""
         self._num_logits = None
         super().setup(stage)
 
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
-        """Check images, and that labels are classes of the network; see :meth:`TrainingModule.check_batch`."""
+        """Check images, and that labels are classes of the network."""
         super().check_batch(x, y, name)
         if y is None:
             return

@@ -4,7 +4,6 @@ All are called as ``attack(network, threat_model, x, y) -> x_adv``, but those th
 class have no threat model: ``attack(network, x, y) -> x_adv``.
 """
 
-from robust.attacks._crafting import crafting
 from robust.attacks.apgd import APGD
 from robust.attacks.autoattack import AutoAttack
 from robust.attacks.boundary import BoundaryAttack, FGSMGrid, GrowingPGD, to_boundary
@@ -29,6 +28,5 @@ __all__ = [
     "LinearizedBoundary",
     "MultiSteepestDescent",
     "Square",
-    "crafting",
     "to_boundary",
 ]

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
+from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
+from robust.modes import MODES, Mode
 from robust.random import part, randn_like
-from robust.threat_models import L1Ball, ThreatModel
+from robust.threat_models import ThreatModel, ball
 
-# Share of the steps and multiple of the radius in l1: what is found in a wider ball starts the search in the next.
+# Fraction of the steps and multiple of the radius in l1: what is found in a wider ball starts the search in the next.
 _RADII_OF_L1 = ((0.3, 3.0), (0.3, 2.0), (0.4, 1.0))
 
 
@@ -75,16 +76,18 @@ class APGD:
             y: labels (B,).
         """
         with attacking(network, self.mode, x, y) as (checked, x, y):
-            found = x.clone()
+            x_adv = x.clone()
             _, wrong = judge(checked, margin, x, y, self.eot_samples)
-            left = (~wrong).nonzero().squeeze(1)
+            remaining = (~wrong).nonzero().squeeze(1)
             for loss in self._losses(checked, x, y):
-                if len(left) == 0:
+                if len(remaining) == 0:
                     break
-                with part(left):
-                    found[left], wrong = self._run(checked, threat_model.select(left), x[left], y[left], loss(left))
-                left = left[~wrong]
-            return found
+                with part(remaining):
+                    x_adv[remaining], wrong = self._run(
+                        checked, threat_model.select(remaining), x[remaining], y[remaining], loss(remaining)
+                    )
+                remaining = remaining[~wrong]
+            return x_adv
 
     def _losses(self, network: Checked, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
         """For each run what gives the loss of those examples that the run is about, by their indices."""
@@ -92,7 +95,7 @@ class APGD:
         classes = logits.shape[1]
         if (same := self.loss) is not None:
             for _ in range(self.restarts):
-                yield lambda left: same
+                yield lambda remaining: same
             return
         require(classes >= 4, "loss", "targeted_dlr", f"take cross_entropy or margin: there are only {classes} classes")
         order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
@@ -104,20 +107,20 @@ class APGD:
         self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,)."""
-        if not (isinstance(threat_model, L1Ball) and self.wide_start):
+        if threat_model.norm != "l1" or not self.wide_start:
             climb = _Climb(network, threat_model, x, y, loss, self.eot_samples)
             return climb.run(threat_model.sample(x), self.steps, stop=True)
         start = x + randn_like(x)
-        for share, multiple in _RADII_OF_L1:
-            ball = L1Ball(multiple * threat_model.epsilon)
-            climb = _Climb(network, ball, x, y, loss, self.eot_samples)
-            found, wrong = climb.run(ball.project(start, x), max(round(share * self.steps), 1), stop=multiple == 1)
+        for fraction, multiple in _RADII_OF_L1:
+            wide = ball("l1", multiple * float(threat_model.radius))
+            climb = _Climb(network, wide, x, y, loss, self.eot_samples)
+            x_adv, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
             start = climb.best
-        return found, wrong
+        return x_adv, wrong
 
 
-def _towards(target: Tensor, left: Tensor) -> Loss:
-    return partial(targeted_dlr, target=target[left])
+def _towards(target: Tensor, remaining: Tensor) -> Loss:
+    return partial(targeted_dlr, target=target[remaining])
 
 
 class _Climb:
@@ -138,14 +141,14 @@ class _Climb:
         x_adv, before = start, start
         gradient, loss, wrong = self._examine(x=x_adv)
         self.best, best_gradient, best_loss = x_adv, gradient, loss
-        found = x_adv
-        pace = _Thinning(self.x, x_adv, steps) if isinstance(self.threat_model, L1Ball) else _Halving(loss, steps)
+        first_wrong = x_adv
+        pace = _Thinning(self.x, x_adv, steps) if self.threat_model.norm == "l1" else _Halving(loss, steps)
         for _ in range(steps):
             if stop and wrong.all():
                 break
             x_adv, before = self._step(x_adv, before, gradient, pace), x_adv
             gradient, loss, now = self._examine(x=x_adv)
-            found = torch.where(_wide(now & ~wrong), x_adv, found)
+            first_wrong = torch.where(_wide(now & ~wrong), x_adv, first_wrong)
             wrong = wrong | now
             higher = loss > best_loss
             best_loss = torch.where(higher, loss, best_loss)
@@ -154,10 +157,10 @@ class _Climb:
             back = _wide(pace.update(loss, best_loss, self.best))
             x_adv = torch.where(back, self.best, x_adv)
             gradient = torch.where(back, best_gradient, gradient)
-        return torch.where(_wide(wrong), found, self.best), wrong
+        return torch.where(_wide(wrong), first_wrong, self.best), wrong
 
     def _step(self, x_adv: Tensor, before: Tensor, gradient: Tensor, pace: _Halving | _Thinning) -> Tensor:
-        direction = self.threat_model.direction(gradient, pace.share)
+        direction = self.threat_model.steepest_direction(gradient, pace.fraction)
         target = x_adv + _wide(pace.step_size) * self.threat_model.radius * direction
         ahead = self.threat_model.project(target, self.x)
         if pace.momentum == 0.0 or before is x_adv:
@@ -167,14 +170,14 @@ class _Climb:
 
 
 class _Halving:
-    """Pace in linf, l2 and boxes (Croce & Hein 2020, Sec. 3); step sizes are shares of the radius.
+    """Pace in linf, l2 and boxes (Croce & Hein 2020, Sec. 3); step sizes are fractions of the radius.
 
     An example's step is halved where less than 3/4 of the steps since the last check raised its loss, or where none
     raised its best since it was last halved. The checks come closer and closer together.
     """
 
     momentum = 0.25
-    share = 1.0
+    fraction = 1.0
 
     def __init__(self, loss: Tensor, steps: int) -> None:
         self.step_size = torch.full_like(loss, 2.0)
@@ -213,8 +216,8 @@ class _Thinning:
     def __init__(self, x: Tensor, start: Tensor, steps: int) -> None:
         self._x = x
         self._used = self._count(start)
-        self.share = self._used / (1.5 * x[0].numel())
-        self.step_size = torch.ones_like(self.share)
+        self.fraction = self._used / (1.5 * x[0].numel())
+        self.step_size = torch.ones_like(self.fraction)
         self._window = max(int(0.04 * steps), 1)
         self._since = 0
 
@@ -222,13 +225,13 @@ class _Thinning:
         return (x_adv != self._x).flatten(1).sum(1).to(self._x.dtype)
 
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """See :meth:`_Halving.update`."""
+        """Take note of a step; which examples go back to their best, bool (B,)."""
         self._since += 1
         if self._since < self._window:
             return torch.zeros_like(loss, dtype=torch.bool)
         used = self._count(best)
         thinner = used < 0.95 * self._used
-        self.share = used / (1.5 * self._x[0].numel())
+        self.fraction = used / (1.5 * self._x[0].numel())
         self.step_size = torch.where(thinner, 1.0, (self.step_size / 1.5).clamp(min=0.1))
         self._used = used
         self._since = 0

@@ -12,18 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 from robust.folders import check_writable
 from robust.losses import margin
 from robust.random import part, rewound
-from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
+from robust.threat_models import Norm, ThreatModel
 
-_NORMS: dict[type, str] = {LinfBall: "Linf", L2Ball: "L2", L1Ball: "L1"}
-
-
+_NORMS: dict[Norm | None, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack calls them
 _STATE = 3  # of what a state file holds: before, random draws depended on the batch
 
 
@@ -81,12 +79,10 @@ class AutoAttack:
             x: images (B, C, H, W) in [0, 1], float32.
             y: labels (B,).
         """
-        norm = next((norm for kind, norm in _NORMS.items() if isinstance(threat_model, kind)), None)
-        kind = type(threat_model).__name__
-        require(norm is not None, "threat_model", kind, "take APGD: AutoAttack knows linf, l2 and l1 balls")
-        assert isinstance(threat_model, LinfBall | L2Ball | L1Ball)
-        assert norm is not None
-        epsilon = threat_model.epsilon
+        norm, epsilon = _NORMS.get(threat_model.norm), threat_model.epsilon
+        if norm is None or epsilon is None:
+            kind, remedy = type(threat_model).__name__, "take APGD: AutoAttack knows linf, l2 and l1 balls"
+            raise SettingError("threat_model", kind, remedy)
         with (
             attacking(network, "eval", x, y) as (checked, x, y),
             _without_parameters(network),
@@ -98,13 +94,15 @@ class AutoAttack:
             path = self._state_path(checked, norm, epsilon, x, y)
             state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
             for attack in runner.attacks_to_run:
-                left = state["robust"].nonzero().squeeze(1)
-                with draws, part(left):  # entered for what is done too, so that the next attack draws the same
-                    if attack not in state["done"] and len(left):
-                        self._attack(runner, attack, checked, threat_model, (x[left], y[left], left), state)
+                remaining = state["robust"].nonzero().squeeze(1)
+                with draws, part(remaining):  # entered for what is done too, so that the next attack draws the same
+                    if attack not in state["done"] and len(remaining):
+                        self._attack(
+                            runner, attack, checked, threat_model, (x[remaining], y[remaining], remaining), state
+                        )
                         _save(path, state)
-            found: Tensor = state["x_adv"]
-            return found
+            x_adv: Tensor = state["x_adv"]
+            return x_adv
 
     def _attack(
         self,
@@ -116,7 +114,7 @@ class AutoAttack:
         state: dict[str, Any],
     ) -> None:
         """Run one attack of the ensemble on images, labels and indices of what remains, and note what it broke."""
-        x, y, left = batch
+        x, y, remaining = batch
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
         method = parts.get(attack, runner.apgd)
         method.seed = self.seed
@@ -126,13 +124,13 @@ class AutoAttack:
             rows = slice(first, first + self.batch_size)
             with rewound(x.device), part(torch.arange(len(x), device=x.device)[rows]):  # each chunk draws anew
                 if self.version == "rand":
-                    found = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
+                    x_adv = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
                 else:
-                    found = method.perturb(x[rows], y[rows]).detach()
-                broken = network(found).argmax(1) != y[rows]
+                    x_adv = method.perturb(x[rows], y[rows]).detach()
+                broken = network(x_adv).argmax(1) != y[rows]
             replaced = torch.ones_like(broken) if self.version == "rand" else broken
-            state["x_adv"][left[rows][replaced]] = found[replaced]
-            state["robust"][left[rows][broken]] = False
+            state["x_adv"][remaining[rows][replaced]] = x_adv[replaced]
+            state["robust"][remaining[rows][broken]] = False
         state["done"].append(attack)
 
     def _runner(self, network: Checked, attacked: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:

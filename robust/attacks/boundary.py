@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks.pgd import PGD
 from robust.checks import check_label_shape, check_points
 from robust.errors import require
 from robust.losses import cross_entropy
 from robust.random import part
-from robust.threat_models import L2Ball
+from robust.threat_models import L2Ball, diameter
 
-# (network, x, y) -> images, those that keep class y being failures; Any for jsonargparse, as in robust.evaluation
+# (network, x, y) -> images, those that keep class y being failures; Any, as jsonargparse would take a class_path for
+# that of a subclass of Tensor
 BoundaryAttack = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
@@ -41,16 +41,16 @@ class FGSMGrid:
         """The images of the first size that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
         with attacking(network, "eval", x, y) as (checked, x, y):
             gradient, _, _ = input_gradient(checked, cross_entropy, x, y, 1)
-            found, left = x.clone(), torch.arange(len(x), device=x.device)
+            x_adv, remaining = x.clone(), torch.arange(len(x), device=x.device)
             for epsilon in self.epsilons:
-                at = (x[left] + epsilon * gradient[left].sign()).clamp(0.0, 1.0)
-                with part(left):
-                    flipped = checked(at).argmax(1) != y[left]
-                found[left[flipped]] = at[flipped]
-                left = left[~flipped]
-                if len(left) == 0:
+                at = (x[remaining] + epsilon * gradient[remaining].sign()).clamp(0.0, 1.0)
+                with part(remaining):
+                    flipped = checked(at).argmax(1) != y[remaining]
+                x_adv[remaining[flipped]] = at[flipped]
+                remaining = remaining[~flipped]
+                if len(remaining) == 0:
                     break
-            return found
+            return x_adv
 
 
 class GrowingPGD:
@@ -72,25 +72,32 @@ class GrowingPGD:
     def __call__(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The images of the first ball that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
         with attacking(network, "eval", x, y) as (checked, x, y):
-            found, left = x.clone(), torch.arange(len(x), device=x.device)
-            radius, diameter = self.first_radius, math.sqrt(x[0].numel())
-            while len(left) > 0:
-                with part(left):
-                    at = self.attack.ascend(checked, L2Ball(radius), x[left], y[left], cross_entropy)
-                    flipped = checked(at).argmax(1) != y[left]
-                found[left[flipped]] = at[flipped]
-                left = left[~flipped]
-                if radius >= diameter:
+            x_adv, remaining = x.clone(), torch.arange(len(x), device=x.device)
+            radius = self.first_radius
+            while len(remaining) > 0:
+                with part(remaining):
+                    at = self.attack.ascend(checked, L2Ball(radius), x[remaining], y[remaining], cross_entropy)
+                    flipped = checked(at).argmax(1) != y[remaining]
+                x_adv[remaining[flipped]] = at[flipped]
+                remaining = remaining[~flipped]
+                if radius >= diameter(tuple(x.shape[1:])):
                     break
                 radius *= 2
-            return found
+            return x_adv
 
 
 def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halvings: int = 25) -> tuple[Tensor, Tensor]:
     """The images moved back along the segment to ``x`` until just before they would be of class ``y`` again.
 
     Bisection finds a crossing, the only one if there is but one; the flipped end of the last interval is returned.
-    Source: general robustness framework, eq. 14, whose epsilon is the share of the segment.
+    Source: general robustness framework, eq. 14, whose epsilon is the fraction of the segment.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> points, distance = to_boundary(network, x, x_adv=x.flip(3), y=y)
+    >>> points, distance  # half of the way
+    (tensor([[[[0.5000, 0.5000]]]]), tensor([0.3536]))
 
     Args:
         network: classifier in the mode in which it is judged.
@@ -112,8 +119,8 @@ def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halving
     checked = Checked(network, y)
     shape = (-1, *[1] * (x.dim() - 1))
 
-    def at(share: Tensor) -> Tensor:
-        return torch.lerp(x, x_adv, share.view(shape)).clamp_(0.0, 1.0)  # rounding may leave the range
+    def at(fraction: Tensor) -> Tensor:
+        return torch.lerp(x, x_adv, fraction.view(shape)).clamp_(0.0, 1.0)  # rounding may leave the range
 
     low, high = torch.zeros_like(x.flatten(1)[:, 0]), torch.ones_like(x.flatten(1)[:, 0])
     flips = checked(at(high)).argmax(1) != y

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.errors import require
 from robust.losses import margin
+from robust.modes import MODES, Mode
 from robust.threat_models import ThreatModel
 
 
@@ -74,9 +75,9 @@ class CarliniWagnerL2:
             _, gap, _ = input_gradient(checked, margin, x, y, 1)  # the gradient is only checked
             distance[gap > self.confidence] = 0.0
             for target in _nearest_classes(checked, x, y)[:, : self.targets].unbind(1):
-                found, square = self._search(checked, x, y, target)
+                x_adv, square = self._search(checked, x, y, target)
                 nearer = square < distance
-                nearest[nearer], distance[nearer] = found[nearer], square[nearer]
+                nearest[nearer], distance[nearer] = x_adv[nearer], square[nearer]
             return threat_model.project(nearest, x)
 
     def _search(self, network: Checked, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +86,9 @@ class CarliniWagnerL2:
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         nearest, distance = x.clone(), torch.full_like(c, torch.inf)
         for _ in range(self.searches):
-            found, square = self._minimise(network, x, y, target, c)
+            x_adv, square = self._minimise(network, x, y, target, c)
             succeeded, nearer = square.isfinite(), square < distance
-            nearest[nearer], distance[nearer] = found[nearer], square[nearer]
+            nearest[nearer], distance[nearer] = x_adv[nearer], square[nearer]
             low, high = torch.where(succeeded, low, c), torch.where(succeeded, c, high)
             c = torch.where(high.isinf(), 10 * c, 0.5 * (low + high))
         return nearest, distance

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, crafting
+from robust.attacks._checked import Checked
 from robust.checks import check_label_shape, check_precision
 from robust.errors import require
 from robust.losses import cross_entropy
+from robust.modes import attack_mode
 from robust.random import part, rand_like
 
 
@@ -63,7 +64,7 @@ class LatentAttack:
         check_precision(network)
         check_label_shape(y, len(codes))
         low, high = torch.maximum(low, codes - self.epsilon), torch.minimum(high, codes + self.epsilon)
-        with crafting(network, "eval"), part():
+        with attack_mode(network, "eval"), part():
             checked = Checked(network, y := y.to(torch.int64, copy=True))
             z = self.start(codes).clamp(low, high).requires_grad_()
             adam = torch.optim.Adam([z], lr=self.learning_rate, maximize=True)

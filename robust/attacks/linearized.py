@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import Checked, attacking
+from robust.attacks._checked import Checked, attacking
 from robust.errors import require
 
 
@@ -16,6 +16,10 @@ class BoxedHalfspace:
 
     The solution is delta(mu) = clip(-mu v, -x, 1 - x) with the least mu that suffices: <v, delta(mu)> falls in
     straight pieces, whose ends are sorted once. In float64. Source: Hein & Andriushchenko 2017, Sec. 4.
+
+    >>> problem = BoxedHalfspace(v=torch.tensor([[1.0, 1.0]]), x=torch.tensor([[0.5, 0.125]]))
+    >>> problem.solve(b=torch.tensor([-0.5]), rows=torch.tensor([0]))  # the second pixel comes to its wall
+    (tensor([[-0.3750, -0.1250]], dtype=torch.float64), tensor([True]))
 
     Args:
         v: normals (N, d).
@@ -56,7 +60,7 @@ class BoxedHalfspace:
 class _Tries(NamedTuple):
     """Pairs of image and target class that are still tried."""
 
-    image: Tensor  # (N,) place of the image in the batch
+    image: Tensor  # (N,) index of the image in the batch
     offset: Tensor  # (N,) f_k - f_c at the image
     problem: BoxedHalfspace
 
@@ -127,7 +131,7 @@ class _Search:
     def __init__(self, network: Checked, x: Tensor, y: Tensor, tries: _Tries, growth: Tensor, tolerance: float) -> None:
         self.network, self.x, self.y, self.tries = network, x, y, tries
         self.growth, self.tolerance = growth, tolerance
-        self.found = x.clone()
+        self.x_adv = x.clone()
         self.best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         one = torch.ones_like(tries.offset)
         self.low, self.high = 0 * one, torch.full_like(one, torch.inf)  # factors: last failure, first success
@@ -146,7 +150,7 @@ class _Search:
                 break
             between = 0.5 * (self.low + self.high)
             self.factor = torch.where(self.high.isinf(), self.factor * self.growth, between)
-        return self.found
+        return self.x_adv
 
     def _try(self) -> None:
         """Move every open try by its factor and note which flip."""
@@ -162,4 +166,4 @@ class _Search:
         self.open[rows[~flipped & ~feasible]] = False  # the whole box is used up
         nearest = self.best.scatter_reduce(0, image[flipped], norm[flipped], "amin")
         nearer = flipped & (norm == nearest[image]) & (norm < self.best[image])
-        self.found[image[nearer]], self.best = at[nearer], nearest
+        self.x_adv[image[nearer]], self.best = at[nearer], nearest

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, attacking, input_gradient, judge
-from robust.attacks.pgd import unblocked
+from robust.attacks._checked import attacking, input_gradient, judge
 from robust.errors import require
 from robust.losses import cross_entropy
-from robust.threat_models import L1Ball, Norm, ThreatModel
+from robust.modes import MODES, Mode
+from robust.threat_models import Norm, ThreatModel
 
 
 class MultiSteepestDescent:
@@ -25,7 +25,7 @@ class MultiSteepestDescent:
         step_size_linf: size of a step in linf, in pixel units.
         step_size_l2: in l2.
         step_size_l1: in l1.
-        sparsity: share of the pixels that a step in l1 moves.
+        sparsity: fraction of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:
@@ -45,7 +45,7 @@ class MultiSteepestDescent:
         self.step_sizes: dict[Norm, float] = {"linf": step_size_linf, "l2": step_size_l2, "l1": step_size_l1}
         for norm, size in self.step_sizes.items():
             require(0 < size < float("inf"), f"step_size_{norm}", size, "give a positive, finite size, in pixel units")
-        require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")
+        require(0 < sparsity <= 1, "sparsity", sparsity, "give a fraction of the pixels in (0, 1]")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.steps = steps
         self.sparsity = sparsity
@@ -70,6 +70,5 @@ class MultiSteepestDescent:
             return x_adv
 
     def _step(self, norm: Norm, ball: ThreatModel, gradient: Tensor, x_adv: Tensor, x: Tensor) -> Tensor:
-        if isinstance(ball, L1Ball):
-            gradient = unblocked(gradient, x_adv)
-        return ball.project(x_adv + self.step_sizes[norm] * ball.direction(gradient, self.sparsity), x)
+        step = self.step_sizes[norm] * ball.steepest_direction(gradient, self.sparsity, x_adv)
+        return ball.project(x_adv + step, x)

@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Checked, Mode, attacking, input_gradient, judge, named_loss
+from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss
+from robust.modes import MODES, Mode
 from robust.random import part, randn_like
-from robust.threat_models import L1Ball, ThreatModel
+from robust.threat_models import ThreatModel
 
 Start = Literal["random", "gaussian", "clean"]
 
@@ -23,18 +24,26 @@ class PGD:
     the largest entries in l1, where pixels that it would move out of [0, 1] are left out. Gradients are taken with
     respect to the input only. Works under ``torch.no_grad`` and ``torch.inference_mode``.
 
+    >>> from robust.threat_models import L2Ball
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> x_adv = PGD(steps=10)(network, L2Ball(0.5), x, y)  # the boundary is at 1/2 / sqrt(2), about 0.354
+    >>> network(x_adv).argmax(1), L2Ball(0.5).contains(x_adv, x)
+    (tensor([1]), tensor([True]))
+
     Args:
         steps: number of ascent steps.
-        step_size: size of a step as a share of the radius, or of each pixel's budget; by default 2.5 / steps, so that
-            every corner can be reached.
+        step_size: size of a step as a fraction of the radius, or of each pixel's budget; by default 2.5 / steps, so
+            that every corner can be reached.
         absolute: ``step_size`` is in pixel units instead, as papers print it: ``step_size=2 / 255, absolute=True``.
-        start: ``"random"`` in the threat model, ``"gaussian"`` noise of deviation 0.001 (TRADES), or ``"clean"``.
+        start: ``"random"`` in the threat model, ``"gaussian"`` noise of std 0.001 (TRADES), or ``"clean"``.
         restarts: independent starts; an example counts as broken if any of them, or no perturbation at all, breaks it.
         loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
         eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
-        sparsity: share of the pixels that a step in l1 moves.
+        sparsity: fraction of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
             update of batch normalisation's running statistics. Restored afterwards.
 
@@ -58,10 +67,10 @@ class PGD:
         for name, count in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
             require(count >= 1, name, count, "give at least 1")
         fits = step_size is None or 0 < step_size < float("inf")
-        require(fits, "step_size", step_size, "give a positive, finite share of the radius")
+        require(fits, "step_size", step_size, "give a positive, finite fraction of the radius")
         require(step_size is not None or not absolute, "absolute", absolute, "give the step_size in pixel units too")
         require(start in ("random", "gaussian", "clean"), "start", start, "give random, gaussian or clean")
-        require(0 < sparsity <= 1, "sparsity", sparsity, "give a share of the pixels in (0, 1]")
+        require(0 < sparsity <= 1, "sparsity", sparsity, "give a fraction of the pixels in (0, 1]")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.steps = steps
         self.step_size = 2.5 / steps if step_size is None else step_size
@@ -107,16 +116,16 @@ class PGD:
         best = x.clone()
         best_loss, broken = judge(network, loss, x, y, self.eot_samples)
         for _ in range(self.restarts):
-            left = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
-            if len(left) == 0:
+            remaining = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
+            if len(remaining) == 0:
                 break
-            images, labels = x[left], y[left]
-            with part(left if self.early_stop else None):
-                found = self.ascend(network, threat_model.select(left), images, labels, loss)
-                value, wrong = judge(network, loss, found, labels, self.eot_samples)
-            better = (wrong & ~broken[left]) | ((wrong == broken[left]) & (value > best_loss[left]))
-            chosen = left[better]
-            best[chosen], best_loss[chosen], broken[chosen] = found[better], value[better], wrong[better]
+            images, labels = x[remaining], y[remaining]
+            with part(remaining if self.early_stop else None):
+                x_adv = self.ascend(network, threat_model.select(remaining), images, labels, loss)
+                value, wrong = judge(network, loss, x_adv, labels, self.eot_samples)
+            better = (wrong & ~broken[remaining]) | ((wrong == broken[remaining]) & (value > best_loss[remaining]))
+            chosen = remaining[better]
+            best[chosen], best_loss[chosen], broken[chosen] = x_adv[better], value[better], wrong[better]
         return best
 
     def ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
@@ -126,23 +135,21 @@ class PGD:
 
     def _ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         x_adv = self._started(threat_model, x)
-        found, left = x_adv.clone(), torch.arange(len(x), device=x.device)
+        last, remaining = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            with part(left if self.early_stop else None):
+            with part(remaining if self.early_stop else None):
                 gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.eot_samples)
             if self.early_stop and wrong.any():
-                found[left] = x_adv
+                last[remaining] = x_adv
                 on = ~wrong
-                left, x, y, x_adv, gradient = left[on], x[on], y[on], x_adv[on], gradient[on]
+                remaining, x, y, x_adv, gradient = remaining[on], x[on], y[on], x_adv[on], gradient[on]
                 threat_model = threat_model.select(on)
-                if len(left) == 0:
-                    return found
-            if isinstance(threat_model, L1Ball):
-                gradient = unblocked(gradient, x_adv)
+                if len(remaining) == 0:
+                    return last
             length = self.step_size if self.absolute else self.step_size * threat_model.radius
-            step = threat_model.direction(gradient, self.sparsity).mul_(length)
+            step = threat_model.steepest_direction(gradient, self.sparsity, x_adv).mul_(length)
             x_adv = threat_model.project(step.add_(x_adv), x)
-        return found.index_copy(0, left, x_adv) if self.early_stop else x_adv
+        return last.index_copy(0, remaining, x_adv) if self.early_stop else x_adv
 
     def _started(self, threat_model: ThreatModel, x: Tensor) -> Tensor:
         if self.start == "random":
@@ -150,17 +157,18 @@ class PGD:
         return threat_model.project(x + 0.001 * randn_like(x), x) if self.start == "gaussian" else x.clone()
 
 
-def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
-    """The gradient without what would move pixels out of [0, 1]: in l1 a few pixels get the whole step."""
-    end = 1.0 - 2 * torch.finfo(x_adv.dtype).eps  # x + (1 - x) may be below 1 by rounding, x - x is 0
-    return gradient.clamp(min=0).mul_(x_adv < end).add_(gradient.clamp(max=0).mul_(x_adv > 0.0))
-
-
 class FGSM(PGD):
     """One step of the whole radius (Goodfellow et al. 2015), in every norm; the other arguments are :class:`PGD`'s.
 
+    >>> from robust.threat_models import LinfBall
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> FGSM()(network, LinfBall(0.125), x, y)  # down with the pixel of the label, up with the other
+    tensor([[[[0.6250, 0.3750]]]])
+
     Args:
-        step_size: as a share of the radius; 1.25 from a random start is that of fast adversarial training (Wong et
+        step_size: as a fraction of the radius; 1.25 from a random start is that of fast adversarial training (Wong et
             al. 2020).
         random_start: begin at a random point of the threat model instead of the image.
         loss: what is ascended.

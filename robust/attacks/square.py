@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._crafting import MODES, Mode, attacking, judge
+from robust.attacks._checked import attacking, judge
 from robust.errors import require
 from robust.losses import margin
+from robust.modes import MODES, Mode
 from robust.random import part, rand
 from robust.threat_models import PixelBox, ThreatModel
 
@@ -23,7 +24,7 @@ class Square:
 
     Args:
         queries: passes of each example at most; those that are misclassified are left out of the rest.
-        first_area: share of the image that the first squares cover.
+        first_area: fraction of the image that the first squares cover.
         eot_samples: loss and verdict are taken over so many passes, for networks that draw random numbers (EOT).
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
@@ -33,7 +34,7 @@ class Square:
 
     def __init__(self, queries: int = 5000, first_area: float = 0.8, eot_samples: int = 1, mode: Mode = "eval") -> None:
         require(queries >= 1, "queries", queries, "give at least 1")
-        require(0 < first_area <= 1, "first_area", first_area, "give a share of the image in (0, 1]")
+        require(0 < first_area <= 1, "first_area", first_area, "give a fraction of the image in (0, 1]")
         require(eot_samples >= 1, "eot_samples", eot_samples, "give at least 1")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.queries = queries
@@ -51,29 +52,30 @@ class Square:
             y: labels (B,).
         """
         kind = type(threat_model).__name__
-        require(isinstance(threat_model, PixelBox), "threat_model", kind, "take APGD: Square searches boxes only")
-        assert isinstance(threat_model, PixelBox)
+        require(threat_model.is_box, "threat_model", kind, "take APGD: Square searches boxes only")
         with attacking(network, self.mode, x, y) as (checked, x, y):
             best = x.clone()
             loss, wrong = judge(checked, margin, x, y, self.eot_samples)
-            left = (~wrong).nonzero().squeeze(1)
-            budgets = threat_model.budgets.to(x).expand_as(x)
+            remaining = (~wrong).nonzero().squeeze(1)
+            budgets = torch.as_tensor(threat_model.radius).to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
             for query in range(self.queries):
-                if len(left) == 0:
+                if len(remaining) == 0:
                     break
-                images, ends = x[left], budgets[left]
-                with part(left):
+                images, ends = x[remaining], budgets[remaining]
+                with part(remaining):
                     if query == 0:
-                        moved = images + stripes[left] * ends
+                        moved = images + stripes[remaining] * ends
                     else:
-                        moved = torch.where(self._squares(images, query), images + _signs(images) * ends, best[left])
+                        moved = torch.where(
+                            self._squares(images, query), images + _signs(images) * ends, best[remaining]
+                        )
                     tried = PixelBox(ends).project(moved, images)
-                    value, wrong = judge(checked, margin, tried, y[left], self.eot_samples)
-                better = (value > loss[left]) | wrong
-                chosen = left[better]
+                    value, wrong = judge(checked, margin, tried, y[remaining], self.eot_samples)
+                better = (value > loss[remaining]) | wrong
+                chosen = remaining[better]
                 best[chosen], loss[chosen] = tried[better], value[better]
-                left = left[~wrong]
+                remaining = remaining[~wrong]
             return best
 
     def _squares(self, x: Tensor, query: int) -> Tensor:
@@ -85,8 +87,8 @@ class Square:
 
         def inside(size: int) -> Tensor:
             first = (rand((batch, 1), x) * (size - side + 1)).long()
-            places = torch.arange(size, device=x.device)
-            mask: Tensor = (places >= first) & (places < first + side)
+            indices = torch.arange(size, device=x.device)
+            mask: Tensor = (indices >= first) & (indices < first + side)
             return mask
 
         return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]

@@ -13,7 +13,8 @@ from robust.bounds.layers import Layer
 from robust.bounds.rounding import RoundingErrors
 from robust.bounds.sequential import feed_forward, sequence
 from robust.errors import UnsupportedLayerError, require
-from robust.modes import evaluation_mode
+from robust.modes import in_mode
+from robust.seeds import generator
 from robust.threat_models import Box
 
 # of each network: what it consisted of, and the versions of its weights, when it was compared last
@@ -66,9 +67,8 @@ def _versions(network: nn.Module) -> Hashable:
 
 @torch.no_grad()
 def _compare(network: nn.Module, like: Tensor) -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, *like.shape[1:], generator=generator, dtype=like.dtype).to(like.device)
-    with evaluation_mode(network):
+    images = torch.rand(2, *like.shape[1:], generator=generator(0), dtype=like.dtype).to(like.device)
+    with in_mode(network, "eval"):
         logits = network(images)  # first, as a hook may set weights in a forward pass
         layers = feed_forward(network, like.dtype)
         last = last_linear(layers)

@@ -30,6 +30,15 @@ class FeedForwardVerifier:
     Batch-norm always uses its evaluation statistics. What the bounds take the network for is compared with its forward
     pass, once for each network and again after a change. See :class:`robust.bounds.verifier.Verifier`.
 
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> box = Box(x - 0.125, x + 0.125)
+    >>> FeedForwardVerifier("ibp").margins(network, box, y).detach()  # x_1 - x_2 is 1/2, less twice 1/8
+    tensor([[0.2500]])
+    >>> FeedForwardVerifier().cross_entropy(network, box, y).detach()  # log(1 + exp(-1/4))
+    tensor([0.5759])
+
     Args:
         method: bound of the margins. ``ibp``: interval bound propagation, the last layer merged with the margins;
             ``crown-ibp``: one linear backward pass over IBP's intermediate intervals (Zhang et al. 2020), which costs

@@ -52,7 +52,18 @@ class _IntervalReLU(torch.autograd.Function):
 
 
 def propagate(layers: list[Layer], box: Box) -> list[Interval]:
-    """The interval at the input of every layer (for a ReLU: its pre-activation), the box first."""
+    """The interval at the input of every layer (for a ReLU: its pre-activation), the box first.
+
+    >>> from torch import nn
+    >>> from robust.bounds.sequential import feed_forward
+    >>> difference = nn.Linear(2, 1)
+    >>> _ = difference.load_state_dict({"weight": torch.tensor([[1.0, -1.0]]), "bias": torch.tensor([0.25])})
+    >>> layers = feed_forward(nn.Sequential(nn.Flatten(), difference, nn.ReLU()), torch.float32)
+    >>> box = Box(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 2), 0.5))
+    >>> center, radius = propagate(layers, box)[-1]  # what the ReLU sees: x_1 - x_2 + 1/4 in [-1/4, 3/4]
+    >>> center.tolist(), radius.tolist()
+    ([[0.25]], [[0.5]])
+    """
     state = Interval((box.upper + box.lower) / 2, (box.upper - box.lower) / 2)
     inputs = []
     for layer in layers:

@@ -208,9 +208,13 @@ class AveragePoolLayer(Affine):
         return math.prod(self._kernel(shape)) + 2
 
     def center(self, center: Tensor) -> Tensor:
-        """W c."""
-        pooled: Tensor = self.module(center)
-        return pooled
+        """W c; without the module's hooks, which may do anything to an interval."""
+        m = self.module
+        if isinstance(m, nn.AvgPool2d):
+            return F.avg_pool2d(
+                center, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+            )
+        return F.adaptive_avg_pool2d(center, m.output_size)
 
     def radius(self, radius: Tensor) -> Tensor:
         """|W| r, where W is not negative."""

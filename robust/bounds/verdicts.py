@@ -47,6 +47,14 @@ def certify(
     error. For a verifier without such a bound (auto_LiRPA's), all that float32 certifies is computed again in float64
     and must be above 0, up to that precision's own rounding.
 
+    >>> from robust.bounds import FeedForwardVerifier
+    >>> from robust.threat_models import LinfBall
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
+    >>> [certify(FeedForwardVerifier(), network, LinfBall(size), x, y).certified.tolist() for size in (0.2, 0.25, 0.3)]
+    [[True], [False], [False]]
+
     Args:
         verifier: gives the margins.
         network: classifier, (B, C, H, W) -> logits (B, K); its weights are taken as exact numbers.

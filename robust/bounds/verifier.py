@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robust.checks import PRECISE
-from robust.errors import SettingError, require
+from robust.checks import PRECISE, check_precision
+from robust.errors import require
 from robust.threat_models import Box
 
 
@@ -61,13 +61,14 @@ def in_bound_precision(network: nn.Module, box: Box) -> Box:
 def bound_precision(network: nn.Module) -> torch.dtype:
     """float32, or float64 where the network is float64.
 
+    >>> bound_precision(nn.Linear(1, 1)), bound_precision(nn.Linear(1, 1).double())
+    (torch.float32, torch.float64)
+
     Raises:
         SettingError: if the network's weights are in half precision, whose rounding makes bounds unsound.
     """
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    if dtype not in PRECISE:
-        raise SettingError("trainer.precision", str(dtype), "bounds need float32 weights: use 32-true or bf16-mixed")
-    return dtype
+    check_precision(network, "bounds")
+    return next((p.dtype for p in network.parameters()), torch.float32)
 
 
 def check_box(center: Tensor, radius: Tensor) -> None:
@@ -100,6 +101,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def other_classes(y: Tensor, num_classes: int) -> Tensor:
-    """For labels (B,), the classes other than the label in ascending order, shape (B, K-1)."""
+    """For labels (B,), the classes other than the label in ascending order, shape (B, K-1).
+
+    >>> other_classes(torch.tensor([1, 0]), num_classes=3)
+    tensor([[0, 2],
+            [1, 2]])
+    """
     index = torch.arange(num_classes - 1, device=y.device).expand(len(y), -1)
     return index + (index >= y[:, None]).long()

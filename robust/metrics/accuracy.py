@@ -1,4 +1,4 @@
-"""Share of verdicts that are right."""
+"""Fraction of verdicts that are correct."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ class Accuracy(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    right: Tensor
+    correct: Tensor
     total: Tensor
 
     def __init__(self, judgements: int = 1) -> None:
         super().__init__()
         self.judgements = judgements
-        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, right: Tensor) -> None:
-        """Count a batch: how many of each example's verdicts are right, whole numbers or bool of shape (B,)."""
+    def update(self, correct: Tensor) -> None:
+        """Count a batch: how many of each example's verdicts are correct, whole numbers or bool of shape (B,)."""
         # not in place: a state that inference mode has made cannot be changed outside it
-        self.right = self.right + right.sum()
-        self.total = self.total + right.numel() * self.judgements
+        self.correct = self.correct + correct.sum()
+        self.total = self.total + correct.numel() * self.judgements
 
     def compute(self) -> Tensor:
-        """The share in [0, 1], a scalar; NaN before the first example."""
-        return self.right / self.total
+        """The fraction in [0, 1], a scalar; NaN before the first example."""
+        return self.correct / self.total
 
 
 class AccuracyDeviation(Metric):
     """Standard deviation, over passes of a network that draws random numbers, of the accuracy on all examples.
 
     Args:
-        passes: number of them; with one, the deviation is NaN.
+        passes: number of them; with one, it is NaN.
     """
 
     is_differentiable = False
     full_state_update = False
-    right: Tensor
+    correct: Tensor
     total: Tensor
 
     def __init__(self, passes: int) -> None:
         super().__init__()
-        self.add_state("right", torch.zeros(passes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("correct", torch.zeros(passes, dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, right: Tensor) -> None:
-        """Count a batch: whether each pass is right, bool (P, B)."""
-        self.right = self.right + right.sum(1)
-        self.total = self.total + right.shape[1]
+    def update(self, correct: Tensor) -> None:
+        """Count a batch: whether each pass is correct, bool (P, B)."""
+        self.correct = self.correct + correct.sum(1)
+        self.total = self.total + correct.shape[1]
 
     def compute(self) -> Tensor:
-        """The deviation of an accuracy in [0, 1], unbiased; a scalar."""
-        return (self.right / self.total).std()
+        """The standard deviation of the accuracy in [0, 1], unbiased; a scalar."""
+        return (self.correct / self.total).std()

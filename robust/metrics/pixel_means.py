@@ -34,10 +34,10 @@ class PixelMeans(Metric):
 
     def update(self, values: Tensor, masks: Tensor) -> None:
         """Add images: their values (B, H, W) and the masks of their regions (B, R, H, W)."""
-        shares = masks.double() / masks.sum((2, 3), keepdim=True).clamp(min=1)  # 0 where an image lacks the region
+        fractions = masks.double() / masks.sum((2, 3), keepdim=True).clamp(min=1)  # 0 where an image lacks the region
         self.total += values.double().sum(0)
         self.images += len(values)
-        self.weights += shares.sum(0)
+        self.weights += fractions.sum(0)
         self.having += masks.any(3).any(2).sum(0)
 
     def compute(self) -> Tensor:

@@ -10,9 +10,9 @@ from torchmetrics import Metric
 class WeightedAccuracy(Metric):
     """sum_i s_i 1_i / sum_i s_i with s_i = exp(-alpha * margin_i), for several alphas at once.
 
-    1_i is whether the attacked image i is classified right, margin_i its
+    1_i is whether the attacked image i is classified correctly, margin_i its
     :func:`robust.losses.probability_margin`. Both sums are over all examples of all processes, in float64: means of
-    batches would be another figure. It is A_sa of images that plain PGD found, and A_tr of those that PGD on the
+    batches would be another metric. It is A_sa of images that plain PGD found, and A_tr of those that PGD on the
     weighted loss found (weighted minimax risk, evaluation metrics); alpha = 0 gives the plain accuracy.
 
     Args:
@@ -22,24 +22,24 @@ class WeightedAccuracy(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
-    right: Tensor
+    correct: Tensor
     total: Tensor
     squares: Tensor
 
     def __init__(self, alphas: list[float]) -> None:
         super().__init__()
         self.alphas = alphas
-        for name in ("right", "total", "squares"):
+        for name in ("correct", "total", "squares"):
             self.add_state(name, torch.zeros(len(alphas), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, margins: Tensor, right: Tensor) -> None:
-        """Add a batch: probability margins (B,) in [-1, 1] and whether each is classified right, bool (B,)."""
+    def update(self, margins: Tensor, correct: Tensor) -> None:
+        """Add a batch: probability margins (B,) in [-1, 1] and whether each is classified correctly, bool (B,)."""
         alphas = torch.tensor(self.alphas, dtype=torch.float64, device=margins.device)
         weights = (-alphas[:, None] * margins.double()).exp()
-        self.right = self.right + (weights * right).sum(1)
+        self.correct = self.correct + (weights * correct).sum(1)
         self.total = self.total + weights.sum(1)
         self.squares = self.squares + weights.square().sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """``accuracy`` in [0, 1] and ``effective_samples``, (sum s)^2 / sum s^2, both (A,); NaN without examples."""
-        return {"accuracy": self.right / self.total, "effective_samples": self.total.square() / self.squares}
+        return {"accuracy": self.correct / self.total, "effective_samples": self.total.square() / self.squares}

@@ -16,11 +16,10 @@ from robust.networks.noise import (
 from robust.networks.noise_generator import NoiseGenerator
 from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, NoisyWeights, WeightNoise, divergence
 from robust.networks.normalize import Normalize
+from robust.networks.plain_cnn import PlainCNN
 from robust.networks.resnet import ResNet18
 from robust.networks.resnet_v1 import ResNetV1
-from robust.networks.rf_classifier import RFClassifier
 from robust.networks.small_cnn import SmallCNN
-from robust.networks.trained import load_part
 from robust.networks.wide_resnet import PreActResNet18, WideResNet
 
 __all__ = [
@@ -37,8 +36,8 @@ __all__ = [
     "NoisyWeights",
     "Normalize",
     "PerturbationInjection",
+    "PlainCNN",
     "PreActResNet18",
-    "RFClassifier",
     "ResNet18",
     "ResNetV1",
     "SmallCNN",
@@ -47,7 +46,6 @@ __all__ = [
     "divergence",
     "injections",
     "load_autoencoder",
-    "load_part",
     "noise_sources",
     "switch_noise",
     "trained_autoencoder",

@@ -6,15 +6,15 @@ import math
 
 from torch import Tensor, nn
 
+from robust.checkpoints import load_part, read_part
 from robust.errors import require
-from robust.networks.trained import load_part, read_part
 
 
 class Autoencoder(nn.Module):
     """Convolutional encoder and decoder of the Wasserstein autoencoder, with batch normalisation.
 
     On 28x28 grey images with 8 code dimensions: encoder 11,026,056 parameters, decoder 10,943,745. Weights start
-    normal with deviation 0.01. Source: Tolstikhin et al. 2018, MNIST network; with padding 1 instead of TensorFlow's
+    normal with std 0.01. Source: Tolstikhin et al. 2018, MNIST network; with padding 1 instead of TensorFlow's
     "same" the encoder's last map is 1x1 instead of 2x2.
 
     Args:
@@ -80,7 +80,7 @@ def load_autoencoder(autoencoder: nn.Module, path: str, setting: str) -> None:
     """Take the weights of the module ``autoencoder`` from a checkpoint of its training.
 
     Args:
-        autoencoder: a network of the same form.
+        autoencoder: of the architecture that was trained.
         path: checkpoint of ``WassersteinAutoencoder``.
         setting: name of the path's setting, for the errors.
 
@@ -104,8 +104,8 @@ def trained_autoencoder(path: str, setting: str) -> Autoencoder:
     remedy = "its autoencoder is of another kind, or not of square images; give the network too"
     require("encoder.0.weight" in weights and "decoder.0.weight" in weights, setting, path, remedy)
     width, channels = weights["encoder.0.weight"].shape[:2]
-    places, code_size = weights["decoder.0.weight"].shape  # 8 * width channels on a quarter of each side
-    side = 4 * math.isqrt(places // (8 * width))
+    features, code_size = weights["decoder.0.weight"].shape  # 8 * width channels on a quarter of each side
+    side = 4 * math.isqrt(features // (8 * width))
     autoencoder = Autoencoder((channels, side, side), code_size, width)
     load_autoencoder(autoencoder, path, setting)
     return autoencoder

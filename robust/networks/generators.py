@@ -65,7 +65,7 @@ class BudgetGenerator(nn.Module):
         """
         require(
             tuple(x.shape[1:]) == self.image_shape,
-            "model.generator.image_shape",
+            "image_shape",
             self.image_shape,
             f"the images have shape {tuple(x.shape[1:])}; give that",
         )

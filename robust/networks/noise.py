@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import SettingError, require
+from robust.modes import in_mode
 from robust.random import randn_like, shared_randn
 
 
@@ -98,7 +99,7 @@ class Noisy(nn.Module):
 
 
 def injections(network: nn.Module) -> list[PerturbationInjection]:
-    """Every place of noise in the network, in the order of its modules."""
+    """Every :class:`PerturbationInjection` of the network, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, PerturbationInjection)]
 
 
@@ -139,10 +140,8 @@ def _output_shapes(
         modules[name].register_forward_hook(lambda *call, name=name: shapes.update({name: tuple(call[2].shape[1:])}))
         for name in chosen
     ]
-    modes = [(module, module.training) for module in modules.values()]
     try:
-        network.eval()  # of batch normalisation no statistic may move
-        with torch.no_grad():
+        with in_mode(network, "eval"), torch.no_grad():  # of batch normalisation no statistic may move
             network(torch.zeros(1, *image_shape))
     except RuntimeError as error:
         reason = str(error).split("\n")[0]
@@ -150,6 +149,4 @@ def _output_shapes(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return shapes

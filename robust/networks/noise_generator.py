@@ -42,8 +42,8 @@ class NoiseGenerator(nn.Module):
         )
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
-                deviation = math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.out_channels))
-                nn.init.normal_(layer.weight, std=deviation)
+                std = math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.out_channels))
+                nn.init.normal_(layer.weight, std=std)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 

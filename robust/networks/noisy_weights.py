@@ -122,10 +122,10 @@ def divergence(network: nn.Module, prior_deviation: float) -> Tensor:
     """KL divergence of all Gaussian weights from the prior N(0, prior_deviation^2), summed: a scalar."""
     return torch.stack(
         [
-            distribution.divergence(place.original, prior_deviation)
-            for place in network.modules()
-            if isinstance(place, nn.utils.parametrize.ParametrizationList)
-            for distribution in place
+            distribution.divergence(parametrization.original, prior_deviation)
+            for parametrization in network.modules()
+            if isinstance(parametrization, nn.utils.parametrize.ParametrizationList)
+            for distribution in parametrization
             if isinstance(distribution, GaussianWeight)
         ]
     ).sum()

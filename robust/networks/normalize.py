@@ -13,6 +13,9 @@ from robust.errors import require
 class Normalize(nn.Module):
     """(x - mean) / std per channel, so that every epsilon outside the network is in units of [0, 1].
 
+    >>> Normalize([0.5], [0.25])(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3))
+    tensor([[[[-2.,  0.,  2.]]]])
+
     Args:
         mean: one value a channel, in [0, 1].
         std: one positive value a channel.

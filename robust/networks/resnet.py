@@ -13,7 +13,7 @@ from robust.networks.normalize import Normalize
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation, and a shortcut, 1x1 where the form changes (He et al. 2016)."""
+    """Two 3x3 convolutions with batch normalisation, and a shortcut, 1x1 where the shape changes (He et al. 2016)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from robust.networks.normalize import Normalize
 class PaddedBlock(nn.Module):
     """Two 3x3 convolutions with batch normalisation, and a shortcut without parameters.
 
-    Where the form changes, it takes every other pixel and zeros for the new channels (option A of He et al. 2016).
+    Where the shape changes, it takes every other pixel and zeros for the new channels (option A of He et al. 2016).
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:

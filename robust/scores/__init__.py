@@ -7,14 +7,15 @@ from robust.scores.framework import (
     R4,
     Score,
     Weight,
-    always,
+    average_case,
     basic_measure,
     draw_epsilons,
     predicted,
-    share,
+    worst_case,
 )
-from robust.scores.margins import Margins, area_under_curve, diameter, margin_curve, nearest_boundary
+from robust.scores.margins import Margins, area_under_curve, margin_curve, nearest_boundary
 from robust.scores.samplers import FromData, Neighbours, OnManifold, SameLabel, Sampler, UniformBall
+from robust.threat_models import diameter
 
 __all__ = [
     "R1",
@@ -30,13 +31,13 @@ __all__ = [
     "Score",
     "UniformBall",
     "Weight",
-    "always",
     "area_under_curve",
+    "average_case",
     "basic_measure",
     "diameter",
     "draw_epsilons",
     "margin_curve",
     "nearest_boundary",
     "predicted",
-    "share",
+    "worst_case",
 ]

@@ -20,7 +20,6 @@ classifiers is not estimated by samples but by the distance to the boundary: :mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,12 +29,17 @@ from torch import Tensor, nn
 
 from robust.checks import check_images, check_logits
 from robust.scores.samplers import Neighbours, Sampler, UniformBall
+from robust.seeds import generator
+from robust.threat_models import diameter
 
 Classify = Callable[[Tensor], Tensor]
 
 
 def predicted(network: nn.Module, x: Tensor) -> Tensor:
     """Classes (N,) of images (N, C, H, W), for :meth:`Score.measure`.
+
+    >>> predicted(nn.Flatten(), torch.tensor([0.25, 0.75]).view(1, 1, 1, 2))
+    tensor([1])
 
     Raises:
         NonFiniteLogitsError: if logits are NaN or infinite: all images would be of the same class, the best score.
@@ -45,19 +49,30 @@ def predicted(network: nn.Module, x: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
-def share(p: Tensor) -> Tensor:
-    """H(p) = p: the average case."""
+def average_case(p: Tensor) -> Tensor:
+    """H(p) = p: the average case.
+
+    >>> average_case(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
     return p
 
 
-def always(p: Tensor) -> Tensor:
-    """H(p) = 1[p = 1]: the worst case (eq. 4)."""
+def worst_case(p: Tensor) -> Tensor:
+    """H(p) = 1[p = 1]: the worst case (eq. 4).
+
+    >>> worst_case(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0., 0., 1.])
+    """
     return (p == 1).to(p.dtype)
 
 
 @dataclass(frozen=True)
 class Weight:
     """G(x, epsilon) = density(x) * epsilon^power.
+
+    >>> Weight(power=-1).of_radius(torch.tensor([0.5, 2.0]))
+    tensor([2.0000, 0.5000])
 
     Args:
         density: ``"data"`` for p(x): images are those of the data; ``"uniform"`` for 1: they are drawn from the cube.
@@ -73,9 +88,14 @@ class Weight:
 
 
 def basic_measure(agrees: Tensor, inside: Tensor) -> Tensor:
-    """R_S(x, epsilon), (B, E): the share of S_epsilon(x) that is classified like ``x`` (eq. 8).
+    """R_S(x, epsilon), (B, E): the fraction of S_epsilon(x) that is classified like ``x`` (eq. 8).
 
     It is 1 where there is no sample in the ball: the ball holds the image itself, and smaller balls are safer.
+
+    >>> agrees = torch.tensor([[True, True, False, True]])
+    >>> inside = torch.tensor([[[True, True, False, False], [True, True, True, True], [False, False, False, False]]])
+    >>> basic_measure(agrees, inside)  # of 2, 4 and 0 samples in the ball
+    tensor([[1.0000, 0.7500, 1.0000]], dtype=torch.float64)
 
     Args:
         agrees: whether f(x') = f(x), bool (B, N).
@@ -102,9 +122,8 @@ class Score:
         """Where the outer integral is taken: the images ``x`` (B, C, H, W), or as many of the cube's points."""
         if self.weight.density == "data":
             return x
-        # other numbers than the sampler's, which takes the keys as they are
-        generators = [torch.Generator().manual_seed(hash((key, 1)) % 2**63) for key in keys]
-        return torch.stack([torch.rand(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]).to(x.device)
+        # other numbers than the sampler's, whose keys end with 0
+        return torch.stack([torch.rand(x.shape[1:], generator=generator(key, 1), dtype=x.dtype) for key in keys]).to(x)
 
     def measure(self, classify: Classify, x: Tensor, epsilons: Tensor, keys: list[int]) -> tuple[Tensor, Neighbours]:
         """Basic measure (B, E), and the samples that it was taken on.
@@ -119,9 +138,9 @@ class Score:
             SettingError: if they are no images in [0, 1].
         """
         check_images(x)
-        found = self.sampler(x, epsilons, keys)
-        predicted = classify(found.images.flatten(0, 1)).view(found.images.shape[:2])
-        return basic_measure(predicted == classify(x)[:, None], found.inside), found
+        neighbours = self.sampler(x, epsilons, keys)
+        predicted = classify(neighbours.images.flatten(0, 1)).view(neighbours.images.shape[:2])
+        return basic_measure(predicted == classify(x)[:, None], neighbours.inside), neighbours
 
     def robustness(self, measure: Tensor, epsilons: Tensor) -> Tensor:
         """rho(x, epsilon) without p(x), (B, E), of the basic measure (B, E): the images are drawn from p."""
@@ -132,32 +151,36 @@ class R1(Score):
     """Mean distance to the boundary over the whole cube (example 1)."""
 
     def __init__(self, sampler: UniformBall) -> None:
-        super().__init__(sampler, always, Weight("uniform"))
+        super().__init__(sampler, worst_case, Weight("uniform"))
 
 
 class R2(Score):
     """Mean distance to the boundary over the data: the area under the margin curve (example 2)."""
 
     def __init__(self, sampler: UniformBall) -> None:
-        super().__init__(sampler, always, Weight("data"))
+        super().__init__(sampler, worst_case, Weight("data"))
 
 
 class R3(Score):
     """On the manifold, worst case (example 3)."""
 
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(sampler, always, Weight("data"))
+        super().__init__(sampler, worst_case, Weight("data"))
 
 
 class R4(Score):
     """On the manifold, average case, small balls weighted up (example 4)."""
 
     def __init__(self, sampler: Sampler) -> None:
-        super().__init__(sampler, share, Weight("data", power=-1))
+        super().__init__(sampler, average_case, Weight("data", power=-1))
 
 
 def draw_epsilons(count: int, image_shape: tuple[int, ...], seed: int) -> Tensor:
-    """Sigma: radii (count,) in float64, uniform in [0, d] with d the cube's diameter; rising."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-    return drawn.sort().values * math.sqrt(math.prod(image_shape))
+    """Sigma: radii (count,) in float64, uniform in [0, d] with d the cube's diameter; rising.
+
+    >>> epsilons = draw_epsilons(1000, image_shape=(1, 28, 28), seed=0)
+    >>> bool((epsilons.diff() >= 0).all()), round(epsilons.mean().item()), round(epsilons.max().item())
+    (True, 14, 28)
+    """
+    drawn = torch.rand(count, generator=generator(seed), dtype=torch.float64)
+    return drawn.sort().values * diameter(image_shape)

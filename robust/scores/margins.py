@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robust.attacks import BoundaryAttack, crafting, to_boundary
+from robust.attacks import BoundaryAttack, to_boundary
 from robust.checks import check_images, check_logits, check_precision
+from robust.modes import attack_mode
+from robust.threat_models import diameter
 
 
 class Margins(NamedTuple):
@@ -22,11 +23,6 @@ class Margins(NamedTuple):
     nearest: Tensor  # (B, C, H, W) the images; where none is found, the image itself
 
 
-def diameter(image_shape: tuple[int, ...]) -> float:
-    """D = sqrt(m), of the cube of images with m pixels and channels."""
-    return math.sqrt(math.prod(image_shape))
-
-
 def nearest_boundary(
     network: nn.Module, attacks: Mapping[str, BoundaryAttack], x: Tensor, halvings: int = 25
 ) -> Margins:
@@ -34,6 +30,14 @@ def nearest_boundary(
 
     The class meant is the predicted one, also where the prediction is wrong. It is an upper bound of the true margin:
     stronger attacks only lower it. An image that every attack fails on has the largest margin that there is.
+
+    >>> from robust.attacks import FGSMGrid, LinearizedBoundary
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
+    >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+    >>> x = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2)
+    >>> found = nearest_boundary(network, {"grid": FGSMGrid(), "linearized": LinearizedBoundary()}, x)
+    >>> round(found.margin.item(), 2)  # (3/4 - 1/4) / sqrt(2)
+    0.35
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
@@ -48,7 +52,7 @@ def nearest_boundary(
     """
     check_precision(network, "scores")
     check_images(x)
-    with crafting(network, "eval"):
+    with attack_mode(network, "eval"):
         x = x.clone()
         y = _classes(network, x)
         points, distances = [], []
@@ -82,12 +86,20 @@ def _classes(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def margin_curve(margins: Tensor, epsilons: Tensor) -> Tensor:
-    """Share of images (E,) whose margin (N,) is above each radius (E,): eq. 6 by samples."""
+    """Share of images (E,) whose margin (N,) is above each radius (E,): eq. 6 by samples.
+
+    >>> margin_curve(torch.tensor([1.0, 2.0, 4.0, 4.0]), torch.tensor([0.0, 1.0, 3.0]))
+    tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+    """
     return (margins[None] > epsilons[:, None]).double().mean(1)
 
 
 def area_under_curve(margins: Tensor) -> Tensor:
-    """Integral of the margin curve over all radii, a scalar: piece by piece of the step function."""
+    """Integral of the margin curve over all radii, a scalar: piece by piece of the step function.
+
+    >>> area_under_curve(torch.tensor([1.0, 2.0, 4.0, 4.0]))  # the mean margin
+    tensor(2.7500, dtype=torch.float64)
+    """
     ends = margins.double().sort().values
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     return ((ends - starts) * margin_curve(ends, starts)).sum()

@@ -16,6 +16,7 @@ from robust.checks import check_images
 from robust.errors import SettingError, require
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.scores.cut_ball import draw_from_cut_balls
+from robust.seeds import generator
 
 Labelling = Callable[[Tensor], Tensor]
 
@@ -40,6 +41,12 @@ class UniformBall:
 
     See :mod:`robust.scores.cut_ball`. Drawn on the CPU; memory for E * samples images.
 
+    >>> x, epsilons = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0.1, 0.3])
+    >>> found = UniformBall(samples=50)(x, epsilons, keys=[0])
+    >>> distance = (found.images - x).flatten(2).norm(dim=2)
+    >>> [bool((distance[0, inside] < epsilon).all()) for inside, epsilon in zip(found.inside[0], epsilons)]
+    [True, True]
+
     Args:
         samples: for each image and radius.
 
@@ -52,14 +59,14 @@ class UniformBall:
         self.samples = samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
+        """Uniform draws around ``x`` (B, C, H, W) for radii (E,): N = E * samples, those of each radius in its ball."""
         check_images(x)
         fits = bool(((epsilons >= 0) & epsilons.isfinite()).all())
         require(fits, "epsilons", epsilons.tolist(), "give finite radii of at least 0")
         E, count = len(epsilons), len(epsilons) * self.samples
         images = torch.empty(len(x), count, *x.shape[1:], dtype=x.dtype)
         for image, own, key in zip(images, x.cpu(), keys, strict=True):
-            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, seeded(key))
+            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, generator(key, 0))
             image.copy_((own.double() + delta.view_as(image)).clamp(0.0, 1.0))
         index = torch.arange(count, device=x.device) // self.samples
         inside = index == torch.arange(E, device=x.device)[:, None]
@@ -75,7 +82,7 @@ class OnManifold:
         autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode. By default that of the
             checkpoint.
         checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
-        sigma: deviation of the noise on the codes.
+        sigma: std of the noise on the codes.
         samples: for each image.
 
     Raises:
@@ -89,7 +96,7 @@ class OnManifold:
         sigma: float = 0.06,
         samples: int = 50,
     ) -> None:
-        require(sigma > 0, "sigma", sigma, "give a positive deviation")
+        require(sigma > 0, "sigma", sigma, "give a positive std")
         require(samples >= 1, "samples", samples, "give at least 1")
         if autoencoder is None:
             if checkpoint is None:
@@ -103,12 +110,12 @@ class OnManifold:
         self.sigma, self.samples = sigma, samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
+        """Images decoded near the codes of ``x`` (B, C, H, W): the same N for all radii (E,)."""
         autoencoder = self.autoencoder.to(x)
         with torch.no_grad():
             codes = autoencoder.encode(x)
             size = (self.samples, codes.shape[1])
-            noise = torch.stack([torch.randn(size, generator=seeded(key), dtype=codes.dtype) for key in keys])
+            noise = torch.stack([torch.randn(size, generator=generator(key, 0), dtype=codes.dtype) for key in keys])
             codes = codes[:, None] + self.sigma * noise.to(x.device)
             images = autoencoder.decode(codes.flatten(0, 1)).clamp(0.0, 1.0)
         images = images.view(len(x), self.samples, *x.shape[1:])
@@ -118,6 +125,11 @@ class OnManifold:
 class FromData:
     """Q = P, by a fixed set of images drawn from P: those in the ball.
 
+    >>> data = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+    >>> FromData(data)(torch.zeros(1, 1, 1, 1), epsilons=torch.tensor([0.25, 0.75]), keys=[0]).inside
+    tensor([[[ True, False, False],
+             [ True,  True, False]]])
+
     Args:
         images: (N, C, H, W) in [0, 1].
     """
@@ -126,7 +138,7 @@ class FromData:
         self.images = images
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`; nothing is drawn."""
+        """The same N images for every ``x`` (B, C, H, W) and radius (E,); nothing is drawn."""
         images = self.images.to(x)
         distance = torch.cdist(x.flatten(1), images.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
         inside = distance[:, None] < epsilons.to(x)[:, None]
@@ -145,16 +157,11 @@ class SameLabel:
         self.sampler, self.labelling = sampler, labelling
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """See :meth:`Sampler.__call__`."""
-        found = self.sampler(x, epsilons, keys)
-        labels = self.labelling(found.images.flatten(0, 1)).view(found.images.shape[:2])
+        """The other sampler's images around ``x`` (B, C, H, W), of which those of another label count as outside."""
+        neighbours = self.sampler(x, epsilons, keys)
+        labels = self.labelling(neighbours.images.flatten(0, 1)).view(neighbours.images.shape[:2])
         same = labels == self.labelling(x)[:, None]
-        return found._replace(inside=found.inside & same[:, None])
-
-
-def seeded(key: int) -> torch.Generator:
-    """A generator on the CPU whose stream depends on the key."""
-    return torch.Generator().manual_seed(hash((key, 0)) % 2**63)
+        return neighbours._replace(inside=neighbours.inside & same[:, None])
 
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:

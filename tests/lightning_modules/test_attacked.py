@@ -120,7 +120,7 @@ def test_adversarial_training():
     before = network()
     x_adv = ascended(before, x, lambda z: F.cross_entropy(z, y, reduction="none"), 3, 0.4 * EPSILON, start_of(x))
     expected = descended(before, lambda f: F.cross_entropy(f(x_adv), y))
-    module = AdversarialTraining(copy.deepcopy(before), EPSILON, attack=FixedStart(**ATTACK), optimizer=sgd)
+    module = AdversarialTraining(copy.deepcopy(before), epsilon=EPSILON, attack=FixedStart(**ATTACK), optimizer=sgd)
     assert_same(one_step(module, x, y), expected)
 
 
@@ -130,7 +130,7 @@ def test_trades():
     clean = before(x).detach()
     x_adv = ascended(before, x, lambda z: each_kl(z, clean), 3, 0.4 * EPSILON, start_of(x))
     expected = descended(before, lambda f: F.cross_entropy(f(x), y) + 6 * each_kl(f(x_adv), f(x)).mean())
-    module = TRADES(copy.deepcopy(before), EPSILON, beta=6, attack=FixedStart(**ATTACK), optimizer=sgd)
+    module = TRADES(copy.deepcopy(before), epsilon=EPSILON, beta=6, attack=FixedStart(**ATTACK), optimizer=sgd)
     assert_same(one_step(module, x, y), expected, 1e-12)
 
 
@@ -154,7 +154,13 @@ def test_weighted_minimax(beta, detach):
         return robust if beta is None else F.cross_entropy(f(x), y) + beta * robust
 
     module = WeightedMinimax(
-        copy.deepcopy(before), EPSILON, "linf", alpha, beta, detach, FixedStart(**ATTACK), optimizer=sgd
+        copy.deepcopy(before),
+        epsilon=EPSILON,
+        alpha=alpha,
+        beta=beta,
+        detach_weight=detach,
+        attack=FixedStart(**ATTACK),
+        optimizer=sgd,
     )
     assert_same(one_step(module, x, y), descended(before, risk), 1e-12)
 
@@ -164,13 +170,13 @@ def test_without_alpha_it_is_the_base_method_bit_for_bit(beta):
     x, y = data()
     before = network()
     pl.seed_everything(0, verbose=False)
-    weighted = WeightedMinimax(copy.deepcopy(before), EPSILON, alpha=0, beta=beta, attack=PGD(3), optimizer=sgd)
+    weighted = WeightedMinimax(copy.deepcopy(before), epsilon=EPSILON, alpha=0, beta=beta, attack=PGD(3), optimizer=sgd)
     first = one_step(weighted, x, y)
     pl.seed_everything(0, verbose=False)
     if beta is None:
-        base = AdversarialTraining(copy.deepcopy(before), EPSILON, attack=PGD(3), optimizer=sgd)
+        base = AdversarialTraining(copy.deepcopy(before), epsilon=EPSILON, attack=PGD(3), optimizer=sgd)
     else:
-        base = TRADES(copy.deepcopy(before), EPSILON, beta=beta, attack=PGD(3), optimizer=sgd)
+        base = TRADES(copy.deepcopy(before), epsilon=EPSILON, beta=beta, attack=PGD(3), optimizer=sgd)
     assert_same(first, one_step(base, x, y), 0)
 
 
@@ -183,7 +189,7 @@ def test_free_adversarial_training():
         (gradient,) = torch.autograd.grad(F.cross_entropy(expected(x_adv), y), x_adv)
         expected = descended(expected, lambda f, at=x_adv: F.cross_entropy(f(at.detach()), y))
         delta = (delta + EPSILON * gradient.sign()).clamp(-EPSILON, EPSILON)
-    module = FreeAdversarialTraining(copy.deepcopy(before), EPSILON, replays=3, optimizer=sgd)
+    module = FreeAdversarialTraining(copy.deepcopy(before), epsilon=EPSILON, replays=3, optimizer=sgd)
     assert_same(one_step(module, x, y), expected)
     assert torch.equal(module._perturbation, delta)
 
@@ -198,7 +204,7 @@ def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
         risks.append(x_adv)
         x_adv = ascended(before, x, lambda z: F.cross_entropy(z, y, reduction="none"), 1, 0.4 * EPSILON, x_adv)
     expected = descended(before, lambda f: sum(F.cross_entropy(f(at), y) for at in risks) / 3)
-    module = YOPO(copy.deepcopy(before), "0", EPSILON, outer=3, inner=1, step_size=0.4, optimizer=sgd)
+    module = YOPO(copy.deepcopy(before), "0", epsilon=EPSILON, outer=3, inner=1, step_size=0.4, optimizer=sgd)
     assert_same(one_step(module, x, y), expected)
 
 
@@ -217,7 +223,7 @@ def test_yopos_inner_steps_hold_the_costate(monkeypatch):
         (gradient,) = torch.autograd.grad((costate * first(x_adv)).sum(), x_adv)
         x_adv = (x_adv.detach() + 0.4 * EPSILON * gradient.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
     expected = descended(before, lambda f: (F.cross_entropy(f(start), y) + F.cross_entropy(f(x_adv), y)) / 2)
-    module = YOPO(copy.deepcopy(before), "0", EPSILON, outer=2, inner=2, step_size=0.4, optimizer=sgd)
+    module = YOPO(copy.deepcopy(before), "0", epsilon=EPSILON, outer=2, inner=2, step_size=0.4, optimizer=sgd)
     assert_same(one_step(module, x, y), expected)
 
 
@@ -238,7 +244,7 @@ class Fragile(nn.Module):
 def test_radii_grow_stay_or_shrink(radius, expected):
     x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3).long()
     attack = PGD(1, 1.0, start="random")
-    module = InstanceAdaptiveTraining(Fragile(x), 0.1, 0.02, largest_radius=0.5, attack=attack)
+    module = InstanceAdaptiveTraining(Fragile(x), epsilon=0.1, discretization=0.02, largest_radius=0.5, attack=attack)
     torch.manual_seed(0)
     selected = module._select(x, y, torch.full((3,), radius))
     assert torch.allclose(selected, torch.full((3,), expected))
@@ -248,7 +254,14 @@ def test_radii_are_smoothed_bounded_and_remembered(tmp_path):
     torch.set_default_dtype(torch.float32)
     digits = Digits(batch_size=64)
     module = InstanceAdaptiveTraining(
-        nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, 0.02, 0.5, 1, 0.11, PGD(2), optimizer=sgd
+        nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+        epsilon=0.1,
+        discretization=0.02,
+        smoothing=0.5,
+        warmup_epochs=1,
+        largest_radius=0.11,
+        attack=PGD(2),
+        optimizer=sgd,
     )
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, max_epochs=2, logger=False, enable_progress_bar=False, default_root_dir=tmp_path
@@ -264,7 +277,7 @@ def test_radii_are_smoothed_bounded_and_remembered(tmp_path):
     assert (module.radii[seen] != 0.1).any()
     assert module.radii.min() >= 0.09 - 1e-6
     assert module.radii.max() <= 0.105 + 1e-6
-    again = InstanceAdaptiveTraining(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), 0.1, attack=PGD(2))
+    again = InstanceAdaptiveTraining(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1, attack=PGD(2))
     again.on_load_checkpoint({"method": "InstanceAdaptiveTraining", "seed": 0, "state_dict": module.state_dict()})
     again.load_state_dict(module.state_dict())
     assert torch.equal(again.radii, module.radii)
@@ -295,7 +308,10 @@ def test_the_threat_model_is_the_norms_ball(norm):
         (lambda: InstanceAdaptiveTraining(network(), smoothing=0), r"model\.smoothing: got 0"),
         (lambda: InstanceAdaptiveTraining(network(), discretization=0), r"model\.discretization: got 0"),
         (lambda: InstanceAdaptiveTraining(network(), warmup_epochs=-1), r"model\.warmup_epochs: got -1"),
-        (lambda: InstanceAdaptiveTraining(network(), 0.2, largest_radius=0.1), r"model\.largest_radius: got 0\.1"),
+        (
+            lambda: InstanceAdaptiveTraining(network(), epsilon=0.2, largest_radius=0.1),
+            r"model\.largest_radius: got 0\.1",
+        ),
     ],
 )
 def test_wrong_settings(make, message):

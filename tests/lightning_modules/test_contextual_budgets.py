@@ -160,7 +160,7 @@ class Reshape(nn.Module):
             {"classifier": DMSmall((3, 28, 28), 10)},
             r"model.classifier: got 'DMSmall'; the data's images are \(1, 28, 28\)",
         ),
-        ({"generator": BudgetGenerator((1, 8, 8))}, r"model.generator.image_shape: got \(1, 8, 8\)"),
+        ({"generator": BudgetGenerator((1, 8, 8))}, r"image_shape: got \(1, 8, 8\)"),
         ({"generator": Reshape()}, r"model.generator: got .*\(784,\).*give one with output \(1, 28, 28\)"),
         ({"strategy": "ddp"}, r"trainer.strategy: got 'ddp'.*ddp_find_unused_parameters_true"),
     ],

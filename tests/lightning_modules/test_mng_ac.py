@@ -14,7 +14,6 @@ from robust.attacks import PGD, MultiSteepestDescent
 from robust.errors import SettingError
 from robust.losses import jensen_shannon
 from robust.networks import NoiseGenerator
-from robust.noise_budgets import fit_noise
 from robust.threat_models import ball
 
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
@@ -92,7 +91,7 @@ def one_step(module, x, y):
 def plain_meta_loss(classifier, generator, norm, x, x_adv, y, fit="tanh"):
     """The loss on attacked images of a copy that made a step of SGD on the noisy ones."""
     copied = copy.deepcopy(classifier).train()
-    x_noisy = fit_noise(x, generator(x), ball(norm, RADII[norm]), fit).detach()
+    x_noisy = ball(norm, RADII[norm]).fit_noise(x, generator(x), fit).detach()
     optimizer = torch.optim.SGD(copied.parameters(), lr=RATE)
     F.cross_entropy(copied(x_noisy), y).backward()
     optimizer.step()
@@ -134,7 +133,7 @@ def test_one_step_is_that_of_the_algorithm(norm):
 
     x_adv = fixed(classifier.train(), budget, x, y)
     ahead = copy.deepcopy(classifier)
-    loss = F.cross_entropy(ahead(fit_noise(x, generator(x), budget)), y)
+    loss = F.cross_entropy(ahead(budget.fit_noise(x, generator(x))), y)
     weights = dict(ahead.named_parameters())
     steps = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
     looked = {name: weight - RATE * step for (name, weight), step in zip(weights.items(), steps, strict=True)}
@@ -144,7 +143,7 @@ def test_one_step_is_that_of_the_algorithm(norm):
             generator.parameters(), torch.autograd.grad(meta, list(generator.parameters())), strict=True
         ):
             weight -= RATE * gradient
-    x_noisy = fit_noise(x, generator(x), budget).detach()  # of the generator after its step
+    x_noisy = budget.fit_noise(x, generator(x)).detach()  # of the generator after its step
     logits = [classifier(images) for images in (x, x_noisy, x_adv)]
     (F.cross_entropy(logits[2], y) + 12 * jensen_shannon(*logits).mean()).backward()
     sgd(classifier.parameters()).step()

@@ -85,7 +85,15 @@ class Fixed(OnManifoldRobustness):
 @pytest.mark.parametrize("through", [True, False])
 def test_a_step_of_r4_training(trained, through):
     x, y = data()
-    module = Fixed(classifier(), autoencoder(), trained, score_weight=0.7, sigma=0.5, samples=4, optimizer=sgd)
+    module = Fixed(
+        classifier(),
+        autoencoder(),
+        autoencoder_checkpoint=trained,
+        score_weight=0.7,
+        sigma=0.5,
+        samples=4,
+        optimizer=sgd,
+    )
     module.grad_through_reference = through
     f, wae = copy.deepcopy(module.classifier).double(), autoencoder(7).double().eval()
     logits, risks = f(x), []
@@ -132,7 +140,7 @@ def test_radii_are_the_same_in_all_processes():
 @pytest.mark.parametrize("method", [OnManifoldRobustness, OnManifoldAdversarialTraining])
 def test_the_autoencoder_never_moves(method, trained):
     x, y = data()
-    module = fit(method(classifier(), autoencoder(), trained), x, y, max_epochs=3)
+    module = fit(method(classifier(), autoencoder(), autoencoder_checkpoint=trained), x, y, max_epochs=3)
     assert_same(module.autoencoder, autoencoder(7).double(), 0)  # running statistics included
     assert not module.train().autoencoder.training
     assert all(not parameter.requires_grad for parameter in module.autoencoder.parameters())
@@ -152,7 +160,7 @@ def test_a_step_of_on_manifold_adversarial_training(trained):
     codes = autoencoder(7).double().eval().encode(x[1::2]).detach()
     safe_code = float(codes.abs().amax(1).sort().values[1]) + 1e-6  # two of three images
     module = OnManifoldAdversarialTraining(
-        classifier(), autoencoder(), trained, attack=attack, safe_code=safe_code, optimizer=sgd
+        classifier(), autoencoder(), autoencoder_checkpoint=trained, attack=attack, safe_code=safe_code, optimizer=sgd
     )
     f, wae = copy.deepcopy(module.classifier).double(), autoencoder(7).double().eval()
     low, high, mixed = codes.amin(0), codes.amax(0), x.clone()

@@ -81,11 +81,11 @@ def test_gradients_are_finite_at_the_edges_of_the_range(low, high):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ((0.0, 0.5, 2.0), "model.epsilon: got 0.0"),
-        ((1.5, 0.5, 2.0), "model.epsilon: got 1.5"),
-        ((0.4, 1.5, 2.0), "model.alpha_low: got 1.5"),
-        ((0.4, 0.0, 2.0), "model.alpha_low: got 0.0"),
-        ((0.4, 0.5, 0.9), "model.alpha_high: got 0.9"),
+        ((0.0, 0.5, 2.0), "^epsilon: got 0.0"),
+        ((1.5, 0.5, 2.0), "^epsilon: got 1.5"),
+        ((0.4, 1.5, 2.0), "^alpha_low: got 1.5"),
+        ((0.4, 0.0, 2.0), "^alpha_low: got 0.0"),
+        ((0.4, 0.5, 0.9), "^alpha_high: got 0.9"),
     ],
 )
 def test_impossible_settings(setting, message):

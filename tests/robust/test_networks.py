@@ -151,7 +151,7 @@ def test_normalize():
         (lambda: Normalize([0.5], [0.0]), "std.*positive"),
         (lambda: Normalize([0.5], [0.1, 0.2]), "std.*give 1 values"),
         (lambda: BudgetGenerator(initial_output=1.0), "initial_output: got 1.0"),
-        (lambda: BudgetGenerator((1, 8, 8))(torch.rand(2, 1, 9, 9)), r"model.generator.image_shape.*\(1, 9, 9\)"),
+        (lambda: BudgetGenerator((1, 8, 8))(torch.rand(2, 1, 9, 9)), r"^image_shape.*\(1, 9, 9\)"),
     ],
 )
 def test_wrong_settings(build, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robust.errors import SettingError
-from robust.networks import AdversarialGenerator, Autoencoder, RFClassifier, load_autoencoder, trained_autoencoder
+from robust.networks import AdversarialGenerator, Autoencoder, PlainCNN, load_autoencoder, trained_autoencoder
 from robust.scores import OnManifold
 
 
@@ -14,8 +14,8 @@ def parameters(network):
 
 def test_parameter_counts():
     with torch.device("meta"):
-        assert parameters(RFClassifier()) == 584_170
-        assert parameters(RFClassifier((3, 32, 32))) == 814_122
+        assert parameters(PlainCNN()) == 584_170
+        assert parameters(PlainCNN((3, 32, 32))) == 814_122
         assert parameters(AdversarialGenerator(1)) == 918_913
         assert parameters(AdversarialGenerator(3)) == 920_067
         assert parameters(Autoencoder().encoder) == 11_026_056
@@ -25,7 +25,7 @@ def test_parameter_counts():
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
 def test_shapes(shape):
     x = torch.rand(2, *shape)
-    assert RFClassifier(shape, 7, width=2, mean=[0.5] * shape[0], std=[0.2] * shape[0])(x).shape == (2, 7)
+    assert PlainCNN(shape, 7, width=2, mean=[0.5] * shape[0], std=[0.2] * shape[0])(x).shape == (2, 7)
     assert AdversarialGenerator(shape[0], width=2)(x).shape == x.shape
     autoencoder = Autoencoder(shape, 5, width=2)
     assert autoencoder.encode(x).shape == (2, 5)
@@ -78,11 +78,11 @@ def test_autoencoder_from_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RFClassifier((1, 7, 28)), r"image_shape: got \(1, 7, 28\)"),
-        (lambda: RFClassifier(num_classes=1), "num_classes: got 1"),
-        (lambda: RFClassifier(dropout=1), "dropout: got 1"),
-        (lambda: RFClassifier(width=0), "width: got 0"),
-        (lambda: RFClassifier(mean=[0.5]), "std: got None"),
+        (lambda: PlainCNN((1, 7, 28)), r"image_shape: got \(1, 7, 28\)"),
+        (lambda: PlainCNN(num_classes=1), "num_classes: got 1"),
+        (lambda: PlainCNN(dropout=1), "dropout: got 1"),
+        (lambda: PlainCNN(width=0), "width: got 0"),
+        (lambda: PlainCNN(mean=[0.5]), "std: got None"),
         (lambda: AdversarialGenerator(0), "channels: got 0"),
         (lambda: AdversarialGenerator(width=0), "width: got 0"),
         (lambda: AdversarialGenerator(output="tanh"), "output: got 'tanh'; give one of clip"),

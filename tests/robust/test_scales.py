@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.attacks import APGD, PGD, LinearizedBoundary
-from robust.attacks.pgd import unblocked
 from robust.losses import dlr, targeted_dlr
-from robust.noise_budgets import fit_l1, fit_l2
+from robust.noise_fitting import fit_l1, fit_l2
 from robust.scores import nearest_boundary
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+from robust.threat_models.balls import unblocked
 
 POWERS = st.integers(-10, 10)
 scales = pytest.mark.parametrize("scale", [1e-10, 1e-6, 1e-3, 1e3, 1e6, 1e10])

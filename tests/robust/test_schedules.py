@@ -45,10 +45,10 @@ def test_training_follows_it_batch_by_batch():
 @pytest.mark.parametrize(
     ("epochs", "factors", "message"),
     [
-        ([], [], r"lr_scheduler\.epochs: got \[\]"),
-        ([0, 2, 2], [0, 1, 0], r"lr_scheduler\.epochs: got \[0, 2, 2\]; give increasing epochs"),
-        ([0, 2], [0, 1, 0], r"lr_scheduler\.factors: .*give 2 factors"),
-        ([0, 2], [0, -1], r"lr_scheduler\.factors: got \[0, -1\]"),
+        ([], [], r"^epochs: got \[\]"),
+        ([0, 2, 2], [0, 1, 0], r"^epochs: got \[0, 2, 2\]; give increasing epochs"),
+        ([0, 2], [0, 1, 0], r"^factors: .*give 2 factors"),
+        ([0, 2], [0, -1], r"^factors: got \[0, -1\]"),
     ],
 )
 def test_wrong_settings(epochs, factors, message):

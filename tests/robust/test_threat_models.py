@@ -104,7 +104,7 @@ def test_projections_of_whole_images_solve_the_optimality_conditions(kind, seed,
 def test_directions_have_unit_size_and_ascend(kind):
     x, gradient = torch.full((3, 1, 10, 10), 0.5), torch.randn(3, 1, 10, 10) * 1e-25
     gradient[2] = 0
-    direction = make(kind, 0.5, x).direction(gradient, 0.05).flatten(1)
+    direction = make(kind, 0.5, x).steepest_direction(gradient, 0.05).flatten(1)
     order = {"l2": 2, "l1": 1}.get(kind, torch.inf)
     torch.testing.assert_close(direction.norm(p=order, dim=1), torch.tensor([1.0, 1.0, 0.0]))
     assert (direction * gradient.flatten(1)).sum(1)[:2].gt(0).all()
@@ -114,7 +114,7 @@ def test_directions_have_unit_size_and_ascend(kind):
 
 def test_steps_in_l1_move_a_share_of_each_example():
     gradient = torch.tensor([1.0, 2.0, -8.0, -3.0]).reshape(1, 1, 1, 4).repeat(2, 1, 1, 1)
-    direction = L1Ball(1.0).direction(gradient, torch.tensor([0.1, 0.5])).flatten(1)
+    direction = L1Ball(1.0).steepest_direction(gradient, torch.tensor([0.1, 0.5])).flatten(1)
     assert direction.tolist() == [[0, 0, -1, 0], [0, 0, -0.5, -0.5]]
 
 

@@ -195,7 +195,7 @@ class Bursting(nn.Module):
 @pytest.mark.parametrize("attack", [PGD(5, start="clean"), APGD(5), Square(5)])
 def test_logits_that_overflow_only_on_the_way_are_an_error(attack, value):
     x, y = images()
-    with pytest.raises(NonFiniteLogitsError, match="at images that the attack tried: no figure of it means anything"):
+    with pytest.raises(NonFiniteLogitsError, match="at images that the attack tried: no metric of it means anything"):
         attack(Bursting(value), LinfBall(0.9), 0.5 * x, y)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from robust.bounds import FeedForwardVerifier
 from robust.errors import UnsupportedLayerError
-from robust.threat_models import Box
+from robust.threat_models import Box, LinfBall
 from tests.random_networks import networks, random_case
 
 
@@ -65,3 +65,18 @@ def test_a_hook_that_changes_an_output_is_refused_and_one_that_does_not_is_none(
             verifier.margins(network, box, y)
     handle.remove()
     torch.testing.assert_close(verifier.margins(network, box, y), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "hook", [torch.square, torch.tanh, lambda output: output + 0.02], ids=["square", "tanh", "add"]
+)
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AvgPool2d(2, 1, padding=1), nn.AdaptiveAvgPool2d(1)], ids=repr)
+def test_a_hook_of_average_pooling_is_no_part_of_its_layer(pool, hook):
+    """A layer that called its module would agree with it on every image, and be wrong on every box."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), pool, nn.Flatten(), nn.LazyLinear(4)).eval()
+    x = torch.rand(2, 1, 6, 6)
+    y = network(x).argmax(1)
+    pool.register_forward_hook(lambda module, inputs, output: hook(output))
+    with pytest.raises(UnsupportedLayerError, match="network layer '1'"):
+        FeedForwardVerifier("ibp").margins(network, LinfBall(0.01).interval(x), y)

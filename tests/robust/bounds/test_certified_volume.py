@@ -193,5 +193,5 @@ def test_the_slack_is_left_and_steps_are_told_under_inference_mode():
     ],
 )  # fmt: skip
 def test_wrong_settings(setting, value):
-    with pytest.raises(SettingError, match=rf"^LargestCertifiedBox\.{setting}: got"):
+    with pytest.raises(SettingError, match=rf"^{setting}: got"):
         LargestCertifiedBox(**{setting: value})

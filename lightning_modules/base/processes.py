@@ -1,4 +1,4 @@
-"""What the processes of a step have in common: values, the places of their examples, a seed."""
+"""What the processes of a run share: values, the indices of their examples, a seed, batch statistics."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from robust.errors import require
 
 
 class AcrossProcesses(pl.LightningModule):
-    """A module whose processes share each step's batch: equal parts of it, one behind the other."""
+    """Divides each step's batch among processes: equal parts, one behind the other."""
 
-    def gathered(self, value: Tensor) -> Tensor:
-        """The parts (B, ...) of all processes in a row, in the order of the global batch; no gradient flows."""
+    def gather(self, value: Tensor) -> Tensor:
+        """Concatenate the parts (B, ...) of all processes, in the order of the global batch; no gradient flows."""
         parts = self.all_gather(value)
         assert isinstance(parts, Tensor)
         return parts if parts.dim() == value.dim() else parts.flatten(0, 1)
 
-    def places(self, count: int) -> range:
-        """Places in the global batch of the ``count`` examples of this process."""
+    def batch_indices(self, count: int) -> range:
+        """Indices in the global batch of the ``count`` examples of this process."""
         rank = 0 if self._trainer is None else self.global_rank
         return range(rank * count, (rank + 1) * count)
 
-    def averaged(self, value: Tensor) -> Tensor:
-        """Mean over all processes, through which gradients flow to each process's part; ``value`` without several."""
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """Average over all processes; gradients flow to each process's part. One process returns ``value`` itself."""
         if self.trainer.world_size == 1:
             return value
         parts = self.all_gather(value, sync_grads=True)
@@ -37,22 +37,22 @@ class AcrossProcesses(pl.LightningModule):
         """The seed of torch's generator in the first process, for all of them."""
         return int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
 
-    def check_strategy(self, parts_left_out: list[str]) -> None:
-        """Check how the trainer divides the work, and have it synchronise batch normalisation, if asked, on CPUs too.
+    def check_strategy(self, partially_used: list[str]) -> None:
+        """Check the trainer's strategy, and let ``trainer.sync_batchnorm`` work on CPUs too.
 
         Args:
-            parts_left_out: networks that some steps of the training leave out.
+            partially_used: names of the parameters that some training steps do not use.
 
         Raises:
-            SettingError: if its strategy is not for them, or unknown.
+            SettingError: if the strategy does not support them, or is unknown.
         """
         strategy = self.trainer.strategy
-        if parts_left_out and isinstance(strategy, DDPStrategy):
+        if partially_used and isinstance(strategy, DDPStrategy):
             require(
                 bool(strategy._ddp_kwargs.get("find_unused_parameters")),
                 "trainer.strategy",
                 "ddp",
-                f"{type(self).__name__} has steps that leave out {', '.join(parts_left_out)}; "
+                f"{type(self).__name__} has steps that leave out {', '.join(partially_used)}; "
                 "give ddp_find_unused_parameters_true",
             )
         require(

@@ -1,7 +1,7 @@
 """Fits free noise to a norm ball around an image, so that gradients reach the noise.
 
-Source: multi-norm training (MNG-AC), its noise generator. Noise and images are (B, C, H, W); what is returned is in the
-ball and in [0, 1].
+A threat model takes the one of its norm: :meth:`robust.threat_models.ThreatModel.fit_noise`. Noise and images are
+(B, C, H, W); what is returned is in the ball and in [0, 1]. Source: multi-norm training (MNG-AC), its noise generator.
 """
 
 from __future__ import annotations
@@ -11,37 +11,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robust.threat_models import L1Ball, L2Ball, LinfBall, ThreatModel
+from robust.checks import check_points
+from robust.projections import project_l1
 
 LinfFit = Literal["tanh", "clip", "straight_through"]
 LINF_FITS = ("tanh", "clip", "straight_through")
 
 
-def fit_noise(x: Tensor, noise: Tensor, ball: ThreatModel, linf: LinfFit = "tanh") -> Tensor:
-    """``x`` plus the noise, fitted to a ball of any norm; see :func:`fit_linf`, :func:`fit_l2` and :func:`fit_l1`.
-
-    Raises:
-        TypeError: if it is no norm ball.
-    """
-    if isinstance(ball, LinfBall):
-        return fit_linf(x, noise, ball.epsilon, linf)
-    if isinstance(ball, L2Ball):
-        return fit_l2(x, noise, ball.epsilon)
-    if isinstance(ball, L1Ball):
-        return fit_l1(x, noise, ball.epsilon)
-    raise TypeError(f"noise is fitted to norm balls, not to a {type(ball).__name__}")
-
-
 def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") -> Tensor:
     """``x`` plus noise of at most ``epsilon`` a pixel.
+
+    >>> x, noise = torch.full((1, 1, 1, 2), 0.5), torch.tensor([2.0, -0.125]).view(1, 1, 1, 2)
+    >>> fit_linf(x, noise, epsilon=0.25, fit="clip")
+    tensor([[[[0.7500, 0.3750]]]])
 
     Args:
         x: images in [0, 1].
         noise: any.
         epsilon: radius.
         fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
-            [-epsilon, epsilon], as published, which passes almost no gradient for noise of deviation 1;
-            ``"straight_through"``: cut alike, with the gradient of no cut.
+            [-epsilon, epsilon], as published, which passes almost no gradient for noise of std 1;
+            ``"straight_through"``: cut in the same way, with the gradient of no cut.
     """
     if fit == "tanh":
         return (x + epsilon * noise.tanh()).clamp(0, 1)
@@ -58,6 +48,9 @@ def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
     sum_i min(t noise_i^2, s_i^2): linear in t between the breakpoints s_i^2 / noise_i^2, and t follows from those
     pixels that are cut. Where the whole room is shorter than epsilon, all of it is used. The gradient is that of the
     fitted image, the rescaling included.
+
+    >>> fit_l2(torch.zeros(1, 1, 1, 2), torch.tensor([3.0, 4.0]).view(1, 1, 1, 2), epsilon=0.5)
+    tensor([[[[0.3000, 0.4000]]]])
     """
     noise = _of_size_one(noise)  # the result does not depend on the noise's size; squares would over- and underflow
     square, room = noise.flatten(1).square(), _room(x, noise).square()
@@ -90,9 +83,13 @@ def fit_l1(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
 
     That leaves the largest entries. The gradient follows from the conditions of the projection: with F the pixels
     that are neither zero nor at the end of their room, an entry of F moves as its noise does less the mean over F.
+
+    >>> fit_l1(torch.zeros(1, 1, 1, 2), torch.tensor([0.75, 0.5]).view(1, 1, 1, 2), epsilon=0.75)
+    tensor([[[[0.5000, 0.2500]]]])
     """
     with torch.no_grad():
-        fitted = L1Ball(epsilon).project(x + noise, x)
+        check_points(x + noise, x)
+        fitted = project_l1(x + noise, x, epsilon)
         length = (fitted - x).abs().flatten(1)
         at_end = torch.where(noise >= 0, fitted > 1 - 2 * torch.finfo(x.dtype).eps, fitted <= 0)  # up to rounding
         free = ((length > 0) & ~at_end.flatten(1)).to(x.dtype)

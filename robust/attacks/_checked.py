@@ -1,64 +1,31 @@
-"""What every attack needs of a network: checks of what enters, its modes kept, gradients to the input, verdicts."""
+"""What every attack needs of a network: checks of what enters and comes out, gradients to the input, verdicts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
 from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
+from robust.modes import Mode, attack_mode
 from robust.random import part, rewound
 
-Mode = Literal["eval", "keep", "frozen"]
-MODES = ("eval", "keep", "frozen")
 FEWEST = 8  # examples for which a loss that saturates is no matter of chance
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 @contextmanager
-def crafting(network: nn.Module, mode: Mode) -> Iterator[None]:
-    """No gradients but those asked for, also where the caller is in inference mode; the network as it was afterwards.
-
-    Args:
-        network: what is attacked.
-        mode: ``"eval"`` puts it in evaluation mode; ``"keep"`` leaves each module's mode, so that in training every
-            pass of the attack moves the running statistics of batch normalisation; ``"frozen"`` leaves each module's
-            mode but not a trace in those statistics: layers in training normalise by the batch.
-    """
-    modes = [(module, module.training) for module in network.modules()]
-    frozen = [
-        module
-        for module, training in modes
-        if mode == "frozen" and training and isinstance(module, _NormBase) and module.track_running_stats
-    ]
-    try:
-        if mode == "eval":
-            network.eval()
-        for layer in frozen:
-            layer.track_running_stats = False  # read by the layer at each pass: no update, no count
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    finally:
-        for layer in frozen:
-            layer.track_running_stats = True
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[tuple[Checked, Tensor, Tensor]]:
-    """:func:`crafting`, for which all attacks check what enters: the network that checks itself, and copies of x and y.
+    """:func:`attack_mode`, with checks of what enters: the network that checks itself, and copies of x and y.
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K).
-        mode: see :func:`crafting`.
+        mode: see :func:`robust.modes.in_mode`.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,) of any integer type.
 
@@ -70,7 +37,7 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
     check_precision(network)
     check_images(x)
     check_label_shape(y, len(x))
-    with crafting(network, mode), checked_before(), part():
+    with attack_mode(network, mode), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
         checked = Checked(network, y)
         yield checked, x, y
@@ -118,16 +85,16 @@ class Checked(nn.Module):
             ZeroGradientError: if no graph leads to ``at``, or the first gradient is zero for every example although
                 the logits change with ``at``: no step would go anywhere.
         """
-        found = _differentiate(total, at)
-        gradient = torch.zeros_like(at) if found is None else found
-        self._check_gradient(gradient, found is None, at, logits or self.network)
+        raw = _differentiate(total, at)
+        gradient = torch.zeros_like(at) if raw is None else raw
+        self._check_gradient(gradient, raw is None, at, logits or self.network)
         return gradient
 
     def gradients(self, logits: Tensor, at: Tensor) -> Tensor:
-        """Gradients (B, K, d) of the logits (B, K) of images ``at`` to these, flat; see :meth:`gradient`."""
-        found = [_differentiate(each.sum(), at, retain_graph=True) for each in logits.unbind(1)]
-        gradients = torch.stack([(torch.zeros_like(at) if one is None else one).flatten(1) for one in found], 1)
-        self._check_gradient(gradients, all(one is None for one in found), at, self.network)
+        """Gradients (B, K, d) of the logits (B, K) of images ``at`` to these, flat; errors as of :meth:`gradient`."""
+        raw = [_differentiate(each.sum(), at, retain_graph=True) for each in logits.unbind(1)]
+        gradients = torch.stack([(torch.zeros_like(at) if one is None else one).flatten(1) for one in raw], 1)
+        self._check_gradient(gradients, all(one is None for one in raw), at, self.network)
         return gradients
 
     def finish(self) -> None:
@@ -140,7 +107,7 @@ class Checked(nn.Module):
         logits, gradients = torch.stack((self._logits, self._gradients)).tolist()
         beyond = "NaN, infinite or beyond float32's range, at images that the attack tried"
         if not math.isfinite(logits):
-            raise NonFiniteLogitsError(f"network: got logits that are {beyond}: no figure of it means anything")
+            raise NonFiniteLogitsError(f"network: got logits that are {beyond}: no metric of it means anything")
         if not math.isfinite(gradients):
             raise GradientError(f"network: got gradients that are {beyond}: {_REMEDY}")
 
@@ -178,7 +145,7 @@ class Checked(nn.Module):
         An image may lie where all of a network's ReLUs are off: that is how it is, and other points have a slope.
         """
         points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at), 0.7 * at + 0.2)
-        with crafting(self.network, "frozen"):
+        with attack_mode(self.network, "frozen"):
             every = torch.stack([_with_the_same_noise(logits, point) for point in points])
             if not (every - every[0]).abs().max() > 1e-6 * every.abs().max():
                 return None
@@ -206,8 +173,8 @@ def _differentiate(total: Tensor, at: Tensor, retain_graph: bool = False) -> Ten
     """The gradient of ``total`` to ``at``; None where no graph leads there."""
     if not total.requires_grad:
         return None
-    found: Tensor | None = torch.autograd.grad(total, at, retain_graph=retain_graph, allow_unused=True)[0]
-    return found
+    gradient: Tensor | None = torch.autograd.grad(total, at, retain_graph=retain_graph, allow_unused=True)[0]
+    return gradient
 
 
 def _with_the_same_noise(logits: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

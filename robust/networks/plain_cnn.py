@@ -10,7 +10,7 @@ from robust.errors import require
 from robust.networks.normalize import Normalize
 
 
-class RFClassifier(nn.Sequential):
+class PlainCNN(nn.Sequential):
     """Three pairs of 3x3 convolutions and two linear layers: 584,170 parameters on MNIST, 814,122 on SVHN.
 
     No batch normalisation: input gradients of one example then do not depend on the others. The general robustness

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from robust.noise_budgets import fit_l1, fit_l2, fit_linf, fit_noise
+from robust.noise_fitting import fit_l1, fit_l2, fit_linf
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
 
 
@@ -101,8 +101,8 @@ def test_gradients_are_those_of_the_fitted_image(fit, epsilon):
 
 def test_the_ball_chooses_the_fit():
     x, noise = images()
-    assert torch.equal(fit_noise(x, noise, LinfBall(0.1), "clip"), fit_linf(x, noise, 0.1, "clip"))
-    assert torch.equal(fit_noise(x, noise, L2Ball(1.0)), fit_l2(x, noise, 1.0))
-    assert torch.equal(fit_noise(x, noise, L1Ball(1.0)), fit_l1(x, noise, 1.0))
+    assert torch.equal(LinfBall(0.1).fit_noise(x, noise, "clip"), fit_linf(x, noise, 0.1, "clip"))
+    assert torch.equal(L2Ball(1.0).fit_noise(x, noise), fit_l2(x, noise, 1.0))
+    assert torch.equal(L1Ball(1.0).fit_noise(x, noise), fit_l1(x, noise, 1.0))
     with pytest.raises(TypeError, match="PixelBox"):
-        fit_noise(x, noise, PixelBox(torch.ones_like(x)))
+        PixelBox(torch.ones_like(x)).fit_noise(x, noise)

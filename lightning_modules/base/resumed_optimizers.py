@@ -1,4 +1,4 @@
-"""What becomes of configured optimizers and schedules when a run goes on from a checkpoint."""
+"""The optimizers and schedules of a run that resumes: compared with the checkpoint's, then settled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_modules.base.settings import Described, ResumeSettings, described
 from robust.errors import require
 
 
-class Resumption:
+class ResumedOptimizers:
     """The checkpoint that a training goes on from, and the states of optimizers and schedules before it was read.
 
     Args:

@@ -1,0 +1,69 @@
+"""What the methods that train on attacks share: one network, a norm ball, an attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.base.robust_classifier import RobustClassifier
+from robust.attacks import PGD
+from robust.threat_models import Norm, ThreatModel, ball
+
+
+class AttackedClassifier(RobustClassifier):
+    """Base of adversarial training and its kin: subclasses write ``training_step``.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: radius of the threat model, in pixel units.
+        norm: in which it is a ball.
+        attack: finds the training examples; by default ten steps of PGD from a random start.
+        **settings: those of :class:`RobustClassifier`.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        norm: Norm = "linf",
+        *,
+        attack: PGD | None = None,
+        **settings: Any,
+    ) -> None:
+        self.largest_epsilon = 1.0 if norm == "linf" else float("inf")  # l2 and l1 balls exceed a pixel's range
+        super().__init__(classifier, epsilon, **settings)
+        ball(norm, epsilon)  # raises if there is no such norm
+        self.norm: Norm = norm
+        self.attack = PGD(steps=10) if attack is None else attack
+
+    def threat_model(self, epsilon: float) -> ThreatModel:
+        """The ball of this radius in the module's norm."""
+        return ball(self.norm, epsilon)
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
+        """That ball, under the norm's name."""
+        return {self.norm: self.threat_model(epsilon)}
+
+    def half_adversarial_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
+        """Half the cross-entropy on the images, half on attacked ones; without ``adversarial`` that on the images.
+
+        The attack is against the network's own predictions, so that no label leaks into the images (Kurakin et al.
+        2017): those of the clean pass, in the network's own mode, as in the published code of PNI and Learn2Perturb,
+        which train on this loss.
+
+        Args:
+            x: images (B, C, H, W).
+            y: labels (B,).
+            adversarial: whether to attack at all.
+        """
+        logits = self(x)
+        clean = F.cross_entropy(logits, y)
+        if not adversarial:
+            return clean
+        x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, logits.argmax(1))
+        return 0.5 * clean + 0.5 * F.cross_entropy(self(x_adv), y)

@@ -1,0 +1,103 @@
+"""Checks where inputs enter a run: the data's shape, the trainer's settings, each batch of any loader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import StochasticWeightAveraging
+from torch import Tensor, nn
+
+from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
+from robust.errors import require
+
+
+class CheckedInputs(pl.LightningModule):
+    """Checks that networks, data and trainer fit together before anything runs, then every batch.
+
+    Attributes:
+        half_precision: whether it also trains weights of half precision, in ``bf16-true`` and ``16-true``.
+        training_batches: how many independently shuffled batches a step takes; with more than one, ``training_step``
+            gets a list of them.
+    """
+
+    half_precision: bool = False
+    training_batches: int = 1
+    gradient_clip: float | None
+
+    def check_data(self) -> None:
+        """Check the networks on the shape of the data module's images, where it names one."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and hasattr(data, "image_shape"):
+            self.check_shapes(data.image_shape, data.num_classes)
+
+    def check_trainer(self, stage: str) -> None:
+        """Check that the trainer's callbacks and precision suit the method.
+
+        Raises:
+            SettingError: naming the setting that does not.
+        """
+        callbacks = getattr(self.trainer, "callbacks", [])
+        averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
+        remedy = "it trains on for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
+        require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
+        if stage == "fit" and not self.half_precision:
+            check_precision(self, self.trainer, type(self).__name__)
+        require(
+            self.gradient_clip is None or self.trainer.precision != "16-mixed",
+            "trainer.precision",
+            "16-mixed",
+            "its scaled gradients cannot be clipped in manual optimization; give bf16-mixed or 32-true",
+        )
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
+
+        Raises:
+            SettingError: if one does not take it or gives another shape than it should.
+        """
+
+    def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Check that a generator gives images of the data's shape.
+
+        Raises:
+            SettingError: if it does not.
+        """
+        output = run_blank(f"model.{name}", generator, image_shape, self.device)
+        require(
+            tuple(output.shape[1:]) == tuple(image_shape),
+            f"model.{name}",
+            f"{type(generator).__name__} with output {tuple(output.shape[1:])}",
+            f"give one with output {image_shape}, the shape of the data's images",
+        )
+
+    def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
+        """Check a batch of any loader; subclasses say what they need of labels.
+
+        Args:
+            x: images.
+            y: labels; none where nothing depends on them.
+            name: what errors call the batch.
+
+        Raises:
+            SettingError: naming what was given, what is expected and the remedy.
+        """
+        check_images(x, f"images of {name}")
+
+    def check_labelled(self, batch: Any, name: str, count: int = 1) -> None:
+        """Check images and labels of a batch, or of a list of ``count`` batches."""
+        for x, y in labelled(batch, name, count):
+            self.check_batch(x, y, name)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the batch."""
+        self.check_labelled(batch, f"validation batch {batch_idx}")
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the batch."""
+        self.check_labelled(batch, f"test batch {batch_idx}")
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the images; they need no labels."""
+        name = f"predict batch {batch_idx}"
+        self.check_batch(images_of(batch, name), None, name)

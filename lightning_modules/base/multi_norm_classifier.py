@@ -1,0 +1,62 @@
+"""What the methods share that train against several norm balls at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from lightning_modules.base.robust_classifier import RobustClassifier
+from robust.attacks import PGD
+from robust.errors import require
+from robust.threat_models import Norm, ThreatModel, ball
+
+
+class MultiNormClassifier(RobustClassifier):
+    """Base of training against the union of a linf, an l2 and an l1 ball: subclasses write ``training_step``.
+
+    Args:
+        classifier: network from images (B, C, H, W) to logits (B, K).
+        epsilon: radius in linf, in pixel units. A schedule of epsilon scales all three alike.
+        epsilon_l2: radius in l2.
+        epsilon_l1: radius in l1.
+        optimizer: the classifier's.
+        **settings: those of :class:`RobustClassifier`.
+
+    Raises:
+        SettingError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        epsilon: float = 8 / 255,
+        *,
+        epsilon_l2: float = 128 / 255,
+        epsilon_l1: float = 2000 / 255,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.21, momentum=0.9, weight_decay=5e-4),
+        **settings: Any,
+    ) -> None:
+        super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
+        for name, radius in (("model.epsilon_l2", epsilon_l2), ("model.epsilon_l1", epsilon_l1)):
+            require(radius > 0, name, radius, "give a positive norm over all pixels in [0, 1]")
+        self.radii: dict[Norm, float] = {"linf": epsilon, "l2": epsilon_l2, "l1": epsilon_l1}
+
+    def balls(self, scale: float) -> dict[Norm, ThreatModel]:
+        """The three balls, by norm, with ``scale`` times their radii."""
+        return {norm: ball(norm, scale * radius) for norm, radius in self.radii.items()}
+
+    def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
+        """The three balls, under the norms' names, where ``epsilon`` is the radius in linf."""
+        return dict(self.balls(epsilon / self.epsilon).items())
+
+
+def attacks_by_norm(linf: PGD | None, l2: PGD | None, l1: PGD | None) -> dict[Norm, PGD]:
+    """An attack for each norm; by default PGD as multi-norm training (MNG-AC) configures it for CIFAR-10."""
+    return {
+        "linf": linf or PGD(10, 1 / 255, absolute=True, mode="frozen"),
+        "l2": l2 or PGD(10, 30 / 255, absolute=True, mode="frozen"),
+        "l1": l1 or PGD(20, 1.0, absolute=True, mode="frozen"),
+    }

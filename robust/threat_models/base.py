@@ -1,0 +1,105 @@
+"""What attacks, bounds and evaluations ask of every threat model."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from robust.noise_fitting import LinfFit
+
+Norm = Literal["linf", "l2", "l1"]
+
+
+class Box(NamedTuple):
+    """Per-pixel interval ``lower <= x' <= upper``; both of shape (B, C, H, W)."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+class ThreatModel(Protocol):
+    """What an attack searches and a bound encloses.
+
+    Those here raise :class:`robust.errors.SettingError` where ``x`` is no batch of images in [0, 1], and
+    :meth:`project` where ``x_adv`` has another shape or is not finite.
+    """
+
+    @property
+    def norm(self) -> Norm | None:
+        """The norm of which it is a ball; None where pixels have budgets of their own."""
+
+    @property
+    def epsilon(self) -> float | None:
+        """The ball's radius; None where there is no norm."""
+
+    @property
+    def radius(self) -> Tensor | float:
+        """Size of the largest perturbation: a number, or budgets that broadcast to (B, C, H, W)."""
+
+    @property
+    def is_box(self) -> bool:
+        """Whether every image in :meth:`interval` is a perturbed image; :attr:`radius` is then a pixel's budget."""
+
+    @property
+    def per_pixel(self) -> Tensor | None:
+        """Budgets of single pixels, with four dimensions that broadcast to (B, C, H, W); None where there are none."""
+
+    def interval(self, x: Tensor) -> Box:
+        """Smallest per-pixel box in [0, 1] that holds every perturbed image of ``x`` (B, C, H, W)."""
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Nearest perturbed image of ``x`` to ``x_adv`` in the Euclidean norm; both (B, C, H, W)."""
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Draw one perturbed image for each example of ``x`` (B, C, H, W)."""
+
+    def steepest_direction(
+        self, gradient: Tensor, fraction: Tensor | float = 1.0, x_adv: Tensor | None = None
+    ) -> Tensor:
+        """Direction of steepest ascent, of size 1 in the threat model's norm, (B, C, H, W).
+
+        Args:
+            gradient: of the loss, (B, C, H, W).
+            fraction: of the pixels that a step in the l1 norm moves, a number or (B,); other norms move all of them.
+            x_adv: where the step begins, (B, C, H, W). In l1, pixels that it would move out of [0, 1] are then left
+                out, as a few pixels get the whole step; other norms need it not.
+        """
+
+    def fit_noise(self, x: Tensor, noise: Tensor, linf: LinfFit = "tanh") -> Tensor:
+        """``x`` plus any noise fitted to the ball, differentiable to the noise; all (B, C, H, W).
+
+        Args:
+            x: images.
+            noise: of any size.
+            linf: how it is fitted in linf, where there are several ways; see :func:`robust.noise_fitting.fit_linf`.
+
+        Raises:
+            TypeError: if the threat model is no ball of a norm.
+        """
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Whether each example is a perturbed image of ``x`` up to rounding; bool (B,)."""
+
+    def lies_in(self, other: ThreatModel, batch: int) -> Tensor:
+        """Of which of ``batch`` examples all perturbed images are certainly those of ``other`` too; bool (batch,)."""
+
+    def select(self, chosen: Tensor) -> ThreatModel:
+        """The threat model of the examples ``chosen``, indices or mask, of its batch."""
+
+
+def diameter(image_shape: tuple[int, ...]) -> float:
+    """Diameter sqrt(m) of the cube [0, 1]^m of all images with m pixels and channels: the largest l2 distance.
+
+    >>> diameter((1, 28, 28))
+    28.0
+    """
+    return math.sqrt(math.prod(image_shape))
+
+
+def pixel_lengths(x_adv: Tensor, x: Tensor) -> Tensor:
+    """How far each pixel was moved, less what rounding alone may have moved it: 4 units in its last place."""
+    rounding = 4 * torch.finfo(x.dtype).eps * torch.maximum(x_adv.abs(), x)
+    return ((x_adv - x).abs() - rounding).clamp_(min=0.0)

@@ -1,0 +1,68 @@
+"""Which optimizer moves what, and which schedule belongs to it."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import ExponentialLR
+
+from datamodules import Digits
+from lightning_modules import MNGAC, ContextualBudgets, RobustClassifier, RobustnessScoreTraining
+from robust.networks import AdversarialGenerator
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+def parameters_of(optimizer):
+    return [id(weight) for group in optimizer.param_groups for weight in group["params"]]
+
+
+def halved(optimizer):
+    return ExponentialLR(optimizer, 0.5)
+
+
+@pytest.mark.parametrize("method", [MNGAC, ContextualBudgets, RobustnessScoreTraining])
+def test_classifier_and_generator_have_an_optimizer_and_a_schedule_each(method):
+    module = method(network(), AdversarialGenerator(), generator_lr_scheduler=halved)
+    optimizers, (schedule,) = module.configure_optimizers()
+    for optimizer, part in zip(optimizers, (module.classifier, module.generator), strict=True):
+        assert parameters_of(optimizer) == [id(weight) for weight in part.parameters()]
+    assert schedule.optimizer is optimizers[1]
+    _, schedules = method(network(), AdversarialGenerator(), lr_scheduler=halved).configure_optimizers()
+    assert [schedule.optimizer.param_groups[0]["params"][0].shape for schedule in schedules] == [(10, 784)]
+
+
+@pytest.mark.parametrize("method", [MNGAC, ContextualBudgets])
+def test_without_a_generator_there_is_one_optimizer(method):
+    module = method(network(), lr_scheduler=halved, generator_lr_scheduler=halved)
+    (optimizer,), (schedule,) = module.configure_optimizers()
+    assert parameters_of(optimizer) == [id(weight) for weight in module.classifier.parameters()]
+    assert schedule.optimizer is optimizer
+    assert module.partially_used == []
+
+
+class Own(RobustClassifier):
+    """A user's method: a training step and nothing else."""
+
+    def training_step(self, batch, batch_idx):
+        self.descend(F.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())
+
+
+def test_a_method_of_ones_own_needs_a_training_step_alone(tmp_path):
+    module = Own(network(), optimizer=lambda params: torch.optim.SGD(params, lr=0.5), lr_scheduler=halved)
+    before = module.classifier[1].weight.detach().clone()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=8))
+    assert not torch.equal(before, module.classifier[1].weight)
+    assert module.all_optimizers()[0].param_groups[0]["lr"] == 0.25
