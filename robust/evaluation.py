@@ -32,6 +32,16 @@ def checked_attack(
 
     Raises:
         RuntimeError: if an image is outside: the accuracy would be that in another threat model.
+
+    >>> from robust.threat_models import LinfBall
+    >>> def brighten(network, threat_model, x, y):
+    ...     return x + 0.1
+    >>> x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
+    >>> checked_attack("brighten", brighten, nn.Flatten(), LinfBall(0.2), x, y).flatten()
+    tensor([0.1000, 0.1000])
+    >>> checked_attack("brighten", brighten, nn.Flatten(), LinfBall(0.05), x, y)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    RuntimeError: invalid attack brighten: brighten gave 2 images out of 2 outside LinfBall or [0, 1]; ...
     """
     x_adv: Tensor = attack(network, threat_model, x, y)
     if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
@@ -56,6 +66,11 @@ def judge_repeatedly(network: nn.Module, x: Tensor, y: Tensor, num_samples: int)
 
     Returns:
         Verdicts of the passes, bool (S, B), and of their majority, bool (B,).
+
+    >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]]).view(2, 2, 1, 1)
+    >>> judge_repeatedly(nn.Flatten(), logits, torch.tensor([0, 0]), num_samples=2)
+    (tensor([[ True, False],
+            [ True, False]]), tensor([ True, False]))
     """
     classes = torch.stack([network(x).argmax(1) for _ in range(num_samples)])
     return classes == y, classes.mode(0).values == y
@@ -77,6 +92,11 @@ def attack_variants(
         network: classifier, (B, C, H, W) -> logits (B, K).
         stochastic: whether two passes of the same image differ.
         num_samples: number of passes over which gradients are averaged.
+
+    >>> from robust.attacks import PGD
+    >>> variants = attack_variants("pgd", PGD(5), nn.Flatten(), stochastic=True, num_samples=30)
+    >>> {name: attack.eot_samples for name, attack in variants.items()}
+    {'pgd': 1, 'pgd/eot': 30}
     """
     own = getattr(attack, "eot_samples", None)
     if not stochastic:
