@@ -1,5 +1,8 @@
 """Which examples of the data an evaluation batch holds: told by the data module, or counted behind other loaders."""
 
+import copy
+from itertools import chain
+
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
@@ -38,6 +41,10 @@ class Shifted(LightningDataModule):
         return (self.first + 8 * batch_idx + torch.arange(8))[: 20 - 8 * batch_idx] * self.step
 
 
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
 def test_data_modules_and_plain_loaders_name_the_same_examples(trained):
     """Also of a trainer that has had a data module before."""
     evaluation = Indices(max_test_batches=3)
@@ -45,14 +52,14 @@ def test_data_modules_and_plain_loaders_name_the_same_examples(trained):
     trainer.test(trained, datamodule=Digits(eval_batch_size=128), verbose=False)
     trainer.test(trained, DataLoader(TensorDataset(*images()), 100), verbose=False)
     assert [len(indices) for indices in evaluation.noted] == [128, 128, 43, 100, 100, 99]
-    assert sum(evaluation.noted[:3], []) == sum(evaluation.noted[3:], []) == list(range(299))
+    assert flat(evaluation.noted[:3]) == flat(evaluation.noted[3:]) == list(range(299))
 
 
 def test_validation_is_due_in_validate_and_after_every_so_many_epochs_and_the_last(trained):
     settings = {"limit_train_batches": 1, "max_epochs": 5}
     for every, expected in ((None, 0), (2, 3), (3, 2), (9, 1)):
         evaluation = Indices(every_n_epochs=every, max_batches=1)
-        trainer_with(evaluation, **settings).fit(trained, datamodule=Digits())
+        trainer_with(evaluation, **settings).fit(copy.deepcopy(trained), datamodule=Digits())
         assert len(evaluation.noted) == expected
     evaluation = Indices(max_batches=2)
     trainer_with(evaluation).validate(trained, datamodule=Digits(eval_batch_size=16), verbose=False)
@@ -62,10 +69,10 @@ def test_validation_is_due_in_validate_and_after_every_so_many_epochs_and_the_la
 def test_a_data_module_of_the_users_names_its_examples(trained):
     evaluation = Indices()
     trainer_with(evaluation).test(trained, datamodule=Shifted(), verbose=False)
-    assert sum(evaluation.noted, []) == list(range(100, 120))
+    assert flat(evaluation.noted) == list(range(100, 120))
+    wrong = Shifted()
+    wrong.indices = lambda split, batch_idx: torch.arange(7)
     with pytest.raises(SettingError, match="data: got '7 indices of 8 images'"):
-        wrong = Shifted()
-        wrong.indices = lambda split, batch_idx: torch.arange(7)
         trainer_with(Indices()).test(trained, datamodule=wrong, verbose=False)
     with pytest.raises(SettingError, match="they must rise in equal steps"):
         trainer_with(Indices()).test(trained, datamodule=Shifted(step=-1), verbose=False)
