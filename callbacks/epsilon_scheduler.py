@@ -12,17 +12,17 @@ from robust.errors import require
 
 
 class EpsilonScheduler(Callback):
-    """Sets the module's ``current_epsilon`` before every training batch, a pure function of epoch and batch.
+    """Sets the module's ``ramp`` before every training batch, a pure function of epoch and batch.
 
     ``linear`` rises in a straight line over ``length`` epochs (contextual budgets, Appendix A, MNIST). ``smoothed``
     rises like a power first, then in a straight line, value and slope continuous (Gowal et al. 2018; Appendix A,
     CIFAR-10). ``constant`` is the full size throughout. Evaluations always use the full size.
 
     Args:
-        shape: form of the ramp.
+        shape: of the ramp.
         start_epoch: epoch, counted from 1, with whose first batch the ramp begins; 0 before.
         length: epochs from 0 to full size.
-        middle: where on the ramp, as a share of its length, ``smoothed`` becomes straight.
+        middle: where on the ramp, as a fraction of its length, ``smoothed`` becomes straight.
         exponent: power of ``smoothed`` before that.
 
     Raises:
@@ -43,13 +43,13 @@ class EpsilonScheduler(Callback):
         )
         require(start_epoch >= 1, f"{name}.start_epoch", start_epoch, "epochs count from 1")
         require(length >= 1, f"{name}.length", length, "give at least 1 epoch, or shape constant")
-        require(0 < middle < 1, f"{name}.middle", middle, "give a share of the ramp in (0, 1)")
+        require(0 < middle < 1, f"{name}.middle", middle, "give a fraction of the ramp in (0, 1)")
         require(exponent > 1, f"{name}.exponent", exponent, "give a power above 1")
         self.shape, self.start_epoch, self.length = shape, start_epoch, length
         self.middle, self.exponent = middle, exponent
 
     def value(self, epoch: int, batch: int, batches: int) -> float:
-        """Share of the full epsilon, in [0, 1].
+        """Fraction of the full epsilon, in [0, 1].
 
         Args:
             epoch: counted from 1.
@@ -98,7 +98,7 @@ class EpsilonScheduler(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Warn where time or an early stop ended the training before the ramp."""
         stopped = trainer.should_stop and isinstance(pl_module, RobustClassifier)
-        if self.shape != "constant" and stopped and pl_module.current_epsilon < pl_module.epsilon:
+        if self.shape != "constant" and stopped and pl_module.ramp < 1:
             self._warn(f"the training stopped in epoch {trainer.current_epoch}, inside the ramp", pl_module)
 
     @staticmethod
@@ -109,11 +109,10 @@ class EpsilonScheduler(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Set and log epsilon; what is no classifier has none."""
+        """Set the ramp and log epsilon; what is no classifier has none."""
         if not isinstance(pl_module, RobustClassifier):
             return
-        share = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
-        pl_module.current_epsilon = share * pl_module.epsilon
+        pl_module.ramp = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
         pl_module.log("train/epsilon", pl_module.current_epsilon)
 
     def state_dict(self) -> dict[str, Any]:

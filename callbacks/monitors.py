@@ -6,11 +6,12 @@ import difflib
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks._attacking import ValidatingEvaluation
 from callbacks.checkpoint import named_metrics
+from callbacks.evaluation.base import Evaluation
+from lightning_modules.base import Batch, RobustClassifier
 from robust.errors import SettingError, require
 from robust.modes import attack_mode
 
@@ -23,30 +24,31 @@ class Monitors(Callback):
     """
 
     def __init__(self) -> None:
-        self._images: Any = None
+        self._batch: tuple[Batch, range] | None = None  # with its indices in the data
 
     def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Keep two images of the sanity check."""
         if trainer.sanity_checking and batch_idx == 0:
-            self._images = [part[:2] for part in batch]
+            x, y = batch
+            self._batch = (x[:2], y[:2]), pl_module.data_indices[:2]
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Compare what is monitored with what validations log.
 
         Raises:
             SettingError: if something is never logged, or not whenever it is asked for.
         """
-        images, self._images = self._images, None
+        batch, self._batch = self._batch, None
         logged = dict.fromkeys(trainer.callback_metrics, 1)
         wanted = [each for each in _monitored(trainer) if not each[1].startswith("train/") and each[1] not in logged]
-        if not wanted or images is None:
+        if not wanted or batch is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
-            if isinstance(callback, ValidatingEvaluation) and callback.every_n_epochs is not None:
-                logged |= dict.fromkeys(_names(callback, pl_module, images), callback.every_n_epochs)
+            if isinstance(callback, Evaluation) and callback.every_n_epochs is not None:
+                logged |= dict.fromkeys(_names(callback, pl_module, *batch), callback.every_n_epochs)
         for setting, name, every in wanted:
             if not name.startswith("val/"):  # a step of training may log it, but for the name of a validation's metric
                 remedy = f"did you mean val/{name}? validations log {', '.join(sorted(logged))}"
@@ -75,12 +77,12 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
     return found
 
 
-def _names(evaluation: ValidatingEvaluation, module: LightningModule, images: Any) -> list[str]:
+def _names(evaluation: Evaluation, module: RobustClassifier, batch: Batch, indices: range) -> list[str]:
     """The names of the metrics that an evaluation logs in validation."""
     rng = torch.random.get_rng_state()
     with attack_mode(module, "eval"):
-        evaluation.on_batch(module, images, 0)  # type: ignore[arg-type]
-        names = [f"val/{name}" for name in evaluation.figures()]
-    evaluation.forget()
+        evaluation.evaluate_batch(module, batch, indices, 0)
+        names = [f"val/{name}" for name in evaluation.compute(module)]
+    evaluation.reset()
     torch.random.set_rng_state(rng)
     return names

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks._atomic import replacing
 from callbacks._folders import log_folder
+from lightning_modules.base import TrainingModule
 
 
 class Predictions(Callback):
@@ -21,19 +22,16 @@ class Predictions(Callback):
     def __init__(self) -> None:
         self._rows: list[tuple[int, int | str, int]] = []
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    def on_predict_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Keep a batch's predictions."""
         predictions = outputs["prediction"].tolist()
         has_labels = isinstance(batch, list | tuple) and len(batch) > 1
         labels = batch[1].tolist() if has_labels else [""] * len(predictions)
-        for label, prediction in zip(labels, predictions, strict=True):
-            # evaluation gives process r of n the samples r, r + n, r + 2n, ...
-            sample = trainer.global_rank + len(self._rows) * trainer.world_size
-            self._rows.append((sample, label, prediction))
+        self._rows += zip(pl_module.data_indices, labels, predictions, strict=True)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         """Write the file."""
         name = "predictions.csv" if trainer.world_size == 1 else f"predictions_{trainer.global_rank}.csv"
         path = log_folder(trainer) / name

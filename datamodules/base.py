@@ -12,7 +12,16 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 
 from datamodules.augmentation import CropAndFlip, Placement
-from datamodules.loading import Batch, RawImages, ResumableLoader, ShardedBatches, TensorImages, scaled, seeded
+from datamodules.loading import (
+    Batch,
+    RawImages,
+    ResumableLoader,
+    ShardedBatches,
+    TensorImages,
+    part_of_batch,
+    scaled,
+    seeded,
+)
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]
@@ -72,8 +81,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.shuffle_seed = self._seed_of_run()
         self._images: dict[Split, TensorImages] = {}
-        self._epoch_of_indices = -1
-        self._indices: list[Tensor] = []
+        self._indices: dict[Split, tuple[tuple[int, int], list[Tensor]]] = {}
 
     @abstractmethod
     def load(self, split: Split) -> TensorImages:
@@ -100,20 +108,24 @@ class ImageDataModule(LightningDataModule, ABC):
             self.augmentation.check(self.image_shape)
         for split in _SPLITS_OF_STAGE[stage]:
             self.images(split)
+        self._indices = {}
         if stage == "fit":
             self.shuffle_seed = self._seed_of_run()
             if self.trainer is not None:  # processes that drew their own seeds would see overlapping batches
                 self.shuffle_seed = int(self.trainer.strategy.broadcast(self.shuffle_seed))
 
-    def train_indices(self, batch_idx: int) -> Tensor:
-        """Which training images this process has in a batch of the current epoch, int64 (B,)."""
-        assert self.trainer is not None
-        epoch = self.trainer.current_epoch
-        if self._epoch_of_indices != epoch:
-            sampler = self.batches(self.images("train"), self.batch_size, train=True)
+    def indices(self, split: Split, batch_idx: int) -> Tensor:
+        """Which images of a split this process has in a batch, int64 (B,).
+
+        Training batches are those of the current epoch, the first of each step's for a module that asks for several.
+        """
+        epoch = self.trainer.current_epoch if split == "train" and self.trainer is not None else 0
+        order = (epoch, self.shuffle_seed)
+        if split not in self._indices or self._indices[split][0] != order:
+            sampler = self._batches(split)
             sampler.set_epoch(epoch)
-            self._epoch_of_indices, self._indices = epoch, list(sampler)
-        return self._indices[batch_idx]
+            self._indices[split] = order, sampler.of_epoch()
+        return self._indices[split][1][batch_idx]
 
     def train_dataloader(self) -> ResumableLoader | CombinedLoader:
         """Shuffled training batches; lists of them, shuffled independently, for a module that asks for several.
@@ -122,7 +134,7 @@ class ImageDataModule(LightningDataModule, ABC):
             SettingError: if the batch size does not fit the processes or the images.
         """
         count = getattr(getattr(self.trainer, "lightning_module", None), "training_batches", 1)
-        loaders = [self._loader("train", self.batch_size) for _ in range(count)]
+        loaders = [self._loader("train") for _ in range(count)]
         for stream, loader in enumerate(loaders):
             assert isinstance(loader.sampler, ShardedBatches)
             loader.sampler.seed = self._stream_seed(stream)
@@ -131,15 +143,15 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> ResumableLoader:
         """Validation batches in order."""
-        return self._loader("val", self.eval_batch_size)
+        return self._loader("val")
 
     def test_dataloader(self) -> ResumableLoader:
         """Test batches in order."""
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
         """Test batches in order."""
-        return self._loader("test", self.eval_batch_size)
+        return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training batches and scale the images to [0, 1], on the device where they are."""
@@ -161,9 +173,8 @@ class ImageDataModule(LightningDataModule, ABC):
         # from 1, for seeds that differ in trailing zeros give one stream, and (seed, epoch) is the order's
         key = (self._stream_seed(stream), self.trainer.current_epoch, index + 1)
         drawn = augmentation.draw(self.batch_size, seeded(*key))
-        share = self.batch_size // self.trainer.world_size
-        own = slice(self.trainer.global_rank * share, (self.trainer.global_rank + 1) * share)
-        return Placement(*(part[own] for part in drawn))
+        own = part_of_batch(self.batch_size, self.trainer.world_size, self.trainer.global_rank)
+        return Placement(*(values[own] for values in drawn))
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the order, so that a resumed run keeps it under another ``seed_everything``."""
@@ -185,6 +196,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """The indices of each batch of this process; a data set may compose its training batches otherwise."""
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
+    def _batches(self, split: Split) -> ShardedBatches:
+        size = self.batch_size if split == "train" else self.eval_batch_size
+        return self.batches(self.images(split), size, train=split == "train")
+
     def _stream_seed(self, stream: int) -> int:
         """The seed of one of the independent orders; that of the first is the data module's own."""
         return self.shuffle_seed if stream == 0 else seeded(self.shuffle_seed, stream).initial_seed()
@@ -192,7 +207,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _seed_of_run(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def _loader(self, split: Split, batch_size: int) -> ResumableLoader:
+    def _loader(self, split: Split) -> ResumableLoader:
         images = self.images(split)
         # inside a trainer, on_after_batch_transfer scales them
         dataset = images if self.trainer is None else RawImages(images)
@@ -200,7 +215,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return ResumableLoader(
             dataset=dataset,
             batch_size=None,
-            sampler=self.batches(images, batch_size, train=split == "train"),
+            sampler=self._batches(split),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

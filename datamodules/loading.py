@@ -95,6 +95,12 @@ class RawImages(Dataset[Batch]):
         return self.images.raw(indices)
 
 
+def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
+    """Positions in the global training batch of the images of one process."""
+    size = batch_size // processes
+    return slice(rank * size, (rank + 1) * size)
+
+
 class ShardedBatches(DistributedSampler[Tensor]):
     """The index tensors of this process's part of each batch.
 
@@ -154,13 +160,16 @@ class ShardedBatches(DistributedSampler[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         """Index tensors of shape (about batch_size / processes,), from batch ``first_batch`` on."""
-        share = self.batch_size // self.num_replicas
+        yield from self.of_epoch()[self.first_batch :]
+
+    def of_epoch(self) -> list[Tensor]:
+        """The index tensors of all batches of the epoch, each of shape (about batch_size / processes,)."""
         if self.shuffle:
-            batches = self._order()[: len(self) * self.batch_size].view(len(self), self.num_replicas, share)
-            yield from batches[self.first_batch :, self.rank]
-        else:
-            own = torch.arange(self.rank, self.size, self.num_replicas)
-            yield from own.tensor_split(tuple(range(share, share * len(self), share)))
+            whole = self._order()[: len(self) * self.batch_size].view(len(self), self.batch_size)
+            return list(whole[:, part_of_batch(self.batch_size, self.num_replicas, self.rank)])
+        own = torch.arange(self.rank, self.size, self.num_replicas)
+        size = self.batch_size // self.num_replicas
+        return list(own.tensor_split(tuple(range(size, size * len(self), size))))
 
     def _order(self) -> Tensor:
         """This epoch's permutation of the images, shape (N,)."""

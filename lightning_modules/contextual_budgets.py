@@ -96,16 +96,14 @@ class ContextualBudgets(GeneratorClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise (1 - kappa) L_rob + kappa L_nat over classifier and generator together (Sec. 3.2)."""
         x, y = batch
-        epsilon = self.current_epsilon
-        if epsilon == 0:  # before the ramp: natural training, no budgets yet
+        if self.ramp == 0:  # before the ramp: natural training, no budgets yet
             loss = F.cross_entropy(self(x), y)
             self.descend(loss, self.all_optimizers()[0])
         else:
-            box = self.threat_model(x, epsilon).interval(x)
-            ramp_left = 1 - epsilon / self.epsilon
-            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_share=ramp_left).mean()
+            box = self.threat_model(x, self.current_epsilon).interval(x)
+            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_share=1 - self.ramp).mean()
             if self.natural_weight is not None:
-                kappa = ramp_left + (1 - ramp_left) * self.natural_weight
+                kappa = 1 - self.ramp * (1 - self.natural_weight)
                 loss = (1 - kappa) * loss + kappa * F.cross_entropy(self(x), y)
             self.descend(loss, *self.all_optimizers())
         self.log("train/loss", loss.detach(), prog_bar=True)

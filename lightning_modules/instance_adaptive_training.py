@@ -24,7 +24,7 @@ from robust.threat_models import PixelBox
 class InstanceAdaptiveTraining(AttackedClassifier):
     """Adversarial training in which each example has a radius of its own, as large as the network withstands.
 
-    Needs a data module that knows which training images a batch holds (``train_indices``), as ours do. Radii start at
+    Needs a data module that knows which training images a batch holds (``indices``), as ours do. Radii start at
     epsilon and never exceed ``largest_radius``. The threat model is the linf ball.
 
     Args:
@@ -66,7 +66,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Select radii (Algorithm 2), then descend on the attack's images at these (Algorithm 1)."""
         x, y = batch
-        indices = self.trainer.datamodule.train_indices(batch_idx).to(x.device)  # type: ignore[attr-defined]
+        indices = self.trainer.datamodule.indices("train", batch_idx).to(x.device)  # type: ignore[attr-defined]
         radii = self.radii[indices]
         if self.current_epoch >= self.warmup_epochs:
             radii = (1 - self.smoothing) * radii + self.smoothing * self._select(x, y, radii)
@@ -105,8 +105,8 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         super().setup(stage)
         if stage == "fit" and len(self.radii) == 0:
             data: Any = getattr(self.trainer, "datamodule", None)
-            knows = hasattr(data, "train_indices")
-            require(knows, "data", type(data).__name__, "it needs a train_indices method: give one of our data modules")
+            knows = hasattr(data, "indices")
+            require(knows, "data", type(data).__name__, "it needs a method indices: give one of our data modules")
             self.radii = torch.full((len(data.images("train")),), self.epsilon, device=self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         """Algorithm 1: attack in the batch's norm, the generator's step, then the classifier's."""
         x, y = batch
         norm = list(self.attacks)[shared_choice(len(self.attacks))]
-        ball = self.balls(self.current_epsilon)[norm]
+        ball = self.balls(self.ramp)[norm]
         x_adv = self.attacks[norm](self.classifier, ball, x, y)
         if self.generator is not None:
             self._train_generator(self.generator, ball, x, x_adv, y)

@@ -36,7 +36,7 @@ class MSD(MultiNormClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack, then descend on what was found."""
         x, y = batch
-        x_adv = self.attack(self.classifier, self.balls(self.current_epsilon), x, y)
+        x_adv = self.attack(self.classifier, self.balls(self.ramp), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

@@ -46,7 +46,7 @@ class MultiNormTraining(MultiNormClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Attack in all norms, then descend on the mean or the maximum of the losses (their eq. 2 and 3)."""
         x, y = batch
-        balls = self.balls(self.current_epsilon)
+        balls = self.balls(self.ramp)
         attacked = [attack(self.classifier, balls[norm], x, y) for norm, attack in self.attacks.items()]
         each = torch.stack([cross_entropy(self(x_adv), y) for x_adv in attacked])
         loss = (each.mean(0) if self.combine == "average" else each.amax(0)).mean()

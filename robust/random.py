@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robust.seeds import seed
+
 BLOCK = 64  # examples: enough that seeding costs nothing, few enough that a process draws little for other processes
 Fill = Callable[[Tensor, torch.Generator | None], object]
 
@@ -113,6 +115,21 @@ def rewound(device: torch.device) -> Iterator[None]:
     finally:
         if draws is not None:
             draws.count = count
+
+
+@contextmanager
+def global_seed(device: torch.device, *key: int) -> Iterator[None]:
+    """Torch's generators on CPU and ``device`` seeded by ``key``, and given back as they were.
+
+    >>> def draw():
+    ...     with global_seed(torch.device("cpu"), 0, 1):
+    ...         return torch.rand(3)
+    >>> torch.equal(draw(), draw())
+    True
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed(*key))
+        yield
 
 
 def rand(shape: Sequence[int], like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import train
-from callbacks._saved_rows import SavedRows
+from callbacks.evaluation.saved_rows import SavedRows
 from robust.attacks import autoattack
 from robust.budgets import LearnedBudgets
 from robust.errors import SettingError

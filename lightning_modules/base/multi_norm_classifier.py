@@ -19,7 +19,7 @@ class MultiNormClassifier(RobustClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius in linf, in pixel units. A schedule of epsilon ramps all three in proportion.
+        epsilon: radius in linf, in pixel units. A schedule of epsilon scales all three alike.
         epsilon_l2: radius in l2.
         epsilon_l1: radius in l1.
         optimizer: the classifier's.
@@ -44,13 +44,13 @@ class MultiNormClassifier(RobustClassifier):
             require(radius > 0, name, radius, "give a positive norm over all pixels in [0, 1]")
         self.radii: dict[Norm, float] = {"linf": epsilon, "l2": epsilon_l2, "l1": epsilon_l1}
 
-    def balls(self, epsilon: float) -> dict[Norm, ThreatModel]:
-        """The three balls, by norm, where ``epsilon`` is the radius in linf."""
-        return {norm: ball(norm, radius * (epsilon / self.epsilon)) for norm, radius in self.radii.items()}
+    def balls(self, scale: float) -> dict[Norm, ThreatModel]:
+        """The three balls, by norm, with ``scale`` times their radii."""
+        return {norm: ball(norm, scale * radius) for norm, radius in self.radii.items()}
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """The three balls, under the norms' names."""
-        return dict(self.balls(epsilon).items())
+        """The three balls, under the norms' names, where ``epsilon`` is the radius in linf."""
+        return dict(self.balls(epsilon / self.epsilon).items())
 
 
 def attacks_by_norm(linf: PGD | None, l2: PGD | None, l1: PGD | None) -> dict[Norm, PGD]:

@@ -1,29 +1,31 @@
-"""Numbers of the examples in a step: their places in the global batch, or their indices in the data."""
+"""Numbers of the examples in a step: their positions in the global batch, or their indices in the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from robust.errors import require
 from robust.random import is_numbered, numbered
 
 if TYPE_CHECKING:
     from lightning_modules.base.training_module import TrainingModule
 
-_EVALUATIONS = {"validation_step": 1, "test_step": 2, "predict_step": 3}
+_KEYS = {"validation_step": 1, "test_step": 2, "predict_step": 3}
+_SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_step": "test", "predict_step": "test"}
 
 
 def number_steps(kind: type[TrainingModule]) -> None:
     """Let the random numbers of the steps that a class defines depend on its examples' numbers.
 
-    See :mod:`robust.random`. A training step's batch is cut into equal parts, one behind the other. Evaluation gives
-    process r of n the examples r, r + n, r + 2n, ... of the data.
+    See :mod:`robust.random`. Steps of evaluation note their examples as ``data_indices`` of the module.
     """
-    for name in ("training_step", *_EVALUATIONS):
+    for name in ("training_step", *_KEYS):
         if name in vars(kind):
             setattr(kind, name, _numbered(name, vars(kind)[name]))
 
@@ -44,12 +46,32 @@ def _numbering(module: TrainingModule, name: str, batch: Any, batch_idx: int) ->
         images = images[0]
     if module._trainer is None or is_numbered() or not isinstance(images, Tensor):
         return nullcontext()
-    count, world = len(images), module.trainer.world_size
+    count = len(images)
     if name == "training_step":
-        return numbered(
-            (module.run_seed(), module.current_epoch, batch_idx), module.batch_indices(count), world * count
-        )
-    module.evaluated = 0 if batch_idx == 0 else module.evaluated
-    first = module.global_rank + world * module.evaluated
-    module.evaluated += count
-    return numbered((module.run_seed(), _EVALUATIONS[name]), range(first, first + world * count, world))
+        key = (module.run_seed(), module.current_epoch, batch_idx)
+        return numbered(key, module.batch_indices(count), module.trainer.world_size * count)
+    module.data_indices = _evaluated(module, _SPLITS[name], batch_idx, count)
+    return numbered((module.run_seed(), _KEYS[name]), module.data_indices)
+
+
+def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx: int, count: int) -> range:
+    """Indices in the data of the ``count`` examples of a batch.
+
+    The data module says which. Of other loaders Lightning's own sampler gives process r of n the examples r, r + n,
+    r + 2n, ...
+    """
+    trainer = module.trainer
+    loop: Any = trainer._active_loop
+    data = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
+    if isinstance(data, LightningDataModule) and hasattr(data, "indices"):
+        return _as_range(data.indices(split, batch_idx).tolist(), count)
+    first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
+    return range(first, first + trainer.world_size * count, trainer.world_size)
+
+
+def _as_range(indices: list[int], count: int) -> range:
+    remedy = "its method indices must name the images of the batch"
+    require(len(indices) == count, "data", f"{len(indices)} indices of {count} images", remedy)
+    found = range(indices[0], indices[-1] + 1, max(indices[1] - indices[0], 1) if count > 1 else 1)
+    require(list(found) == indices, "data", f"indices {indices[:3]}...", "in evaluation they must rise in equal steps")
+    return found

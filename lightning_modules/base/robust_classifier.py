@@ -24,11 +24,12 @@ class RobustClassifier(TrainingModule):
 
     Args:
         classifier: network from images to logits (B, K), normalisation inside.
-        epsilon: size of the threat model in pixel units; schedules ramp ``current_epsilon`` up to it.
+        epsilon: size of the threat model in pixel units.
         **settings: those of :class:`Descent`; the optimizer moves the classifier.
 
     Attributes:
         largest_epsilon: that makes sense: 1 in linf, any in other norms.
+        ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon].
@@ -41,13 +42,19 @@ class RobustClassifier(TrainingModule):
         remedy = f"give a size in (0, {self.largest_epsilon:g}], in pixel units"
         require(0 < epsilon <= self.largest_epsilon, "model.epsilon", epsilon, remedy)
         self.classifier = classifier
-        self.epsilon = self.current_epsilon = epsilon
+        self.epsilon = epsilon
+        self.ramp = 1.0
         self._num_logits: int | None = None  # unknown until the classifier has met the data
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
 
     def trained(self) -> list[Trained]:
         """The classifier, moved by ``optimizer``."""
         return [Trained(self.classifier.parameters(), self.optimizer, self.lr_scheduler)]
+
+    @property
+    def current_epsilon(self) -> float:
+        """Size of the threat model to train with, in pixel units."""
+        return self.ramp * self.epsilon
 
     @property
     def stochastic(self) -> bool:

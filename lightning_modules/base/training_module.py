@@ -23,10 +23,10 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
     :meth:`trained`. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
 
     Attributes:
-        evaluated: number of examples that this process has had in the current evaluation.
+        data_indices: indices in the data of the examples of the evaluation batch that this process has.
     """
 
-    evaluated: int = 0
+    data_indices: range = range(0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Number the examples of its steps: what is drawn for them is the same on any number of processes."""

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import AccuracyCurve
-from callbacks.accuracy_curve import draw_curves, read_curves
+from callbacks.evaluation.accuracy_curve import draw_curves, read_curves
 from datamodules import Digits
 from robust.attacks import FGSM, PGD
 from robust.errors import SettingError

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from callbacks import BudgetImages, CertifiedEvaluation
-from callbacks.budget_images import draw_budgets
+from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
 from robust.bounds import FeedForwardVerifier

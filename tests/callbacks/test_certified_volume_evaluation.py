@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from callbacks import CertifiedVolume
-from callbacks._saved_rows import joined
+from callbacks.evaluation.saved_rows import joined
 from datamodules import Digits
 from lightning_modules import StandardTraining
 from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox

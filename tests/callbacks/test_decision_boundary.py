@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from callbacks import DecisionBoundary
-from callbacks.decision_boundary import plane_through
+from callbacks.pictures.decision_boundary import plane_through
 from datamodules import Digits
 from robust.errors import SettingError
 from robust.threat_models import L1Ball, L2Ball, LinfBall

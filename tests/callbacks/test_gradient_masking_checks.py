@@ -95,7 +95,7 @@ def test_wrong_settings(setting, value):
 
 
 def test_the_noise_keeps_what_is_misclassified():
-    from callbacks.gradient_masking_checks import _Noise
+    from callbacks.evaluation.gradient_masking_checks import _Noise
     from robust.threat_models import LinfBall
 
     def bright(x):

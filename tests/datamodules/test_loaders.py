@@ -46,17 +46,25 @@ class Recorder(pl.LightningModule):
         self.evaluated = []
 
     def training_step(self, batch, batch_idx):
+        self.check_indices("train", batch, batch_idx)
         self.seen.append([self.current_epoch, batch_idx, numbers(batch)])
         return self.weight * batch.images.sum()
 
+    def check_indices(self, split, batch, batch_idx):
+        """The data module says which images the batch holds."""
+        assert self.trainer.datamodule.indices(split, batch_idx).tolist() == numbers(batch)
+
     def validation_step(self, batch, batch_idx):
+        self.check_indices("val", batch, batch_idx)
         if not self.trainer.sanity_checking:
             self.evaluated.append(numbers(batch))
 
     def test_step(self, batch, batch_idx):
+        self.check_indices("test", batch, batch_idx)
         self.evaluated.append(numbers(batch))
 
     def predict_step(self, batch, batch_idx):
+        self.check_indices("test", batch, batch_idx)
         return numbers(batch)
 
     def on_fit_end(self):

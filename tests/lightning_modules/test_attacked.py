@@ -325,5 +325,5 @@ def test_l2_radii_may_exceed_a_pixels_range():
 
 def test_radii_need_data_that_name_their_images():
     x, y = data()
-    with pytest.raises(SettingError, match="train_indices"):
+    with pytest.raises(SettingError, match="method indices"):
         one_step(InstanceAdaptiveTraining(network(), attack=PGD(1)), x, y)

@@ -51,7 +51,8 @@ def fit(module, loader, *callbacks, **settings):
 def test_a_step_descends_the_mixed_bound_of_classifier_and_generator(share, natural_weight):
     module = small_module(natural_weight=natural_weight)
     plain = copy.deepcopy(module)
-    module.current_epsilon = epsilon = share * module.epsilon
+    module.ramp = share
+    epsilon = share * module.epsilon
     loader = batches()
     fit(module, loader)
 

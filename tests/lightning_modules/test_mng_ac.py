@@ -214,8 +214,8 @@ def test_cost_in_passes(module, expected):
 
 def test_norms_are_drawn_evenly():
     module, x, y = make(consistency=0.0), *data()
-    balls, drawn = module.balls(module.epsilon), []
-    module.balls = lambda epsilon: balls
+    balls, drawn = module.balls(1.0), []
+    module.balls = lambda scale: balls
     module.attacks = {norm: lambda *_, norm=norm: drawn.append(norm) or x for norm in RADII}
     module.descend = module.log = module.all_optimizers = lambda *_, **__: [None]
     torch.manual_seed(0)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._attacking import Stage, ValidatingEvaluation
-from callbacks._folders import log_folder
-from callbacks._places import write_figure
+from callbacks._stages import Stage
+from callbacks.evaluation.base import Evaluation
+from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.attacks import BoundaryAttack, FGSMGrid, GrowingPGD, LinearizedBoundary
 from robust.errors import require
@@ -24,16 +24,16 @@ COLUMNS = ["label", "prediction", "margin", "attack", "distances"]
 GRID = 200
 
 
-class RobustnessScore(ValidatingEvaluation):
-    """R2: the mean margin of images, i.e. the area under the curve of the share of images with a larger margin.
+class RobustnessScore(Evaluation):
+    """R2: the mean margin of images, i.e. the area under the curve of the fraction of images with larger margins.
 
     A margin is the smallest l2 distance, over all pixels in [0, 1], at which an attack changes the prediction, right
     or wrong; images that every attack fails on count with the cube's diameter. It is an upper bound: stronger attacks
     only lower it. Compare models of about the same accuracy, by the same attacks. Logged:
 
     - ``<stage>/r2``: the mean; ``<stage>/r2_area``: the same by the trapezoid rule on the drawn curve
-    - ``<stage>/r2_failed``: share of images that every attack fails on
-    - ``<stage>/r2_share/<attack>``: share of images to which this attack came closest, the first of equal ones
+    - ``<stage>/r2_failed``: fraction of images that every attack fails on
+    - ``<stage>/r2_share/<attack>``: fraction of images to which this attack came closest, the first of equal ones
     - ``<stage>/r2_samples``: number of images
 
     Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
@@ -70,66 +70,58 @@ class RobustnessScore(ValidatingEvaluation):
         self.attacks = attacks
         self.halvings = halvings
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        with self.drawing(x, batch_idx):
-            found = nearest_boundary(module, self.attacks, x, self.halvings)
-        row = (self._places.last, y, module(x).argmax(1), found.margin, found.attack, found.distances)
-        self.count("margins", partial(Gathered, COLUMNS), *row)
+        with self.drawing(x):
+            nearest = nearest_boundary(module, self.attacks, x, self.halvings)
+        row = (self.indices, y, module(x).argmax(1), nearest.margin, nearest.attack, nearest.distances)
+        self.update("margins", partial(Gathered, COLUMNS), *row)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        table = self._table()
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The score and what it is made of."""
+        table = self.rows("margins")
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)
-        shares = {f"r2_share/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
+        closest = {f"r2_share/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
         return {
             "r2": area_under_curve(margins),
             "r2_area": torch.trapezoid(curve, grid),
             "r2_failed": (attack < 0).double().mean(),
             "r2_samples": torch.tensor(float(len(margins)), device=margins.device),
-            **shares,
+            **closest,
         }
 
-    def _table(self) -> dict[str, Tensor]:
-        table = self.metrics["margins"]
-        assert isinstance(table, Gathered)
-        return table.rows()
-
-    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.report`."""
-        figures = self.figures()
-        table = {name: values.cpu() for name, values in self._table().items()}
-        folder = log_folder(module.trainer) / "robustness_score"
+    def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
+        """Draw the curve and write the table."""
+        table = {name: column.cpu() for name, column in self.rows("margins").items()}
+        folder = self.folder / "robustness_score"
         if module.trainer.is_global_zero:
             margins = table["margin"].double()
-            figure = draw_curve({f"{type(module).__name__}, R2 = {float(figures['r2']):.3f}": margins})
+            figure = draw_curve({f"{type(module).__name__}, R2 = {float(values['r2']):.3f}": margins})
             write_figure(module.trainer, f"{stage}/margin_curve", figure, folder / f"{stage}_curve.png")
-            self._write(table, folder / f"{stage}_margins.csv")
+            self._write_table(table, folder / f"{stage}_margins.csv")
         rank_zero_info(f"Margins: {folder / f'{stage}_margins.csv'}")
-        return figures
 
-    def _write(self, table: dict[str, Tensor], path: Path) -> None:
+    def _write_table(self, table: dict[str, Tensor], path: Path) -> None:
         names = [*self.attacks, "none"]
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "label", "prediction", "margin", "attack", *self.attacks))
             columns = [table[name].tolist() for name in ("place", *COLUMNS)]
-            for place, label, prediction, margin, attack, distances in zip(*columns, strict=True):
-                writer.writerow((place, label, prediction, margin, names[attack], *distances))
+            for index, label, prediction, margin, attack, distances in zip(*columns, strict=True):
+                writer.writerow((index, label, prediction, margin, names[attack], *distances))
 
 
 def draw_curve(margins: dict[str, Tensor]) -> Figure:
-    """Margin curves: the share of images (N,) whose margin is larger, over the radius; one for each name."""
+    """Margin curves: the fraction of images (N,) whose margin is larger, over the radius; one for each name."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, values in margins.items():
         grid, curve = _curve(values.double())
         axes.plot(grid.numpy(), curve.numpy(), label=name)
     axes.set_xlabel("distance in l2")
-    axes.set_ylabel("share of images with a larger margin")
+    axes.set_ylabel("fraction of images with a larger margin")
     axes.set_ylim(0, 1.02)
     axes.legend()
     return figure

@@ -11,9 +11,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
-from callbacks._attacking import ValidatingEvaluation
-from callbacks._order import Verdict, check_order
-from callbacks._verifiers import module_verifier, try_verifier
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.order import Verdict, check_order
+from callbacks.evaluation.verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, Verifier, certify
@@ -28,7 +28,7 @@ NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
 
 
-class CertifiedEvaluation(ValidatingEvaluation):
+class CertifiedEvaluation(Evaluation):
     """Verified error under each of the module's threat models, each example counted once.
 
     An example is verified where the verifier's margin bound is above 0 for every other class. Logged as
@@ -85,8 +85,8 @@ class CertifiedEvaluation(ValidatingEvaluation):
         self.rounding_safe = rounding_safe
         self._seconds = 0.0
 
-    def subjects(self, module: LightningModule) -> set[str]:
-        """What the names of the metrics depend on: budgets and sizes."""
+    def namespaces(self, module: LightningModule) -> set[str]:
+        """The budgets and their sizes."""
         sizes: list[Any] = self.epsilons or [module.epsilon]
         return {f"{budgets} of {size}" for budgets in self.budgets or ("own",) for size in sizes}
 
@@ -96,30 +96,42 @@ class CertifiedEvaluation(ValidatingEvaluation):
             for threat_model in self._threat_models(module, x, epsilon).values():
                 try_verifier(f"{NAME}.verifier", self._verifier(module), module, threat_model.interval(x), y)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with full_precision(x.device):
             clean = module(x).argmax(1) == y
-        steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
         index = 0
         for epsilon in self.epsilons or [module.epsilon]:
             suffix = "" if epsilon == module.epsilon else f"/epsilon_{epsilon:g}"
             for name, threat_model in self._threat_models(module, x, epsilon).items():
-                verified = self._verified(module, threat_model, x, y)
-                broken = ~clean
-                if steps:
-                    with self.drawing(x, batch_idx, index):
-                        broken = self._broken(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
-                    self.count(f"pgd_error/{name}{suffix}", ErrorRate, broken)
-                how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
-                check_order(verified, broken, self._places.last, type(self._verifier(module)).__name__, how)
-                self.certified.append(Verdict(threat_model, verified, type(self._verifier(module)).__name__))
-                self.note_broken(module, threat_model, broken, f"PGD of {NAME}")
-                self.count(f"verified_error/{name}{suffix}", ErrorRate, ~verified)
+                self._certify(module, f"{name}{suffix}", threat_model, x, y, clean, index)
                 if threat_model.per_pixel is not None:
                     prefix = "budget" if self.budgets is None else f"budget/{name}"
                     self._measure(prefix, suffix, threat_model.per_pixel, epsilon)
                 index += 1
+
+    def _certify(
+        self,
+        module: RobustClassifier,
+        name: str,
+        threat_model: ThreatModel,
+        x: Tensor,
+        y: Tensor,
+        clean: Tensor,
+        index: int,
+    ) -> None:
+        """Certify a batch in one threat model, attack it there, and compare both."""
+        verifier = type(self._verifier(module)).__name__
+        verified, misclassified = self._verified(module, threat_model, x, y), ~clean
+        steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
+        if steps:
+            with self.drawing(x, index):
+                misclassified = self._attack(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
+            self.update(f"pgd_error/{name}", ErrorRate, misclassified)
+        how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
+        check_order(verified, misclassified, self.indices, verifier, how)
+        self.certified.append(Verdict(threat_model, verified, verifier))
+        self.note_misclassified(module, threat_model, misclassified, f"PGD of {NAME}")
+        self.update(f"verified_error/{name}", ErrorRate, ~verified)
 
     def _verifier(self, module: RobustClassifier) -> Verifier:
         return self.verifier or module_verifier(module) or FeedForwardVerifier()
@@ -132,34 +144,34 @@ class CertifiedEvaluation(ValidatingEvaluation):
     def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is certified, bool (B,)."""
         safe = self.rounding_safe and module.trainer.testing
-        found = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
-        self._seconds += found.seconds
+        verdicts = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
+        self._seconds += verdicts.seconds
         if safe:
-            self.count("recomputed_samples", SumMetric, found.recomputed.sum())
-        return found.certified
+            self.update("recomputed_samples", SumMetric, verdicts.recomputed.sum())
+        return verdicts.certified
 
-    def _broken(
+    def _attack(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
     ) -> Tensor:
         """Whether each example is misclassified, as it is or under the attack, bool (B,)."""
-        broken, left = ~clean, clean.nonzero().squeeze(1)
-        if len(left) > 0:
-            with part(left):
-                found = attack(module.classifier, threat_model.select(left), x[left], y[left])
+        misclassified, remaining = ~clean, clean.nonzero().squeeze(1)
+        if len(remaining) > 0:
+            with part(remaining):
+                x_adv = attack(module.classifier, threat_model.select(remaining), x[remaining], y[remaining])
             with full_precision(x.device):
-                broken[left] = module(found).argmax(1) != y[left]
-        return broken
+                misclassified[remaining] = module(x_adv).argmax(1) != y[remaining]
+        return misclassified
 
     def _measure(self, prefix: str, suffix: str, budgets: Tensor, epsilon: float) -> None:
         log_volume = budgets.double().log().flatten(1).mean(1) - torch.tensor(epsilon, dtype=torch.float64).log()
-        self.count(f"{prefix}/log_volume_error{suffix}", MaxMetric, log_volume.abs().float())
-        self.count(f"{prefix}/min{suffix}", MinMetric, budgets)
-        self.count(f"{prefix}/max{suffix}", MaxMetric, budgets)
+        self.update(f"{prefix}/log_volume_error{suffix}", MaxMetric, log_volume.abs().float())
+        self.update(f"{prefix}/min{suffix}", MinMetric, budgets)
+        self.update(f"{prefix}/max{suffix}", MaxMetric, budgets)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
-        if count := int(found.get("recomputed_samples", 0)):
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The metrics; says how many verdicts took float64."""
+        values = super().compute(module)
+        if count := int(values.get("recomputed_samples", 0)):
             seconds, self._seconds = self._seconds, 0.0
             rank_zero_info(f"{NAME}: {count} verdicts were near 0 and took float64, {seconds:.1f} s in process 0")
-        return found
+        return values

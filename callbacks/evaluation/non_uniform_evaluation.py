@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import AttackingEvaluation, attacked
-from callbacks._norm_balls import norm_ball
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
+from robust.evaluation import checked_attack
 from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
 from robust.metrics import Accuracy, WeightedAccuracy
 from robust.threat_models import ThreatModel
 
 
-class NonUniformEvaluation(AttackingEvaluation):
-    """The weighted minimax risk's figures on the test data, under PGD in linf.
+class NonUniformEvaluation(Evaluation):
+    """The weighted minimax risk's metrics on the test data, under PGD in linf.
 
-    Logged, as shares in [0, 1]:
+    Logged, as fractions in [0, 1]:
 
     - ``test/a_nat``: clean accuracy
     - ``test/a_rob``: accuracy under PGD on the cross-entropy
@@ -52,6 +53,8 @@ class NonUniformEvaluation(AttackingEvaluation):
         SettingError: if a setting is out of its range.
     """
 
+    stages = ("test",)
+
     def __init__(
         self,
         steps: int,
@@ -79,50 +82,49 @@ class NonUniformEvaluation(AttackingEvaluation):
         """Find the ball."""
         self._ball(module, x)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
-        with self.drawing(x, batch_idx):
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        with self.drawing(x):
             clean = module(x)
-        self.count("a_nat", Accuracy, clean.argmax(1) == y)
-        margins, right = self._attack(module, cross_entropy, x, y, clean, batch_idx)
-        self.note_broken(module, self._ball(module, x), ~right, "NonUniformEvaluation's attack")
-        self.count("a_rob", Accuracy, right)
-        self.count("a_sa", partial(WeightedAccuracy, self.alphas), margins, right)
+        self.update("a_nat", Accuracy, clean.argmax(1) == y)
+        margins, correct = self._attack(module, cross_entropy, x, y, clean)
+        self.note_misclassified(module, self._ball(module, x), ~correct, "NonUniformEvaluation's attack")
+        self.update("a_rob", Accuracy, correct)
+        self.update("a_sa", partial(WeightedAccuracy, self.alphas), margins, correct)
         for alpha in self.alphas:
-            margins, right = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean, batch_idx)
-            self.count(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, right)
-        self.count("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
+            margins, correct = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean)
+            self.update(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, correct)
+        self.update("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def _ball(self, module: RobustClassifier, x: Tensor) -> ThreatModel:
         return norm_ball("NonUniformEvaluation.epsilon", "linf", self.epsilon, module, x)
 
     def _attack(
-        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor, batch_idx: int
+        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Probability margins (B,) of the attacked images, and whether they are classified right (B,)."""
-        with self.drawing(x, batch_idx):
+        """Probability margins (B,) of the attacked images, and whether they are classified correctly (B,)."""
+        with self.drawing(x):
             attack = partial(self.attack, loss=loss)
-            found = attacked("NonUniformEvaluation", attack, module, self._ball(module, x), x, y)
-            logits = module(found)
+            x_adv = checked_attack("NonUniformEvaluation", attack, module, self._ball(module, x), x, y)
+            logits = module(x_adv)
         if not module.stochastic:  # an attack may as well leave alone what is misclassified as it is
             undone = (logits.argmax(1) == y) & (clean.argmax(1) != y)
             logits = torch.where(undone[:, None], clean, logits)
         logits = logits.double()
         return probability_margin(logits, y), logits.argmax(1) == y
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        found: dict[str, Tensor] = {}
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The metrics; those with weights once for each alpha."""
+        values: dict[str, Tensor] = {}
         for name, metric in self.metrics.items():
             value = metric.compute()
             if not isinstance(metric, WeightedAccuracy):
-                found[name] = value
+                values[name] = value
                 continue
             for index, alpha in enumerate(metric.alphas):
                 full_name = f"{name.partition('/')[0]}/alpha_{alpha:g}"
-                found[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes what has one entry
-                found[f"{full_name}/effective_samples"] = value["effective_samples"].reshape(-1)[index]
-        return found
+                values[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes what has one entry
+                values[f"{full_name}/effective_samples"] = value["effective_samples"].reshape(-1)[index]
+        return values
 
 
 def _weighted(logits: Tensor, y: Tensor, alpha: float) -> Tensor:

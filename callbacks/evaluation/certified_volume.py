@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from callbacks._attacking import AttackingEvaluation, Stage, seeded
-from callbacks._folders import log_folder
-from callbacks._order import check_order
-from callbacks._saved_rows import Rows, SavedRows, digest, joined, plain
-from callbacks._verifiers import module_verifier, try_verifier
+from callbacks._stages import Stage
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.order import check_order
+from callbacks.evaluation.saved_rows import Rows, SavedRows, digest, joined, plain
+from callbacks.evaluation.verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
@@ -26,6 +26,7 @@ from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
+from robust.random import global_seed
 from robust.threat_models import Box, PixelBox
 
 NAME = "CertifiedVolume"
@@ -33,16 +34,16 @@ CHECK_STEPS = 5
 COLUMNS = ["certified", "log_epsilon", "log_epsilon_capped"]
 
 
-class CertifiedVolume(AttackingEvaluation):
+class CertifiedVolume(Evaluation):
     """The largest box around each test image that is certified, and the verified error by its volume.
 
     An example is verified at epsilon where the volume of the box that was found, prod_i epsilon_i, is at least
     epsilon^n. The images are a random part of the test data, the same for every model, process and batch size. Logged:
 
-    - ``test/verified_error/certified_volume``: share of images not verified at the module's epsilon, with
+    - ``test/verified_error/certified_volume``: fraction of images not verified at the module's epsilon, with
       ``/low`` and ``/high``: Wilson's interval for the whole test data; ``/epsilon_<size>`` for other sizes
     - ``test/verified_error/certified_volume_capped``: the same with no budget counted above 1
-    - ``test/certified_volume/certified``: share of images with any certified box
+    - ``test/certified_volume/certified``: fraction of images with any certified box
     - ``test/certified_volume/epsilon``: mean over those of the uniform budget of the same volume
     - ``test/certified_volume/samples``: number of images
 
@@ -69,6 +70,8 @@ class CertifiedVolume(AttackingEvaluation):
         ContradictionError: if an image is misclassified in its certified box, as it is or under a short attack.
     """
 
+    stages = ("test",)
+
     def __init__(
         self,
         search: LargestCertifiedBox | None = None,
@@ -90,10 +93,11 @@ class CertifiedVolume(AttackingEvaluation):
         self.samples, self.epsilons, self.batch_size, self.confidence = samples, epsilons, batch_size, confidence
         self.state_folder = None if state_folder is None else Path(state_folder)
         self._chosen = torch.zeros(0, dtype=torch.bool)
+        self._table: Rows = {}
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Choose the images."""
-        super().on_test_epoch_start(trainer, pl_module)
+        super().on_start(stage, trainer, module)
         limit = trainer.limit_test_batches
         remedy = f"leave it out: the images are drawn from all; {NAME}.samples is their number"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
@@ -113,42 +117,39 @@ class CertifiedVolume(AttackingEvaluation):
         own = module_verifier(module)
         return self.search if own is None or isinstance(own, FeedForwardVerifier) else self.search.by_default(own)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """Keep the chosen images; see :meth:`AttackingEvaluation.evaluate`."""
-        places = self._places.last
-        chosen = self._chosen.to(x.device)[places]
-        self.count("images", partial(Gathered, ["image", "label"]), places[chosen], x[chosen], y[chosen])
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Keep the chosen images."""
+        chosen = self._chosen.to(x.device)[self.indices]
+        self.update("images", partial(Gathered, ["image", "label"]), self.indices[chosen], x[chosen], y[chosen])
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`; the work is done in :meth:`report`."""
-        return {}
-
-    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
-        """Search; see :meth:`AttackingEvaluation.report`."""
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """Search the images' boxes, and compare their volumes with epsilons."""
         with torch.inference_mode(False), torch.no_grad():
-            kept = self.metrics["images"]
-            assert isinstance(kept, Gathered)
-            images = {name: column.clone() for name, column in kept.rows().items()}
-            table = self._searched(module, images)
-        path = log_folder(module.trainer) / "certified_volume" / f"{stage}.csv"
-        if module.trainer.is_global_zero:
-            _write(table, images["label"], path)
-        rank_zero_info(f"Certified volumes: {path}")
-        return self._summary(table, module.epsilon)
+            images = {name: column.clone() for name, column in self.rows("images").items()}
+            self._table = self._search_all(module, images)
+        return self._summary(self._table, module.epsilon)
 
-    def _searched(self, module: RobustClassifier, images: Rows) -> Rows:
+    def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
+        """Write the table of all images."""
+        path = self.folder / "certified_volume" / f"{stage}.csv"
+        labels = self.rows("images")["label"]
+        if module.trainer.is_global_zero:
+            _write(self._table, labels, path)
+        rank_zero_info(f"Certified volumes: {path}")
+
+    def _search_all(self, module: RobustClassifier, images: Rows) -> Rows:
         """The table of all images, in the order of the data and equal in all processes; this one searches its part."""
         trainer, device = module.trainer, module.device
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
         done = self._done(trainer, state)
-        left = ~torch.isin(images["place"].cpu(), done.get("place", torch.zeros(0, dtype=torch.long)))
-        own = left.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
+        remaining = ~torch.isin(images["place"].cpu(), done.get("place", torch.zeros(0, dtype=torch.long)))
+        own = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = done if trainer.is_global_zero else {}
         finished = 0
         with self._progress(trainer, len(own)) as bar:
             for batch in torch.split(own, self.batch_size) if len(own) > 0 else ():
-                found = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
-                rows = joined([rows, found])
+                searched = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
+                rows = joined([rows, searched])
                 state.write(rows, trainer.global_rank)
                 bar.reach(finished := finished + len(batch))
         table = Gathered(COLUMNS).to(device)
@@ -176,19 +177,17 @@ class CertifiedVolume(AttackingEvaluation):
     def _search(self, module: RobustClassifier, images: Rows, bar: _Bar) -> Rows:
         x, y = images["image"], images["label"]
         search = self._own_search(module)
-        found = search(module.classifier, x, y, partial(bar.step, len(x) / search.steps))
-        box = PixelBox(
-            found.budgets.clamp(max=1.0)
-        )  # cut to [0, 1], as threat models are, it is a part of what is certified
-        with seeded(x.device, self.seed, module.global_rank), full_precision(x.device):
-            broken = module(self._attack(module.classifier, box, x, y)).argmax(1) != y
+        largest = search(module.classifier, x, y, partial(bar.step, len(x) / search.steps))
+        capped = largest.budgets.clamp(max=1.0)  # a part of what is certified, as threat models are cut to [0, 1]
+        with global_seed(x.device, self.seed, module.global_rank), full_precision(x.device):
+            misclassified = module(self._attack(module.classifier, PixelBox(capped), x, y)).argmax(1) != y
         verifier = type(search.verifier).__name__
-        check_order(found.certified, broken, images["place"], verifier, "in the box that it found")
+        check_order(largest.certified, misclassified, images["place"], verifier, "in the box that it found")
         columns = {
             "place": images["place"],
-            "certified": found.certified.double(),
-            "log_epsilon": _log_epsilon(found.budgets),
-            "log_epsilon_capped": _log_epsilon(found.budgets.clamp(max=1.0)),  # a part of what is certified
+            "certified": largest.certified.double(),
+            "log_epsilon": _log_epsilon(largest.budgets),
+            "log_epsilon_capped": _log_epsilon(capped),
         }
         return {name: column.cpu() for name, column in columns.items()}
 
@@ -201,10 +200,10 @@ class CertifiedVolume(AttackingEvaluation):
         }
 
     def _summary(self, table: Rows, own_epsilon: float) -> dict[str, Tensor]:
-        """The figures, from a table of all images."""
+        """The metrics, from a table of all images."""
         certified, count = table["certified"].double(), len(table["place"])
         boxes = table["log_epsilon"][certified > 0].exp()
-        found = {
+        values = {
             "certified_volume/certified": certified.mean(),
             "certified_volume/epsilon": boxes.mean() if len(boxes) > 0 else certified.new_tensor(0.0),
             "certified_volume/samples": certified.new_tensor(float(count)),
@@ -216,9 +215,9 @@ class CertifiedVolume(AttackingEvaluation):
                 name = f"verified_error/certified_volume{column.removeprefix('log_epsilon')}{suffix}"
                 failed = (table[column] < target).double().mean()
                 ends = wilson_interval(float(failed), count, len(self._chosen), self.confidence)
-                found[name] = failed
-                found |= {f"{name}/{end}": failed.new_tensor(e) for end, e in zip(("low", "high"), ends, strict=True)}
-        return found
+                values[name] = failed
+                values |= {f"{name}/{end}": failed.new_tensor(e) for end, e in zip(("low", "high"), ends, strict=True)}
+        return values
 
     def _progress(self, trainer: Trainer, images: int) -> _Bar:
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None

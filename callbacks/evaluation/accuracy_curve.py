@@ -9,16 +9,15 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked
-from callbacks._folders import log_folder
-from callbacks._stochastic import verdicts
+from callbacks._stages import Stage
+from callbacks.evaluation.base import Evaluation
+from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
+from robust.evaluation import Attack, checked_attack, judge_repeatedly
 from robust.metrics import Accuracy, AccuracyDeviation
 from robust.random import part
 from robust.threat_models import Norm, ball
@@ -35,7 +34,7 @@ class Point(NamedTuple):
 Curves = dict[str, list[Point]]
 
 
-class AccuracyCurve(AttackingEvaluation):
+class AccuracyCurve(Evaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
     Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../deviation`` where there is one; drawn in
@@ -57,6 +56,8 @@ class AccuracyCurve(AttackingEvaluation):
         RuntimeError: if an attack returns images outside its ball or [0, 1].
     """
 
+    stages = ("test",)
+
     def __init__(
         self,
         attacks: dict[str, Attack],
@@ -76,67 +77,51 @@ class AccuracyCurve(AttackingEvaluation):
         self.balls = {epsilon: ball(norm, epsilon) for epsilon in self.epsilons}
         self.norm = norm
         self.judgements = judgements
-        self._curves: Curves = {}
         self.others: Curves = {}
         for run, path in (compare or {}).items():
             self.others |= {f"{run}, {attack}": curve for attack, curve in read_curves(path).items()}
-        self._folder = Path()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the log folder, which must be asked in all processes."""
-        super().setup(trainer, pl_module, stage)
-        self._folder = log_folder(trainer)
-
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
-        passes = self.judgements if module.stochastic else 1
-        with self.drawing(x, batch_idx):
-            clean, _ = verdicts(module, x, y, passes)
-        left = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        num_samples = self.judgements if module.stochastic else 1
+        with self.drawing(x):
+            clean, _ = judge_repeatedly(module, x, y, num_samples)
+        remaining = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
         for index, (name, attack) in enumerate(self.attacks.items()):
-            self._count(name, 0.0, clean)
+            self._update(name, 0.0, clean)
             for epsilon, threat_model in self.balls.items():
-                right = torch.zeros_like(clean)
-                if len(left) > 0:
-                    with self.drawing(x, batch_idx, index), part(left):
-                        found = attacked(name, attack, module, threat_model, x[left], y[left])
-                        right[:, left], _ = verdicts(module, found, y[left], passes)
-                self.note_broken(module, threat_model, ~right.any(0), name)
-                self._count(name, epsilon, right)
+                correct = torch.zeros_like(clean)
+                if len(remaining) > 0:
+                    with self.drawing(x, index), part(remaining):
+                        x_adv = checked_attack(name, attack, module, threat_model, x[remaining], y[remaining])
+                        correct[:, remaining], _ = judge_repeatedly(module, x_adv, y[remaining], num_samples)
+                self.note_misclassified(module, threat_model, ~correct.any(0), name)
+                self._update(name, epsilon, correct)
 
-    def _count(self, name: str, epsilon: float, right: Tensor) -> None:
-        """Count the verdicts of all passes, bool (P, B)."""
-        figure = _figure(name, epsilon)
-        self.count(figure, partial(Accuracy, len(right)), right.sum(0))
-        if len(right) > 1:
-            self.count(f"{figure}/deviation", partial(AccuracyDeviation, len(right)), right)
+    def _update(self, attack: str, epsilon: float, correct: Tensor) -> None:
+        """Count the verdicts of all passes, bool (S, B)."""
+        name = _name(attack, epsilon)
+        self.update(name, partial(Accuracy, len(correct)), correct.sum(0))
+        if len(correct) > 1:
+            self.update(f"{name}/deviation", partial(AccuracyDeviation, len(correct)), correct)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
-        nothing = torch.tensor(0.0)
-        for name in self.attacks:
-            figures = {epsilon: _figure(name, epsilon) for epsilon in (0.0, *self.epsilons)}
-            self._curves[name] = [
-                Point(epsilon, float(found[figure]), float(found.get(f"{figure}/deviation", nothing)))
-                for epsilon, figure in figures.items()
-            ]
-        return found
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Log the figures, draw the curves and write the table."""
-        super().on_test_epoch_end(trainer, pl_module)
-        if not trainer.is_global_zero:
+    def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
+        """Draw the curves and write the table."""
+        if not module.trainer.is_global_zero:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "accuracy_curve.csv"
-        write_curves(path, self._curves)
-        figure = draw_curves(self._curves | self.others, self.norm)
-        figure.savefig(path.with_suffix(".png"), dpi=150)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("test/accuracy_curve", figure)
+        curves = {attack: self._curve(attack, values) for attack in self.attacks}
+        path = self.folder / "accuracy_curve.csv"
+        figure = draw_curves(curves | self.others, self.norm)
+        write_figure(module.trainer, f"{stage}/accuracy_curve", figure, path.with_suffix(".png"), dpi=150)
+        write_curves(path, curves)
         rank_zero_info(f"Accuracy at each epsilon: {path} and {path.with_suffix('.png').name}")
+
+    def _curve(self, attack: str, values: dict[str, Tensor]) -> list[Point]:
+        names = {epsilon: _name(attack, epsilon) for epsilon in (0.0, *self.epsilons)}
+        no_deviation = torch.tensor(0.0)
+        return [
+            Point(epsilon, float(values[name]), float(values.get(f"{name}/deviation", no_deviation)))
+            for epsilon, name in names.items()
+        ]
 
 
 def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
@@ -145,7 +130,7 @@ def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
     axes = figure.subplots()
     for name, curve in curves.items():
         radii, accuracies, deviations = zip(*curve, strict=True)
-        heights, bars = [100 * share for share in accuracies], [100 * share for share in deviations]
+        heights, bars = [100 * fraction for fraction in accuracies], [100 * fraction for fraction in deviations]
         axes.errorbar(radii, heights, bars, label=name, marker="o", markersize=3, capsize=2)
     axes.set_xlabel(f"epsilon ({norm}, in pixel units of [0, 1])")
     axes.set_ylabel("accuracy (%)")
@@ -180,5 +165,5 @@ def read_curves(path: str | Path) -> Curves:
     return curves
 
 
-def _figure(attack: str, epsilon: float) -> str:
+def _name(attack: str, epsilon: float) -> str:
     return f"accuracy_curve/{attack}/{epsilon:g}"

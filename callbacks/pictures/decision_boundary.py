@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._attacking import seeded
-from callbacks._folders import log_folder
+from callbacks.pictures.base import Picture
 from lightning_modules.base import RobustClassifier, check_precision
 from robust.attacks import PGD
 from robust.errors import require
+from robust.random import global_seed
 from robust.threat_models import ThreatModel
 
 _COLOURS = (
@@ -34,7 +31,7 @@ _COLOURS = (
 )
 
 
-class DecisionBoundary(Callback):
+class DecisionBoundary(Picture):
     """Draws the predicted class around the first images of the test (and of ``train.py validate``).
 
     Each picture is the plane through an image along two directions at right angles: towards what PGD finds in the
@@ -54,49 +51,28 @@ class DecisionBoundary(Callback):
         SettingError: if a setting is out of its range.
     """
 
+    tag = "boundary"
+    folder_name = "boundaries"
+
     def __init__(self, count: int = 4, extent: float = 3.0, points: int = 81, steps: int = 20, seed: int = 0) -> None:
-        require(count >= 1, "DecisionBoundary.count", count, "give at least 1")
+        super().__init__(count)
         require(extent > 0, "DecisionBoundary.extent", extent, "give a positive distance in the l2 norm")
         require(points >= 3, "DecisionBoundary.points", points, "give at least 3")
-        self.count = count
         self.extent = extent
         self.points = points
         self.seed = seed
         self.attack = PGD(steps)
-        self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse weights of half precision, and note the log folder, which must be asked in all processes."""
+        """Refuse weights of half precision."""
+        super().setup(trainer, pl_module, stage)
         if stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
-        self._folder = log_folder(trainer)
 
-    def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        """Draw the first batch of ``validate``."""
-        if batch_idx == 0 and trainer.is_global_zero and trainer.state.fn == "validate":
-            self._draw("val", trainer, pl_module, batch)
-
-    def on_test_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        """Draw the first test batch."""
-        if batch_idx == 0 and trainer.is_global_zero:
-            self._draw("test", trainer, pl_module, batch)
-
-    def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
-        with torch.inference_mode(False), torch.no_grad(), seeded(batch[0].device, self.seed):
-            x, y = (part[: self.count].clone() for part in batch)
-            figure = self.figure(module, x, y)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
-                logger.experiment.add_figure(f"{stage}/boundary", figure, step)
-        path = self._folder / "boundaries" / f"{stage}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100)
-        rank_zero_info(f"Picture of the decision boundary: {path}")
+    def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
+        """One figure, with a picture for each image."""
+        with global_seed(x.device, self.seed):
+            return {"": self.figure(module, x, y)}
 
     def figure(self, module: RobustClassifier, x: Tensor, y: Tensor) -> Figure:
         """One picture for each of the images ``x`` (B, C, H, W) of labels ``y`` (B,)."""

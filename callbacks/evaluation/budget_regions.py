@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks._attacking import ValidatingEvaluation
+from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, PixelMeans
@@ -17,18 +17,18 @@ from robust.metrics import Gathered, PixelMeans
 PIXELS = "/same_pixels"
 
 
-class BudgetRegions(ValidatingEvaluation):
+class BudgetRegions(Evaluation):
     """The mean budget on each region of the images, such as a watermark, for data that know their regions.
 
-    The data module names them: ``regions(split, places)``, masks (B, 1, H, W) by name. For each of the module's
+    The data module names them: ``regions(split, indices)``, masks (B, 1, H, W) by name. For each of the module's
     threat models that has budgets of its own for every image and pixel, logged:
 
     - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over a region's pixels
       and channels, then over the images that have it
     - ``<stage>/budget_region/<threat model>/<region>/same_pixels``: the same if each pixel had its mean budget over
-      all images: where budgets depend on the place alone, both are equal
-    - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: share of images, of those with both regions,
-      whose mean budget is smaller on the first, in [0, 1]; the data module's order
+      all images: where budgets depend on the pixel alone, both are equal
+    - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: fraction of images, of those with both
+      regions, whose mean budget is smaller on the first, in [0, 1]; the data module's order
 
     Budgets are nominal: cutting their box to [0, 1] is not counted. Source: contextual budgets, Sec. 4.2, 4.3, which
     show pictures (figures 4, 5).
@@ -44,33 +44,31 @@ class BudgetRegions(ValidatingEvaluation):
     def __init__(self, every_n_epochs: int | None = None, max_batches: int | None = None) -> None:
         super().__init__(seed=0, every_n_epochs=every_n_epochs, max_batches=max_batches)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         trainer = module.trainer
         data: Any = getattr(trainer, "datamodule", None)
         remedy = "it does not know its images' regions; give WatermarkedMNIST or DoubledCIFAR10, or leave it out"
         require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
-        places = self._places.last
-        masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", places.cpu())
+        masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", self.indices.cpu())
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if threat_model.per_pixel is not None and threat_model.per_pixel.shape == x.shape:
                 budgets = threat_model.per_pixel.double().mean(1, keepdim=True)
                 regions = torch.cat(list(masks.values()), 1).to(x.device)
                 means = (budgets * regions).sum((2, 3)) / regions.sum((2, 3))  # (B, R), not a number where one is empty
-                self.count(name, partial(Gathered, list(masks)), places, *means.unbind(1))
-                self.count(f"{name}{PIXELS}", partial(PixelMeans, *regions.shape[1:]), budgets.squeeze(1), regions)
+                self.update(name, partial(Gathered, list(masks)), self.indices, *means.unbind(1))
+                self.update(f"{name}{PIXELS}", partial(PixelMeans, *regions.shape[1:]), budgets.squeeze(1), regions)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        found: dict[str, Tensor] = {}
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """Means of regions, and how often one is below another."""
+        values: dict[str, Tensor] = {}
         for name in [name for name in self.metrics if not name.endswith(PIXELS)]:
             table = self.metrics[name].compute()
             regions = [region for region in table if region != "place"]
             for region, same_pixels in zip(regions, self.metrics[f"{name}{PIXELS}"].compute(), strict=True):
-                found[f"budget_region/{name}/{region}"] = table[region].nanmean()
-                found[f"budget_region/{name}/{region}{PIXELS}"] = same_pixels
+                values[f"budget_region/{name}/{region}"] = table[region].nanmean()
+                values[f"budget_region/{name}/{region}{PIXELS}"] = same_pixels
             for first, second in combinations(regions, 2):
                 both = ~(table[first].isnan() | table[second].isnan())
                 below = (table[first] < table[second])[both].double().mean()
-                found[f"budget_order/{name}/{first}_below_{second}"] = below
-        return found
+                values[f"budget_order/{name}/{first}_below_{second}"] = below
+        return values

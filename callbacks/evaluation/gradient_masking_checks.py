@@ -12,11 +12,12 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, AttackingEvaluation, attacked
-from callbacks._norm_balls import norm_ball
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
+from robust.evaluation import Attack, checked_attack
 from robust.metrics import Accuracy
 from robust.random import part
 from robust.threat_models import LinfBall, ThreatModel
@@ -29,16 +30,16 @@ class _Noise:
     draws: int
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-        found, wrong = x, torch.zeros_like(y, dtype=torch.bool)
+        x_adv, wrong = x, torch.zeros_like(y, dtype=torch.bool)
         for _ in range(self.draws):
             noisy = threat_model.sample(x)
             now = network(noisy).argmax(1) != y
-            found = torch.where((now | ~wrong)[:, None, None, None], noisy, found)
+            x_adv = torch.where((now | ~wrong)[:, None, None, None], noisy, x_adv)
             wrong |= now
-        return found
+        return x_adv
 
 
-class GradientMaskingChecks(AttackingEvaluation):
+class GradientMaskingChecks(Evaluation):
     """Attacks the first test batches in ways of known order, and warns where it is not kept (Carlini et al. 2019).
 
     All in linf balls, PGD on the cross-entropy. Logged under ``test/masking/``, as accuracies in [0, 1] on those
@@ -61,13 +62,15 @@ class GradientMaskingChecks(AttackingEvaluation):
         restarts: random starts of ``more_restarts``.
         queries: of Square.
         max_batches: number of batches of each process.
-        tolerance: share of the examples by which a comparison may be off, chance included.
+        tolerance: fraction of the examples by which a comparison may be off, chance included.
         eot_samples: passes over which networks that draw random numbers are attacked.
         seed: of the attacks' random draws.
 
     Raises:
         SettingError: if a setting is out of its range.
     """
+
+    stages = ("test",)
 
     def __init__(
         self,
@@ -80,7 +83,6 @@ class GradientMaskingChecks(AttackingEvaluation):
         eot_samples: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed)
         name = "GradientMaskingChecks"
         for setting, count in (
             ("steps", steps),
@@ -91,9 +93,9 @@ class GradientMaskingChecks(AttackingEvaluation):
         ):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
         require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
-        require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a share of the examples in [0, 1)")
+        require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a fraction of the examples in [0, 1)")
+        super().__init__(seed, max_test_batches=max_batches)
         self.epsilon = epsilon
-        self.max_batches = max_batches
         self.tolerance = tolerance
         pgd = partial(PGD, early_stop=True, eot_samples=eot_samples)
         self.attacks: dict[str, Attack] = {
@@ -109,34 +111,31 @@ class GradientMaskingChecks(AttackingEvaluation):
         """Find the ball."""
         norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
-        if batch_idx >= self.max_batches:
-            return
-        with self.drawing(x, batch_idx):
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        with self.drawing(x):
             clean = module(x).argmax(1) == y
-        self.count("clean", Accuracy, clean)
-        self.count("samples", SumMetric, torch.tensor(len(x), device=x.device))
+        self.update("clean", Accuracy, clean)
+        self.update("samples", SumMetric, torch.tensor(len(x), device=x.device))
         epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
         cases += [(_growing(size), self.attacks["pgd"], size) for size in _sizes(epsilon)]
         for index, (name, attack, size) in enumerate(cases):
-            right = torch.zeros_like(clean)
+            correct = torch.zeros_like(clean)
             if clean.any():
-                with self.drawing(x, batch_idx, index), part(clean):
-                    found = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
-                    right[clean] = module(found).argmax(1) == y[clean]
-            self.note_broken(module, LinfBall(size), ~right, f"{name} of GradientMaskingChecks")
-            self.count(name, Accuracy, right)
+                with self.drawing(x, index), part(clean):
+                    x_adv = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
+                    correct[clean] = module(x_adv).argmax(1) == y[clean]
+            self.note_misclassified(module, LinfBall(size), ~correct, f"{name} of GradientMaskingChecks")
+            self.update(name, Accuracy, correct)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`; warns of each check that fails."""
-        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
-        failures = list(self._failures({name: float(value) for name, value in found.items()}))
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The metrics, and the number of failed checks; warns of each."""
+        values = super().compute(module)
+        failures = list(self._failures({name: float(value) for name, value in values.items()}))
         for failure in failures:
             rank_zero_warn(f"gradient masking: {failure}; PGD overrates this network, take APGD or AutoAttack too")
-        found["failed_checks"] = torch.tensor(float(len(failures)), device=found["clean"].device)
-        return {f"masking/{name}": value for name, value in found.items()}
+        values["failed_checks"] = torch.tensor(float(len(failures)), device=values["clean"].device)
+        return {f"masking/{name}": value for name, value in values.items()}
 
     def _failures(self, accuracy: dict[str, float]) -> Iterator[str]:
         """What to say of each check that fails."""
@@ -153,14 +152,14 @@ class GradientMaskingChecks(AttackingEvaluation):
         for lower, higher, what in checks:  # those whose accuracy should be the lower and the higher
             if accuracy[lower] > accuracy[higher] + self.tolerance:
                 yield f"{what} (accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower})"
-        if (left := accuracy[growing[-1]]) > self.tolerance:
-            yield f"in a ball that holds all images the accuracy under PGD is {left:.3f}, not 0"
+        if (remaining := accuracy[growing[-1]]) > self.tolerance:
+            yield f"in a ball that holds all images the accuracy under PGD is {remaining:.3f}, not 0"
 
 
 def _attacked(name: str, attack: Attack, module: nn.Module, ball: LinfBall, x: Tensor, y: Tensor) -> Tensor:
-    """What the attack makes of ``x`` (B, C, H, W): nothing where its gradient is zero, which the checks then find."""
+    """The attack's images (B, C, H, W); ``x`` itself where its gradient is zero, which the checks then find."""
     try:
-        return attacked(name, attack, module, ball, x, y)
+        return checked_attack(name, attack, module, ball, x, y)
     except ZeroGradientError:
         return x
 

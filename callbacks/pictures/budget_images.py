@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._folders import log_folder
+from callbacks.pictures.base import Picture
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 
@@ -55,7 +49,7 @@ def _show(axis: Axes, image: Tensor) -> None:
     axis.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
-class BudgetImages(Callback):
+class BudgetImages(Picture):
     """Draws the first images of the validation and test data with their learned budgets.
 
     Written to TensorBoard (``<stage>/budgets/<threat model>``) and to ``budgets/`` in the log folder. Threat models
@@ -73,6 +67,9 @@ class BudgetImages(Callback):
         SettingError: if a number is below 1, or a white is not positive, or both are given.
     """
 
+    tag = "budgets"
+    folder_name = "budgets"
+
     def __init__(
         self,
         count: int = 8,
@@ -80,52 +77,19 @@ class BudgetImages(Callback):
         white: float | None = None,
         white_over_epsilon: float | None = None,
     ) -> None:
-        require(count >= 1, "BudgetImages.count", count, "give at least 1")
-        require(every_n_epochs >= 1, "BudgetImages.every_n_epochs", every_n_epochs, "give at least 1")
-        self.count = count
+        super().__init__(count, every_n_epochs)
         for name, size in (("white", white), ("white_over_epsilon", white_over_epsilon)):
             require(size is None or size > 0, f"BudgetImages.{name}", size, "give a positive size")
         both = white is not None and white_over_epsilon is not None
         require(not both, "BudgetImages.white_over_epsilon", white_over_epsilon, "leave out one of the two whites")
         self.white, self.white_over_epsilon = white, white_over_epsilon
-        self.every_n_epochs = every_n_epochs
-        self._folder = Path()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the log folder, which must be asked in all processes."""
-        self._folder = log_folder(trainer)
-
-    @torch.no_grad()
-    def _draw(self, stage: str, trainer: Trainer, module: RobustClassifier, x: Tensor, file: str) -> None:
-        x = x[: self.count]
+    def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
+        """A grid for each threat model with budgets of its own for every image and pixel."""
+        white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
+        figures: dict[str, Figure] = {}
         for name, threat_model in module.threat_models(x, module.epsilon).items():
-            if threat_model.per_pixel is None:
-                continue
-            title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
-            white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
-            figure = draw_budgets(x, threat_model.per_pixel, title, white)
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"{stage}/budgets/{name}", figure, step)
-            path = self._folder / "budgets" / f"{stage}_{name}{file}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=100)
-            if stage == "test":
-                rank_zero_info(f"Picture of the budgets: {path}")
-
-    def on_validation_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        """Draw the first validation batch."""
-        epoch = trainer.current_epoch + 1
-        due = trainer.state.fn == "validate" or epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        if batch_idx == 0 and trainer.is_global_zero and due and not trainer.sanity_checking:
-            self._draw("val", trainer, pl_module, batch[0], f"_epoch{epoch:03d}")
-
-    def on_test_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
-        """Draw the first test batch."""
-        if batch_idx == 0 and trainer.is_global_zero:
-            self._draw("test", trainer, pl_module, batch[0], "")
+            if threat_model.per_pixel is not None:
+                title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
+                figures[name] = draw_budgets(x, threat_model.per_pixel, title, white)
+        return figures

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
-from callbacks._attacking import Attack, ValidatingEvaluation, attacked
-from callbacks._norm_balls import norm_ball
-from callbacks._stochastic import MEAN_NETWORK, variants, verdicts
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision
 from robust.errors import require
+from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
 from robust.metrics import Accuracy, AccuracyDeviation
 from robust.networks import noise_sources, without_noise
 from robust.random import part
@@ -56,25 +56,25 @@ class AttackCase:
             ball(self.norm, self.epsilon)  # raises if there is none
 
 
-class AdversarialEvaluation(ValidatingEvaluation):
+class AdversarialEvaluation(Evaluation):
     """Accuracy under each of several attacks, and under the worst of them for each example.
 
-    Logged, as shares in [0, 1] of all examples:
+    Logged, as fractions in [0, 1] of all examples:
 
     - ``<stage>/accuracy/clean``
-    - ``<stage>/accuracy/<case>``: right on the attacked image. Where the case has neither threat model nor norm and the
-      module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
-    - ``<stage>/accuracy/<group>``: right under all cases of the group
-    - ``<stage>/accuracy/union``: right under all cases
+    - ``<stage>/accuracy/<case>``: correct on the attacked image. Where the case has neither threat model nor norm and
+      the module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
+    - ``<stage>/accuracy/<group>``: correct under all cases of the group
+    - ``<stage>/accuracy/union``: correct under all cases
     - ``<stage>/accuracy/average``: mean over groups; a case without one is a group of its own
     - ``<stage>/attacked_samples``: number of examples that this is about, over all processes
 
     An example that is misclassified without perturbation counts as wrong under every attack, and is not attacked.
 
     Networks with noise (``RobustClassifier.stochastic``) are treated otherwise: all examples are attacked, and each
-    image found is judged again in several passes with fresh noise. For clean images and each case:
+    attacked image is judged again in several passes with fresh noise. For clean images and each case:
 
-    - the figure itself is the mean over passes and examples
+    - the metric itself is the mean over passes and examples
     - ``.../deviation``: standard deviation, over passes, of the accuracy on all examples
     - ``.../vote``: accuracy of the class that most passes give
     - ``clean/noise_off``: without noise
@@ -86,7 +86,7 @@ class AdversarialEvaluation(ValidatingEvaluation):
     - ``.../noise_off``: the latter's images, judged without noise too
     - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; where it has no group
 
-    For groups and the union a figure is the mean of the lowest of the cases' shares for each example.
+    For groups and the union a metric is the mean of the lowest of the cases' fractions for each example.
 
     Attack and verdict run in the precision of the weights, without autocast. Source: multi-norm training (MNG-AC),
     evaluation; stochastic networks: Learn2Perturb.
@@ -121,9 +121,9 @@ class AdversarialEvaluation(ValidatingEvaluation):
         groups = {case.group for case in attacks.values() if case.group is not None}
         require(len(attacks) > 0, f"{name}.attacks", attacks, "give at least one attack")
         for taken in (*TAKEN, *groups):
-            require(taken not in attacks, f"{name}.attacks", taken, "give it a name that no other figure has")
+            require(taken not in attacks, f"{name}.attacks", taken, "give it a name that no other metric has")
         for taken in TAKEN:
-            require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other figure has")
+            require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other metric has")
         require(judgements >= 1, f"{name}.judgements", judgements, "give at least 1")
         require(eot_samples >= 1, f"{name}.eot_samples", eot_samples, "give at least 1")
         self.attacks = attacks
@@ -135,62 +135,67 @@ class AdversarialEvaluation(ValidatingEvaluation):
         for name, case in self.attacks.items():
             list(_threat_models(name, case, module, x))
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         everything = torch.arange(len(x), device=x.device)
-        with self.drawing(x, batch_idx):
+        with self.drawing(x):
             scores = {"clean": self._judge("clean", module, x, y, everything)}
-        left = everything if module.stochastic else scores["clean"].nonzero().squeeze(1)
+        remaining = everything if module.stochastic else scores["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
         for index, (name, case) in enumerate(self.attacks.items()):
-            for threat_name, threat_model in _threat_models(name, case, module, x):
-                kinds = variants(threat_name, case.attack, module, self.eot_samples)
-                group = case.group or (threat_name if len(kinds) == 1 else f"{threat_name}/worst")
-                for figure, attack in kinds.items():
-                    with self.drawing(x, batch_idx, index):
-                        found = x.clone()
-                        if len(left) > 0:
-                            own = threat_model.select(left)
-                            with part(left):
-                                found[left] = attacked(figure, attack, module, own, x[left], y[left])
-                        scores[figure] = self._judge(figure, module, found, y, left)
-                    self.note_broken(module, threat_model, scores[figure] == 0, figure)
-                    groups.setdefault(group, []).append(scores[figure])
+            for metric, threat_model in _threat_models(name, case, module, x):
+                variants = self._variants(metric, case.attack, module)
+                group = case.group or (metric if len(variants) == 1 else f"{metric}/worst")
+                for variant, attack in variants.items():
+                    with self.drawing(x, index):
+                        x_adv = x.clone()
+                        if len(remaining) > 0:
+                            own, labels = threat_model.select(remaining), y[remaining]
+                            with part(remaining):
+                                x_adv[remaining] = checked_attack(variant, attack, module, own, x[remaining], labels)
+                        scores[variant] = self._judge(variant, module, x_adv, y, remaining)
+                    self.note_misclassified(module, threat_model, scores[variant] == 0, variant)
+                    groups.setdefault(group, []).append(scores[variant])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
         scores |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
         self._groups = list(worst)
-        for figure, score in scores.items():
-            self.count(f"accuracy/{figure}", partial(Accuracy, self._passes(module)), score)
-        self.count("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
+        for metric, score in scores.items():
+            self.update(f"accuracy/{metric}", partial(Accuracy, self._num_samples(module)), score)
+        self.update("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        found: dict[str, Tensor] = {name: metric.compute() for name, metric in self.metrics.items()}
-        average = torch.stack([found[f"accuracy/{group}"] for group in self._groups]).mean()
-        return found | {"accuracy/average": average}
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The metrics, and the mean over groups."""
+        values = super().compute(module)
+        average = torch.stack([values[f"accuracy/{group}"] for group in self._groups]).mean()
+        return values | {"accuracy/average": average}
 
-    def _judge(self, figure: str, module: RobustClassifier, x: Tensor, y: Tensor, left: Tensor) -> Tensor:
-        """In how many passes each image (B, C, H, W) is right; those not ``left`` are wrong. Whole numbers (B,)."""
-        with full_precision(x.device), part(left):
-            right, vote = verdicts(module, x[left], y[left], self._passes(module))
+    def _variants(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
+        """What is run of an attack, by the metric's name; in training, one for a network with noise is enough."""
+        if module.stochastic and module.trainer.state.fn == "fit":
+            return {name: attack}
+        return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.eot_samples)
+
+    def _judge(self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor) -> Tensor:
+        """In how many passes each image (B, C, H, W) is correct, int64 (B,); 0 for those not ``remaining``."""
+        with full_precision(x.device), part(remaining):
+            correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
         if module.stochastic:
             if self.judgements > 1:
-                self.count(f"accuracy/{figure}/deviation", partial(AccuracyDeviation, self.judgements), right)
-            self.count(f"accuracy/{figure}/vote", Accuracy, vote)
-            if noise_sources(module) and (figure == "clean" or figure.endswith(MEAN_NETWORK)):
+                self.update(f"accuracy/{metric}/deviation", partial(AccuracyDeviation, self.judgements), correct)
+            self.update(f"accuracy/{metric}/vote", Accuracy, vote)
+            if noise_sources(module) and (metric == "clean" or metric.endswith(MEAN_NETWORK)):
                 with without_noise(module):
-                    alone = module(x).argmax(1) == y
-                self.count(f"accuracy/{figure.removesuffix(MEAN_NETWORK)}/noise_off", Accuracy, alone)
-        return torch.zeros_like(y).index_copy(0, left, right.sum(0))
+                    noise_off = module(x).argmax(1) == y
+                self.update(f"accuracy/{metric.removesuffix(MEAN_NETWORK)}/noise_off", Accuracy, noise_off)
+        return torch.zeros_like(y).index_copy(0, remaining, correct.sum(0))
 
-    def _passes(self, module: RobustClassifier) -> int:
+    def _num_samples(self, module: RobustClassifier) -> int:
         return self.judgements if module.stochastic else 1
 
 
 def _threat_models(
     name: str, case: AttackCase, module: RobustClassifier, x: Tensor
 ) -> Iterator[tuple[str, ThreatModel]]:
-    """Each threat model of a case, with the name of its figure."""
+    """Each threat model of a case, with the name of its metric."""
     if case.threat_model is not None:
         yield name, case.threat_model
         return

@@ -9,8 +9,8 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._attacking import Stage, ValidatingEvaluation
-from callbacks._folders import log_folder
+from callbacks._stages import Stage
+from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
@@ -19,10 +19,10 @@ from robust.scores import Score, diameter, draw_epsilons, predicted
 AT_ONCE = 2048
 
 
-class SampledRobustness(ValidatingEvaluation):
-    """A robustness score by samples: for each image and radius the share of neighbours of the same prediction.
+class SampledRobustness(Evaluation):
+    """A robustness score by samples: for each image and radius the fraction of neighbours of the same prediction.
 
-    Radii and neighbours depend on ``seed`` and the image's place in the data alone: all models, on any number of
+    Radii and neighbours depend on ``seed`` and the image's index in the data alone: all models, on any number of
     processes, are compared on the same draws. That matters: the mean of 1 / epsilon over 200 radii is between 0.16 and
     1 in most draws. Logged, with the score's name in small letters:
 
@@ -63,55 +63,46 @@ class SampledRobustness(ValidatingEvaluation):
         self.epsilons = epsilons
         self.name = type(score).__name__.lower()
 
-    def subjects(self, module: LightningModule) -> set[str]:
+    def namespaces(self, module: LightningModule) -> set[str]:
         """The score."""
         return {self.name}
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor, batch_idx: int) -> None:
-        """See :meth:`AttackingEvaluation.evaluate`."""
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        epsilons, place = self._radii(x), self._places.last
-        keys = [hash((self.seed, one)) for one in place.tolist()]
+        epsilons = self._radii(x)
+        keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 
         def classify(images: Tensor) -> Tensor:
             return torch.cat([predicted(module, part) for part in torch.split(images, AT_ONCE)])
 
-        measure, found = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
+        measure, points = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
         weights = self.score.weight.of_radius(epsilons)
         score = partial(SampledScore, epsilons, weights, diameter(tuple(x.shape[1:])))
-        self.count("score", score, self.score.robustness(measure, epsilons))
-        codes = () if found.codes is None else (found.codes,)
+        self.update("score", score, self.score.robustness(measure, epsilons))
+        codes = () if points.codes is None else (points.codes,)
         columns = ["measure", "codes"][: 1 + len(codes)]
-        self.count("table", partial(Gathered, columns), place, measure.float(), *codes)
+        self.update("table", partial(Gathered, columns), self.indices, measure.float(), *codes)
 
     def _radii(self, x: Tensor) -> Tensor:
         return draw_epsilons(self.epsilons, tuple(x.shape[1:]), self.seed).to(x.device)
 
-    def figures(self) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.figures`."""
-        score = self.metrics["score"]
-        found = score.compute()
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The score in its three scales."""
+        score = self.metrics["score"].compute()
         return {
-            self.name: found["mean"],
-            f"{self.name}_integral": found["integral"],
-            f"{self.name}_normalized": found["normalized"],
-            f"{self.name}_samples": found["mean"].new_tensor(float(len(self._table()["place"]))),
+            self.name: score["mean"],
+            f"{self.name}_integral": score["integral"],
+            f"{self.name}_normalized": score["normalized"],
+            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["place"]))),
         }
 
-    def _table(self) -> dict[str, Tensor]:
-        table = self.metrics["table"]
-        assert isinstance(table, Gathered)
-        return table.rows()
-
-    def report(self, stage: Stage, module: RobustClassifier) -> dict[str, Tensor]:
-        """See :meth:`AttackingEvaluation.report`."""
-        figures = self.figures()
+    def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
+        """Keep what was drawn and measured."""
         score = self.metrics["score"]
-        record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self._table()}
-        path = log_folder(module.trainer) / "robustness_score" / f"{stage}_{self.name}.pt"
+        record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self.rows("table")}
+        path = self.folder / "robustness_score" / f"{stage}_{self.name}.pt"
         if module.trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"seed": self.seed} | {name: values.cpu() for name, values in record.items()}, path)
+            torch.save({"seed": self.seed} | {name: column.cpu() for name, column in record.items()}, path)
         rank_zero_info(f"Draws of {self.name}: {path}")
-        return figures

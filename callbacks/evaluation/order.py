@@ -17,24 +17,24 @@ class Verdict(NamedTuple):
     """What one evaluation found of the examples of a batch in a threat model."""
 
     threat_model: ThreatModel
-    holds: Tensor  # bool (B,): certified, or broken
+    holds: Tensor  # bool (B,): certified, or misclassified
     by: str  # whose verdict it is
 
 
-def check_order(certified: Tensor, broken: Tensor, indices: Tensor, verifier: str, how: str) -> None:
-    """Check that no certified example is broken; all tensors are (B,).
+def check_order(certified: Tensor, misclassified: Tensor, indices: Tensor, verifier: str, how: str) -> None:
+    """Check that no certified example is misclassified; all tensors are (B,).
 
     Args:
         certified: bool.
-        broken: bool.
+        misclassified: bool.
         indices: of the examples in the data.
         verifier: what certified them.
-        how: what was done to those that are broken.
+        how: what was done to those that are misclassified.
 
     Raises:
         ContradictionError: naming the first of them.
     """
-    wrong = indices[certified & broken].tolist()
+    wrong = indices[certified & misclassified].tolist()
     if wrong:
         shown = ", ".join(str(index) for index in wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
         raise ContradictionError(
@@ -43,13 +43,13 @@ def check_order(certified: Tensor, broken: Tensor, indices: Tensor, verifier: st
         )
 
 
-def check_against_others(certified: Iterable[Verdict], broken: Iterable[Verdict], indices: Tensor) -> None:
+def check_against_others(certified: Iterable[Verdict], misclassified: Iterable[Verdict], indices: Tensor) -> None:
     """Check verdicts of several evaluations against each other, wherever the attacked set lies in the certified one.
 
     Raises:
-        ContradictionError: if an example is certified and broken.
+        ContradictionError: if an example is certified and misclassified.
     """
-    attacks = list(broken)
+    attacks = list(misclassified)
     for bound in certified:
         for attack in attacks:
             inside = attack.threat_model.lies_in(bound.threat_model, len(indices))

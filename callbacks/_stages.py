@@ -1,0 +1,106 @@
+"""Validation and test as stages: one hook for each moment, called where the callback is due."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from callbacks._folders import log_folder
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+
+Stage = Literal["val", "test"]
+
+
+class StageCallback(Callback):
+    """A callback on batches of validation and test; subclasses write :meth:`on_batch`.
+
+    It is due in tests, in ``train.py validate``, and in validation after some epochs of training; never in the sanity
+    check.
+
+    Args:
+        every_n_epochs: due in validation after every so many epochs of training, and after the last; by default never.
+        max_batches: at most so many batches of each process in validation; by default all of them.
+        max_test_batches: the same in a test.
+
+    Attributes:
+        stages: those in which it is ever due.
+        folder: the run's log folder.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    stages: ClassVar[tuple[Stage, ...]] = ("val", "test")
+
+    def __init__(
+        self, every_n_epochs: int | None = None, max_batches: int | None = None, max_test_batches: int | None = None
+    ) -> None:
+        self.every_n_epochs, self.max_batches, self.max_test_batches = every_n_epochs, max_batches, max_test_batches
+        for setting in ("every_n_epochs", "max_batches", "max_test_batches"):
+            value = getattr(self, setting)
+            require(value is None or value >= 1, f"{type(self).__name__}.{setting}", value, "give at least 1")
+        self.folder = Path()
+
+    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Prepare for the batches of a stage."""
+
+    def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Any, batch_idx: int) -> None:
+        """Look at a batch that is due, behind the module's step."""
+
+    def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Report behind the last batch of a stage, also where none was due."""
+
+    def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether to look at this batch."""
+        limit = self.max_batches if stage == "val" else self.max_test_batches
+        if stage not in self.stages or (limit is not None and batch_idx >= limit):
+            return False
+        if stage == "test" or trainer.state.fn == "validate":
+            return True
+        epoch, every = trainer.current_epoch + 1, self.every_n_epochs
+        return not trainer.sanity_checking and every is not None and (epoch % every == 0 or epoch == trainer.max_epochs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note the log folder, which must be asked in all processes."""
+        self.folder = log_folder(trainer)
+
+    def _start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        if stage in self.stages:
+            self.on_start(stage, trainer, module)
+
+    def _finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        if stage in self.stages:
+            self.on_finish(stage, trainer, module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Start the validation."""
+        self._start("val", trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Start the test."""
+        self._start("test", trainer, pl_module)
+
+    def on_validation_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Look at a validation batch that is due."""
+        if self.is_due("val", trainer, batch_idx):
+            self.on_batch("val", trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Look at a test batch that is due."""
+        if self.is_due("test", trainer, batch_idx):
+            self.on_batch("test", trainer, pl_module, batch, batch_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Finish the validation."""
+        self._finish("val", trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Finish the test."""
+        self._finish("test", trainer, pl_module)

@@ -1,0 +1,227 @@
+"""The base of all evaluations: when they are due, their metrics, names that are unique, seeds, and files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric
+
+from callbacks._stages import Stage, StageCallback
+from callbacks.evaluation.order import Verdict, check_against_others
+from lightning_modules.base import Batch, RobustClassifier, check_precision
+from robust.errors import require
+from robust.metrics import Gathered
+from robust.modes import attack_mode
+from robust.random import global_seed, numbered
+from robust.threat_models import ThreatModel
+
+
+class Evaluation(StageCallback, ABC):
+    """Metrics of a classifier on validation and test data; each example counts once, on any number of devices.
+
+    Subclasses write :meth:`evaluate`, which updates metrics by :meth:`update`. Where they are not logged as they are,
+    subclasses write :meth:`compute` too, and where files stand beside them :meth:`write`.
+
+    Args:
+        seed: of the random draws, which depend on it, the example's index in the data and the attack; what an attack
+            draws by torch itself, on the batch and the process too. Torch's generators are left as they are.
+        every_n_epochs: evaluate in validation after every so many epochs of training, and after the last; by default
+            only in tests and in ``train.py validate``.
+        max_batches: evaluate at most so many batches of each process in validation.
+        max_test_batches: and so many in a test; by default all of them.
+
+    Attributes:
+        needs_float32: whether weights of half precision are refused.
+        metrics: by name, without the stage.
+        indices: of the current batch's examples in the data, int64 (B,).
+        certified: verdicts on the current batch.
+        misclassified: the same, of examples as they are or under attack.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    needs_float32: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        seed: int = 0,
+        every_n_epochs: int | None = None,
+        max_batches: int | None = None,
+        max_test_batches: int | None = None,
+    ) -> None:
+        super().__init__(every_n_epochs, max_batches, max_test_batches)
+        self.seed = seed
+        self._tried = False
+        self.reset()
+
+    # -- what a subclass says --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Update the metrics by images (B, C, H, W) of labels (B,), where attacks can take gradients."""
+
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """What is logged, by name without the stage; called in all processes."""
+        return {name: metric.compute() for name, metric in self.metrics.items()}
+
+    def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
+        """Write files into :attr:`folder`; called in all processes, with what :meth:`compute` gives."""
+
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Run what may not fit the module on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), first of all.
+
+        Raises:
+            SettingError: if it does not fit.
+        """
+
+    def namespaces(self, module: LightningModule) -> set[str]:
+        """What the metrics' names depend on, beside the class; evaluations of one class may not share any."""
+        return {""}
+
+    # -- what it is given ------------------------------------------------------------------------------------------
+
+    def update(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
+        """Update the metric of that name, and make it first if there is none."""
+        if name not in self.metrics:
+            self.metrics[name] = metric().to(values[0].device)
+        self.metrics[name].update(*values)
+
+    def rows(self, name: str) -> dict[str, Tensor]:
+        """Columns (N, ...) of the metric of that name, a :class:`Gathered`, of all processes' examples."""
+        metric = self.metrics[name]
+        assert isinstance(metric, Gathered)
+        return metric.rows()
+
+    @contextmanager
+    def drawing(self, x: Tensor, *key: int) -> Iterator[None]:
+        """Random draws for the batch ``x`` (B, C, H, W) that depend on the seed, ``key`` and the examples' indices."""
+        rows = self._rows
+        with global_seed(x.device, self.seed, rows.start, self._batch_idx, *key), numbered((self.seed, *key), rows):
+            yield
+
+    def note_misclassified(
+        self, module: RobustClassifier, threat_model: ThreatModel, misclassified: Tensor, attack: str
+    ) -> None:
+        """Keep a verdict, bool (B,), for the comparison with others; that on a network with noise is one of chance."""
+        if not module.stochastic:
+            self.misclassified.append(Verdict(threat_model, misclassified, f"as they are or under {attack}"))
+
+    # -- the course of an evaluation -------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that this is a classifier of full precision, whose metrics have names of their own."""
+        super().setup(trainer, pl_module, stage)
+        self._check_names(trainer, pl_module)
+        if self.needs_float32 and stage != "predict":
+            check_precision(pl_module, trainer, type(self).__name__)
+        self._tried = False
+
+    def reset(self) -> None:
+        """Reset metrics and verdicts; a stopped evaluation may have left some."""
+        self.metrics: dict[str, Metric] = {}
+        self.certified: list[Verdict] = []
+        self.misclassified: list[Verdict] = []
+        self.indices = torch.zeros(0, dtype=torch.long)
+        self._rows, self._batch_idx = range(0), 0
+
+    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Reset."""
+        self.reset()
+
+    def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
+        """Evaluate a batch."""
+        self.evaluate_batch(module, batch, module.data_indices, batch_idx)
+
+    def evaluate_batch(self, module: RobustClassifier, batch: Batch, indices: range, batch_idx: int) -> None:
+        """Evaluate the examples of these indices in the data, and compare the verdicts with other evaluations'.
+
+        Raises:
+            ContradictionError: if one has certified what another finds misclassified.
+        """
+        x, y = batch
+        self.certified, self.misclassified = [], []
+        self._rows, self._batch_idx = indices, batch_idx
+        self.indices = torch.tensor(indices, device=x.device)
+        with torch.inference_mode(False), torch.no_grad():
+            self.evaluate(module, x.clone(), y.clone())  # tensors of inference mode cannot enter a graph
+        self._compare(module.trainer)
+
+    def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Log the metrics, and write files."""
+        if self.metrics:
+            values = self.compute(module)
+            self.write(stage, module, values)
+            for name, value in values.items():
+                # synchronised by the metrics themselves; sync_dist only averages values that are already equal
+                module.log(f"{stage}/{name}", value, sync_dist=True)
+        self.reset()
+
+    def _compare(self, trainer: Trainer) -> None:
+        """Check this evaluation's verdicts on the batch against those of the others that have had it before."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in callbacks[: callbacks.index(self)]:
+            if isinstance(other, Evaluation) and torch.equal(self.indices, other.indices):
+                check_against_others(self.certified, other.misclassified, self.indices)
+                check_against_others(other.certified, self.misclassified, self.indices)
+
+    def _check_names(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check that no other evaluation's metrics have the same names: Lightning would log the mean of both."""
+        name = type(self).__name__
+        require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        same_class = [other for other in callbacks if type(other) is type(self)]
+        same_names = [other for other in same_class if other.namespaces(module) & self.namespaces(module)]
+        remedy = "their figures have the same names; test with one at a time, --trainer.callbacks '[]' behind the "
+        remedy += "method's config leaves its own out"
+        require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
+
+    # -- first of all, on a blank image ----------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Try out before training what does not depend on weights, if the data module says what the images are."""
+        self._try(trainer, pl_module, None)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
+    ) -> None:
+        """Try out before the first step, at the latest."""
+        self._try(trainer, pl_module, batch)
+
+    def on_validation_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Try out before the first batch."""
+        self._try(trainer, pl_module, batch)
+
+    def on_test_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Try out before the first batch."""
+        self._try(trainer, pl_module, batch)
+
+    def _try(self, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
+        """Try out, once a run, on a blank image of the data's shape, as soon as that is known."""
+        if self._tried:
+            return
+        shape = getattr(getattr(trainer, "datamodule", None), "image_shape", None) or _image_shape(batch)
+        if shape is None:
+            return
+        self._tried = True
+        dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
+        with attack_mode(module, "eval"), global_seed(module.device, self.seed):
+            blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
+            self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
+
+
+def _image_shape(batch: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of the images in a batch, or in the first of several; None if it holds no images."""
+    while isinstance(batch, list | tuple) and len(batch) > 0:
+        batch = batch[0]
+    return tuple(batch.shape[1:]) if isinstance(batch, Tensor) and batch.dim() == 4 else None

@@ -1,0 +1,53 @@
+"""Accuracy on each part of test data that come in several, such as the corruptions of MNIST-C."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from callbacks._stages import Stage
+from callbacks.evaluation.base import Evaluation
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+from robust.metrics import Gathered
+
+
+class GroupAccuracy(Evaluation):
+    """``test/accuracy/<group>`` for every group of the test data, and ``test/accuracy/mean``, each group counted alike.
+
+    The data module names its groups: ``groups``, from name to number of images, in the order of the test data.
+
+    Raises:
+        SettingError: in a test of data without groups, or of a part of them.
+    """
+
+    stages = ("test",)
+    needs_float32 = False
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Check the data."""
+        super().on_start(stage, trainer, module)
+        data: Any = getattr(trainer, "datamodule", None)
+        remedy = "GroupAccuracy needs data in groups: give MNISTC, or leave it out"
+        require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)
+        limit = trainer.limit_test_batches
+        require(limit == 1.0, "trainer.limit_test_batches", limit, "leave it out: the mean is over all groups")
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        self.update("correct", partial(Gathered, ["correct"]), self.indices, module(x).argmax(1) == y)
+
+    def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
+        """The accuracy of each group, and their mean."""
+        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        correct = self.rows("correct")["correct"].double()
+        require(len(correct) == sum(data.groups.values()), "test images", len(correct), "evaluate each exactly once")
+        means = [part.mean() for part in torch.split(correct, list(data.groups.values()))]
+        values = {f"accuracy/{name}": mean for name, mean in zip(data.groups, means, strict=True)}
+        return values | {"accuracy/mean": torch.stack(means).mean()}

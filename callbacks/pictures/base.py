@@ -1,0 +1,76 @@
+"""The base of all pictures: figures of the first images, in TensorBoard and in files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from callbacks._stages import Stage, StageCallback
+from lightning_modules.base import RobustClassifier
+from robust.errors import require
+
+
+class Picture(StageCallback, ABC):
+    """Figures of the first images of the validation and the test data; subclasses write :meth:`draw`.
+
+    Written to TensorBoard (``<stage>/<tag>/<name>``) and to ``<folder_name>/<stage>_<name>.png`` in the log folder,
+    with the epoch in the file's name where it is drawn in training.
+
+    Args:
+        count: number of images.
+        every_n_epochs: draw in validation after every so many epochs of training, and after the last; by default only
+            in tests and in ``train.py validate``.
+
+    Attributes:
+        tag: names the figures in TensorBoard.
+        folder_name: of the files.
+
+    Raises:
+        SettingError: if a setting is below 1.
+    """
+
+    tag: ClassVar[str]
+    folder_name: ClassVar[str]
+
+    def __init__(self, count: int, every_n_epochs: int | None = None) -> None:
+        super().__init__(every_n_epochs, max_batches=1, max_test_batches=1)
+        require(count >= 1, f"{type(self).__name__}.count", count, "give at least 1")
+        self.count = count
+
+    @abstractmethod
+    def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
+        """Figures of images (B, C, H, W) and their labels (B,), by name; an empty name where there is only one."""
+
+    def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Any, batch_idx: int) -> None:
+        """Draw the first batch in the first process."""
+        if not trainer.is_global_zero:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            x, y = (part[: self.count].clone() for part in batch)
+            figures = self.draw(module, x, y)
+        many_epochs = stage == "val" and self.every_n_epochs is not None
+        epoch = f"epoch{trainer.current_epoch + 1:03d}" if many_epochs else ""
+        for name, figure in figures.items():
+            file = "_".join(filter(None, (stage, name, epoch)))
+            path = self.folder / self.folder_name / f"{file}.png"
+            write_figure(trainer, "/".join(filter(None, (stage, self.tag, name))), figure, path)
+            if trainer.state.fn != "fit":
+                rank_zero_info(f"Picture of the {self.tag}: {path}")
+
+
+def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a figure to TensorBoard, under ``name``, and to a file."""
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)

@@ -1,0 +1,126 @@
+"""Attack and judge a classifier: checked attacks, repeated judgement, expectation over a network's noise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.networks import noise_sources, without_noise
+from robust.threat_models import ThreatModel
+
+# It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
+Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
+MEAN_NETWORK = "/mean_network"  # end of a metric's name
+
+
+def checked_attack(
+    name: str, attack: Attack, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor
+) -> Tensor:
+    """The attack's images (B, C, H, W), checked to be in the threat model and in [0, 1].
+
+    Args:
+        name: what the error calls the attack.
+        attack: called as ``attack(network, threat_model, x, y)``, returns images.
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        threat_model: around ``x``.
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+
+    Raises:
+        RuntimeError: if an image is outside: the accuracy would be that in another threat model.
+
+    >>> from robust.threat_models import LinfBall
+    >>> def brighten(network, threat_model, x, y):
+    ...     return x + 0.1
+    >>> x, y = torch.zeros(2, 1, 1, 1), torch.tensor([0, 1])
+    >>> checked_attack("brighten", brighten, nn.Flatten(), LinfBall(0.2), x, y).flatten()
+    tensor([0.1000, 0.1000])
+    >>> checked_attack("brighten", brighten, nn.Flatten(), LinfBall(0.05), x, y)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    RuntimeError: invalid attack brighten: brighten gave 2 images out of 2 outside LinfBall or [0, 1]; ...
+    """
+    x_adv: Tensor = attack(network, threat_model, x, y)
+    if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
+        what = f"images of shape {tuple(x_adv.shape)}" if x_adv.shape != x.shape else f"{int((~inside).sum())} images"
+        raise RuntimeError(
+            f"invalid attack {name}: {_name(attack)} gave {what} out of {len(x)} outside "
+            f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
+        )
+    return x_adv
+
+
+def judge_repeatedly(network: nn.Module, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
+    """Whether each of several passes, with fresh noise, is correct, and whether their majority is.
+
+    The majority is the class that most passes give, the lower one of equals. Source: Learn2Perturb's evaluation.
+
+    Args:
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        num_samples: number of passes, S.
+
+    Returns:
+        Verdicts of the passes, bool (S, B), and of their majority, bool (B,).
+
+    >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]]).view(2, 2, 1, 1)
+    >>> judge_repeatedly(nn.Flatten(), logits, torch.tensor([0, 0]), num_samples=2)
+    (tensor([[ True, False],
+            [ True, False]]), tensor([ True, False]))
+    """
+    classes = torch.stack([network(x).argmax(1) for _ in range(num_samples)])
+    return classes == y, classes.mode(0).values == y
+
+
+def attack_variants(
+    name: str, attack: Attack, network: nn.Module, *, stochastic: bool, num_samples: int
+) -> dict[str, Attack]:
+    """The attacks to run in place of one, by the metric's name, so that noise does not only hide the gradient.
+
+    For stochastic networks these are also ``<name>/eot``, whose gradients are means over passes, and
+    ``<name>/mean_network``, whose gradients are those of the network without noise. Attacks that have no setting
+    ``eot_samples``, or one above 1, take care of the noise themselves. Without noise all passes are the same, and one
+    is enough. Source: Learn2Perturb's evaluation.
+
+    Args:
+        name: of the attack's metric.
+        attack: called as ``attack(network, threat_model, x, y)``, returns images.
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        stochastic: whether two passes of the same image differ.
+        num_samples: number of passes over which gradients are averaged.
+
+    >>> from robust.attacks import PGD
+    >>> variants = attack_variants("pgd", PGD(5), nn.Flatten(), stochastic=True, num_samples=30)
+    >>> {name: attack.eot_samples for name, attack in variants.items()}
+    {'pgd': 1, 'pgd/eot': 30}
+    """
+    own = getattr(attack, "eot_samples", None)
+    if not stochastic:
+        return {name: attack if own in (None, 1) else _with_expectation(attack, 1)}
+    if own != 1:
+        return {name: attack}
+    variants = {name: attack, f"{name}/eot": _with_expectation(attack, num_samples)}
+    return variants | ({f"{name}{MEAN_NETWORK}": _on_mean_network(attack)} if noise_sources(network) else {})
+
+
+def _with_expectation(attack: Any, num_samples: int) -> Attack:
+    averaging: Any = copy.copy(attack)
+    averaging.eot_samples = num_samples
+    return averaging  # type: ignore[no-any-return]
+
+
+def _on_mean_network(attack: Attack) -> Attack:
+    def mean_network(network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Any:
+        with without_noise(network):
+            return attack(network, threat_model, x, y)
+
+    return mean_network
+
+
+def _name(attack: Attack) -> str:
+    attack = getattr(attack, "func", attack)  # of a partial
+    return getattr(attack, "__name__", type(attack).__name__)

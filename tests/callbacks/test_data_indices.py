@@ -1,0 +1,78 @@
+"""Which examples of the data an evaluation batch holds: told by the data module, or counted behind other loaders."""
+
+import copy
+from itertools import chain
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks.evaluation.base import Evaluation
+from datamodules import Digits
+from robust.errors import SettingError
+from tests.callbacks.trained import images, trainer_with
+
+
+class Indices(Evaluation):
+    """Notes the indices of each batch."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.noted = []
+
+    def evaluate(self, module, x, y):
+        assert len(self.indices) == len(x)
+        self.noted.append(self.indices.tolist())
+
+
+class Shifted(LightningDataModule):
+    """The images from 100 on, by a loader of its own; ``indices`` says so."""
+
+    def __init__(self, first=100, step=1):
+        super().__init__()
+        self.first, self.step = first, step
+
+    def test_dataloader(self):
+        return DataLoader(TensorDataset(*(values[100:120] for values in images())), 8)
+
+    def indices(self, split, batch_idx):
+        assert split == "test"
+        return (self.first + 8 * batch_idx + torch.arange(8))[: 20 - 8 * batch_idx] * self.step
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def test_data_modules_and_plain_loaders_name_the_same_examples(trained):
+    """Also of a trainer that has had a data module before."""
+    evaluation = Indices(max_test_batches=3)
+    trainer = trainer_with(evaluation)
+    trainer.test(trained, datamodule=Digits(eval_batch_size=128), verbose=False)
+    trainer.test(trained, DataLoader(TensorDataset(*images()), 100), verbose=False)
+    assert [len(indices) for indices in evaluation.noted] == [128, 128, 43, 100, 100, 99]
+    assert flat(evaluation.noted[:3]) == flat(evaluation.noted[3:]) == list(range(299))
+
+
+def test_validation_is_due_in_validate_and_after_every_so_many_epochs_and_the_last(trained):
+    settings = {"limit_train_batches": 1, "max_epochs": 5}
+    for every, expected in ((None, 0), (2, 3), (3, 2), (9, 1)):
+        evaluation = Indices(every_n_epochs=every, max_batches=1)
+        trainer_with(evaluation, **settings).fit(copy.deepcopy(trained), datamodule=Digits())
+        assert len(evaluation.noted) == expected
+    evaluation = Indices(max_batches=2)
+    trainer_with(evaluation).validate(trained, datamodule=Digits(eval_batch_size=16), verbose=False)
+    assert evaluation.noted == [list(range(16)), list(range(16, 32))]
+
+
+def test_a_data_module_of_the_users_names_its_examples(trained):
+    evaluation = Indices()
+    trainer_with(evaluation).test(trained, datamodule=Shifted(), verbose=False)
+    assert flat(evaluation.noted) == list(range(100, 120))
+    wrong = Shifted()
+    wrong.indices = lambda split, batch_idx: torch.arange(7)
+    with pytest.raises(SettingError, match="data: got '7 indices of 8 images'"):
+        trainer_with(Indices()).test(trained, datamodule=wrong, verbose=False)
+    with pytest.raises(SettingError, match="they must rise in equal steps"):
+        trainer_with(Indices()).test(trained, datamodule=Shifted(step=-1), verbose=False)
