@@ -12,9 +12,8 @@ from tests.testers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OPTIONAL = {"auto_LiRPA": "lirpa", "pyautoattack": "eval", "torchmetrics": "metrics"}  # module, and its group or extra
-FILE = re.compile(
-    r"(?:configs|docs|tests|robust|datamodules|lightning_modules|callbacks|cli|\.ci)/[\w./-]*\w(?![\w</])"
-)  # no <placeholders>
+FOLDERS = r"(?:configs|docs|tests|robust|datamodules|lightning_modules|callbacks|cli|\.ci)"
+FILE = re.compile(FOLDERS + r"/[\w./-]*\w(?![\w</])")  # no <placeholders>
 
 
 def read(path):
