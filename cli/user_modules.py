@@ -22,9 +22,10 @@ def add_working_folder() -> None:
     if folder == CHECKOUT:
         return
     for name in checkout_names():
-        for found in (folder / name, folder / f"{name}.py"):
-            if found.exists():
-                raise SettingError(name, str(found), "robust-lightning has a module of this name; rename yours")
+        module, package = folder / f"{name}.py", folder / name
+        if module.exists() or any(package.glob("*.py")):  # a folder train/ of images is none
+            found = module if module.exists() else package
+            raise SettingError(name, str(found), "robust-lightning has a module of this name; rename yours")
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

@@ -42,6 +42,7 @@ def test_the_folder_hides_no_installed_package(tmp_path):
     (tmp_path / "my_networks.py").write_text(NETWORK)
     (tmp_path / "random.py").write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "yaml.py").write_text("raise RuntimeError('the wrong module')")
+    (tmp_path / "train" / "dog").mkdir(parents=True)  # data, no package
     done = run_in(tmp_path, "my_networks.Net")
     assert done.returncode == 0, done.stderr
 
