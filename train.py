@@ -24,6 +24,7 @@ from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
+from cli.user_modules import add_working_folder
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
@@ -191,6 +192,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     callbacks.watch_launcher()
     try:
+        add_working_folder()
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError) as error:
         known = error if isinstance(error, ONE_LINE) else known_error(error)

@@ -78,6 +78,7 @@ def settings_of(name, folder, batch_size=30):
     settings = [
         f"--config={ROOT / 'configs' / config / 'digits.yaml'}",
         f"--data.batch_size={batch_size}",
+        f"--data.eval_batch_size={batch_size}",
         "--trainer.max_epochs=5",
         "--trainer.limit_train_batches=3",
         "--trainer.limit_val_batches=0",
