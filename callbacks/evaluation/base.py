@@ -178,7 +178,7 @@ class Evaluation(StageCallback, ABC):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         same_class = [other for other in callbacks if type(other) is type(self)]
         same_names = [other for other in same_class if other.namespaces(module) & self.namespaces(module)]
-        remedy = "their figures have the same names; test with one at a time, --trainer.callbacks '[]' behind the "
+        remedy = "their metrics have the same names; test with one at a time, --trainer.callbacks '[]' behind the "
         remedy += "method's config leaves its own out"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -44,10 +45,7 @@ class RobustnessScore(Evaluation):
     Args:
         attacks: by name; by default ``bg`` (LinearizedBoundary), ``fgsm`` (FGSMGrid) and ``pgd`` (GrowingPGD).
         halvings: of the segment from an image to what an attack found, which give the distance 2^-halvings of it.
-        every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
-        max_batches: evaluate at most so many batches of each process in validation.
-        max_test_batches: and so many in a test; by default all of them.
-        seed: of the attacks' random draws.
+        **settings: those of :class:`Evaluation`; ``seed`` is that of the attacks' random draws.
 
     Raises:
         SettingError: if a setting is out of its range, or the network is stochastic.
@@ -58,12 +56,9 @@ class RobustnessScore(Evaluation):
         self,
         attacks: dict[str, BoundaryAttack] | None = None,
         halvings: int = 25,
-        every_n_epochs: int | None = None,
-        max_batches: int | None = None,
-        max_test_batches: int | None = None,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches, max_test_batches)
+        super().__init__(**settings)
         attacks = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid(), "pgd": GrowingPGD()} if attacks is None else attacks
         require(len(attacks) > 0, "RobustnessScore.attacks", attacks, "give at least one attack")
         require(1 <= halvings <= 50, "RobustnessScore.halvings", halvings, "give 1 to 50")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -39,10 +40,7 @@ class SampledRobustness(Evaluation):
     Args:
         score: the triple (Q, H, G), such as ``robust.scores.R4``.
         epsilons: number of radii.
-        every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last.
-        max_batches: evaluate at most so many batches of each process in validation.
-        max_test_batches: and so many in a test; by default all of them.
-        seed: of radii and neighbours.
+        **settings: those of :class:`Evaluation`; ``seed`` is that of radii and neighbours.
 
     Raises:
         SettingError: if a setting is out of its range, or the network is stochastic.
@@ -52,12 +50,9 @@ class SampledRobustness(Evaluation):
         self,
         score: Score,
         epsilons: int = 200,
-        every_n_epochs: int | None = None,
-        max_batches: int | None = None,
-        max_test_batches: int | None = None,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches, max_test_batches)
+        super().__init__(**settings)
         require(epsilons >= 1, "SampledRobustness.epsilons", epsilons, "give at least 1")
         self.score = score
         self.epsilons = epsilons

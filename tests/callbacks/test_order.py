@@ -144,10 +144,10 @@ class Residual(nn.Module):
         return self.last(torch.flatten(F.relu(h + self.second(h)), 1))
 
 
-def test_evaluations_use_the_modules_verifier():
+def test_evaluations_use_the_modules_verifier(tmp_path):
     module = ContextualBudgets(Residual(), verifier=LirpaVerifier(), epsilon=0.01)
     search = LargestCertifiedBox(steps=2)
-    metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, samples=2))
+    metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, samples=2), default_root_dir=tmp_path)
     assert metrics["test/clean_error"] <= metrics["test/verified_error/uniform"]
     assert metrics["test/certified_volume/samples"] == 2
     other = CertifiedVolume(LargestCertifiedBox(FeedForwardVerifier("ibp"), steps=2), samples=2)
