@@ -1,4 +1,4 @@
-"""Numbers of the examples in a step: their places in the global batch, or their indices in the data."""
+"""Numbers of the examples in a step: their indices in the global batch, or in the data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EVALUATIONS = {"validation_step": 1, "test_step": 2, "predict_step": 3}
 
 
 def number_steps(kind: type[TrainingModule]) -> None:
-    """Let the random numbers of the steps that a class defines depend on its examples' numbers.
+    """Wrap the steps that a class defines, so that :mod:`robust.random` draws by the numbers of the examples.
 
-    See :mod:`robust.random`. A training step's batch is cut into equal parts, one behind the other. Evaluation gives
-    process r of n the examples r, r + n, r + 2n, ... of the data.
+    In training, process r of n has the r-th of n equal parts of the batch. In evaluation it has the examples r, r + n,
+    r + 2n, ... of the data.
     """
     for name in ("training_step", *_EVALUATIONS):
         if name in vars(kind):
