@@ -30,7 +30,7 @@ from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLos
 
 LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
-# what a user can do something about
+# errors that the user can fix
 ONE_LINE = (
     SettingError,
     NonFiniteLossError,
@@ -42,18 +42,18 @@ ONE_LINE = (
 
 
 class RobustCLI(LightningCLI):
-    """LightningCLI with an epsilon schedule, a checkpoint of every epoch, the record of results and plain errors."""
+    """LightningCLI with an epsilon schedule, a checkpoint every epoch, a record of results and errors of one line."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
-        self._fetched: checkpoints.Fetched | None = None
+        self._downloaded: checkpoints.Downloaded | None = None
         try:
             self._run(args)
         except SettingError as error:
             raise with_path(error, self.results.config) from error.__cause__
         finally:
-            if self._fetched is not None:
-                self._fetched.folder.cleanup()
+            if self._downloaded is not None:
+                self._downloaded.folder.cleanup()
 
     def _run(self, args: list[str] | None) -> None:
         super().__init__(
@@ -73,12 +73,12 @@ class RobustCLI(LightningCLI):
             },
             save_config_callback=callbacks.RunConfig,
             parser_class=OneLineParser,
-            auto_configure_optimizers=False,  # the methods bring their own
+            auto_configure_optimizers=False,  # methods configure their own
             args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Settings beside model, data and trainer."""
+        """Add the settings beside model, data and trainer."""
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}"})
@@ -86,19 +86,19 @@ class RobustCLI(LightningCLI):
             "--resume_settings",
             type=ResumeSettings | None,
             default=None,
-            help="Whose optimizers, schedules and data hold where a checkpoint has others: checkpoint or config.",
+            help="Settings to use if a checkpoint has other optimizers, schedules or data: checkpoint or config.",
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and check the seed before anything is seeded by it."""
+        """Parse the arguments, and check the seed before it is used."""
         super().parse_arguments(parser, args)
         seed = self.config[self.config.subcommand].get("seed_everything")
         fits = isinstance(seed, bool) or seed is None or 0 <= seed <= LARGEST_SEED
         require(fits, "seed_everything", seed, f"give 0 to {LARGEST_SEED}")
 
     def before_instantiate_classes(self) -> None:
-        """Note the settings for the record, and check all that can be checked before building anything."""
+        """Store the settings for the record, and check them before anything is built."""
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.results.config = plain = yaml.safe_load(dumped)
@@ -115,19 +115,19 @@ class RobustCLI(LightningCLI):
         self._find_checkpoint(config.get("ckpt_path"))
 
     def _find_checkpoint(self, path: Any) -> None:
-        """Take a checkpoint's path, or the copy of what is at a URL; those of a word are found when there is a run."""
+        """Check the checkpoint at a path, or download it from a URL; a word needs the run's folder and comes later."""
         if path is None and self.subcommand != "fit":
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
         if path is None or path in WORDS:
             return
         config = self.config[self.subcommand]
         if "://" in str(path):
-            self._fetched = checkpoints.fetch(str(path))
-            config.ckpt_path = self._fetched.path
+            self._downloaded = checkpoints.download(str(path))
+            config.ckpt_path = self._downloaded.path
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; what they say of a setting is not to drown in what jsonargparse adds."""
+        """Build model, data and trainer, and raise their errors without the text that jsonargparse adds."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -149,39 +149,39 @@ class RobustCLI(LightningCLI):
             self.config_init[self.subcommand].ckpt_path = path
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Leave out the checkpoints where ``trainer.enable_checkpointing`` is false."""
-        wanted = config.get("enable_checkpointing") is not False
-        kept = [each for each in callbacks if wanted or not isinstance(each, ModelCheckpoint)]
-        return super()._instantiate_trainer(config, kept)
+        """Build the trainer, without the checkpoint callback if ``trainer.enable_checkpointing`` is false."""
+        enabled = config.get("enable_checkpointing") is not False
+        callbacks = [callback for callback in callbacks if enabled or not isinstance(callback, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, but for its table of metrics, which is in results.json, and for code in checkpoints."""
+        """Lightning's subcommands without the options for its table of metrics and for code in checkpoints."""
         return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def fit(self, **kwargs: Any) -> None:
-        """Run the subcommand of this name."""
+        """Train, and run no code from the checkpoint."""
         self.trainer.fit(**kwargs, weights_only=True)
 
     def validate(self, **kwargs: Any) -> None:
-        """Run the subcommand of this name."""
+        """Validate without Lightning's table, since results.json has the metrics."""
         self.trainer.validate(**kwargs, verbose=False, weights_only=True)
 
     def test(self, **kwargs: Any) -> None:
-        """Run the subcommand of this name."""
+        """Test without Lightning's table, since results.json has the metrics."""
         self.trainer.test(**kwargs, verbose=False, weights_only=True)
 
     def predict(self, **kwargs: Any) -> None:
-        """Run the subcommand of this name."""
+        """Predict, and run no code from the checkpoint."""
         self.trainer.predict(**kwargs, weights_only=True)
 
     def after_fit(self) -> None:
-        """Test what was trained, if asked."""
+        """Test the final weights if ``test_after_fit`` is set."""
         if self.config[self.subcommand].test_after_fit:
             self.test(model=self.model, datamodule=self.datamodule)
 
     def _parse_ckpt_path(self) -> None:
-        """Never let a checkpoint's stored settings override the command line's (Lightning 2.6 does)."""
+        """Do nothing: Lightning 2.6 would override the command line's settings by the checkpoint's."""
 
 
 def main(args: list[str] | None = None) -> None:

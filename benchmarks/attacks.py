@@ -1,11 +1,11 @@
-"""Time of k steps of PGD over k plain passes (forward, and backward to the input), and the accuracy that it leaves.
+"""Time of k steps of PGD over k plain passes (forward, and backward to the input), and accuracy under the attack.
 
     uv run benchmarks/attacks.py [--threads N] [--rounds N] [--steps N] [--device cuda] [--peers]
 
-All attacks are measured in turn in one run, on the same network, trained for a few epochs against FGSM on the embedded
-digits, and the same test images. Times are medians and accuracies means over the rounds, each with its own seed.
-``--peers`` adds torchattacks and foolbox with the same steps, step sizes and random starts, from a folder of their own,
-as torchattacks pins an old requests:
+One run measures all attacks in turn, on the same test images and the same network, which a few epochs of training
+against FGSM on the embedded digits give. Times are medians and accuracies means over the rounds, each with its own
+seed. ``--peers`` adds torchattacks and foolbox with the same steps, step sizes and random starts. They need a separate
+folder, since torchattacks pins an old requests:
 
     uv pip install --target peers --no-deps torchattacks foolbox eagerpy gitpython gitdb smmap requests urllib3 idna
     uv pip install --target peers --no-deps certifi charset-normalizer
@@ -58,7 +58,7 @@ def train(network: nn.Module, device: str, epochs: int = 5) -> None:
 
 
 def plain(network: nn.Module, steps: int) -> Attack:
-    """So many forward passes and backward passes to the input, and nothing else."""
+    """Only ``steps`` forward passes and backward passes to the input."""
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         x = x.clone().requires_grad_()
@@ -75,24 +75,24 @@ def ours(network: nn.Module, steps: int, threat_model: ThreatModel, early_stop: 
 
 
 def peers(network: nn.Module, steps: int) -> dict[tuple[str, str], Attack]:
-    """The other libraries' PGD with the settings of ours, by threat model and name."""
+    """PGD of other libraries with the settings of ours, by threat model and name."""
     import foolbox
     import torchattacks
 
     linf, l2, l1 = (ball.epsilon for ball in BALLS.values())
-    share = 2.5 / steps
+    fraction = 2.5 / steps
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device=next(network.parameters()).device)
 
     def fooled(attack: Callable[..., tuple[Tensor, Tensor, Tensor]], epsilon: float) -> Attack:
         return lambda x, y: attack(model, x, y, epsilons=epsilon)[1]
 
     return {
-        ("linf", "torchattacks"): torchattacks.PGD(network, linf, share * linf, steps),
-        ("linf", "foolbox"): fooled(foolbox.attacks.LinfPGD(rel_stepsize=share, steps=steps), linf),
-        ("l2", "torchattacks"): torchattacks.PGDL2(network, l2, share * l2, steps),
-        ("l2", "foolbox"): fooled(foolbox.attacks.L2PGD(rel_stepsize=share, steps=steps), l2),
+        ("linf", "torchattacks"): torchattacks.PGD(network, linf, fraction * linf, steps),
+        ("linf", "foolbox"): fooled(foolbox.attacks.LinfPGD(rel_stepsize=fraction, steps=steps), linf),
+        ("l2", "torchattacks"): torchattacks.PGDL2(network, l2, fraction * l2, steps),
+        ("l2", "foolbox"): fooled(foolbox.attacks.L2PGD(rel_stepsize=fraction, steps=steps), l2),
         ("l1", "foolbox, SLIDE"): fooled(
-            foolbox.attacks.SparseL1DescentAttack(rel_stepsize=share, steps=steps, random_start=True), l1
+            foolbox.attacks.SparseL1DescentAttack(rel_stepsize=fraction, steps=steps, random_start=True), l1
         ),
     }
 
@@ -100,9 +100,9 @@ def peers(network: nn.Module, steps: int) -> dict[tuple[str, str], Attack]:
 def measure(
     attacks: dict[tuple[str, str], Attack], network: nn.Module, x: Tensor, y: Tensor, rounds: int
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Median seconds, and mean accuracy left in percent, of each attack; the first round's time is not counted."""
+    """Median seconds and mean accuracy in percent under each attack; the first round's time does not count."""
     times: dict[tuple[str, str], list[float]] = {name: [] for name in attacks}
-    left: dict[tuple[str, str], list[float]] = {name: [] for name in attacks}
+    accuracies: dict[tuple[str, str], list[float]] = {name: [] for name in attacks}
     for seed in range(rounds + 1):
         for name, attack in attacks.items():
             torch.manual_seed(seed)
@@ -112,8 +112,8 @@ def measure(
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
             with torch.no_grad():
-                left[name].append(100 * (network(x_adv).argmax(1) == y).float().mean().item())
-    return {name: (statistics.median(times[name][1:]), statistics.mean(left[name])) for name in attacks}
+                accuracies[name].append(100 * (network(x_adv).argmax(1) == y).float().mean().item())
+    return {name: (statistics.median(times[name][1:]), statistics.mean(accuracies[name])) for name in attacks}
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
         attacks |= peers(network, args.steps)
     results = measure(attacks, network, x, y, args.rounds)
     seconds = results["none", "plain passes"][0]
-    print("| threat model | implementation | time over plain passes | accuracy left |\n| --- | --- | --- | --- |")
+    print("| threat model | implementation | time over plain passes | accuracy |\n| --- | --- | --- | --- |")
     for name, implementation in sorted(results, key=lambda key: [*BALLS, "none", "per-pixel budgets"].index(key[0])):
         spent, accuracy = results[name, implementation]
         print(f"| {name} | {implementation} | {spent / seconds:.2f} | {accuracy:.1f} |")

@@ -2,8 +2,8 @@
 
     uv run benchmarks/bounds.py [--threads N] [--rounds N] [--device cuda]
 
-All steps are measured in turn in one run, on the same network and batch; the figure is the median over the rounds.
-Networks are as initialised, images and budgets (up to 0.1) random. Cells: ratio to the plain step.
+One run measures all steps in turn, on the same network and batch; times are medians over the rounds. Networks are
+untrained, images and budgets (up to 0.1) random. Cells: ratio to the plain step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Step = Callable[[], Tensor]
 
 
 def steps(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str, Step]:
-    """The losses to be measured, by name."""
+    """The losses to measure, by name."""
 
     def fused(verifier: Verifier, crown_share: float) -> Step:
         return lambda: verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share).mean()
@@ -56,7 +56,7 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str
 
 
 def measure(measured: dict[str, Step], network: nn.Module, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each step, taken in turn; the first round is not counted."""
+    """Median seconds of each step, measured in turn; the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(rounds + 1):
         for name, step in measured.items():
@@ -66,7 +66,7 @@ def measure(measured: dict[str, Step], network: nn.Module, rounds: int, device: 
             if device == "cuda":
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(each[1:]) for name, each in times.items()}
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 def main() -> None:

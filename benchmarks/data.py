@@ -3,8 +3,8 @@
     uv run benchmarks/data.py [--threads N] [--rounds N] [--images N]
 
 Ours: images in memory as bytes, a batch at a time, crop and flip on the batch. Torchvision's: its Dataset, PIL
-transforms and a DataLoader, with the better of 0 and as many workers as there are CPU cores. Pixels are random (what
-they hold makes no difference), batches are of 128, figures are medians over the rounds, all measured in turn.
+transforms and a DataLoader, with the better of 0 and as many workers as there are CPU cores. Pixels are random, since
+the speed does not depend on them; batches have 128 images; rates are medians over the rounds, measured in turn.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Epoch = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 class RandomImages(ImageDataModule):
-    """As many random images as asked for, in our pipeline."""
+    """``count`` random images in our pipeline."""
 
     num_classes = 10
 
@@ -53,7 +53,7 @@ class RandomImages(ImageDataModule):
 
 
 def ours(shape: tuple[int, int, int], count: int) -> Epoch:
-    """Our batches as a Trainer gets them: bytes, then augmentation and scaling as in our hook."""
+    """Our batches as in a Trainer: bytes, then augmentation and scaling as in the data module's hook."""
     augmentation = CropAndFlip() if shape[0] == 3 else None
     images = RandomImages(shape, count, augmentation).images("train")
     sampler = ShardedBatches(images, BATCH, shuffle=True)
@@ -67,7 +67,7 @@ def ours(shape: tuple[int, int, int], count: int) -> Epoch:
 
 
 def usual(shape: tuple[int, int, int], count: int, workers: int) -> Epoch:
-    """Torchvision's dataset, filled with random pixels instead of read from files."""
+    """Torchvision's dataset with random pixels instead of files."""
     steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()] if shape[0] == 3 else []
     kind = datasets.CIFAR10 if shape[0] == 3 else datasets.MNIST
     data = kind.__new__(kind)
@@ -87,7 +87,7 @@ def rate(epoch: Epoch) -> float:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)

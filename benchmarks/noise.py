@@ -1,9 +1,9 @@
-"""Cost of noise: a training step of ResNet-20 on 3x32x32 images, plain and with each kind of noise, in one run.
+"""Time of a training step of ResNet-20 on 3x32x32 images, plain and with each kind of noise, in one run.
 
     python benchmarks/noise.py [--threads 1] [--rounds 10] [--batch 128] [--device cpu]
 
-A step is forward, backward and SGD. On CPU it is the process's own time over all its threads, which other load on the
-machine hardly changes. The kinds take turns; the ratio is the median over rounds of a kind's time over the plain
+A step is forward, backward and SGD. On CPU, time is the process's own over all its threads, which other load on the
+machine hardly changes. The networks take turns; the ratio is the median over rounds of a network's time over the plain
 network's in the same round.
 """
 
@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from callbacks.results import _cpu_name, git_commit, installed_versions
 from robust.networks import BayesianWeights, Noisy, NoisyWeights, ResNetV1
 
-PLACES, SHAPE = ["bn1", "*.addition"], (3, 32, 32)
+NOISY_LAYERS, SHAPE = ["bn1", "*.addition"], (3, 32, 32)
 
 
 def networks(device: str) -> dict[str, nn.Module]:
-    """The networks by what a table says of them."""
+    """The networks, by their names in the table."""
     kinds = {
         "plain": ResNetV1(),
-        "Learn2Perturb, noise for each example": Noisy(ResNetV1(), PLACES, SHAPE),
-        "Learn2Perturb, shared noise": Noisy(ResNetV1(), PLACES, SHAPE, shared_noise=True),
+        "Learn2Perturb, noise for each example": Noisy(ResNetV1(), NOISY_LAYERS, SHAPE),
+        "Learn2Perturb, shared noise": Noisy(ResNetV1(), NOISY_LAYERS, SHAPE, shared_noise=True),
         "PNI, layer": NoisyWeights(ResNetV1()),
         "Adv-BNN": BayesianWeights(ResNetV1()),
     }
@@ -66,9 +66,9 @@ def main() -> None:
     rounds = [{name: seconds(kinds[name], optimizers[name], x, y) for name in kinds} for _ in range(args.rounds + 1)]
     print("| network | step (s) | over plain |\n| --- | --- | --- |")
     for name in kinds:
-        times = [each[name] for each in rounds[1:]]  # the first one allocates
-        ratio = statistics.median(each[name] / each["plain"] for each in rounds[1:])
-        print(f"| {name} | {statistics.median(times):.3g} | {ratio:.2f} |")
+        own = [times[name] for times in rounds[1:]]  # the first round allocates memory
+        ratio = statistics.median(times[name] / times["plain"] for times in rounds[1:])
+        print(f"| {name} | {statistics.median(own):.3g} | {ratio:.2f} |")
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{_cpu_name()} x {args.threads} threads"
     print(
         f"\nResNet-20, batch {args.batch}, {args.rounds} rounds. {hardware}, commit {git_commit()}, "

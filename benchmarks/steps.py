@@ -1,15 +1,15 @@
-r"""Cost of methods: the time of a training step of each configuration over that of the first one, in one run.
+r"""Time of a training step of each configuration over that of the first one, in one run.
 
     python benchmarks/steps.py [--threads 1] [--batches 20] [--rounds 2] CASE [CASE ...]
 
-A case is what one would write behind ``train.py fit``, in quotes:
+A case has the arguments of ``train.py fit``, in quotes:
 
     python benchmarks/steps.py "--config configs/adversarial_training/multi_norm_digits.yaml" \
         "--config configs/mng_ac/digits.yaml"
 
-Each is trained for some batches with its own settings, at full epsilon; the cases take turns. A step's time runs from
-Lightning's start of a batch to its end: forward, attacks, backward, every optimizer; the mean over batches, for some
-methods draw lots on what to do. On CPU it is the process's own time over all its threads, which other load on the
+The cases take turns; each trains for some batches with its own settings, at full epsilon. A step lasts from Lightning's
+start of a batch to its end: forward, attacks, backward, every optimizer. Its time is the mean over batches, since some
+methods draw at random what to do. On CPU, time is the process's own over all its threads, which other load on the
 machine hardly changes.
 """
 
@@ -35,17 +35,17 @@ from callbacks.results import _cpu_name, git_commit, installed_versions
 
 
 class StepTime(Callback):
-    """Notes the time of each training step, in seconds."""
+    """Records the time of each training step, in seconds."""
 
-    taken: list[float]
+    seconds: list[float]
 
     def __init__(self) -> None:
-        StepTime.taken = []
+        StepTime.seconds = []
         self.start = 0.0
 
     @staticmethod
     def now() -> float:
-        """The clock: of the process on a CPU, the wall's on a GPU once that has finished."""
+        """Time of the process on a CPU; wall time on a GPU, after its work has finished."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             return time.perf_counter()
@@ -56,8 +56,8 @@ class StepTime(Callback):
         self.start = self.now()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Stop it."""
-        StepTime.taken.append(self.now() - self.start)
+        """Record the time since the start."""
+        StepTime.seconds.append(self.now() - self.start)
 
 
 def seconds(case: str, batches: int) -> float:
@@ -72,9 +72,9 @@ def seconds(case: str, batches: int) -> float:
             "--epsilon_schedule.shape=constant",
         ]
         train.main(["fit", *settings])
-    from benchmarks.steps import StepTime as Named  # as the configuration names it; this file may be __main__
+    from benchmarks.steps import StepTime as Imported  # the configuration's class, since this file may be __main__
 
-    return statistics.fmean(Named.taken[2:])  # the first ones allocate
+    return statistics.fmean(Imported.seconds[2:])  # the first steps allocate memory
 
 
 def main() -> None:
@@ -90,8 +90,8 @@ def main() -> None:
     rounds = [{case: seconds(case, args.batches) for case in args.cases} for _ in range(args.rounds)]
     print("| case | step (s) | over the first |\n| --- | --- | --- |")
     for case in args.cases:
-        ratio = statistics.median(each[case] / each[args.cases[0]] for each in rounds)
-        print(f"| `{case}` | {statistics.median(each[case] for each in rounds):.3g} | {ratio:.2f} |")
+        ratio = statistics.median(times[case] / times[args.cases[0]] for times in rounds)
+        print(f"| `{case}` | {statistics.median(times[case] for times in rounds):.3g} | {ratio:.2f} |")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu_name()} x {args.threads} threads"
     print(
         f"\n{args.rounds} rounds of {args.batches} batches. {hardware}, commit {git_commit()}, {installed_versions()}"

@@ -1,1 +1,1 @@
-"""What LightningCLI needs beside it: config files and checkpoints that are read safely, wrong settings in one line."""
+"""Extensions of LightningCLI: safe reading of config files and checkpoints, errors of one line for wrong settings."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a command goes on from: found, fetched and looked at before anything is built or trained."""
+"""Finds, downloads and checks the checkpoint of a command before anything is built or trained."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ SLOWEST = 10_000  # bytes a second
 _REMEDY = "give a checkpoint that fit wrote"
 
 
-class Fetched(NamedTuple):
-    """A checkpoint from elsewhere: its temporary folder, removed with this object, and its path there."""
+class Downloaded(NamedTuple):
+    """A downloaded checkpoint: its temporary folder, removed with this object, and its path."""
 
     folder: tempfile.TemporaryDirectory[str]
     path: str
 
 
-def fetch(url: str) -> Fetched:
-    """Copy a checkpoint from a URL, to be read as any other file is.
+def download(url: str) -> Downloaded:
+    """Download a checkpoint to a temporary folder, to be read like any other file.
 
-    Lightning would read it with all the code in it, and take a file of the same name from its cache.
+    Lightning would run the code in it, and would reuse a file of the same name from its cache.
 
     Raises:
-        SettingError: if it cannot be had, or its server is silent for 8 seconds or sends less than 10 kB a second.
+        SettingError: if the download fails, or the server is silent for 8 seconds or sends less than 10 kB a second.
     """
     folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
-    path = Path(folder.name) / "fetched.ckpt"
+    path = Path(folder.name) / "downloaded.ckpt"
     try:
         with _opened(url) as source, path.open("wb") as target:
             _copy(source, target)
@@ -45,19 +45,19 @@ def fetch(url: str) -> Fetched:
         folder.cleanup()
         if not isinstance(error, Exception):
             raise
-        # of each protocol its own error
+        # each protocol raises its own errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SettingError(
             NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path"
         ) from error
-    return Fetched(folder, str(path))
+    return Downloaded(folder, str(path))
 
 
 def _copy(source: Any, target: Any) -> None:
-    begun, count = time.monotonic(), 0
-    while chunk := getattr(source, "read1", source.read)(1 << 16):  # read1 returns what has come, read waits for all
+    start, count = time.monotonic(), 0
+    while chunk := getattr(source, "read1", source.read)(1 << 16):  # unlike read, read1 does not wait for all bytes
         count += target.write(chunk)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - start
         if seconds > SECONDS and count < SLOWEST * seconds:
             raise TimeoutError(f"{count} bytes in {seconds:.0f} seconds")
 
@@ -71,31 +71,30 @@ def _opened(url: str) -> Any:
 
 
 def find_by_word(word: str, root: Path, folder: Path) -> Path:
-    """The checkpoint that ``last`` or ``hpc`` stands for.
+    """The newest checkpoint that ``last`` or ``hpc`` stands for.
 
     Args:
-        word: what was given.
+        word: ``last``, ``hpc`` or ``best``.
         root: the run's root folder, where Lightning writes a checkpoint before SLURM ends a job.
-        folder: where this run's checkpoints are.
+        folder: folder of this run's checkpoints.
 
     Raises:
-        SettingError: if there is none; Lightning would go on with untrained weights.
+        SettingError: if there is none, in which case Lightning would use untrained weights; at ``best``.
     """
     require(word != "best", NAME, word, "only the run itself knows its best; give the path of that checkpoint")
-    places = {"last": (folder, "last*.ckpt"), "hpc": (root, "hpc_ckpt_*.ckpt")}
-    place, pattern = places[word]
-    found = sorted(place.glob(pattern), key=lambda path: path.stat().st_mtime)
-    require(len(found) > 0, NAME, word, f"there is no {pattern} in {place}; give the path of a checkpoint")
-    return found[-1]
+    parent, pattern = {"last": (folder, "last*.ckpt"), "hpc": (root, "hpc_ckpt_*.ckpt")}[word]
+    paths = sorted(parent.glob(pattern), key=lambda path: path.stat().st_mtime)
+    require(len(paths) > 0, NAME, word, f"there is no {pattern} in {parent}; give the path of a checkpoint")
+    return paths[-1]
 
 
 def check(path: str, given: str, resumes: bool) -> None:
-    """Check that a file is a checkpoint of fit, with all that Lightning reads of it.
+    """Check that a file is a checkpoint of fit with every entry that Lightning reads.
 
     Args:
-        path: of the file.
-        given: what the user gave, for the errors: a path or a URL.
-        resumes: whether a training goes on from it, which needs more than the weights.
+        path: path of the file.
+        given: path or URL that the user gave, for errors.
+        resumes: whether a training resumes from it, which needs more than the weights.
 
     Raises:
         SettingError: if it is not.
@@ -104,7 +103,7 @@ def check(path: str, given: str, resumes: bool) -> None:
     fits = isinstance(content, dict) and _is_state(content.get("state_dict"))
     require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
     missing = [name for name in _RESUMING if name not in content]
-    remedy = f"it holds weights alone; {_REMEDY}, with checkpoint.save_weights_only left at false"
+    remedy = f"it holds weights alone; {_REMEDY} with checkpoint.save_weights_only false"
     require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
     missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
     require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")

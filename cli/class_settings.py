@@ -1,4 +1,4 @@
-"""The settings of optimizers, of schedules, and of all numbers in our classes, tried out before anything is built."""
+"""Checks settings of optimizers and schedules, and all numbers of our classes, before anything is built."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TRIED_STEPS = 3
 
 
 def check_classes(config: Any, name: str) -> None:
-    """Check the settings of classes, and of the classes among those.
+    """Check the settings of all classes in a config, nested ones included.
 
     Args:
         config: settings as plain dicts and lists.
-        name: their full name.
+        name: full name of ``config``.
 
     Raises:
-        SettingError: if a number is NaN or infinite, or an optimizer or a schedule cannot be made with its settings.
+        SettingError: if a number is NaN or infinite, or an optimizer or a schedule cannot be built from its settings.
     """
     for path, kind, settings in classes_in(config, name):
         ours = f"{kind.__module__}.".startswith(OURS)
@@ -41,7 +41,7 @@ def check_classes(config: Any, name: str) -> None:
 
 
 def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Full name, class and settings of everything that has a ``class_path``."""
+    """Full name, class and settings of every mapping with a ``class_path``."""
     if isinstance(config, list):
         for index, part in enumerate(config):
             yield from classes_in(part, f"{name}.{index}")
@@ -54,39 +54,39 @@ def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any
 
 
 def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
-    """The error with the full name of the setting, where a class named its own argument and one setting fits.
+    """Replace a bare argument's name in the error by the full name of the setting, if exactly one setting matches.
 
     Args:
-        error: raised by a constructor, or later: ``robust`` knows no paths of the command line.
+        error: error of a class in ``robust``, which does not know the names of the command line.
         config: all settings as plain dicts and lists.
     """
     name, _, rest = str(error).partition(": got ")
     given = rest.split("; ")[0]
     parts = {part: config.get(part) for part in ("model", "data")}
     parts["trainer.callbacks"] = config.get("trainer", {}).get("callbacks")
-    found = {
+    names = {
         f"{path}.{name}"
         for part, settings in parts.items()
         for path, _, own in classes_in(settings, part)
-        if name in own and given in _as_printed(own[name])
+        if name in own and given in _printed(own[name])
     }
-    if len(found) == 1:
-        error.args = (f"{found.pop()}: got {rest}",)
+    if len(names) == 1:
+        error.args = (f"{names.pop()}: got {rest}",)
     return error
 
 
-def _as_printed(value: Any) -> set[str]:
-    """How errors print a value of the config: a list perhaps as a tuple, an object by the name of its class."""
+def _printed(value: Any) -> set[str]:
+    """Texts that errors may print for a value: a list also as a tuple, an object by its class name."""
     if isinstance(value, dict) and "class_path" in value:
         return {repr(value["class_path"].split(".")[-1])}
     return {repr(value), repr(tuple(value))} if isinstance(value, list) else {repr(value)}
 
 
 def check_finite(value: Any, name: str) -> None:
-    """Refuse numbers that are NaN or infinite, in lists and dicts too, but for classes inside, which are their own.
+    """Refuse NaN and infinite numbers, in lists and dicts too, except in the settings of nested classes.
 
     Raises:
-        SettingError: at the first.
+        SettingError: at the first such number.
     """
     if isinstance(value, float):
         require(math.isfinite(value), name, value, "give a finite number")
@@ -108,12 +108,12 @@ def _check_optimizer(kind: type[Optimizer], settings: dict[str, Any], name: str)
     remedy = "give an optimizer that takes gradients alone, such as torch.optim.SGD or Adam"
     special = kind.__name__ in ("LBFGS", "SparseAdam")
     require(not special, name, kind.__name__, f"{remedy}: this one needs closures or sparse gradients")
-    _made(lambda: kind([torch.nn.Parameter(torch.zeros(1))], **settings), settings, name, kind)
+    _call(lambda: kind([torch.nn.Parameter(torch.zeros(1))], **settings), settings, name, kind)
 
 
 def _check_schedule(kind: Any, settings: dict[str, Any], name: str) -> None:
     if kind is EachStep or not _is_plain(settings):
-        return  # the schedules inside are checked by themselves
+        return  # check_classes also visits the nested schedules
     for setting, least in (("step_size", 1), ("gamma", 0), ("T_max", 1), ("T_0", 1), ("total_iters", 1)):
         value = settings.get(setting)
         if isinstance(value, int | float):
@@ -122,18 +122,18 @@ def _check_schedule(kind: Any, settings: dict[str, Any], name: str) -> None:
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        schedule: Any = _made(lambda: kind(optimizer, **settings), settings, name, kind)
+        schedule: Any = _call(lambda: kind(optimizer, **settings), settings, name, kind)
         for _ in range(TRIED_STEPS):
             metric = () if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau) else (1.0,)
-            _made(lambda metric=metric: schedule.step(*metric), settings, name, kind)  # type: ignore[misc]
+            _call(lambda metric=metric: schedule.step(*metric), settings, name, kind)  # type: ignore[misc]
     rate = optimizer.param_groups[0]["lr"]
     require(0 <= rate < math.inf, name, settings, f"it makes rate 0.1 {rate} in {TRIED_STEPS} steps; give others")
 
 
-def _made(make: Callable[[], Any], settings: dict[str, Any], name: str, kind: type) -> Any:
-    """What ``make`` gives; what torch says of the settings is an error of theirs."""
+def _call(function: Callable[[], Any], settings: dict[str, Any], name: str, kind: type) -> Any:
+    """Call ``function``, and turn torch's errors into a :class:`SettingError` about the settings."""
     try:
-        return make()
+        return function()
     except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
         if isinstance(error, SettingError):
             raise

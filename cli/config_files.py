@@ -1,4 +1,4 @@
-"""YAML of settings: duplicate keys, and documents that would fill the memory, are errors; any default is written."""
+"""Reads and writes YAML settings, and refuses duplicate keys and documents that would fill the memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _plain = get_loader("yaml")
 
 
 class RefusedYAMLError(ValueError):
-    """YAML that can be parsed, and is not taken.
+    """YAML that is valid but refused.
 
     Args:
-        text: all of it.
-        reason: what is wrong with it, and the remedy.
+        text: the whole document.
+        reason: the problem and its remedy.
     """
 
     def __init__(self, text: str, reason: str) -> None:
@@ -31,16 +31,16 @@ class RefusedYAMLError(ValueError):
 
 
 class _RefusalError(Exception):
-    """Why YAML is not taken, from the depths of it."""
+    """The reason for a refusal, raised while the document is walked."""
 
 
 def load(text: str) -> Any:
-    """What a YAML document says, as jsonargparse reads it.
+    """Parse a YAML document with jsonargparse's loader.
 
     Raises:
-        YAMLError: if it is none.
-        RefusedYAMLError: if it gives a key twice, nests deeper than 100 levels, or has more than 100,000 values when
-            its aliases are written out.
+        YAMLError: if it is not valid YAML.
+        RefusedYAMLError: if it gives a key twice, nests deeper than 100 levels, or has more than 100,000 values after
+            expansion of its aliases.
     """
     try:
         check_levels(text)
@@ -53,7 +53,7 @@ def load(text: str) -> Any:
 
 
 def check_levels(text: str) -> None:
-    """Refuse what nests deeper than the parser's stack."""
+    """Refuse a document that nests so deeply that it would exhaust the parser's stack."""
     level = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -62,14 +62,14 @@ def check_levels(text: str) -> None:
 
 
 def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
-    """Number of values in a node with its aliases written out.
+    """Number of values in a node after expansion of its aliases.
 
     Args:
-        node: of a composed document, in which an alias is the node itself.
-        counted: the numbers of the nodes that are done, by identity; 0 in those that hold the one that is counted.
+        node: node of a composed document, in which an alias is the node itself.
+        counted: number of values of each visited node, by identity; 0 for the ancestors of ``node``.
 
     Raises:
-        _RefusalError: if they are too many, one holds itself, or a key is given twice.
+        _RefusalError: if there are too many, a node contains itself, or a key is given twice.
     """
     if id(node) in counted:
         if counted[id(node)] == 0:
@@ -103,12 +103,12 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _at(place: Any) -> str:
-    return f"the value in line {place.start_mark.line + 1}"
+def _at(marked: Any) -> str:
+    return f"the value in line {marked.start_mark.line + 1}"
 
 
 def check_file(path: str) -> str | None:
-    """What is wrong with a config file before it is parsed, as a remedy; None where nothing is, or it is not there."""
+    """Problem and remedy of a config file that cannot be parsed; None if it can be, or does not exist."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -124,7 +124,7 @@ def check_file(path: str) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a default that is no plain value, such as a device, as its text."""
+    """Writes objects that are no plain values, such as a device, as their text."""
 
 
 _Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))

@@ -1,4 +1,4 @@
-"""Wrong settings in one line each, where jsonargparse prints all that it tried and hundreds of lines of usage."""
+"""Errors of one line for wrong settings, instead of jsonargparse's attempts and hundreds of lines of usage."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ CLASS_ERRORS = [
 
 
 class OneLineParser(LightningArgumentParser):
-    """Says what is wrong with a setting in one line: its full name, its value and what would be right.
+    """Reports a wrong setting in one line: its full name, its value and the remedy.
 
-    Names must be given in full: an abbreviation that is clear today may be another setting tomorrow.
+    It accepts no abbreviated names, since a new setting could make them ambiguous.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class OneLineParser(LightningArgumentParser):
         self._reading = ""
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a config file, and note which, for the messages that leave it out."""
+        """Read a config file, and store its path for errors that do not name it."""
         self._reading = str(path)
         if remedy := check_file(self._reading):
             raise SettingError("config", self._reading, remedy)
@@ -80,30 +80,30 @@ class OneLineParser(LightningArgumentParser):
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
-        """Say of an unknown setting what is known only here: its value and the settings that there are."""
+        """Validate, and add the value and the nearest known setting to an error about an unknown one."""
         try:
             super().validate(namespace, *args, **kwargs)
         except KeyError as error:
-            if found := re.search(r"ption '([^']+)' is not accepted$|does not accept option '([^']+)'$", str(error)):
-                name = found[1] or found[2]
+            if match := re.search(r"ption '([^']+)' is not accepted$|does not accept option '([^']+)'$", str(error)):
+                name = match[1] or match[2]
                 value = namespace.get(name, namespace.get(f"{namespace.get('subcommand')}.{name}"))
                 error.args = (unknown_setting(getattr(error, "subcommand_parser", self), name, value),)
             raise
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the cause and leave with status 2."""
+        """Print the cause and exit with status 2."""
         if unknown := re.match(r"unrecognized arguments: --([^ =]+)[ =]?(.*?)(?= --|$)", message):
             message = unknown_setting(self, unknown[1], unknown[2])
         elif message.startswith(("Problems parsing config", "Unexpected config", "Key must be a string")):
             message = f"config: got {self._reading!r}; give a YAML file of settings ({message})"
-        if not self.exit_on_error:  # the settings of a class; the parser above knows whose
+        if not self.exit_on_error:  # a parser of one class's settings; the outer parser adds the full name
             super().error(message, ex)
         sys.stderr.write(f"error: {' '.join(explain(message, ex).split())}\n")
         sys.exit(2)
 
 
 def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -> str:
-    """What to say of a setting that does not exist, with the nearest one that does."""
+    """Message about a setting that does not exist, with the nearest one that does."""
     if name in ("class_path", "init_args"):
         return f"{name}: got {shorten(str(value), 80)!r}; settings beside it belong inside init_args"
     known = [action.dest for action in parser._actions if not re.search("help$|^print_", action.dest)]
@@ -113,7 +113,7 @@ def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -
 
 
 def explain(message: str, error: Exception | None) -> str:
-    """The setting, its value and the remedy out of jsonargparse's error, which wraps one error for each level."""
+    """Setting, value and remedy from jsonargparse's error, which wraps one error for each level."""
     chain = list(causes(error))
     levels = [str(cause) for cause in chain if isinstance(cause, TypeError) and str(cause).startswith("Parser key")]
     path = "".join(level.split('"')[1] + "." for level in levels)
@@ -127,14 +127,14 @@ def explain(message: str, error: Exception | None) -> str:
 
 
 def refuse_null(config: Any, name: str) -> None:
-    """Refuse null, which jsonargparse lets pass, in the settings of classes that have no null among their types.
+    """Refuse null, which jsonargparse accepts, for settings whose type does not include None.
 
     Args:
         config: settings as plain dicts and lists.
-        name: their full name.
+        name: full name of ``config``.
 
     Raises:
-        SettingError: at the first.
+        SettingError: at the first such null.
     """
     if isinstance(config, list):
         for index, part in enumerate(config):
@@ -151,10 +151,9 @@ def refuse_null(config: Any, name: str) -> None:
 
 
 def types_of_settings(path: str) -> dict[str, Any]:
-    """The types of a function's or class's settings, those that constructors hand on to their bases included.
+    """Types of the settings of a function or class, including those that constructors pass to their bases.
 
-    Of a setting that several constructors name, the most derived one says the type. Types that exist for type checkers
-    alone are left out.
+    The most derived constructor decides the type of a setting. Types that only type checkers import are skipped.
     """
     given = resolve_name(path)
     kinds = given.__mro__ if inspect.isclass(given) else ()
@@ -169,34 +168,34 @@ def types_of_settings(path: str) -> dict[str, Any]:
 
 
 def lightnings_choice(message: str) -> SettingError | None:
-    """The error of a strategy or an accelerator that Lightning does not have."""
-    found = re.match(
+    """The error for a strategy or an accelerator that Lightning does not have."""
+    match = re.match(
         r"You selected an invalid (\w+) name: `\w+='(.*?)'`\.? (?:.*?(?:choices|names)[^:]*: )?(.*)", message
     )
-    return found and SettingError(f"trainer.{found[1]}", found[2], f"give one of {shorten(found[3], 120)}")
+    return match and SettingError(f"trainer.{match[1]}", match[2], f"give one of {shorten(match[3], 120)}")
 
 
 def known_error(error: BaseException) -> SettingError | None:
-    """An error of Lightning or torch that comes of a setting and does not say so; None for any other."""
+    """The setting behind an error of Lightning or torch that does not name it; None for any other error."""
     text = str(error)
-    if found := re.search(r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", text):
-        remedy = f"an epoch has {found[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
-        return SettingError("trainer.val_check_interval", int(found[1]), remedy)
-    if found := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", text):
-        needs = f"settings that need {int(found[1]):,} bytes" if found[1] else "settings that fill the GPU"
+    if match := re.search(r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", text):
+        remedy = f"an epoch has {match[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
+        return SettingError("trainer.val_check_interval", int(match[1]), remedy)
+    if match := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", text):
+        needs = f"settings that need {int(match[1]):,} bytes" if match[1] else "settings that fill the GPU"
         return SettingError("memory", needs, "this machine has less; give a smaller network, padding or batch")
     return None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that, and so on."""
+    """The error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def value_and_remedy(text: str, root: str) -> str:
-    """What is wrong with a value.
+    """Value and remedy of a setting of a wrong type.
 
     Args:
         text: jsonargparse's message about the setting.
@@ -214,21 +213,21 @@ def value_and_remedy(text: str, root: str) -> str:
 
 
 def kind_in_words(kind: str) -> str:
-    """The kind of value in jsonargparse's words, such as "a <class 'int'>", in ours."""
+    """Plain words for jsonargparse's type of a value, such as "a <class 'int'>"."""
     kind = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", lambda match: KINDS.get(match[1], match[1]), kind)
     return re.sub(r"an? (typing\.)?Literal", "one of ", kind)
 
 
 def class_and_remedy(text: str, root: str) -> str:
-    """What is wrong with a class."""
+    """Value and remedy of a setting whose class is wrong."""
     for pattern, remedy in CLASS_ERRORS:
-        if said := re.search(pattern, root):
-            return f"got {shorten(said[1], 80)!r}; {remedy.format(*said.groups())}"
-    found = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)|Got value: (?!Namespace)(\S+)", text)
-    if not found or not re.search("has no attribute|No module named|import path string", text):
+        if match := re.search(pattern, root):
+            return f"got {shorten(match[1], 80)!r}; {remedy.format(*match.groups())}"
+    match = re.search(r"class_path[ =]'([^']+)'|import path string: (\S+)|Got value: (?!Namespace)(\S+)", text)
+    if not match or not re.search("has no attribute|No module named|import path string", text):
         listed = re.search(r"Expected a <class 'list'>\. Got value: (.+)", root)
         return f"got {shorten(listed[1], 80)!r}; give a list" if listed else shorten(root, 200)
-    name = found[found.lastindex or 0]
+    name = match[match.lastindex or 0]
     near = difflib.get_close_matches(name.split(".")[-1], CLASSES, n=1)
     remedy = f"did you mean {CLASSES[near[0]]}?" if near else "give its import path, such as package.module.Class"
     return f"got {name!r}; no such class, {remedy}"

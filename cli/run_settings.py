@@ -1,4 +1,4 @@
-"""Settings of a run that are checked together: folders, checkpoints to write, the batch and its processes."""
+"""Checks of a run's folders, of its checkpoint settings, and of its batch sizes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from robust.folders import check_writable
 
 
 def check_folders(config: dict[str, Any]) -> None:
-    """Check that all folders of a run can be written.
+    """Check that the run can write to all its folders.
 
     Args:
         config: all settings as plain dicts and lists.
 
     Raises:
-        SettingError: naming the first that cannot.
+        SettingError: at the first that is not writable.
     """
     trainer = config["trainer"]
     check_writable(trainer.get("default_root_dir") or Path.cwd(), "trainer.default_root_dir")
@@ -27,20 +27,20 @@ def check_folders(config: dict[str, Any]) -> None:
     if folder is not None and "://" not in folder:
         check_writable(folder, "checkpoint.dirpath")
     loggers = trainer.get("logger")
-    several = loggers if isinstance(loggers, list) else [loggers]
-    for index, logger in enumerate(several):
+    loggers = loggers if isinstance(loggers, list) else [loggers]
+    for index, logger in enumerate(loggers):
         folder = logger.get("init_args", {}).get("save_dir") if isinstance(logger, dict) else None
         if isinstance(folder, str) and "://" not in folder:
             check_writable(
-                folder, "trainer.logger.save_dir" if len(several) == 1 else f"trainer.logger.{index}.save_dir"
+                folder, "trainer.logger.save_dir" if len(loggers) == 1 else f"trainer.logger.{index}.save_dir"
             )
 
 
 def check_checkpoint_settings(checkpoint: Namespace) -> None:
-    """Check what Lightning's own class says in other words, late, or never.
+    """Check checkpoint settings that Lightning checks late, without naming the setting, or not at all.
 
     Raises:
-        SettingError: at the first that is wrong.
+        SettingError: at the first wrong setting.
     """
     name, filename = "checkpoint.filename", checkpoint.get("filename")
     if filename is not None:
@@ -66,10 +66,10 @@ def check_checkpoint_settings(checkpoint: Namespace) -> None:
 
 
 def check_batch_sizes(data: dict[str, Any], processes: int | None, subcommand: str) -> None:
-    """Check that processes can share the batches that a subcommand asks for, before they are started.
+    """Check that the batch sizes of a subcommand are multiples of the number of processes.
 
     Raises:
-        SettingError: if they cannot.
+        SettingError: if one is not.
     """
     for name in ("batch_size", "eval_batch_size") if subcommand == "fit" else ("eval_batch_size",):
         size = data.get("init_args", {}).get(name)

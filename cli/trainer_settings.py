@@ -1,4 +1,4 @@
-"""The trainer's settings, checked before it is built: Lightning's own errors name neither setting nor remedy."""
+"""Checks of the trainer's settings, since Lightning's own errors name neither the setting nor the remedy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FRACTION_OR_COUNT = "give a fraction in (0, 1] as 0.5, or a whole number of bat
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
-    """Check what Lightning would refuse late, in other words, or never.
+    """Check settings that Lightning checks late, without naming them, or not at all.
 
     Args:
-        trainer: the settings as they were parsed.
+        trainer: parsed settings of the trainer.
         command: the subcommand.
 
     Raises:
-        SettingError: at the first that is wrong.
+        SettingError: at the first wrong setting.
     """
     for name, fits, remedy in _RULES:
         value = trainer.get(name)
@@ -40,14 +40,14 @@ def check_trainer(trainer: Namespace, command: str) -> None:
     require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
     _check_length(trainer, command)
     _check_devices(trainer)
-    words = trainer.get("strategy")
-    if isinstance(words, str):
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, str):
         remedy = "give one of auto, ddp, ddp_find_unused_parameters_true; sharded strategies are not supported"
-        require(_STRATEGY.fullmatch(words) is not None, "trainer.strategy", words, remedy)
+        require(_STRATEGY.fullmatch(strategy) is not None, "trainer.strategy", strategy, remedy)
 
 
 def num_processes(trainer: Namespace) -> int | None:
-    """Number of processes of a run, where the settings alone say it."""
+    """Number of processes of a run; None if it depends on the machine."""
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
     return None if devices in (None, "auto", -1, "-1") else _count(devices) * int(nodes)
 
@@ -68,7 +68,7 @@ def _check_length(trainer: Namespace, command: str) -> None:
 def _check_devices(trainer: Namespace) -> None:
     devices, name = trainer.get("devices"), "trainer.devices"
     if trainer.get("accelerator") not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        return  # Lightning knows whether there is such
+        return  # Lightning checks other accelerators
     on_gpu = _uses_gpu(trainer.accelerator)
     if devices in (None, "auto") or (on_gpu and devices in (-1, "-1")):
         return
@@ -79,15 +79,15 @@ def _check_devices(trainer: Namespace) -> None:
 
 
 def _uses_gpu(accelerator: str) -> bool:
-    found = {"cuda": torch.cuda.device_count() > 0, "mps": torch.backends.mps.is_available()}
-    found["gpu"] = found["auto"] = any(found.values())
+    available = {"cuda": torch.cuda.device_count() > 0, "mps": torch.backends.mps.is_available()}
+    available["gpu"] = available["auto"] = any(available.values())
     remedy = "torch finds none on this machine; give auto or cpu"
-    require(accelerator == "auto" or found.get(accelerator, True), "trainer.accelerator", accelerator, remedy)
-    return found.get(accelerator, False)
+    require(accelerator == "auto" or available.get(accelerator, True), "trainer.accelerator", accelerator, remedy)
+    return available.get(accelerator, False)
 
 
 def _count(devices: Any) -> int:
-    """How many devices are asked for; 0 where it makes no sense."""
+    """Number of requested devices; 0 for a value that makes no sense."""
     if isinstance(devices, list):
         return len(devices)
     if isinstance(devices, int):

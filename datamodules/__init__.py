@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules: one file each, on the common ground of :class:`ImageDataModule`."""
+"""Data sets as LightningDataModules, one file for each; all derive from :class:`ImageDataModule`."""
 
 from datamodules.augmentation import CropAndFlip
 from datamodules.base import ImageDataModule

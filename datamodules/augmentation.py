@@ -1,4 +1,4 @@
-"""Augmentation of whole batches by torch operations, on the device where the batch is."""
+"""Augmentation of whole batches by torch operations, on the batch's device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODES = {"zero": "constant", "reflect": "reflect", "edge": "replicate"}
 
 
 class Placement(NamedTuple):
-    """What was drawn for each image: the crop's first row and column, int64, and whether it is flipped; all (B,)."""
+    """Drawn crops and flips: first row and first column, int64 (B,), and whether to flip, bool (B,)."""
 
     rows: Tensor
     columns: Tensor
@@ -23,15 +23,15 @@ class Placement(NamedTuple):
 
 
 class CropAndFlip:
-    """Random crop out of the padded image, at the image's own size, and random horizontal flip.
+    """Random crop of the padded image to its original size, and random horizontal flip.
 
-    The usual augmentation of CIFAR-10 (He et al. 2016, Sec. 4.2). Draws are made on the CPU, so that a seed gives
-    the same images on every device; the images are moved where they are.
+    The usual augmentation of CIFAR-10 (He et al. 2016, Sec. 4.2). It draws on the CPU, so that a seed gives the same
+    images on every device.
 
     Args:
         padding: pixels on each side; 0 switches the crop off.
-        fill: what they hold: zeros, the image mirrored at its edge, or its edge repeated.
-        flip: flip half of the images.
+        fill: padding by zeros, by the image mirrored at its edge, or by its repeated edge.
+        flip: flip each image with probability 0.5.
 
     Raises:
         SettingError: if ``padding`` is negative or ``fill`` unknown.
@@ -54,13 +54,13 @@ class CropAndFlip:
         require(self.padding <= largest, "data.augmentation.padding", self.padding, remedy)
 
     def draw(self, count: int, generator: Generator | None = None) -> Placement:
-        """Draw for ``count`` images, from torch's generator unless another is given."""
+        """Draw crops and flips for ``count`` images, by default from torch's global generator."""
         rows, columns = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
         flipped = torch.rand(count, generator=generator) < 0.5
         return Placement(rows, columns, flipped & self.flip)
 
     def apply(self, images: Tensor, placement: Placement) -> Tensor:
-        """The images (B, C, H, W) placed as drawn, same shape.
+        """Crop and flip images (B, C, H, W) as drawn; the shape stays the same.
 
         Raises:
             SettingError: if the padding does not fit the images.
@@ -76,5 +76,5 @@ class CropAndFlip:
         return padded.gather(2, pixel.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
-        """Draw and apply, images (B, C, H, W) to the same shape."""
+        """Draw and apply crops and flips to images (B, C, H, W)."""
         return self.apply(images, self.draw(len(images), generator))

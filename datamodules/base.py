@@ -1,4 +1,4 @@
-"""What every data module shares: splits, loaders, the seed of their order, augmentation."""
+"""Base of the data modules: splits, loaders, the seed of their order, augmentation."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ _LARGEST_SEED = 2**32 - 1
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Base of the data modules: a data set names its classes and shape, and implements :meth:`load`.
+    """Base of the data modules; a data set sets its classes and shape, and implements :meth:`load`.
 
-    The order of training images depends on the seed alone, not on the number of processes or workers; it is kept
-    when a run is resumed. Validation, test and prediction (of the test images) see each image exactly once.
+    The order of training images depends on the seed alone, not on the number of processes or workers, and is the same
+    after resuming. Validation, test and prediction (of the test images) use each image exactly once.
 
     Args:
-        augmentation: of training batches, on the device where they are; none by default.
-        batch_size: training images in a step, over all processes (the global batch); a multiple of their number.
-        eval_batch_size: images in a step of validation, test and prediction, likewise; it changes no result.
-        num_workers: loader processes; 0 is fastest for images in memory.
-        seed: of the training images' order and augmentation; default is the run's own (``seed_everything``), else 0.
+        augmentation: augmentation of training batches, on their device; none by default.
+        batch_size: images in a training step over all processes (the global batch); a multiple of their number.
+        eval_batch_size: images in a step of validation, test and prediction over all processes; no result depends on
+            it.
+        num_workers: number of loader processes; 0 is fastest for images in memory.
+        seed: seed of the order and augmentation of training images; default is that of ``seed_everything``, else 0.
 
     Attributes:
         num_classes: number of classes.
         image_shape: (channels, height, width).
-        shuffle_seed: the seed in use; a resumed run takes it from the checkpoint.
+        shuffle_seed: the seed in use, which a resumed run loads from the checkpoint.
 
     Raises:
         SettingError: if a setting is out of range.
@@ -85,7 +86,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, split: Split) -> TensorImages:
-        """Read one split; the only method that a data set must have (and ``prepare_data``, if it can download)."""
+        """Read one split; data sets must implement this method alone (and ``prepare_data``, if they can download)."""
 
     def images(self, split: Split) -> TensorImages:
         """The images of a split, read at the first call."""
@@ -97,10 +98,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._images[split]
 
     def setup(self, stage: str) -> None:
-        """Read what ``stage`` needs ("fit", "validate", "test" or "predict") and settle the seed.
+        """Read the splits of ``stage`` ("fit", "validate", "test" or "predict") and set the seed.
 
         Raises:
-            SettingError: with ``trainer.overfit_batches``, for Lightning would put samplers of single images in place.
+            SettingError: with ``trainer.overfit_batches``, since Lightning would replace the samplers of batches.
         """
         overfit = getattr(self.trainer, "overfit_batches", 0)
         require(overfit == 0, "trainer.overfit_batches", overfit, "leave it at 0 and use trainer.limit_train_batches")
@@ -111,7 +112,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._indices = {}
         if stage == "fit":
             self.shuffle_seed = self._seed_of_run()
-            if self.trainer is not None:  # processes that drew their own seeds would see overlapping batches
+            if self.trainer is not None:  # with different seeds, the batches of processes would overlap
                 self.shuffle_seed = int(self.trainer.strategy.broadcast(self.shuffle_seed))
 
     def indices(self, split: Split, batch_idx: int) -> Tensor:
@@ -128,7 +129,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._indices[split][1][batch_idx]
 
     def train_dataloader(self) -> ResumableLoader | CombinedLoader:
-        """Shuffled training batches; lists of them, shuffled independently, for a module that asks for several.
+        """Shuffled training batches, or lists of independently shuffled ones if the module has ``training_batches``.
 
         Raises:
             SettingError: if the batch size does not fit the processes or the images.
@@ -154,12 +155,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment training batches and scale the images to [0, 1], on the device where they are."""
+        """Augment training batches and scale images to [0, 1], on the batch's device."""
         if isinstance(batch, list) and isinstance(batch[0], Batch):
-            return [self._arrived(part, stream) for stream, part in enumerate(batch)]
-        return self._arrived(batch, 0)
+            return [self._prepare(part, stream) for stream, part in enumerate(batch)]
+        return self._prepare(batch, 0)
 
-    def _arrived(self, batch: Any, stream: int) -> Any:
+    def _prepare(self, batch: Any, stream: int) -> Any:
         assert self.trainer is not None
         images, labels = batch
         if self.augmentation is not None and self.trainer.training:
@@ -167,24 +168,24 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.trainer.precision_plugin.convert_input(Batch(scaled(images), labels))
 
     def _placement(self, augmentation: CropAndFlip, stream: int = 0) -> Placement:
-        """This process's part of what is drawn for the batch, which depends on seed, epoch and batch index alone."""
+        """This process's part of the draws for the global batch, which depend on seed, epoch and batch index alone."""
         assert self.trainer is not None
         index = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        # from 1, for seeds that differ in trailing zeros give one stream, and (seed, epoch) is the order's
+        # index + 1, since keys that differ in trailing zeros give the same stream, and (seed, epoch) is the order's key
         key = (self._stream_seed(stream), self.trainer.current_epoch, index + 1)
         drawn = augmentation.draw(self.batch_size, seeded(*key))
         own = part_of_batch(self.batch_size, self.trainer.world_size, self.trainer.global_rank)
         return Placement(*(values[own] for values in drawn))
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, so that a resumed run keeps it under another ``seed_everything``."""
+        """The seed of the order, so that a resumed run uses it under another ``seed_everything``, too."""
         return {"shuffle_seed": self.shuffle_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the checkpoint's seed.
+        """Load the checkpoint's seed.
 
         Raises:
-            SettingError: if it holds none.
+            SettingError: if the checkpoint has no valid seed.
         """
         seed = state_dict.get("shuffle_seed") if isinstance(state_dict, dict) else None
         fits = isinstance(seed, int) and 0 <= seed <= _LARGEST_SEED
@@ -193,7 +194,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.shuffle_seed = seed
 
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
-        """The indices of each batch of this process; a data set may compose its training batches otherwise."""
+        """Sampler of this process's indices in each batch; data sets override it to compose other training batches."""
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
     def _batches(self, split: Split) -> ShardedBatches:
@@ -201,7 +202,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.batches(self.images(split), size, train=split == "train")
 
     def _stream_seed(self, stream: int) -> int:
-        """The seed of one of the independent orders; that of the first is the data module's own."""
+        """Seed of one of the independent orders; the first order has ``shuffle_seed``."""
         return self.shuffle_seed if stream == 0 else seeded(self.shuffle_seed, stream).initial_seed()
 
     def _seed_of_run(self) -> int:
@@ -209,9 +210,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loader(self, split: Split) -> ResumableLoader:
         images = self.images(split)
-        # inside a trainer, on_after_batch_transfer scales them
+        # with a trainer, on_after_batch_transfer scales the images
         dataset = images if self.trainer is None else RawImages(images)
-        # by keyword, for Lightning builds the loader of predict anew from them
+        # keyword arguments, since Lightning rebuilds the loader of predict from them
         return ResumableLoader(
             dataset=dataset,
             batch_size=None,
@@ -219,6 +220,6 @@ class ImageDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            # its own, for a loader draws a number at each start: from the global stream that would change the model's
+            # a loader draws a number at each start; from the global generator, that would change the model's draws
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )

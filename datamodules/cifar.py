@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class CIFAR10(ImageFiles):
     """60,000 colour images of 32x32 pixels, 10 classes: 45,000 train, 5,000 validation, 10,000 test.
 
-    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009). The files are pickles,
-    read without running what is in them (:mod:`datamodules.pickles`). Arguments and errors are those of
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009). The files are pickles, which
+    :mod:`datamodules.pickles` reads without running code in them. Arguments and errors are those of
     :class:`ImageFiles`.
     """
 
@@ -47,7 +47,7 @@ class CIFAR10(ImageFiles):
 
     def _published(self) -> type[datasets.CIFAR10]:
         """Torchvision's class, which knows the files and their checksums."""
-        from torchvision import datasets  # late, for the import takes seconds
+        from torchvision import datasets  # here, since the import takes seconds
 
         published: type[datasets.CIFAR10] = datasets.CIFAR10
         return published
@@ -80,7 +80,7 @@ def _entry(path: Path) -> tuple[Tensor, Tensor]:
 class CIFAR100(CIFAR10):
     """60,000 colour images of 32x32 pixels, 100 classes: 45,000 train, 5,000 validation, 10,000 test.
 
-    As :class:`CIFAR10`; the labels are the fine ones.
+    The labels are the fine ones. Source, arguments and errors are those of :class:`CIFAR10`.
     """
 
     num_classes = 100

@@ -1,4 +1,4 @@
-"""The handwritten digits that ship inside scikit-learn: the default, which needs no download."""
+"""The handwritten digits of scikit-learn, the default, which needs no download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from datamodules.base import ImageDataModule, Split
 from datamodules.loading import TensorImages
 
-# Of each 18 successive images of a class, 13 are for training, 2 for validation, 3 for the test.
+# Of each 18 successive images of a class, 13 are for training, 2 for validation and 3 for the test.
 _PERIOD = 18
 _INDICES: dict[Split, list[int]] = {
     "val": [2, 8],
@@ -23,8 +23,8 @@ _INDICES: dict[Split, list[int]] = {
 class Digits(ImageDataModule):
     """1,797 grey digits of 10 classes, enlarged from 8x8 to 28x28 pixels: 1,298 train, 200 validation, 299 test.
 
-    The split is fixed, balanced over the classes, and involves no random numbers. The same people wrote the digits
-    of all three parts. Arguments are those of :class:`ImageDataModule`.
+    The split is fixed, balanced over the classes, and uses no random numbers. The same people wrote the digits of all
+    three parts. Arguments are those of :class:`ImageDataModule`.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part;
     ``sklearn.datasets.load_digits``.
@@ -50,5 +50,5 @@ def _digits() -> tuple[Tensor, Tensor]:
     digits = load_digits()
     small = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)
     large = functional.interpolate(small, size=(28, 28), mode="bilinear")
-    # halves occur exactly: rounded up with a margin, that each machine's arithmetic gives the same bytes
+    # exact halves occur: the margin rounds them up, so that every machine's arithmetic gives the same bytes
     return (large + 0.5 + 1e-6).floor().to(torch.uint8), torch.from_numpy(digits.target).long()

@@ -1,6 +1,6 @@
-"""Two images side by side, and a border whose colour says which of them is to be classified.
+"""Two images side by side, and a border whose colour says which one to classify.
 
-Source: contextual budgets, Sec. 4.3. Half of each image is irrelevant, which learned budgets can find out.
+Source: contextual budgets, Sec. 4.3. Half of each image is irrelevant, and learned budgets can be large there.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def double(images: Tensor, labels: Tensor, generator: Generator, pairing: Pairing) -> tuple[Tensor, Tensor]:
-    """As many doubled images as there are images.
+    """Draw N pairs of N images.
 
     Args:
         images: uint8 (N, 1 or 3, H, W).
         labels: int64 (N,).
-        generator: for what is drawn.
-        pairing: the paper does not say which images are paired: ``permutation`` shows each once on the left and once
-            on the right, ``independent`` draws both.
+        generator: generator of the draws.
+        pairing: ``permutation`` shows each image once on the left and once on the right, ``independent`` draws both
+            sides; the paper does not specify it.
 
     Returns:
         Images, uint8 (N, 3, H + 4, 2 W): pure red (label of the left image) or pure green (of the right one) in the
@@ -50,13 +50,13 @@ def double(images: Tensor, labels: Tensor, generator: Generator, pairing: Pairin
 
 
 class _Pairs(ImageDataModule):
-    """Everything of the two data sets below but the source of the images.
+    """Mixin that pairs the images of the data set after it in the method resolution order.
 
     Args:
-        pairing: which images are paired, see :func:`double`.
-        pairing_seed: of the pairs; the data set is the same in every run and process of the same seed.
-        augmentation: of training batches.
-        **settings: those of the source of the images.
+        pairing: choice of the pairs, as in :func:`double`.
+        pairing_seed: seed of the pairs; runs and processes with the same seed have the same data set.
+        augmentation: augmentation of training batches.
+        **settings: those of the data set whose images are paired.
 
     Raises:
         SettingError: if ``pairing`` is unknown, or the augmentation flips.
@@ -79,14 +79,14 @@ class _Pairs(ImageDataModule):
         self.pairing_seed = pairing_seed
 
     def regions(self, split: Split, indices: Tensor) -> dict[str, Tensor]:
-        """What the pixels of images are: the border, the half that decides, and the other, which is irrelevant.
+        """Masks of the border, of the half that decides the class, and of the irrelevant half.
 
         Args:
-            split: whose images.
-            indices: of the images in the split, int64 (B,).
+            split: split of the images.
+            indices: indices of the images in the split, int64 (B,).
 
         Returns:
-            Masks, bool (B, 1, H, W), that part each image.
+            Masks, bool (B, 1, H, W), that partition each image.
         """
         images = self.images(split).images[indices]
         border, left = torch.zeros(2, len(images), 1, *images.shape[2:], dtype=torch.bool)
@@ -98,7 +98,7 @@ class _Pairs(ImageDataModule):
         return {"border": border, "decisive": decisive, "irrelevant": irrelevant}
 
     def load(self, split: Split) -> TensorImages:
-        """Build one split."""
+        """Read one split and pair its images."""
         plain = super().load(split)  # type: ignore[safe-super]
         generator = seeded(self.pairing_seed, _SPLITS.index(split))
         return TensorImages(*double(plain.images, plain.labels, generator, self.pairing), self.num_classes)
@@ -107,8 +107,8 @@ class _Pairs(ImageDataModule):
 class DoubledCIFAR10(_Pairs, CIFAR10):
     """Pairs of CIFAR-10 images, 3x36x64: 10 classes, 45,000 train, 5,000 validation, 10,000 test.
 
-    Each split pairs its own images, fixed by ``pairing_seed``. A flip would move the decisive image to the other side:
-    augment with ``flip: false``. Other arguments and errors are those of :class:`ImageFiles`.
+    Each split pairs its own images; ``pairing_seed`` fixes the pairs. A flip would move the decisive image to the other
+    side, so augment with ``flip: false``. Other arguments and errors are those of :class:`ImageFiles`.
     """
 
     image_shape = (3, 36, 64)
@@ -117,7 +117,7 @@ class DoubledCIFAR10(_Pairs, CIFAR10):
 class DoubledDigits(_Pairs, Digits):
     """Pairs of the embedded digits in three channels, 3x32x56: 1,298 train, 200 validation, 299 test; no download.
 
-    As :class:`DoubledCIFAR10`. Other arguments are those of :class:`ImageDataModule`.
+    The pairs are made as in :class:`DoubledCIFAR10`. Other arguments are those of :class:`ImageDataModule`.
     """
 
     image_shape = (3, 32, 56)

@@ -28,7 +28,7 @@ class FashionMNIST(MNIST):
 
     def fetch(self) -> None:
         """Download the files with torchvision."""
-        from torchvision import datasets  # late, for the import takes seconds
+        from torchvision import datasets  # here, since the import takes seconds
 
         datasets.FashionMNIST(self.folder, download=True)
 

@@ -1,4 +1,4 @@
-"""Data sets that are read from files in the user's data folder: where they are, whether they are whole, downloads."""
+"""Base of the data sets in files: their folder, their checksums, their download."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ VALIDATION_IMAGES = 5_000
 
 
 def held_out(size: int) -> Tensor:
-    """Which of ``size`` training images are for validation: 5,000 of them, always the same; bool, shape (size,)."""
+    """Mask of the 5,000 of ``size`` training images that are for validation, always the same; bool, shape (size,)."""
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[torch.randperm(size, generator=torch.Generator().manual_seed(0))[:VALIDATION_IMAGES]] = True
     return chosen
 
 
 class ImageFiles(ImageDataModule):
-    """Base of the data sets that lie in files; a data set also says how to :meth:`fetch` them.
+    """Base of the data sets in files; a data set also implements :meth:`fetch`.
 
     Args:
         root: folder of all data sets; default is the environment variable ``ROBUST_DATA``, else ``data``.
-        download: fetch the files if they are absent.
-        verify_checksums: refuse files that are not the published ones, byte for byte; if false, only a warning is
-            given. Whatever they hold, nothing in them is run.
+        download: download the files if they are absent.
+        verify_checksums: refuse files that differ from the published ones; if false, only warn. Code in the files never
+            runs.
         **settings: those of :class:`ImageDataModule`.
 
     Attributes:
-        url: where the files are published.
-        location: what lies below ``root``.
+        url: address of the published files.
+        location: path of the files below ``root``.
 
     Raises:
         SettingError: from ``prepare_data`` if the download fails, from ``setup`` if a file is absent or damaged.
@@ -70,10 +70,10 @@ class ImageFiles(ImageDataModule):
 
     @abstractmethod
     def fetch(self) -> None:
-        """Download and unpack the files into :attr:`folder`, unless they are there."""
+        """Download and unpack the files into :attr:`folder`, unless they exist."""
 
     def prepare_data(self) -> None:
-        """Download the files on request; Lightning calls this in one process of each machine."""
+        """Download the files if ``download`` is set; Lightning calls this in one process of each machine."""
         if not self.download:
             return
         try:
@@ -84,32 +84,40 @@ class ImageFiles(ImageDataModule):
             raise SettingError("data.root", self.root, remedy) from error
 
     def checked(self, name: str, md5: str, size: int | None = None) -> Path:
-        """Path of the file ``name`` below the data folder, if it is there and has this checksum (and size in bytes)."""
+        """Path of the file ``name`` below the data folder, after a check of its md5 (and its size in bytes).
+
+        Raises:
+            SettingError: if the file is absent, or damaged and ``verify_checksums`` is set.
+        """
         path = self.folder / name
         try:
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                checksum = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         except OSError as error:
             raise self.absent(path, error.strerror or "unreadable") from error
-        if found != md5:
+        if checksum != md5:
             length = path.stat().st_size
             whole = size is None or length == size
-            damage = f"checksum {found} instead of {md5}" if whole else f"{length:,} bytes instead of {size:,}"
+            damage = f"checksum {checksum} instead of {md5}" if whole else f"{length:,} bytes instead of {size:,}"
             if self.verify_checksums:
                 raise self.damaged(path, damage)
             rank_zero_warn(
-                f"data.verify_checksums: false accepts {path} with {damage}: not the published file, so figures are "
+                f"data.verify_checksums: false accepts {path} with {damage}: not the published file, so metrics are "
                 "not comparable with published ones"
             )
         return path
 
     def read(self, path: Path, reader: Callable[[], Read]) -> Read:
-        """What ``reader`` gives, or the error that ``path`` is absent or damaged."""
+        """Result of ``reader``.
+
+        Raises:
+            SettingError: if ``path`` is absent or damaged.
+        """
         try:
             return reader()
         except FileNotFoundError as error:
             raise self.absent(Path(error.filename or path), "No such file or directory") from error
-        except Exception as error:  # each format has its own: pickle, zip, struct, scipy, shapes
+        except Exception as error:  # each format raises its own errors: pickle, zip, struct, scipy, shapes
             raise self.damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def absent(self, path: Path, reason: str) -> SettingError:
@@ -121,6 +129,6 @@ class ImageFiles(ImageDataModule):
         return SettingError("data.root", self.root, remedy)
 
     def damaged(self, path: Path, reason: str) -> SettingError:
-        """The error for a file that is not what it should be."""
+        """The error for a damaged file."""
         remedy = f"{path} is damaged ({reason}); delete it and add --data.download true to fetch it from {self.url}"
         return SettingError("data.root", self.root, remedy)

@@ -1,6 +1,6 @@
 """Images in memory, the order of the batches, and loaders that resume exactly.
 
-``batch_size`` everywhere means the global batch: the images of one step over all processes.
+``batch_size`` is always that of the global batch: the images of one step over all processes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from robust.errors import require
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A generator on the CPU whose stream depends on the whole key of non-negative integers."""
-    # torch's looks at 32 bits only, and a sum of the key would give different keys the same stream
+    """A generator on the CPU whose stream depends on a key of non-negative integers."""
+    # torch uses 32 bits of a seed only, and different keys can have the same sum
     mixed = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 def scaled(images: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]; floats as they are."""
+    """Scale bytes to float32 in [0, 1]; floats stay the same."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
@@ -46,16 +46,16 @@ class TensorImages(Dataset[Batch]):
         num_classes: number of classes.
 
     Raises:
-        SettingError: if a shape, a type or a label is not as above, or there are no images.
+        SettingError: if a shape, a type or a label is wrong, or there are no images.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
-        form = (images.dtype, tuple(images.shape))
-        require(images.dtype == torch.uint8 and images.ndim == 4, "images", form, "give uint8 of shape (N, C, H, W)")
-        require(len(images) > 0, "images", form, "give at least one image")
-        form = (labels.dtype, tuple(labels.shape))
+        given = (images.dtype, tuple(images.shape))
+        require(images.dtype == torch.uint8 and images.ndim == 4, "images", given, "give uint8 of shape (N, C, H, W)")
+        require(len(images) > 0, "images", given, "give at least one image")
+        given = (labels.dtype, tuple(labels.shape))
         fits = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
-        require(fits, "labels", form, f"give int64 of shape ({len(images)},), one for each image")
+        require(fits, "labels", given, f"give int64 of shape ({len(images)},), one for each image")
         span = (int(labels.min()), int(labels.max()))
         require(span[0] >= 0 and span[1] < num_classes, "labels", span, f"give classes from 0 to {num_classes - 1}")
         self.images = images
@@ -66,21 +66,21 @@ class TensorImages(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor | list[int]) -> Batch:
-        """The images of ``indices``, shape (B,), as a batch."""
+        """The batch of images at ``indices``, shape (B,)."""
         images, labels = self.raw(torch.as_tensor(indices))
         return Batch(scaled(images), labels)
 
     def raw(self, indices: Tensor) -> Batch:
-        """The same with the images as bytes."""
-        # index_select copies image by image, an order of magnitude faster than indexing
+        """The batch at ``indices`` with images as bytes."""
+        # index_select copies whole images, ten times as fast as indexing
         return Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices))
 
 
 class RawImages(Dataset[Batch]):
-    """Images that are read as bytes, to be scaled where they arrive: a quarter to copy between processes and devices.
+    """Images that are read as bytes and scaled on the device, which copies a quarter of the memory of floats.
 
     Args:
-        images: what is read.
+        images: images to read.
     """
 
     def __init__(self, images: TensorImages) -> None:
@@ -91,7 +91,7 @@ class RawImages(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        """The images of ``indices``, shape (B,), as bytes."""
+        """The batch of images at ``indices``, shape (B,), as bytes."""
         return self.images.raw(indices)
 
 
@@ -102,28 +102,29 @@ def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
 
 
 class ShardedBatches(DistributedSampler[Tensor]):
-    """The index tensors of this process's part of each batch.
+    """Sampler of index tensors: this process's part of each batch.
 
     Training: batch k of an epoch is the k-th slice of a permutation that depends on seed and epoch alone, and each
-    process takes its equal part of it. Any number of processes thus sees the same batches in the same order. The
+    process has an equal part of it. So any number of processes trains on the same batches in the same order. The
     incomplete last batch is dropped.
 
-    Evaluation: the process of rank r takes the images r, r + processes, r + 2 * processes, ...: each image is seen
-    exactly once. All processes have the same number of batches, lest a collective in a step hang; for that the last
-    batch of some may hold one image more.
+    Evaluation: the process of rank r has the images r, r + processes, r + 2 * processes, ..., so each image is
+    evaluated exactly once. All processes have the same number of batches, since a collective in a step would hang
+    otherwise; the last batch of some processes may therefore have one more image.
 
-    It is a :class:`DistributedSampler` so that Lightning leaves it in place.
+    It is a :class:`DistributedSampler` so that Lightning does not replace it.
 
     Args:
-        dataset: the images that are indexed.
+        dataset: the indexed images.
         batch_size: images in a batch, over all processes.
         shuffle: True for training, False for evaluation.
-        seed: of the permutation, in [0, 2**32).
-        num_replicas: number of processes; the default asks torch.distributed.
-        rank: of this process; the default asks torch.distributed.
+        seed: seed of the permutation, in [0, 2**32).
+        num_replicas: number of processes; by default that of torch.distributed.
+        rank: rank of this process; by default that of torch.distributed.
 
     Raises:
-        SettingError: if a batch cannot be split evenly, exceeds the training images, or a process would evaluate none.
+        SettingError: if a batch is no multiple of the number of processes or exceeds the training images, or a process
+            would evaluate no image.
     """
 
     def __init__(
@@ -177,29 +178,29 @@ class ShardedBatches(DistributedSampler[Tensor]):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A loader of :class:`ShardedBatches` that goes on where a checkpoint was taken, without loading what came before.
+    """A loader of :class:`ShardedBatches` that resumes at the checkpoint's batch without loading earlier batches.
 
-    Set ``trainer`` on a loader for training: epoch and position are then those of Lightning's own loop, which
-    checkpoints hold, so that the batch a training step gets depends on seed, current epoch and batch index alone.
-    Arguments are those of :class:`DataLoader`, by keyword.
+    Set ``trainer`` on a loader for training: epoch and batch index are then those of Lightning's loop, which
+    checkpoints hold, so that the batch of a training step depends on seed, epoch and batch index alone. Arguments are
+    those of :class:`DataLoader`, by keyword.
     """
 
     trainer: Trainer | None = None
     _saved: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """What must be the same on resuming for the batches to be the same."""
+        """Number of images and batch size, which must be the same on resuming."""
         assert isinstance(self.sampler, ShardedBatches)
         return {"images": self.sampler.size, "batch_size": self.sampler.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration start where training stands; Lightning calls this on resuming inside an epoch."""
+        """Start the next iteration at the checkpoint's batch; Lightning calls this on resuming inside an epoch."""
         self._saved = state
 
-    # A generator, for DataLoader's own iterator may fix its batches at once, which is too early: on resuming,
-    # Lightning asks for the iterator before epoch and position are restored.
+    # A generator, since DataLoader's iterator may fix its batches at once, and on resuming Lightning creates the
+    # iterator before it restores the epoch and the batch index.
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield the batches that are left of the epoch.
+        """Yield the remaining batches of the epoch.
 
         Raises:
             SettingError: on resuming inside an epoch with another batch size or number of images.

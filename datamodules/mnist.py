@@ -34,7 +34,7 @@ class MNIST(ImageFiles):
 
     def fetch(self) -> None:
         """Download the files with torchvision."""
-        from torchvision import datasets  # late, for the import takes seconds
+        from torchvision import datasets  # here, since the import takes seconds
 
         datasets.MNIST(self.folder, download=True)
 
@@ -48,7 +48,7 @@ class MNIST(ImageFiles):
         return TensorImages(images[part], labels[part], self.num_classes)
 
     def _validation(self, size: int) -> Tensor:
-        """Which of the training images are for validation: the last; bool, shape (size,)."""
+        """Mask of the last 5,000 training images, which are for validation; bool, shape (size,)."""
         return torch.arange(size) >= size - VALIDATION_IMAGES
 
     @cached_property

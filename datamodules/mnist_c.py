@@ -34,18 +34,18 @@ CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
 class MNISTC(ImageFiles):
-    """The 10,000 test images of MNIST under each of 15 corruptions; for testing only, so it has no other split.
+    """The 10,000 test images of MNIST under each of 15 corruptions, as a test split alone.
 
     Source: N. Mu, J. Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision (2019), file ``mnist_c.zip`` of
-    Zenodo record 3239543. Its checksum is looked at when it is downloaded: the unpacked files have none. Other
-    arguments and errors are those of :class:`ImageFiles`.
+    Zenodo record 3239543. The download checks the archive's checksum; the unpacked files have none. Errors are those of
+    :class:`ImageFiles`.
 
     Args:
-        corruption: one of the 15, or all of them in a row: 150,000 images, whose accuracy is the mean of the 15.
+        corruption: one of the 15, or all of them: 150,000 images, whose accuracy is the mean of the 15.
         root: folder of all data sets.
-        download: fetch the files if they are absent.
+        download: download the files if they are absent.
         eval_batch_size: images in a step, over all processes.
-        num_workers: loader processes.
+        num_workers: number of loader processes.
     """
 
     num_classes = 10
@@ -53,7 +53,7 @@ class MNISTC(ImageFiles):
     url = "https://zenodo.org/records/3239543/files/mnist_c.zip"
     location = "mnist_c"
     md5 = "4b34b33045869ee6d424616cd3a65da3"
-    images_each = 10_000
+    images_per_corruption = 10_000
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class MNISTC(ImageFiles):
     @property
     def groups(self) -> dict[str, int]:
         """Number of test images of each corruption, in order."""
-        return dict.fromkeys(self.names, self.images_each)
+        return dict.fromkeys(self.names, self.images_per_corruption)
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless its folder is there."""
-        from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
+        """Download and unpack the archive, unless its folder exists."""
+        from torchvision.datasets.utils import download_and_extract_archive  # here, since the import takes seconds
 
         if not (self.folder / self.location).is_dir():
             download_and_extract_archive(
@@ -107,8 +107,8 @@ class MNISTC(ImageFiles):
         for field in ("images", "labels"):
             path = folder / f"test_{field}.npy"
             array = self.read(path, lambda path=path: _array(path))  # type: ignore[misc]
-            if len(array) != self.images_each:
-                raise self.damaged(path, f"{len(array):,} entries instead of {self.images_each:,}")
+            if len(array) != self.images_per_corruption:
+                raise self.damaged(path, f"{len(array):,} entries instead of {self.images_per_corruption:,}")
             arrays.append(torch.from_numpy(array))
         images = arrays[0].movedim(-1, 1).contiguous()
         return TensorImages(images, arrays[1].long(), self.num_classes)

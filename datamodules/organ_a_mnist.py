@@ -1,4 +1,4 @@
-"""OrganAMNIST, in MedMNIST's file."""
+"""OrganAMNIST, in MedMNIST's file format."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from datamodules.loading import TensorImages
 class OrganAMNIST(ImageFiles):
     """Axial slices of abdominal CT, grey, 28x28 pixels, 11 organs: 34,561 train, 6,491 validation, 17,778 test.
 
-    Source: J. Yang et al., MedMNIST v2 (2023), file ``organamnist.npz`` of Zenodo record 10519652 (version 3). Its own
-    validation part is used. Arguments and errors are those of :class:`ImageFiles`.
+    Source: J. Yang et al., MedMNIST v2 (2023), file ``organamnist.npz`` of Zenodo record 10519652 (version 3), with the
+    published validation split. Arguments and errors are those of :class:`ImageFiles`.
     """
 
     num_classes = 11
@@ -25,7 +25,7 @@ class OrganAMNIST(ImageFiles):
 
     def fetch(self) -> None:
         """Download the file from Zenodo."""
-        from torchvision.datasets.utils import download_url  # late, for the import takes seconds
+        from torchvision.datasets.utils import download_url  # here, since the import takes seconds
 
         download_url(f"{self.url}?download=1", str(self.folder), self.location, self.md5)
 

@@ -1,7 +1,7 @@
-"""Pickles of arrays and plain values, read without running what is in them.
+"""Reads pickles of arrays and plain values without running code in them.
 
-Python's own reader calls whatever a pickle names. This one knows five names, all of NumPy's arrays, and gives each a
-stand-in of its own: NumPy's functions for it trust what they are given.
+Python's reader calls every function that a pickle names. This one accepts five names of NumPy's arrays alone, and
+replaces each by its own stand-in, since NumPy's functions do not check their arguments.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from robust.errors import SettingError
 
 
 def read_pickle(path: Path) -> Any:
-    """Numbers, text, bytes, lists, tuples, dicts, and NumPy's arrays of numbers; text of Python 2 is Latin-1.
+    """Read numbers, text, bytes, lists, tuples, dicts, and NumPy's arrays of numbers; Python 2's text is Latin-1.
 
     Raises:
         UnpicklingError: if the pickle names anything else.
-        Exception: whatever a damaged pickle leads to.
+        Exception: any other error, if the pickle is damaged.
     """
     with path.open("rb") as file:
         return _without_stand_ins(_ArrayUnpickler(file, encoding="latin1").load())
 
 
 class _DType:
-    """In place of ``numpy.dtype``: plain kinds of numbers alone."""
+    """Replaces ``numpy.dtype``; accepts booleans, integers and floats alone."""
 
     def __init__(self, kind: str, *_: Any) -> None:
-        found = np.dtype(str(kind))
-        if found.kind not in "biuf":
-            raise pickle.UnpicklingError(f"arrays of {found} are not read")
-        self.dtype = found
+        dtype = np.dtype(str(kind))
+        if dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"arrays of {dtype} are not read")
+        self.dtype = dtype
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] in ("<", ">"):
@@ -41,7 +41,7 @@ class _DType:
 
 
 class _Array:
-    """In place of ``numpy.ndarray``: its bytes, seen through its type and shape."""
+    """Replaces ``numpy.ndarray``; builds the array from its bytes, type and shape."""
 
     value: np.ndarray
 
@@ -51,25 +51,25 @@ class _Array:
 
 
 def _reconstruct(*_: Any) -> _Array:
-    """In place of NumPy's function of that name: an array without content yet."""
+    """Replaces NumPy's function of this name; returns an array without content."""
     return _Array()
 
 
 def _from_bytes(content: Any, kind: _DType, shape: tuple[int, ...], order: str) -> _Array:
-    """In place of NumPy's ``_frombuffer``."""
+    """Replaces NumPy's ``_frombuffer``."""
     raw = content.encode("latin1") if isinstance(content, str) else content
-    made = _Array()
-    made.value = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C").copy()
-    return made
+    array = _Array()
+    array.value = np.frombuffer(raw, kind.dtype).reshape(shape, order="F" if order == "F" else "C").copy()
+    return array
 
 
 def _scalar(kind: _DType, content: Any) -> Any:
-    """In place of NumPy's function of that name."""
+    """Replaces NumPy's ``scalar``."""
     return _from_bytes(content, kind, (), "C").value[()]
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """In place of ``codecs.encode``, by which old pickles hold bytes."""
+    """Replaces ``codecs.encode``, with which old pickles store bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text in {encoding} is not read")
     return text.encode("latin1")
@@ -86,7 +86,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for what a pickle names.
+        """The stand-in for a name in the pickle.
 
         Raises:
             UnpicklingError: if there is none.
@@ -97,12 +97,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self.known[full]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuse what lies outside of the file."""
+        """Refuse references to objects outside the file."""
         raise pickle.UnpicklingError("it refers to what is not in the file")
 
 
 def _without_stand_ins(value: Any) -> Any:
-    """Arrays in the place of their stand-ins, in lists, tuples and dicts."""
+    """Replace stand-ins by their arrays, in lists, tuples and dicts too."""
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
@@ -113,10 +113,10 @@ def _without_stand_ins(value: Any) -> Any:
 
 
 def read_trusted(path: Path, trusted: bool, setting: str) -> Any:
-    """A pickle with whatever is in it where it is trusted, else by :func:`read_pickle`.
+    """Read a trusted pickle with Python's reader, which runs code in it, any other with :func:`read_pickle`.
 
     Raises:
-        SettingError: if it is not trusted and holds more than arrays and plain values.
+        SettingError: if it is not trusted and has more than arrays and plain values.
     """
     if trusted:
         with path.open("rb") as file:

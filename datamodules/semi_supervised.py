@@ -1,4 +1,4 @@
-"""Labelled images mixed with pseudo-labelled ones at a set ratio in each batch."""
+"""Batches of labelled and pseudo-labelled images at a fixed ratio."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from datamodules.loading import ShardedBatches, TensorImages, seeded
 from datamodules.pickles import read_trusted
 from robust.errors import SettingError, require
 
-# names in the files of Carmon et al. (ti_500K_pseudo_labeled.pickle) and of those who followed them
+# keys in the files of Carmon et al. (ti_500K_pseudo_labeled.pickle) and of later work
 _IMAGE_KEYS = ("image", "images", "data")
 _LABEL_KEYS = ("label", "labels", "extrapolated_targets")
 
 
 class SemiSupervised(ImageDataModule):
-    """Training batches of which a set share is labelled, the rest pseudo-labelled; validation and test are unchanged.
+    """Training batches with a fixed fraction of labelled images, the rest pseudo-labelled; other splits are unchanged.
 
-    An epoch is one pass over the labelled images; the pseudo-labelled ones are drawn anew in each epoch, without
-    repetition as long as there are enough. Batch sizes, augmentation and seed are those of ``labelled``.
+    An epoch is one pass over the labelled images. Each epoch draws new pseudo-labelled images, without repetition as
+    long as there are enough. Batch sizes, augmentation and seed are those of ``labelled``.
     Source: Y. Carmon et al., Unlabeled Data Improves Adversarial Robustness (2019), Sec. 5.
 
     Args:
         labelled: data module that provides labelled training, validation and test images.
         pseudo_labelled: npz or pickle file with images, uint8 of shape (N, H, W, C) or (N, C, H, W), under ``image``,
             ``images`` or ``data``, and classes, shape (N,), under ``label``, ``labels`` or ``extrapolated_targets``.
-            A pickle is read without running what is in it, so that it may hold arrays and plain values alone.
-        trust_pickle: read a pickle of any content, which runs the code in it; only for files that you trust.
-        labelled_share: share of labelled images in a batch, strictly between 0 and 1.
+            Code in a pickle does not run, so it may have arrays and plain values alone.
+        trust_pickle: read a pickle of any content and run the code in it; only for files that you trust.
+        labelled_share: fraction of labelled images in a batch, strictly between 0 and 1.
 
     Raises:
         SettingError: if the file is absent or damaged, could run code and is not trusted, or does not fit the labelled
-            images, or the share does not give a whole number of images of both kinds.
+            images, or the fraction does not give a whole, positive number of images of both kinds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SemiSupervised(ImageDataModule):
         )
         count = labelled_share * labelled.batch_size
         whole = abs(count - round(count)) < 1e-6 and 0 < round(count) < labelled.batch_size
-        remedy = f"give a share of which data.labelled.batch_size {labelled.batch_size} has a whole number of images"
+        remedy = f"give a fraction with a whole number of images in data.labelled.batch_size {labelled.batch_size}"
         require(whole, "data.labelled_share", labelled_share, remedy)
         self.labelled = labelled
         self.pseudo_labelled, self.trust_pickle = pseudo_labelled, trust_pickle
@@ -65,11 +65,11 @@ class SemiSupervised(ImageDataModule):
         self.image_shape = labelled.image_shape
 
     def prepare_data(self) -> None:
-        """Whatever the labelled data need."""
+        """Prepare the labelled data."""
         self.labelled.prepare_data()
 
     def load(self, split: Split) -> TensorImages:
-        """One split of the labelled images, for training with the pseudo-labelled ones behind them."""
+        """Read one split of the labelled images; append the pseudo-labelled images to the training split."""
         plain = self.labelled.load(split)
         if split != "train":
             return plain
@@ -77,7 +77,7 @@ class SemiSupervised(ImageDataModule):
         return TensorImages(torch.cat([plain.images, images]), torch.cat([plain.labels, labels]), self.num_classes)
 
     def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
-        """Mix labelled and pseudo-labelled images in training batches; others are as usual."""
+        """Sampler that mixes labelled and pseudo-labelled images in training; the usual sampler otherwise."""
         if not train:
             return super().batches(images, batch_size, train=train)
         return MixedBatches(images, batch_size, self._count, self.labelled_in_batch, self.shuffle_seed)
@@ -89,7 +89,7 @@ class SemiSupervised(ImageDataModule):
             content = self._content(path)
             pixels = np.asarray(content[_key(content, _IMAGE_KEYS)])
             classes = np.asarray(content[_key(content, _LABEL_KEYS)])
-            images, found = torch.from_numpy(pixels), torch.from_numpy(classes)
+            images, labels = torch.from_numpy(pixels), torch.from_numpy(classes)
         except SettingError:
             raise
         except Exception as error:
@@ -98,27 +98,27 @@ class SemiSupervised(ImageDataModule):
             raise SettingError(setting, self.pseudo_labelled, remedy) from error
         if images.ndim == 4 and tuple(images.shape[1:]) != self.image_shape:
             images = images.movedim(-1, 1).contiguous()
-        form = (images.dtype, tuple(images.shape))
+        given = (images.dtype, tuple(images.shape))
         fits = images.dtype == torch.uint8 and tuple(images.shape[1:]) == self.image_shape and len(images) > 0
         remedy = f"{self.pseudo_labelled} must hold uint8 images of shape {self.image_shape}, as the labelled ones"
-        require(fits, setting, form, remedy)
+        require(fits, setting, given, remedy)
         self._count = len(images)
-        return images, self._checked_labels(found, len(images))
+        return images, self._checked_labels(labels, len(images))
 
-    def _checked_labels(self, found: Tensor, count: int) -> Tensor:
+    def _checked_labels(self, labels: Tensor, count: int) -> Tensor:
         """The labels as int64 (count,)."""
         setting = "data.pseudo_labelled"
-        shape = tuple(found.shape)
+        shape = tuple(labels.shape)
         remedy = f"{self.pseudo_labelled} has {count} images; give one label for each, shape ({count},)"
-        require(found.numel() == count == max(shape, default=0), setting, f"labels of shape {shape}", remedy)
-        labels = found.flatten().long()
-        whole = found.dtype != torch.bool and bool((labels == found.flatten()).all())
-        remedy = "give whole numbers, the classes: probabilities or soft labels are not taken"
-        require(whole, setting, f"labels of {found.dtype} that are no classes", remedy)
-        span = (int(labels.min()), int(labels.max()))
+        require(labels.numel() == count == max(shape, default=0), setting, f"labels of shape {shape}", remedy)
+        classes = labels.flatten().long()
+        whole = labels.dtype != torch.bool and bool((classes == labels.flatten()).all())
+        remedy = "give classes as whole numbers, not probabilities or soft labels"
+        require(whole, setting, f"labels of {labels.dtype} that are no classes", remedy)
+        span = (int(classes.min()), int(classes.max()))
         remedy = f"give classes from 0 to {self.num_classes - 1}, as the labelled ones"
         require(span[0] >= 0 and span[1] < self.num_classes, setting, f"labels from {span[0]} to {span[1]}", remedy)
-        return labels
+        return classes
 
     def _content(self, path: Path) -> Any:
         if path.suffix == ".npz":
@@ -135,18 +135,16 @@ def _key(content: Any, names: tuple[str, ...]) -> str:
 
 
 class MixedBatches(ShardedBatches):
-    """Batches of which the first ``labelled_in_batch`` come from one part of the images, the rest from the other.
-
-    Their order inside a batch is random, so that each process has both kinds.
+    """Sampler of batches with a fixed number of labelled images, in random order inside the batch.
 
     Args:
         dataset: labelled images, then pseudo-labelled ones.
         batch_size: images in a batch, over all processes.
-        pseudo_labelled: number of pseudo-labelled images, the last ones.
+        pseudo_labelled: number of pseudo-labelled images.
         labelled_in_batch: labelled images in a batch, over all processes.
-        seed: of the order.
-        num_replicas: number of processes; the default asks torch.distributed.
-        rank: of this process; the default asks torch.distributed.
+        seed: seed of the order.
+        num_replicas: number of processes; by default that of torch.distributed.
+        rank: rank of this process; by default that of torch.distributed.
     """
 
     def __init__(
@@ -162,7 +160,7 @@ class MixedBatches(ShardedBatches):
         super().__init__(dataset, batch_size, shuffle=True, seed=seed, num_replicas=num_replicas, rank=rank)
         self.labelled = len(dataset) - pseudo_labelled
         self.labelled_in_batch = labelled_in_batch
-        remedy = f"give at most {self.labelled} labelled images in a batch, all there are"
+        remedy = f"give at most {self.labelled} labelled images in a batch, the number of all"
         require(labelled_in_batch <= self.labelled, "data.labelled_share", labelled_in_batch / batch_size, remedy)
 
     def __len__(self) -> int:

@@ -39,8 +39,8 @@ class SVHN(ImageFiles):
         self.extra = extra
 
     def fetch(self) -> None:
-        """Download the files with torchvision, the extra ones if they are used."""
-        from torchvision import datasets  # late, for the import takes seconds
+        """Download the files with torchvision; the extra split only if it is used."""
+        from torchvision import datasets  # here, since the import takes seconds
 
         for part in ("train", "test", *(["extra"] if self.extra else [])):
             datasets.SVHN(self.folder, split=part, download=True)
@@ -64,7 +64,7 @@ class SVHN(ImageFiles):
 
         _, name, md5 = datasets.SVHN.split_list[part]
         path = self.checked(name, md5)
-        # the checksum is looked at above, with better errors
+        # self.checked has checked the checksum, with better errors
         checked = type("SVHN", (datasets.SVHN,), {"_check_integrity": lambda self: True})
         data = self.read(path, lambda: checked(self.folder, split=part))
         return torch.from_numpy(np.ascontiguousarray(data.data)), torch.from_numpy(data.labels).long()

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet, in the layout of folders of its authors."""
+"""Tiny-ImageNet, in its authors' layout of folders."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TinyImageNet(ImageFiles):
     """Colour images of 64x64 pixels, 200 classes: 95,000 train, 5,000 validation, 10,000 test.
 
     Source: Y. Le, X. Yang, Tiny ImageNet Visual Recognition Challenge (Stanford CS231n, 2015). The labels of its test
-    images were never published: as everywhere in the field, its validation images are the test, and validation images
-    are held out of the training ones. Classes are the sorted folder names. The archive's checksum is looked at when it
-    is downloaded: the unpacked files have none. Decoding 110,000 JPEG files takes a minute or two at the first use;
-    the pixels (1.4 GB) are kept beside them. Arguments and errors are those of :class:`ImageFiles`.
+    images were never published, so, as usual, its validation images are the test, and validation images are held out
+    of the training images. Classes are the sorted folder names. The download checks the archive's checksum; the
+    unpacked files have none. The first use decodes 110,000 JPEG files in a minute or two and stores the pixels (1.4 GB)
+    beside them. Arguments and errors are those of :class:`ImageFiles`.
     """
 
     num_classes = 200
@@ -33,14 +33,14 @@ class TinyImageNet(ImageFiles):
     sizes = (100_000, 10_000)  # of train and val in the published layout
 
     def fetch(self) -> None:
-        """Download and unpack the archive, unless its folder is there."""
-        from torchvision.datasets.utils import download_and_extract_archive  # late, for the import takes seconds
+        """Download and unpack the archive, unless its folder exists."""
+        from torchvision.datasets.utils import download_and_extract_archive  # here, since the import takes seconds
 
         if not (self.folder / self.location).is_dir():
             download_and_extract_archive(self.url, str(self.folder), md5=self.md5)
 
     def prepare_data(self) -> None:
-        """Download on request, and decode what is not decoded yet, in one process of each machine."""
+        """Download the files if ``download`` is set, and decode them once, in one process of each machine."""
         super().prepare_data()
         for part in ("train", "val"):
             self._decoded(part)
@@ -60,18 +60,18 @@ class TinyImageNet(ImageFiles):
 
     def _decoded(self, part: str) -> tuple[Tensor, Tensor]:
         """Images, uint8 of shape (N, 3, 64, 64), and labels, int64 of shape (N,), of the folder train or val."""
-        kept = self.folder / self.location / f"{part}-decoded.pt"
-        if kept.exists():
-            return self.read(kept, lambda: tuple(torch.load(kept, mmap=True, weights_only=True)))  # type: ignore[return-value]
+        cache = self.folder / self.location / f"{part}-decoded.pt"
+        if cache.exists():
+            return self.read(cache, lambda: tuple(torch.load(cache, mmap=True, weights_only=True)))  # type: ignore[return-value]
         paths, labels = self._listed(part)
         expected = self.sizes[part == "val"]
         if len(paths) != expected:
             raise self.damaged(self.folder / self.location / part, f"{len(paths):,} images instead of {expected:,}")
         images = _decode_all(self, paths)
         result = (images, torch.tensor(labels))
-        unfinished = kept.with_suffix(".part")  # renamed when it is whole
-        torch.save(result, unfinished)
-        unfinished.rename(kept)
+        partial = cache.with_suffix(".part")  # renamed when complete, so that an interruption leaves no broken cache
+        torch.save(result, partial)
+        partial.rename(cache)
         return result
 
     def _listed(self, part: str) -> tuple[list[Path], list[int]]:
@@ -80,17 +80,17 @@ class TinyImageNet(ImageFiles):
         names = self.read(folder / "wnids.txt", lambda: sorted((folder / "wnids.txt").read_text().split()))
         index = {name: number for number, name in enumerate(names)}
         if part == "train":
-            found = [(path, index[name]) for name in names for path in sorted((folder / part / name).glob("images/*"))]
+            pairs = [(path, index[name]) for name in names for path in sorted((folder / part / name).glob("images/*"))]
         else:
             file = folder / part / "val_annotations.txt"
             rows = self.read(file, lambda: [line.split("\t") for line in sorted(file.read_text().splitlines())])
-            found = self.read(file, lambda: [(folder / part / "images" / row[0], index[row[1]]) for row in rows])
-        return [path for path, _ in found], [label for _, label in found]
+            pairs = self.read(file, lambda: [(folder / part / "images" / row[0], index[row[1]]) for row in rows])
+        return [path for path, _ in pairs], [label for _, label in pairs]
 
 
 def _decode_all(data: TinyImageNet, paths: Iterable[Path]) -> Tensor:
     """The images as uint8, shape (N, 3, 64, 64); some files are grey."""
-    from torchvision.io import ImageReadMode, decode_image  # late, for the import takes seconds
+    from torchvision.io import ImageReadMode, decode_image  # here, since the import takes seconds
 
     def decode(path: Path) -> Tensor:
         image: Tensor = data.read(path, lambda: decode_image(str(path), ImageReadMode.RGB).view(data.image_shape))

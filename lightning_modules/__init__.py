@@ -1,4 +1,4 @@
-"""How a method learns: one file a method."""
+"""Training methods as LightningModules, one file for each."""
 
 from lightning_modules.adversarial_bnn import AdversarialBNN
 from lightning_modules.adversarial_training import AdversarialTraining

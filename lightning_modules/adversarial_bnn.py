@@ -2,13 +2,13 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| mu, sigma | ``GaussianWeight`` | mean and deviation of a weight, both learned |
-| sigma_0 | ``prior_deviation`` | deviation of the prior N(0, sigma_0^2) of every weight; 0.08 in the authors' script |
+| mu, sigma | ``GaussianWeight`` | learned mean and std of a weight |
+| sigma_0 | ``prior_deviation`` | std of the prior N(0, sigma_0^2) of every weight; 0.08 in the authors' script |
 | alpha | ``kl_weight`` | weight of the divergence from the prior; 1 is the variational bound |
-| N | size of the training data | the divergence counts once for all of it |
+| N | number of training images | divides the divergence |
 
-Where sigma starts is the network's setting, ``BayesianWeights.initial_deviation``: by default at the prior's 0.08. The
-authors' script starts at exp(0.08) = 1.083, for its 0.08 fills the logarithm of sigma.
+The network's setting ``BayesianWeights.initial_deviation`` is the initial sigma, by default the prior's 0.08. The
+authors' script starts at exp(0.08) = 1.083, because it assigns 0.08 to the logarithm of sigma.
 
 The paper predicts by the mean probability over several passes; evaluations report the mean over single passes and the
 majority vote. The authors' code begins each stage of its schedule with a new Adam; a schedule here keeps the moments.
@@ -29,17 +29,17 @@ from robust.networks import GaussianWeight, divergence
 
 
 class AdversarialBNN(AttackedClassifier):
-    """Variational inference of the weights' distribution on attacked images.
+    """Variational inference of the distribution of weights, on attacked images.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.BayesianWeights``.
-        prior_deviation: of the prior, positive.
-        kl_weight: of the divergence, not negative.
-        optimizer: of means and deviations, without weight decay: the prior is in its place.
+        prior_deviation: std of the prior, positive.
+        kl_weight: weight of the divergence, not negative.
+        optimizer: optimizer of means and stds, without weight decay, which the prior replaces.
         **settings: those of :class:`AttackedClassifier`; each step of the attack draws new weights.
 
     Raises:
-        SettingError: if a setting is out of its range, or the network's weights have no distribution.
+        SettingError: if a setting is out of its range, or the network has no Gaussian weights.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class AdversarialBNN(AttackedClassifier):
         self.prior_deviation, self.kl_weight = prior_deviation, kl_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Descend on the variational bound of attacked images."""
+        """Minimise the variational bound on attacked images."""
         x, y = batch
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, y)
         cross_entropy = F.cross_entropy(self(x_adv), y)
@@ -70,7 +70,7 @@ class AdversarialBNN(AttackedClassifier):
         self.log("train/kl", kl.detach())
 
     def kl_per_image(self) -> Tensor:
-        """Divergence from the prior, over the number of training images: a scalar."""
+        """Divergence from the prior divided by the number of training images, a scalar."""
         data = self.trainer.train_dataloader
         assert data is not None
         return divergence(self.classifier, self.prior_deviation) / len(data.dataset)

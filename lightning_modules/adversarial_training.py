@@ -8,14 +8,14 @@ from lightning_modules.base import AttackedClassifier, Batch
 
 
 class AdversarialTraining(AttackedClassifier):
-    """Cross-entropy on the attack's images (eq. 2.1). Arguments are those of :class:`AttackedClassifier`.
+    """Cross-entropy on attacked images (eq. 2.1). Arguments are those of :class:`AttackedClassifier`.
 
-    With ``attack: robust.attacks.FGSM`` from a random start of step 1.25 it is fast adversarial training (Wong, Rice,
+    With ``attack: robust.attacks.FGSM``, a random start and step 1.25 it is fast adversarial training (Wong, Rice,
     Kolter 2020).
     """
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Attack, then descend on what was found."""
+        """Attack the batch and minimise the cross-entropy on the attacked images."""
         x, y = batch
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, y)
         loss = F.cross_entropy(self(x_adv), y)

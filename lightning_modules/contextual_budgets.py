@@ -3,14 +3,14 @@
 | symbol | here | what |
 | --- | --- | --- |
 | f_w | ``classifier`` | the network to be certified |
-| g_theta | ``generator`` | image -> one number in (0, 1) for each pixel |
+| g_theta | ``generator`` | maps an image to one number in (0, 1) for each pixel |
 | epsilon_0 | ``epsilon`` | the uniform budget of the same robustness volume, V_0 = epsilon_0^n (eq. 2) |
 | alpha with a bar below, above | ``alpha_low``, ``alpha_high`` | range of budgets over epsilon_0 (eq. 5) |
 | L_rob | ``verifier.cross_entropy`` | upper bound of the cross-entropy over the box (Sec. 3.4) |
 
-Classifier and generator minimise the same loss: the generator is cooperative, and only the volume constraint
-(eq. 4) keeps its budgets from shrinking. The paper leaves open: the optimizer of the generator (here its own, of equal
-learning rate), a natural term (``natural_weight``), and what happens before the ramp (natural training).
+Classifier and generator minimise the same loss; only the volume constraint (eq. 4) keeps the budgets from shrinking.
+The paper does not specify the generator's optimizer (here its own, with the same learning rate), a natural term
+(``natural_weight``), or the training before the ramp (here natural training).
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from robust.threat_models import LinfBall, PixelBox, ThreatModel
 
 
 class ContextualBudgets(GeneratorClassifier):
-    """Certified training against per-pixel budgets that a network generates for each image.
+    """Certified training against per-pixel budgets that a generator predicts for each image.
 
-    Without a generator the budgets are uniform: the paper's baseline, CROWN-IBP training with loss fusion.
+    Without a generator the budgets are uniform; this is the paper's baseline, CROWN-IBP training with loss fusion.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
-        verifier: gives the bound of the loss that is trained on.
+        verifier: verifier that bounds the training loss.
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
-        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, along which it falls from
-            1 (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
+        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, which starts at kappa = 1
+            (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
         gradient_clip: largest gradient norm of classifier and generator together.
-        optimizer: the classifier's.
-        generator_optimizer: the generator's.
+        optimizer: optimizer of the classifier.
+        generator_optimizer: optimizer of the generator.
         **settings: those of :class:`GeneratorClassifier`.
 
     Raises:
-        SettingError: if epsilon or the range of budgets is impossible, or shapes do not fit the data.
+        SettingError: if no budgets of that volume and range exist, or the networks do not fit the data.
     """
 
     def __init__(
@@ -83,20 +83,20 @@ class ContextualBudgets(GeneratorClassifier):
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
 
     def threat_model(self, x: Tensor, epsilon: float) -> PixelBox:
-        """The learned budgets around ``x`` (B, C, H, W) with volume epsilon^n, uniform ones without a generator."""
+        """Budgets of volume epsilon^n around ``x`` (B, C, H, W): learned, or uniform without a generator."""
         if self.generator is None:
             return LinfBall(epsilon)
         return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, self.alpha_low, self.alpha_high))
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Uniform budgets, and the learned ones of the same volume."""
+        """Uniform budgets, and learned budgets of the same volume."""
         learned: dict[str, ThreatModel] = {} if self.generator is None else {"learned": self.threat_model(x, epsilon)}
         return {**learned, **super().threat_models(x, epsilon)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise (1 - kappa) L_rob + kappa L_nat over classifier and generator together (Sec. 3.2)."""
         x, y = batch
-        if self.ramp == 0:  # before the ramp: natural training, no budgets yet
+        if self.ramp == 0:  # natural training before the ramp
             loss = F.cross_entropy(self(x), y)
             self.descend(loss, self.all_optimizers()[0])
         else:
@@ -109,12 +109,12 @@ class ContextualBudgets(GeneratorClassifier):
         self.log("train/loss", loss.detach(), prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the range of budgets, without which the generator's weights mean nothing to another model."""
+        """Save the range of budgets, which other models need to use the generator."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["budget_range"] = {"alpha_low": self.alpha_low, "alpha_high": self.alpha_high}
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the networks, and that the classifier can be bounded."""
+        """Check the networks, and that the verifier can bound the classifier."""
         super().check_shapes(image_shape, num_classes)
         blank = torch.zeros(1, *image_shape, device=self.device)
         with torch.no_grad():

@@ -25,15 +25,16 @@ from robust.modes import attack_mode
 class CrossLipschitz(RobustClassifier):
     """Cross-entropy, plus lambda times the cross-Lipschitz penalty on the logits (eq. 5-6).
 
-    The penalty is taken in evaluation mode: batch normalisation in training mode would mix the gradients of a batch's
-    images, and dropout make them those of another network. It takes as many backward passes as there are classes.
+    The penalty is computed in evaluation mode: in training mode, batch normalisation would mix the gradients of a
+    batch's images, and dropout would change the network. It needs one backward pass for each class.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
-        penalty_weight: lambda, not negative; to be chosen on validation data.
-        penalty_share: take the penalty on every k-th image, k = 1 / share rounded; less than 1 saves time.
-        optimizer: the classifier's.
+        epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
+        penalty_weight: lambda, not negative; choose it on validation data.
+        penalty_share: fraction of images with a penalty, every k-th one with k = round(1 / fraction); less than 1
+            saves time.
+        optimizer: optimizer of the classifier.
         **settings: those of :class:`RobustClassifier`.
 
     Raises:
@@ -51,14 +52,14 @@ class CrossLipschitz(RobustClassifier):
         **settings: Any,
     ) -> None:
         require(penalty_weight >= 0, "model.penalty_weight", penalty_weight, "give a weight of 0 or more")
-        require(0 < penalty_share <= 1, "model.penalty_share", penalty_share, "give a share in (0, 1]")
+        require(0 < penalty_share <= 1, "model.penalty_share", penalty_share, "give a fraction in (0, 1]")
         super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
         self.penalty_weight, self.penalty_share = penalty_weight, penalty_share
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise cross-entropy and penalty."""
         x, y = batch
-        natural = F.cross_entropy(self(x), y)  # first: it moves running statistics, which the penalty reads
+        natural = F.cross_entropy(self(x), y)  # first, since it updates the running statistics that the penalty reads
         penalty = self.mean_penalty(x)
         loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
@@ -66,9 +67,13 @@ class CrossLipschitz(RobustClassifier):
         self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)
 
     def mean_penalty(self, x: Tensor) -> Tensor:
-        """Mean of Omega over every k-th image of the global batch, a scalar whose mean over processes it is."""
+        """This process's part of the mean of Omega over every k-th image of the global batch.
+
+        Returns:
+            A scalar whose mean over processes is that mean.
+        """
         every = round(1 / self.penalty_share)
-        chosen = [own for own, index in enumerate(self.batch_indices(len(x))) if index % every == 0]
+        chosen = [row for row, index in enumerate(self.batch_indices(len(x))) if index % every == 0]
         world = 1 if self._trainer is None else self.trainer.world_size
         total = len(range(0, world * len(x), every))
         return self.penalty(x[chosen]).sum() * (world / total) if chosen else x.new_zeros(())

@@ -13,10 +13,10 @@ from robust.errors import require
 
 
 class FreeAdversarialTraining(AttackedClassifier):
-    """Each batch is replayed; one backward pass gives the step of the weights and of the perturbation (Algorithm 1).
+    """Replays each batch; each backward pass updates both the weights and the perturbation (Algorithm 1).
 
-    The perturbation goes on from batch to batch, of whatever images. The threat model is the linf ball. Reduce the
-    number of epochs by the number of replays, as the paper does.
+    The perturbation of a batch starts at that of the batch before. The threat model is the linf ball. Divide the number
+    of epochs by the number of replays, as the paper does.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -37,7 +37,7 @@ class FreeAdversarialTraining(AttackedClassifier):
         require(replays >= 1, "model.replays", replays, "give at least 1")
         super().__init__(classifier, norm="linf", attack=None, **settings)
         self.replays = replays
-        self._perturbation: Tensor | None = None  # no buffer: each process has its part
+        self._perturbation: Tensor | None = None  # not a buffer, since each process has its own part
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1, lines 5 to 14."""
@@ -54,13 +54,13 @@ class FreeAdversarialTraining(AttackedClassifier):
         self.log("train/loss", loss.detach(), prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the perturbations of all processes, those of the global batch."""
+        """Save the perturbation of the global batch, gathered from all processes."""
         super().on_save_checkpoint(checkpoint)
         if self._perturbation is not None:
             checkpoint["perturbation"] = self.gather(self._perturbation)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back this process's part of them."""
+        """Load this process's part of the perturbation."""
         super().on_load_checkpoint(checkpoint)
         if "perturbation" in checkpoint:
             world_size = self._trainer.world_size if self._trainer is not None else 1

@@ -2,9 +2,9 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| epsilon_i | ``radii`` | radius of each training example, remembered from epoch to epoch |
-| gamma | ``discretization`` | by how much a radius is tried larger or smaller |
-| beta | ``smoothing`` | share of the new radius in the remembered one |
+| epsilon_i | ``radii`` | radius of each training example, stored from epoch to epoch |
+| gamma | ``discretization`` | step to the next larger and the next smaller radius |
+| beta | ``smoothing`` | weight of the new radius in the stored one |
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from robust.threat_models import PixelBox
 
 
 class InstanceAdaptiveTraining(AttackedClassifier):
-    """Adversarial training in which each example has a radius of its own, as large as the network withstands.
+    """Adversarial training with one radius for each example, as large as the network withstands.
 
-    Needs a data module that knows which training images a batch holds (``indices``), as ours do. Radii start at
-    epsilon and never exceed ``largest_radius``. The threat model is the linf ball.
+    The data module must have ``indices``, as ours do. Radii start at epsilon and never exceed ``largest_radius``. The
+    threat model is the linf ball.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius of evaluation, and of the warm-up, in pixel units.
-        discretization: step by which a radius is tried, in pixel units.
-        smoothing: share of the newly selected radius, in (0, 1].
+        epsilon: radius of the warm-up and of evaluation, in pixel units.
+        discretization: step to the next larger and the next smaller radius, in pixel units.
+        smoothing: weight of the newly selected radius, in (0, 1].
         warmup_epochs: epochs of adversarial training at epsilon before radii adapt.
-        largest_radius: no example's radius exceeds it; by default twice epsilon.
-        **settings: those of :class:`AttackedClassifier`, but for ``norm``.
+        largest_radius: upper limit of the radii; by default twice epsilon, at most 1.
+        **settings: those of :class:`AttackedClassifier` except ``norm``.
 
     Raises:
-        SettingError: if a setting is out of its range, or the data module does not name its images.
+        SettingError: if a setting is out of its range, or the data module has no ``train_indices``.
     """
 
     radii: Tensor
@@ -54,7 +54,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         **settings: Any,
     ) -> None:
         require(discretization > 0, "model.discretization", discretization, "give a positive step, in pixel units")
-        require(0 < smoothing <= 1, "model.smoothing", smoothing, "give a share in (0, 1]")
+        require(0 < smoothing <= 1, "model.smoothing", smoothing, "give a weight in (0, 1]")
         require(warmup_epochs >= 0, "model.warmup_epochs", warmup_epochs, "give 0 or more")
         largest = min(2 * epsilon, 1.0) if largest_radius is None else largest_radius
         require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give one from epsilon, {epsilon}, to 1")
@@ -64,13 +64,13 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         self.register_buffer("radii", torch.empty(0))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Select radii (Algorithm 2), then descend on the attack's images at these (Algorithm 1)."""
+        """Select radii (Algorithm 2), then train on images attacked at these radii (Algorithm 1)."""
         x, y = batch
         indices = self.trainer.datamodule.indices("train", batch_idx).to(x.device)  # type: ignore[attr-defined]
         radii = self.radii[indices]
         if self.current_epoch >= self.warmup_epochs:
             radii = (1 - self.smoothing) * radii + self.smoothing * self._select(x, y, radii)
-            self._remember(indices, radii)
+            self._store(indices, radii)
         x_adv = self.attack(self.classifier, _balls(radii), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
@@ -78,7 +78,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         self.log("train/mean_radius", radii.mean())
 
     def _select(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """The largest of radius + gamma, radius, radius - gamma that the network withstands, else the last; (B,)."""
+        """The largest of radius + gamma and radius that the network withstands, else radius - gamma; (B,)."""
         larger = (radii + self.discretization).clamp(max=self.largest_radius)
         smaller = (radii - self.discretization).clamp(min=0)
         return torch.where(
@@ -86,21 +86,21 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         )
 
     def _withstands(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-        """Whether each example stays correct at its radius, judged in the mode in which it was attacked; bool (B,)."""
+        """Whether each example is correct when attacked at its radius, in the attack's mode; bool (B,)."""
         x_adv = self.attack(self.classifier, _balls(radii), x, y)
         with attack_mode(self.classifier, self.attack.mode):
             correct: Tensor = self(x_adv).argmax(1) == y
         return correct
 
-    def _remember(self, indices: Tensor, radii: Tensor) -> None:
-        """Write the radii of all processes' images, so that every process has the same memory."""
+    def _store(self, indices: Tensor, radii: Tensor) -> None:
+        """Store the radii of all processes' images, so that every process has the same radii."""
         self.radii[self.gather(indices)] = self.gather(radii)
 
     def setup(self, stage: str) -> None:
-        """Make a memory for the training images.
+        """Check the run, and set the radius of every training image to epsilon.
 
         Raises:
-            SettingError: if the data module does not name its images.
+            SettingError: if the data module has no ``train_indices``.
         """
         super().setup(stage)
         if stage == "fit" and len(self.radii) == 0:
@@ -110,11 +110,11 @@ class InstanceAdaptiveTraining(AttackedClassifier):
             self.radii = torch.full((len(data.images("train")),), self.epsilon, device=self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the remembered radii, whatever the number of images."""
+        """Resize the radii to those of the checkpoint."""
         self.radii = torch.empty_like(checkpoint["state_dict"]["radii"], device=self.device)
         super().on_load_checkpoint(checkpoint)
 
 
 def _balls(radii: Tensor) -> PixelBox:
-    """A linf ball of its own around each image, radii (B,)."""
+    """The linf ball around each image, radii (B,)."""
     return PixelBox(radii[:, None, None, None])

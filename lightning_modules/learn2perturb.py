@@ -2,18 +2,17 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| W | all other parameters of ``classifier`` | the network's weights, batch normalisation's among them |
+| W | all other parameters of ``classifier`` | the network's weights, including batch normalisation's |
 | theta | ``scales`` | standard deviation of each neuron's noise, at least theta_min |
 | gamma | ``gamma`` | weight of the regulariser, -sum of sqrt(theta) / tau: it rewards noise (eq. 7) |
 | tau | ``harmonic_number`` | 1 + 1/2 + ... + 1/t in the t-th epoch with noise |
 
-The paper does not define tau; the authors' code takes the harmonic number of epoch - ``noise_delay``, which is 0 in
-the first epoch with noise, so that it divides by zero; here t begins with 1. The paper prints gamma's term without a
-learning rate; here, as in that code, it goes through the optimizer.
+The paper does not define tau. The authors' code takes the harmonic number of epoch - ``noise_delay``, which is 0 in
+the first epoch with noise, and divides by it; here t begins with 1. The paper prints gamma's term without a learning
+rate; here, as in that code, the optimizer applies its learning rate.
 
-The paper's variation "Learn2Perturb-R" is defined in no source that we know, and is not here under that name.
-``scales_learn_from`` and ``gamma: 0`` give the variations that can be meant: scales that stay as they are, that learn
-from the regulariser alone, and from the loss alone.
+No source that we know defines the paper's variation "Learn2Perturb-R". ``scales_learn_from`` and ``gamma: 0`` give the
+possible readings: constant scales, and scales that learn from the regulariser alone or from the loss alone.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from lightning_modules.base import AttackedClassifier, Batch, Trained
+from lightning_modules.base import AttackedClassifier, Batch, OptimizerSpec
 from robust.attacks import PGD
 from robust.errors import require
 from robust.networks import injections, switch_noise
@@ -37,28 +36,28 @@ Source = Literal["loss_and_regulariser", "regulariser", "nothing"]
 
 
 class Learn2Perturb(AttackedClassifier):
-    """Adversarial training of a network with noise in its layers, whose scale for each neuron is learned in turn.
+    """Adversarial training of a network with noise in its layers, which alternates between weights and noise scales.
 
-    Noise is off at first, then on, in evaluation too; attacked images join the loss later.
+    Noise is off for the first epochs, then on, in evaluation too; attacked images join the loss later.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K) with noise: ``robust.networks.Noisy``.
         gamma: weight of the regulariser, not negative.
-        theta_min: smallest scale, positive; scales are brought back to it after each of their steps.
-        noise_delay: number of epochs before the noise is turned on.
-        adversarial_delay: number of epochs before attacked images are half of the loss.
-        theta_update: ``"joint"`` is the paper's alternation: one step of the loss and the regulariser, whose gradients
-            are taken at the same W and theta. ``"two_step"`` is the authors' code: a step of the regulariser, then one
-            of the loss, sharing momentum.
-        scales_learn_from: what they descend on; see above.
-        attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
-        optimizer: of W.
-        theta_optimizer: of the scales, without weight decay, which would draw them to theta_min.
+        theta_min: smallest scale, positive; smaller scales are set to it after each step.
+        noise_delay: number of epochs without noise.
+        adversarial_delay: number of epochs on clean images before attacked images join the loss.
+        theta_update: ``"joint"`` is the paper's alternation: one step on the loss and the regulariser, with both
+            gradients at the same W and theta. ``"two_step"`` is the authors' code: a step on the regulariser, then one
+            on the loss, sharing momentum.
+        scales_learn_from: terms of the loss that the scales minimise.
+        attack: makes the training images, against the predicted labels; by default PGD as in the authors' code.
+        optimizer: optimizer of W.
+        theta_optimizer: optimizer of the scales, without weight decay, which would reduce them to theta_min.
         theta_lr_scheduler: learning-rate schedule of the scales, stepped once an epoch.
-        **settings: those of :class:`AttackedClassifier`; ``optimizer`` moves W.
+        **settings: those of :class:`AttackedClassifier`.
 
     Raises:
-        SettingError: if a setting is out of its range, the network has no noise, or scales would decay.
+        SettingError: if a setting is out of its range, the network has no noise, or the scales have weight decay.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Learn2Perturb(AttackedClassifier):
             require(value in choices, f"model.{setting}", value, f"give one of {', '.join(choices)}")
         decays = [group.get("weight_decay", 0) for group in theta_optimizer(self.scales).param_groups]
         setting = "model.theta_optimizer.init_args.weight_decay"
-        require(not any(decays), setting, max(decays), "give 0: it would draw the scales to theta_min")
+        require(not any(decays), setting, max(decays), "give 0: decay would reduce the scales to theta_min")
         self.gamma, self.theta_min = gamma, theta_min
         self.noise_delay, self.adversarial_delay = noise_delay, adversarial_delay
         self.theta_update, self.scales_learn_from = theta_update, scales_learn_from
@@ -102,7 +101,7 @@ class Learn2Perturb(AttackedClassifier):
         for theta in self.scales:
             theta.requires_grad_(scales_learn_from != "nothing")
 
-    # -- phases: functions of the epoch alone, so that a resumed run is in the right one ---------------------------
+    # -- phases, which depend on the epoch alone, so that a resumed run is in the correct one ----------------------
 
     @property
     def noise_is_on(self) -> bool:
@@ -111,28 +110,28 @@ class Learn2Perturb(AttackedClassifier):
 
     @property
     def tau(self) -> float:
-        """The harmonic number of this epoch, counted from the first one with noise."""
+        """The harmonic number of this epoch, counted from 1 in the first epoch with noise."""
         return harmonic_number(self.current_epoch - self.noise_delay + 1)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Turn the noise on or off."""
+        """Prepare the step, and turn the noise on or off."""
         super().on_train_batch_start(batch, batch_idx)
         switch_noise(self.classifier, self.noise_is_on)
 
     # -- the algorithm -------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Descend in W on the loss, and in theta on the loss and the regulariser (Algorithm 1)."""
+        """Update W on the loss, and theta on the loss and the regulariser (Algorithm 1)."""
         x, y = batch
         weights, scales = self.all_optimizers()
         from_loss = self.noise_is_on and self.scales_learn_from == "loss_and_regulariser"
         from_regulariser = self.noise_is_on and self.scales_learn_from != "nothing" and self.gamma > 0
         joint = from_loss and from_regulariser and self.theta_update == "joint"
 
-        # a step of theta between a pass and its gradient would go unnoticed: only the noise is kept for the gradient
+        # before the pass: autograd would not detect that theta changes between the pass and its gradient
         if from_regulariser and not joint:
             self.descend(self.regulariser(), scales, counts=False)
-        loss = self.half_adversarial_risk(x, y, adversarial=self.current_epoch >= self.adversarial_delay)
+        loss = self.mixed_risk(x, y, adversarial=self.current_epoch >= self.adversarial_delay)
         total = loss + self.regulariser() if joint else loss
         self.descend(total, weights, *([scales] if from_loss else []))
 
@@ -140,46 +139,46 @@ class Learn2Perturb(AttackedClassifier):
         self.log("train/mean_scale", torch.cat([theta.detach().flatten() for theta in self.scales]).mean())
 
     def regulariser(self) -> Tensor:
-        """-gamma times the sum of sqrt(theta) over all neurons, over tau (eq. 7): a scalar."""
+        """-gamma / tau times the sum of sqrt(theta) over all neurons (eq. 7), a scalar."""
         return self.gamma * noise_reward(self.scales, self.tau)
 
     def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
-        """Step, and bring scales that fell below theta_min back to it."""
+        """Step the optimizers, and set scales below theta_min to theta_min."""
         super().step(*optimizers, counts=counts)
         with torch.no_grad():
             for theta in self.scales:
                 theta.clamp_(min=self.theta_min)
 
-    # -- W and theta apart ---------------------------------------------------------------------------------------
+    # -- parameters W and theta ----------------------------------------------------------------------------------
 
     @property
     def scales(self) -> list[nn.Parameter]:
-        """Theta: one tensor (1, C, H, W) for each place of noise."""
+        """Theta: one tensor (1, C, H, W) for each noisy layer."""
         return [injection.theta for injection in injections(self.classifier)]
 
     @property
     def partially_used(self) -> list[str]:
-        """The scales, which are not used before the noise is on."""
+        """The scales, which the epochs without noise do not use."""
         return ["the noise"]
 
-    def trained(self) -> list[Trained]:
+    def optimizer_specs(self) -> list[OptimizerSpec]:
         """W first, then theta."""
         scales = {id(theta) for theta in self.scales}
         weights = (weight for weight in self.classifier.parameters() if id(weight) not in scales)
         return [
-            Trained(weights, self.optimizer, self.lr_scheduler),
-            Trained(self.scales, self.theta_optimizer, self.theta_lr_scheduler),
+            OptimizerSpec(weights, self.optimizer, self.lr_scheduler),
+            OptimizerSpec(self.scales, self.theta_optimizer, self.theta_lr_scheduler),
         ]
 
-    # -- what a checkpoint holds beside weights ------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whether the noise is on: evaluations of the checkpoint know no epoch."""
+        """Save whether the noise is on, since an evaluation of the checkpoint has no epoch."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["noise"] = injections(self.classifier)[0].enabled
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Turn the noise on or off as it was."""
+        """Turn the noise on or off as in the checkpoint."""
         super().on_load_checkpoint(checkpoint)
         switch_noise(self.classifier, checkpoint["noise"])
 
@@ -190,5 +189,5 @@ def harmonic_number(t: int) -> float:
 
 
 def noise_reward(scales: Iterable[Tensor], tau: float) -> Tensor:
-    """The sum of g(theta) = -sqrt(theta) / tau over all entries of all positive scales (eq. 7): a scalar."""
+    """The sum of g(theta) = -sqrt(theta) / tau over all entries of positive scales (eq. 7), a scalar."""
     return -torch.stack([theta.sqrt().sum() for theta in scales]).sum() / tau

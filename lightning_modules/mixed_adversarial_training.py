@@ -1,6 +1,6 @@
-"""Adversarial Machine Learning at Scale (Kurakin, Goodfellow, Bengio 2017), with PGD: half clean, half attacked images.
+"""Adversarial Machine Learning at Scale (Kurakin, Goodfellow, Bengio 2017), with PGD.
 
-The papers on stochastic defences compare with it under the name "Vanilla".
+The papers on stochastic defences call this baseline "Vanilla".
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from lightning_modules.base import AttackedClassifier, Batch
 
 
 class MixedAdversarialTraining(AttackedClassifier):
-    """Half the cross-entropy on the images, half on attacked ones. Arguments are those of :class:`AttackedClassifier`.
+    """Mean of the cross-entropy on clean images and on attacked images.
 
-    The attack is against the predicted labels.
+    The attack is against the predicted labels. Arguments are those of :class:`AttackedClassifier`.
     """
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Descend on both halves."""
-        loss = self.half_adversarial_risk(*batch)
+        """Minimise the mixed risk."""
+        loss = self.mixed_risk(*batch)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

@@ -16,7 +16,7 @@ class MSD(MultiNormClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        attack: by default the 20 steps that MNG-AC compares itself with, in the network's own mode.
+        attack: by default 20 steps in the network's own mode, the baseline of MNG-AC.
         **settings: those of :class:`MultiNormClassifier`.
 
     Raises:
@@ -34,7 +34,7 @@ class MSD(MultiNormClassifier):
         self.attack = MultiSteepestDescent(mode="frozen") if attack is None else attack
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Attack, then descend on what was found."""
+        """Attack the batch and minimise the cross-entropy on the attacked images."""
         x, y = batch
         x_adv = self.attack(self.classifier, self.balls(self.ramp), x, y)
         loss = F.cross_entropy(self(x_adv), y)

@@ -14,14 +14,14 @@ from robust.losses import cross_entropy
 
 
 class MultiNormTraining(MultiNormClassifier):
-    """Cross-entropy on the attacked images of every norm: their mean, or the largest for each example.
+    """Cross-entropy on images attacked in every norm: the mean over norms, or each example's largest.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         combine: ``"average"`` (Adv_avg) or ``"maximum"`` (Adv_max).
-        attack_linf: attack in that norm; by default those of :class:`lightning_modules.MNGAC`.
-        attack_l2: likewise.
-        attack_l1: likewise.
+        attack_linf: attack in linf; by default that of :class:`lightning_modules.MNGAC`.
+        attack_l2: attack in l2, with the same default.
+        attack_l1: attack in l1, with the same default.
         **settings: those of :class:`MultiNormClassifier`.
 
     Raises:
@@ -44,11 +44,11 @@ class MultiNormTraining(MultiNormClassifier):
         self.attacks = attacks_by_norm(attack_linf, attack_l2, attack_l1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Attack in all norms, then descend on the mean or the maximum of the losses (their eq. 2 and 3)."""
+        """Attack in all norms and minimise the mean or the maximum of the losses (eq. 2 and 3)."""
         x, y = batch
         balls = self.balls(self.ramp)
         attacked = [attack(self.classifier, balls[norm], x, y) for norm, attack in self.attacks.items()]
-        each = torch.stack([cross_entropy(self(x_adv), y) for x_adv in attacked])
-        loss = (each.mean(0) if self.combine == "average" else each.amax(0)).mean()
+        losses = torch.stack([cross_entropy(self(x_adv), y) for x_adv in attacked])
+        loss = (losses.mean(0) if self.combine == "average" else losses.amax(0)).mean()
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

@@ -2,8 +2,8 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| dec | ``autoencoder`` | one manifold for all classes; here the Wasserstein autoencoder's instead of a VAE-GAN's |
-| zeta | ``attack`` | perturbation of the codes, ascending the cross-entropy (eq. 4) |
+| dec | ``autoencoder`` | one decoder for all classes, of a Wasserstein autoencoder instead of a VAE-GAN |
+| zeta | ``attack`` | perturbation of the codes that maximises the cross-entropy (eq. 4) |
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from robust.random import part
 
 
 class OnManifoldAdversarialTraining(ManifoldClassifier):
-    """Half of each batch as it is; of the other half, decoded images whose codes an attack has moved.
+    """Trains on one half of each batch as it is, and on the images decoded from attacked codes of the other half.
 
-    Codes are those of the batch's images. Only codes with all entries within ``safe_code`` are attacked, the others
-    are decoded as they are. The attack stays in the range of all codes seen in training so far, on all processes.
+    Only codes with all entries within ``safe_code`` are attacked; the others are decoded unchanged. The attack stays in
+    the range of all codes that the training has encoded so far, on all processes.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
-        attack: on the codes, of a size of its own; by default 40 steps in the linf ball of 0.1.
-        safe_code: largest absolute entry of a code that is attacked.
+        autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained; frozen here.
+        attack: attack on the codes, with its own radius; by default 40 steps in the linf ball of radius 0.1.
+        safe_code: largest absolute entry of an attacked code.
         **settings: those of :class:`ManifoldClassifier`.
 
     Raises:
@@ -58,7 +58,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
         self.register_buffer("code_high", torch.full((autoencoder.code_size,), -torch.inf))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Attack the codes of every other image, then descend on clean and decoded ones."""
+        """Attack the codes of every other image, then minimise the cross-entropy on clean and decoded images."""
         x, y = batch
         half = torch.tensor(self.batch_indices(len(x)), device=x.device) % 2 == 1
         x = x.clone()
@@ -70,13 +70,13 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
 
     @torch.no_grad()
     def attacked(self, x: Tensor, y: Tensor) -> Tensor:
-        """Decoded images (B, C, H, W), of attacked codes where these are safe."""
+        """Images (B, C, H, W) decoded from attacked codes, or from the original codes where these are not safe."""
         codes = self.autoencoder.encode(x)
-        # of all processes, whose numbers of codes may differ by one
+        # gather the limits, not the codes: processes may differ by one in their number of codes
         self.code_low = self.gather(torch.cat([codes, self.code_low[None]]).amin(0, keepdim=True)).amin(0)
         self.code_high = self.gather(torch.cat([codes, self.code_high[None]]).amax(0, keepdim=True)).amax(0)
         if len(x) == 0:
             return x
         safe = codes.abs().amax(1, keepdim=True) <= self.safe_code
-        found = self.attack(self.classifier, self.autoencoder.decode, codes, y, self.code_low, self.code_high)
-        return self.autoencoder.decode(torch.where(safe, found, codes))
+        codes_adv = self.attack(self.classifier, self.autoencoder.decode, codes, y, self.code_low, self.code_high)
+        return self.autoencoder.decode(torch.where(safe, codes_adv, codes))

@@ -4,11 +4,11 @@
 | --- | --- | --- |
 | S(x) | ``neighbours`` | dec(enc(x) + sigma N(0, 1)), eq. 13, of a frozen autoencoder |
 | Sigma | ``epsilons`` | radii, drawn for each step from U(0, d) (Sec. 7) |
-| w_im | ``pair_weights`` | mean over Sigma of 1 / epsilon over the number of samples in the ball |
+| w_im | ``pair_weights`` | mean over Sigma of 1 / (epsilon * number of samples in the ball) |
 | lambda | ``score_weight`` | weight of the robustness term |
 
-R4 asks for agreement, and the cross-entropy of two predictions is disagreement: it is added, where eq. 7 subtracts the
-score. Balls that hold no sample give no gradient, though they carry almost all of the weight 1 / epsilon.
+R4 measures agreement, which eq. 7 subtracts; the loss adds the cross-entropy of two predictions, their disagreement.
+Balls without a sample give no gradient, though they have almost all of the weight 1 / epsilon.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from robust.threat_models import diameter
 
 
 class OnManifoldRobustness(ManifoldClassifier):
-    """Trains a classifier to agree with itself on what an autoencoder makes of noisy codes.
+    """Trains a classifier to give an image and the images decoded from its noisy codes the same prediction.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained; frozen here.
-        score_weight: lambda, not negative; to be chosen on validation data.
-        sigma: deviation of the noise on the codes.
-        samples: M, for each image.
+        autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained; frozen here.
+        score_weight: lambda, not negative; choose it on validation data.
+        sigma: std of the noise on the codes.
+        samples: M, number of samples for each image.
         radii: number of radii drawn for a step.
-        smallest_radius: below which none is taken.
+        smallest_radius: lower limit of the radii.
         grad_through_reference: let the term's gradient flow through f(x), too.
         **settings: those of :class:`ManifoldClassifier`.
 
@@ -59,7 +59,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         **settings: Any,
     ) -> None:
         require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
-        require(sigma > 0, "model.sigma", sigma, "give a positive deviation")
+        require(sigma > 0, "model.sigma", sigma, "give a positive std")
         for name, count in (("samples", samples), ("radii", radii)):
             require(count >= 1, f"model.{name}", count, "give at least 1")
         require(smallest_radius > 0, "model.smallest_radius", smallest_radius, "give a positive distance")
@@ -69,7 +69,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         self.grad_through_reference = grad_through_reference
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Cross-entropy, plus lambda times the weighted disagreement with the samples."""
+        """Minimise the cross-entropy plus lambda times the weighted disagreement with the samples."""
         x, y = batch
         neighbours = self.neighbours(x)
         epsilons = self.draw_radii(x)
@@ -88,11 +88,11 @@ class OnManifoldRobustness(ManifoldClassifier):
     def neighbours(self, x: Tensor) -> Tensor:
         """S(x): samples (B, M, C, H, W) in [0, 1] of images (B, C, H, W)."""
         codes = self.autoencoder.encode(x)[:, None].expand(-1, self.samples, -1)
-        found = self.autoencoder.decode((codes + self.sigma * self.noise(codes)).flatten(0, 1))
-        return found.clamp(0.0, 1.0).view(len(x), self.samples, *x.shape[1:])
+        decoded = self.autoencoder.decode((codes + self.sigma * self.noise(codes)).flatten(0, 1))
+        return decoded.clamp(0.0, 1.0).view(len(x), self.samples, *x.shape[1:])
 
     def noise(self, codes: Tensor) -> Tensor:
-        """Noise of the codes' shape (B, M, Z), standard normal."""
+        """Standard normal noise of the codes' shape (B, M, Z)."""
         return randn_like(codes)
 
     def draw_radii(self, x: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ class OnManifoldRobustness(ManifoldClassifier):
 
 
 def pair_weights(distance: Tensor, epsilons: Tensor) -> Tensor:
-    """w_im = mean over epsilon of 1[D_im < epsilon] / (epsilon * N_ie), (B, M); N_ie samples are in the ball.
+    """w_im = mean over epsilon of 1[D_im < epsilon] / (epsilon * N_ie), (B, M); N_ie is the number of samples inside.
 
     Args:
-        distance: D, of each sample to the image, (B, M).
+        distance: D, distance of each sample to the image, (B, M).
         epsilons: radii (E,).
     """
     inside = distance[:, None] < epsilons[:, None]

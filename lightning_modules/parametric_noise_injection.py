@@ -3,9 +3,9 @@
 | symbol | here | what |
 | --- | --- | --- |
 | alpha | ``WeightNoise.alpha`` | learned strength of a weight's noise, in units of the weight's standard deviation |
-| w_c, w_a = 1/2 | ``half_adversarial_risk`` | the loss: half clean, half attacked images |
+| w_c, w_a = 1/2 | ``mixed_risk`` | weights of the loss on clean and on attacked images |
 
-As in the authors' code, alpha descends on the same loss as the weights, in the same optimizer, decayed like them.
+As in the authors' code, the weights' optimizer also updates alpha, on the same loss and with the same weight decay.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ParametricNoiseInjection(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.NoisyWeights``, whose setting
             ``granularity`` gives the paper's variants.
-        adversarial_delay: number of epochs before attacked images are half of the loss.
-        attack: finds the training images, against the predicted labels; by default PGD as in the authors' code.
+        adversarial_delay: number of epochs on clean images before attacked images join the loss.
+        attack: makes the training images, against the predicted labels; by default PGD as in the authors' code.
         optimizer: the classifier's.
         **settings: those of :class:`AttackedClassifier`.
 
@@ -58,13 +58,13 @@ class ParametricNoiseInjection(AttackedClassifier):
         self.adversarial_delay = adversarial_delay
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Descend in weights and strengths at once; each pass draws new noise."""
-        loss = self.half_adversarial_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)
+        """Update weights and noise strengths in one step; each pass draws new noise."""
+        loss = self.mixed_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/mean_strength", torch.cat([alpha.detach().flatten() for alpha in self.strengths]).mean())
 
     @property
     def strengths(self) -> list[nn.Parameter]:
-        """Alpha of each weight with noise."""
+        """Alpha of each noisy weight."""
         return [module.alpha for module in self.classifier.modules() if isinstance(module, WeightNoise)]

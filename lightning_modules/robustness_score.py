@@ -2,16 +2,16 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| f, g | ``classifier``, ``generator`` | trained in turns on independently shuffled batches (Algorithm 1) |
+| f, g | ``classifier``, ``generator`` | trained alternately on independently shuffled batches (Algorithm 1) |
 | epsilon* | ``distance`` | l2 distance of g(x) to x; a constant in the classifier's step |
-| CE(f(x), f(x*)) | ``disagreement`` | soft stand-in of the indicator that both classes are equal (Sec. 3) |
+| CE(f(x), f(x*)) | ``disagreement`` | differentiable substitute for the indicator of equal classes (Sec. 3) |
 | lambda | ``score_weight`` | weight of the robustness term (eq. 7, 12) |
 
-The term of eq. 12 is a score, so that the loss *subtracts* it: lowering -epsilon* / CE makes f agree with itself at x*
+The term of eq. 12 is a score, so the loss *subtracts* it: lowering -epsilon* / CE makes f agree with itself at x*
 and pushes the boundary beyond it. It has no lower bound as CE goes to 0, hence the floor. ``form="inverse"`` has the
-same preference and is bounded: CE / epsilon* is added. The hinge of g's loss is at most 1, so with the printed weight
-of 1 no flip farther than sqrt(2) pays and g becomes the identity: hence ``adversarial_weight``. Watch
-``train/flip_rate`` and ``train/distance``: where they fall to 0, the term is noise.
+same minimum and is bounded: it adds CE / epsilon*. The hinge of g's loss is at most 1, so with the printed weight
+of 1 no flip farther than sqrt(2) reduces the loss, and g becomes the identity: hence ``adversarial_weight``. Watch
+``train/flip_rate`` and ``train/distance``: at 0, the term is noise.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ Form = Literal["literal", "inverse"]
 
 
 class RobustnessScoreTraining(GeneratorClassifier):
-    """Trains a classifier for a large R2, the mean distance to its boundary, against a generator of examples beyond it.
+    """Trains a classifier for a large R2, its mean distance to the decision boundary.
 
-    Epochs come in three phases: cross-entropy alone, the generator alone, then both in turns.
+    A generator makes the examples beyond the boundary. There are three phases of epochs: the classifier alone on the
+    cross-entropy, the generator alone, then both alternately.
 
     Args:
         classifier: f, network from images (B, C, H, W) to logits (B, K).
         generator: g, network from images to images of the same shape in [0, 1].
-        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
-        score_weight: lambda, not negative; to be chosen on validation data.
-        form: of the robustness term: ``"literal"``, -epsilon* / CE, or ``"inverse"``, CE / epsilon*.
-        adversarial_weight: of the hinge in the generator's loss; 1 in the paper.
-        disagreement_floor: least CE of the literal form.
-        distance_floor: least epsilon* of the inverse form.
+        epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
+        score_weight: lambda, not negative; choose it on validation data.
+        form: robustness term: ``"literal"``, -epsilon* / CE, or ``"inverse"``, CE / epsilon*.
+        adversarial_weight: weight of the hinge in the generator's loss; 1 in the paper.
+        disagreement_floor: lower limit of CE in the literal term.
+        distance_floor: lower limit of epsilon* in the inverse term.
         grad_through_reference: let the term's gradient flow through f(x), too; f can then lower CE by flattening it.
-        only_flipped: leave out images whose x* does not change the class.
+        only_flipped: drop the term of images whose x* does not change the class.
         warmup_epochs: epochs of the classifier alone.
-        generator_epochs: epochs of the generator alone after them.
-        optimizer: the classifier's.
-        generator_optimizer: the generator's.
-        gradient_clip: largest norm of the gradient, of each network on its own.
+        generator_epochs: epochs of the generator alone, after the warm-up.
+        optimizer: optimizer of the classifier.
+        generator_optimizer: optimizer of the generator.
+        gradient_clip: largest gradient norm of each network.
         **settings: those of :class:`GeneratorClassifier`.
 
     Raises:
@@ -106,11 +107,11 @@ class RobustnessScoreTraining(GeneratorClassifier):
 
     @property
     def partially_used(self) -> list[str]:
-        """Each network's step leaves out the other."""
+        """Both networks, since the step of one does not use the other."""
         return ["classifier", "generator"]
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
-        """Algorithm 1: a step of f on one batch, then a step of g on another."""
+        """Algorithm 1: update f on one batch, then g on another."""
         (x, y), (z, _) = batch
         f_optimizer, g_optimizer = self.all_optimizers()
         first = self.warmup_epochs
@@ -133,7 +134,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
         self.log("train/generator_loss", loss.detach())
 
     def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy minus lambda times the term of eq. 12, or plus lambda times its inverse; a scalar."""
+        """Cross-entropy plus lambda times the literal or the inverse term, a scalar."""
         with attack_mode(self.generator, "eval"):
             x_star = self.generator(x)
             distance = torch.linalg.vector_norm((x_star - x).flatten(1), dim=1)
@@ -155,14 +156,14 @@ class RobustnessScoreTraining(GeneratorClassifier):
         self.log(f"train/{name}", values.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
 
     def generator_loss(self, z: Tensor) -> Tensor:
-        """Half the squared distance, plus a hinge on the lead of the class that f predicts (Sec. 4.1); a scalar."""
+        """Half the squared distance, plus a hinge on the margin of the class that f predicts (Sec. 4.1), a scalar."""
         with torch.no_grad():
             predicted = self(z).argmax(1)
-        found = self.generator(z)
-        distance = 0.5 * (found - z).flatten(1).square().sum(1)
-        logits = self(found)
+        z_star = self.generator(z)
+        distance = 0.5 * (z_star - z).flatten(1).square().sum(1)
+        logits = self(z_star)
         hinge = probability_margin(logits, predicted).clamp(min=0)
-        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here f has no dropout
-        self._log_mean("distance", (found - z).flatten(1).norm(dim=1))
+        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here, since f runs without dropout
+        self._log_mean("distance", (z_star - z).flatten(1).norm(dim=1))
         loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
         return loss

@@ -1,4 +1,4 @@
-"""Standard training: the undefended network that every defence is compared with."""
+"""Standard training: the undefended baseline of every defence."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 | symbol | here | what |
 | --- | --- | --- |
 | 1 / lambda | ``beta`` | weight of the robust term |
-| A(x) | ``attack`` | ascends KL(f(x) || f(x')) from x + 0.001 N(0, 1) |
+| A(x) | ``attack`` | maximises KL(f(x) || f(x')), starting at x + 0.001 N(0, 1) |
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TRADES(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         beta: weight of the divergence, not negative.
-        attack: ascends the divergence; by default ten steps of PGD beside the image, in evaluation mode.
-        optimizer: the classifier's.
+        attack: maximises the divergence; by default ten steps of PGD from a Gaussian start, in evaluation mode.
+        optimizer: optimizer of the classifier.
         **settings: those of :class:`AttackedClassifier`.
 
     Raises:
@@ -51,7 +51,7 @@ class TRADES(AttackedClassifier):
         self.beta = beta
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 1."""
+        """Algorithm 1: attack the batch, then minimise the cross-entropy plus beta times the divergence."""
         x, y = batch
         with attack_mode(self.classifier, self.attack.mode):
             reference = self(x)

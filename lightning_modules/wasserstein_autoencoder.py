@@ -1,12 +1,12 @@
-"""Wasserstein Auto-Encoders (Tolstikhin, Bousquet, Gelly, Schoelkopf 2018), with the penalty MMD (Algorithm 2).
+"""Wasserstein Auto-Encoders (Tolstikhin, Bousquet, Gelly, Schoelkopf 2018) with the MMD penalty (Algorithm 2).
 
 | symbol | here | what |
 | --- | --- | --- |
 | c(x, y) | ``reconstruction`` | 0.05 times the squared distance, summed over pixels |
 | lambda | ``mmd_weight`` | weight of the penalty |
-| D_Z | ``maximum_mean_discrepancy`` | between codes and draws of the prior N(0, sigma_z^2 I) |
+| D_Z | ``maximum_mean_discrepancy`` | between codes and samples of the prior N(0, sigma_z^2 I) |
 
-Differs from the authors' code: the encoder is pre-trained on the training batches instead of on 1,000 images at a time.
+Unlike the authors' code, it pre-trains the encoder on the training batches instead of on 1,000 images at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class WassersteinAutoencoder(TrainingModule):
-    """Trains an autoencoder whose codes are distributed like the prior; no labels are used.
+    """Trains an autoencoder whose codes are distributed like the prior, without labels.
 
     Logs ``<stage>/reconstruction``, the mean squared l2 distance between image and reconstruction.
 
@@ -37,11 +37,11 @@ class WassersteinAutoencoder(TrainingModule):
         autoencoder: encoder and decoder.
         mmd_weight: lambda.
         prior_deviation: sigma_z.
-        reconstruction_weight: of the squared distance.
-        input_noise: deviation of the noise on the encoder's input in training, cut at two deviations.
-        pretraining_batches: at first only the encoder is trained, for so many batches of the first epoch, to match
-            the prior's mean and covariance.
-        optimizer: of both.
+        reconstruction_weight: weight of the squared distance.
+        input_noise: std of the noise on the encoder's input in training; noise is truncated at two stds.
+        pretraining_batches: number of batches of the first epoch that train the encoder alone, to match the prior's
+            mean and covariance.
+        optimizer: optimizer of encoder and decoder.
         **settings: those of :class:`Descent`.
 
     Raises:
@@ -62,11 +62,11 @@ class WassersteinAutoencoder(TrainingModule):
     ) -> None:
         super().__init__(optimizer=optimizer, **settings)
         require(mmd_weight >= 0, "model.mmd_weight", mmd_weight, "give a weight of 0 or more")
-        require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive deviation")
+        require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive std")
         require(
             reconstruction_weight > 0, "model.reconstruction_weight", reconstruction_weight, "give a weight above 0"
         )
-        require(input_noise >= 0, "model.input_noise", input_noise, "give a deviation of 0 or more")
+        require(input_noise >= 0, "model.input_noise", input_noise, "give a std of 0 or more")
         require(pretraining_batches >= 0, "model.pretraining_batches", pretraining_batches, "give 0 or more")
         self.autoencoder = autoencoder
         self.mmd_weight, self.prior_deviation = mmd_weight, prior_deviation
@@ -76,7 +76,7 @@ class WassersteinAutoencoder(TrainingModule):
 
     @property
     def partially_used(self) -> list[str]:
-        """The decoder, which pre-training leaves out."""
+        """The decoder, which pre-training does not use."""
         return ["decoder"] if self.pretraining_batches > 0 else []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,17 +85,17 @@ class WassersteinAutoencoder(TrainingModule):
         return reconstructed
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 2: reconstruction, plus lambda times the discrepancy of the codes of the whole batch."""
+        """Algorithm 2: minimise reconstruction cost plus lambda times the discrepancy of all codes."""
         x, _ = batch
         codes = self.autoencoder.encode(x + self.input_noise * truncated_normal_like(x, 2.0))
-        everywhere = self.all_gather(codes, sync_grads=True)  # the discrepancy is not a sum over images
-        assert isinstance(everywhere, Tensor)
-        everywhere = everywhere.reshape(-1, codes.shape[1])
+        all_codes = self.all_gather(codes, sync_grads=True)  # the discrepancy is not a sum over images
+        assert isinstance(all_codes, Tensor)
+        all_codes = all_codes.reshape(-1, codes.shape[1])
         if self.current_epoch == 0 and batch_idx < self.pretraining_batches:
-            loss = moment_distance(everywhere, self.prior_deviation)
+            loss = moment_distance(all_codes, self.prior_deviation)
         else:
-            drawn = shared_randn(everywhere.shape, codes)
-            penalty = maximum_mean_discrepancy(everywhere, self.prior_deviation * drawn, self.prior_deviation)
+            prior_codes = self.prior_deviation * shared_randn(all_codes.shape, codes)
+            penalty = maximum_mean_discrepancy(all_codes, prior_codes, self.prior_deviation)
             loss = self.reconstruction(x, self.autoencoder.decode(codes)).mean() + self.mmd_weight * penalty
             self.log("train/discrepancy", penalty.detach())
         self.descend(loss, self.all_optimizers()[0])
@@ -117,50 +117,49 @@ class WassersteinAutoencoder(TrainingModule):
         metric = self.squared_distance[stage]
         assert isinstance(metric, MeanMetric)
         distances = (self(x) - x).flatten(1).square().sum(1)
-        if not bool(distances.isfinite().all()):  # the metric would leave them out
+        if not bool(distances.isfinite().all()):  # the metric would skip them
             raise NonFiniteLogitsError(f"{name}, autoencoder: got NaN or infinite images; its weights have diverged")
         metric.update(distances)
         self.log(f"{stage}/reconstruction", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     def setup(self, stage: str) -> None:
-        """Refuse prediction, then check as the base does."""
+        """Refuse prediction, then check the run."""
         require(stage != "predict", "subcommand", "predict", "an autoencoder predicts no classes; give fit or test")
         super().setup(stage)
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check that the autoencoder gives images."""
+        """Check that the autoencoder returns images of the data's shape."""
         self.check_generator("autoencoder", self.autoencoder, image_shape)
 
 
 def maximum_mean_discrepancy(
-    codes: Tensor, drawn: Tensor, deviation: float, scales: Sequence[float] = SCALES
+    codes: Tensor, prior_codes: Tensor, std: float, scales: Sequence[float] = SCALES
 ) -> Tensor:
     """Unbiased MMD of two samples, a scalar: inverse multiquadratic kernels C / (C + |a - b|^2), C = 2 s Z sigma_z^2.
 
     Args:
         codes: (B, Z), B at least 2.
-        drawn: (B, Z) from the prior.
-        deviation: sigma_z.
-        scales: s, over which it is summed.
+        prior_codes: samples of the prior, (B, Z).
+        std: sigma_z, std of the prior.
+        scales: values of s; the kernel is the sum over them.
     """
-    size, base = len(codes), 2 * codes.shape[1] * deviation**2
+    size, base = len(codes), 2 * codes.shape[1] * std**2
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         squares = (a[:, None] - b[None]).square().sum(2)
-        each = [scale * base / (scale * base + squares) for scale in scales]
-        return torch.stack(each).sum(0)
+        return torch.stack([scale * base / (scale * base + squares) for scale in scales]).sum(0)
 
-    within = sum(_off_diagonal_mean(kernel(part, part)) for part in (codes, drawn))
-    return within - 2 * kernel(codes, drawn).sum() / size**2
+    within = sum(_off_diagonal_mean(kernel(sample, sample)) for sample in (codes, prior_codes))
+    return within - 2 * kernel(codes, prior_codes).sum() / size**2
 
 
-def moment_distance(codes: Tensor, deviation: float) -> Tensor:
-    """Mean squared distance of the mean, and of the covariance, of codes (B, Z) to the prior's; a scalar."""
+def moment_distance(codes: Tensor, std: float) -> Tensor:
+    """Mean squared distance of the mean and of the covariance of codes (B, Z) to those of N(0, std^2 I), a scalar."""
     mean = codes.mean(0)
     centred = codes - mean
     covariance = centred.T @ centred / (len(codes) - 1)
-    wanted = deviation**2 * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
-    return mean.square().mean() + (covariance - wanted).square().mean()
+    expected = std**2 * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
+    return mean.square().mean() + (covariance - expected).square().mean()
 
 
 def _off_diagonal_mean(matrix: Tensor) -> Tensor:

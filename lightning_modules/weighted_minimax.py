@@ -7,8 +7,8 @@
 | alpha | ``alpha`` | 0 gives the base method |
 | 1 / lambda | ``beta`` | TRADES's weight; none for adversarial training |
 
-The weights are neither normalised nor detached, in the attack as in the descent: detaching turns the logits' gradient
-by a cosine of 0.72 to 0.98. The authors' code for TRADES stops its attack before the first step; this one does not.
+The weights are neither normalised nor detached, in the attack and in training. Detached, the logits' gradient has a
+cosine of 0.72 to 0.98 to this one. The authors' attack for TRADES stops before its first step; this one does not.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from robust.modes import attack_mode
 
 
 class WeightedMinimax(AttackedClassifier):
-    """Adversarial training, or TRADES, in which an example weighs the more the smaller its margin under attack.
+    """Adversarial training or TRADES with a weight for each example, larger for smaller margins under attack.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        alpha: how much small margins weigh, not negative; weights are in [exp(-alpha), exp(alpha)].
-        beta: weight of TRADES's divergence; none trains on the weighted cross-entropy of attacked images alone.
-        detach_weight: take weights as constants in the descent.
-        attack: ascends the weighted loss. By default ten steps of PGD: without ``beta`` from a random start and in the
-            network's own mode, with it beside the image and in evaluation mode.
+        alpha: strength of the weights, not negative; weights are in [exp(-alpha), exp(alpha)].
+        beta: weight of TRADES's divergence; None trains on the weighted cross-entropy of attacked images alone.
+        detach_weight: stop the gradient through the weights.
+        attack: maximises the weighted loss. By default ten steps of PGD: without ``beta`` from a random start and in
+            the network's own mode, with ``beta`` from a Gaussian start and in evaluation mode.
         **settings: those of :class:`AttackedClassifier`.
 
     Raises:
@@ -59,7 +59,7 @@ class WeightedMinimax(AttackedClassifier):
         self.alpha, self.beta, self.detach_weight = alpha, beta, detach_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 1, on the cross-entropy of attacked images or on TRADES's risk."""
+        """Algorithm 1: minimise the weighted cross-entropy of attacked images, or the weighted risk of TRADES."""
         loss = self._adversarial_risk(*batch) if self.beta is None else self._trades_risk(*batch, self.beta)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

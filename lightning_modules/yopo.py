@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | m, n | ``outer``, ``inner`` | full passes of a batch; steps through the first layer in each |
 | f_0 | ``first_layer`` | the layer that the perturbation reaches through its own gradient |
-| p | ``costate`` | gradient of the loss to that layer's output, held fixed in the inner steps |
+| p | ``costate`` | gradient of the loss to that layer's output, fixed in the inner steps |
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from robust.threat_models import LinfBall
 
 
 class _FirstLayerDone(Exception):  # noqa: N818 - no error
-    """Ends a forward pass behind the first layer."""
+    """Ends a forward pass after the first layer."""
 
 
 class YOPO(AttackedClassifier):
-    """YOPO-m-n: weights and costate share the m full passes; the n inner steps go through the first layer alone.
+    """YOPO-m-n: m full passes give the gradient of the weights and the costate; n inner steps use the first layer.
 
     The threat model is the linf ball. Source: Algorithm 1.
 
@@ -33,8 +33,8 @@ class YOPO(AttackedClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         first_layer: name of the classifier's first layer, as ``named_modules`` gives it.
         outer: full passes over a batch, whose weight gradients add up; at least 1.
-        inner: steps of the perturbation after each; at least 1.
-        step_size: of an inner step, as a share of epsilon.
+        inner: steps of the perturbation after each full pass; at least 1.
+        step_size: size of an inner step, as a fraction of epsilon.
         **settings: those of :class:`RobustClassifier`.
 
     Raises:
@@ -53,14 +53,14 @@ class YOPO(AttackedClassifier):
     ) -> None:
         require(outer >= 1, "model.outer", outer, "give at least 1")
         require(inner >= 1, "model.inner", inner, "give at least 1")
-        require(step_size > 0, "model.step_size", step_size, "give a positive share of epsilon")
+        require(step_size > 0, "model.step_size", step_size, "give a positive fraction of epsilon")
         names = [name for name, _ in classifier.named_modules() if name]
         require(first_layer in names, "model.first_layer", first_layer, f"give one of {', '.join(names)}")
         super().__init__(classifier, norm="linf", attack=None, **settings)
         self.first_layer, self.outer, self.inner, self.step_size = first_layer, outer, inner, step_size
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 1: the costate of each full pass steers ``inner`` steps of the perturbation."""
+        """Algorithm 1: each full pass gives the costate of the next ``inner`` steps of the perturbation."""
         x, y = batch
         ball = LinfBall(self.current_epsilon)
         step = self.step_size * self.current_epsilon
@@ -68,7 +68,7 @@ class YOPO(AttackedClassifier):
         optimizer = self.all_optimizers()[0]
         optimizer.zero_grad()
         for _ in range(self.outer):
-            hidden, logits = self._both(x_adv)
+            hidden, logits = self._full_pass(x_adv)
             loss = F.cross_entropy(logits, y) / self.outer
             self.check_finite(loss)
             self.manual_backward(loss)
@@ -76,7 +76,7 @@ class YOPO(AttackedClassifier):
             assert costate is not None
             for _ in range(self.inner):
                 x_adv = x_adv.detach().requires_grad_()
-                hamiltonian = (costate * self._first(x_adv)).sum()
+                hamiltonian = (costate * self._first_layer_output(x_adv)).sum()
                 (gradient,) = torch.autograd.grad(hamiltonian, x_adv)
                 x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
             losses.append(loss.detach())
@@ -84,30 +84,30 @@ class YOPO(AttackedClassifier):
         self.log("train/loss", torch.stack(losses).sum(), prog_bar=True)
 
     def start(self, ball: LinfBall, x: Tensor) -> Tensor:
-        """Where the perturbation of a batch begins: a random point of the ball."""
+        """First perturbed images of a batch, drawn from the ball."""
         return ball.sample(x)
 
-    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first layer's output, which keeps its gradient, and the logits."""
-        kept: list[Tensor] = []
+    def _full_pass(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first layer's output, which retains its gradient, and the logits."""
+        outputs: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             output.retain_grad()
-            kept.append(output)
+            outputs.append(output)
 
-        handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(keep)
+        handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(record)
         try:
             logits = self.classifier(x)
         finally:
             handle.remove()
-        return kept[0], logits
+        return outputs[0], logits
 
-    def _first(self, x: Tensor) -> Tensor:
-        """The first layer's output, whatever comes before it included."""
-        kept: list[Tensor] = []
+    def _first_layer_output(self, x: Tensor) -> Tensor:
+        """The first layer's output; the layers after it do not run."""
+        outputs: list[Tensor] = []
 
         def stop(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept.append(output)
+            outputs.append(output)
             raise _FirstLayerDone
 
         handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(stop)
@@ -117,4 +117,4 @@ class YOPO(AttackedClassifier):
             pass
         finally:
             handle.remove()
-        return kept[0]
+        return outputs[0]

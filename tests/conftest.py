@@ -62,7 +62,7 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "VALIDATION_IMAGES", layouts.VALIDATION)
     monkeypatch.setattr(datamodules.TinyImageNet, "sizes", (layouts.SIZES["train"], layouts.SIZES["test"]))
     monkeypatch.setattr(datamodules.TinyImageNet, "num_classes", 4)
-    monkeypatch.setattr(datamodules.MNISTC, "images_each", layouts.SIZES["test"])
+    monkeypatch.setattr(datamodules.MNISTC, "images_per_corruption", layouts.SIZES["test"])
 
 
 @pytest.fixture

@@ -219,5 +219,5 @@ def test_a_server_that_trickles_is_not_waited_for(monkeypatch):
         threading.Thread(target=server.handle_request, daemon=True).start()
         begun = time.monotonic()
         with pytest.raises(SettingError, match=r"ckpt_path: .* cannot be fetched \(\d+ bytes in 1 seconds\)"):
-            checkpoints.fetch(f"http://127.0.0.1:{server.server_port}/x.ckpt")
+            checkpoints.download(f"http://127.0.0.1:{server.server_port}/x.ckpt")
         assert time.monotonic() - begun < 5

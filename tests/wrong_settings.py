@@ -192,7 +192,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (f"{PSEUDO}/names.npz", "data.pseudo_labelled", "with image and label"),
         (f"{PSEUDO}/binary", "data.pseudo_labelled", "give an npz or pickle file"),
         (f"{PSEUDO}/code.pickle", "data.pseudo_labelled", "set data.trust_pickle to true"),
-        (f"{PSEUDO}/empty.npz --data.labelled_share=1", "data.labelled_share", "give a share"),
+        (f"{PSEUDO}/empty.npz --data.labelled_share=1", "data.labelled_share", "give a fraction"),
     ],
     "evaluations": [
         (EVALUATION + "={{}}", "AdversarialEvaluation.attacks", "give"),
@@ -219,7 +219,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--ckpt_path={folder}/zip.ckpt", "ckpt_path", FIT),
         ("--ckpt_path={folder}/pickle.ckpt", "ckpt_path", FIT),
         ("test --ckpt_path={folder}/pickle.ckpt", "ckpt_path", FIT),
-        ("--ckpt_path={folder}/weights.ckpt", "ckpt_path", "save_weights_only left at false"),
+        ("--ckpt_path={folder}/weights.ckpt", "ckpt_path", "save_weights_only false"),
         ("--ckpt_path={folder}/state_dict.ckpt", "ckpt_path", "it holds no state_dict"),
         ("test --ckpt_path={folder}/state_dict.ckpt", "ckpt_path", "it holds no state_dict"),
         ("--ckpt_path={folder}/without-epoch.ckpt", "ckpt_path", "it lacks epoch"),

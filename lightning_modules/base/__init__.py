@@ -1,8 +1,8 @@
-"""The base of all methods, and the bases of families of methods."""
+"""Base classes of all methods and of families of methods."""
 
 from lightning_modules.base.attacked_classifier import AttackedClassifier
 from lightning_modules.base.checks import check_precision, run_blank
-from lightning_modules.base.descent import Trained
+from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
 from lightning_modules.base.multi_norm_classifier import MultiNormClassifier, attacks_by_norm
@@ -15,8 +15,8 @@ __all__ = [
     "GeneratorClassifier",
     "ManifoldClassifier",
     "MultiNormClassifier",
+    "OptimizerSpec",
     "RobustClassifier",
-    "Trained",
     "TrainingModule",
     "attacks_by_norm",
     "check_precision",

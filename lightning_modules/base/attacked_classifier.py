@@ -1,4 +1,4 @@
-"""What the methods that train on attacks share: one network, a norm ball, an attack."""
+"""Base of the methods that train on attacked images: one network, a norm ball, an attack."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from robust.threat_models import Norm, ThreatModel, ball
 
 
 class AttackedClassifier(RobustClassifier):
-    """Base of adversarial training and its kin: subclasses write ``training_step``.
+    """Base of adversarial training and its variants; subclasses write ``training_step``.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: radius of the threat model, in pixel units.
-        norm: in which it is a ball.
-        attack: finds the training examples; by default ten steps of PGD from a random start.
+        norm: norm of the ball.
+        attack: makes the training images; by default ten steps of PGD from a random start.
         **settings: those of :class:`RobustClassifier`.
 
     Raises:
@@ -42,24 +42,23 @@ class AttackedClassifier(RobustClassifier):
         self.attack = PGD(steps=10) if attack is None else attack
 
     def threat_model(self, epsilon: float) -> ThreatModel:
-        """The ball of this radius in the module's norm."""
+        """The ball of radius ``epsilon`` in the module's norm."""
         return ball(self.norm, epsilon)
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """That ball, under the norm's name."""
+        """The ball of radius ``epsilon``, by the norm's name."""
         return {self.norm: self.threat_model(epsilon)}
 
-    def half_adversarial_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
-        """Half the cross-entropy on the images, half on attacked ones; without ``adversarial`` that on the images.
+    def mixed_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
+        """Mean of the cross-entropy on clean images and on attacked images, a scalar.
 
-        The attack is against the network's own predictions, so that no label leaks into the images (Kurakin et al.
-        2017): those of the clean pass, in the network's own mode, as in the published code of PNI and Learn2Perturb,
-        which train on this loss.
+        The attack is against the predictions of the clean pass, so that no label leaks into the images (Kurakin et al.
+        2017). As in the published code of PNI and Learn2Perturb, this pass is in the network's own mode.
 
         Args:
             x: images (B, C, H, W).
             y: labels (B,).
-            adversarial: whether to attack at all.
+            adversarial: if false, return the cross-entropy on clean images alone.
         """
         logits = self(x)
         clean = F.cross_entropy(logits, y)

@@ -1,4 +1,4 @@
-"""Checks at the door: batches of any loader, networks on a blank image, the precision of the weights."""
+"""Checks of batches, of networks on a blank image, and of the weights' precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_images(x: Tensor, name: str) -> None:
     """Check that ``x`` holds images: finite floats of any precision in [0, 1], of shape (B, C, H, W), B at least 1.
 
     Raises:
-        SettingError: naming what was found, what is expected and the remedy.
+        SettingError: if it does not; the message says what it holds and what is expected.
     """
     require(x.is_floating_point(), name, str(x.dtype), "give float images in [0, 1] (uint8 images over 255)")
     require(x.dim() == 4 and x.numel() > 0, name, tuple(x.shape), "give at least one image, shape (B, C, H, W)")
@@ -28,15 +28,15 @@ def check_images(x: Tensor, name: str) -> None:
 
 
 def labelled(batch: Any, name: str, count: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images and labels in a batch of ``count`` of them.
+    """The images and labels of a batch, or of each batch in a list of ``count`` batches.
 
     Args:
-        batch: what the loader gave.
-        name: what the error calls it.
-        count: with more than 1, ``batch`` is a list of so many batches.
+        batch: output of the loader.
+        name: name of the batch in errors.
+        count: number of batches; above 1, ``batch`` is a list of them.
 
     Raises:
-        SettingError: if it is none of these.
+        SettingError: if ``batch`` is of another type or length.
     """
     if count > 1:
         fits = isinstance(batch, list | tuple) and len(batch) == count and not _is_pair(batch)
@@ -52,29 +52,29 @@ def images_of(batch: Any, name: str) -> Tensor:
     """The images of a batch with or without labels.
 
     Raises:
-        SettingError: if it has none.
+        SettingError: if it has no images.
     """
-    found = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
-    require(isinstance(found, Tensor), name, _described(batch), "give images (B, C, H, W), alone or with labels (B,)")
-    assert isinstance(found, Tensor)
-    return found
+    images = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
+    require(isinstance(images, Tensor), name, _described(batch), "give images (B, C, H, W), alone or with labels (B,)")
+    assert isinstance(images, Tensor)
+    return images
 
 
 def check_precision(module: LightningModule, trainer: Trainer, what: str) -> None:
-    """Refuse weights of half precision: their rounding is larger than what attacks and bounds are about.
+    """Refuse weights of half precision: they round by more than the differences that attacks and bounds measure.
 
     Args:
-        module: what is trained or evaluated.
-        trainer: its precision is asked.
-        what: the method or the evaluation that needs more.
+        module: the module that is trained or evaluated.
+        trainer: the trainer whose precision is checked.
+        what: name of the method or evaluation that needs float32, for errors.
 
     Raises:
-        SettingError: if there are such weights.
+        SettingError: if the trainer or a weight has half precision.
     """
     remedy = f"{what} attacks or bounds the network, which needs weights of float32; give 32-true or bf16-mixed"
     require(trainer.precision not in ("16-true", "bf16-true"), "trainer.precision", trainer.precision, remedy)
-    found = {str(weight.dtype) for weight in module.parameters() if weight.dtype in HALF}
-    require(not found, "model", " and ".join(sorted(found)), remedy)
+    half = {str(weight.dtype) for weight in module.parameters() if weight.dtype in HALF}
+    require(not half, "model", " and ".join(sorted(half)), remedy)
 
 
 def run_blank(
@@ -86,18 +86,18 @@ def run_blank(
     training: bool = False,
     batch: int = 2,
 ) -> Tensor:
-    """The network's output on blank images, its modes, statistics and random numbers left as they are.
+    """The network's output on blank images; modes, running statistics and random generators do not change.
 
     Args:
-        name: the network's setting, for the errors.
-        network: takes images (B, C, H, W).
+        name: name of the network's setting, for errors.
+        network: network from images (B, C, H, W).
         image_shape: (C, H, W).
-        device: where its weights are.
-        training: whether it runs in training mode.
+        device: device of the network's weights.
+        training: run the network in training mode.
         batch: number of images.
 
     Raises:
-        SettingError: if it does not take them, or its output is no tensor.
+        SettingError: if the network fails on such images, or returns no tensor.
     """
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     try:
@@ -121,18 +121,18 @@ def run_blank(
 def check_training_mode(
     name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device, expected: Tensor, batch: int
 ) -> None:
-    """Check that the network gives in training mode what it gives in evaluation mode, in shape.
+    """Check that the network's output has the same shape in training mode as in evaluation mode.
 
     Args:
-        name: the network's setting, for the errors.
-        network: takes images (B, C, H, W).
+        name: name of the network's setting, for errors.
+        network: network from images (B, C, H, W).
         image_shape: (C, H, W).
-        device: where its weights are.
-        expected: its output in evaluation mode, (2, ...).
-        batch: images in a training batch of a process.
+        device: device of the network's weights.
+        expected: output in evaluation mode, (2, ...).
+        batch: number of images in a training batch of one process.
 
     Raises:
-        SettingError: if it does not, or it normalises over a batch of one image.
+        SettingError: if the shapes differ, or the network normalises over a batch of one image.
     """
     try:
         output = run_blank(name, network, image_shape, device, training=True, batch=min(batch, 2))

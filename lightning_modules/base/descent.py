@@ -1,4 +1,4 @@
-"""One step of descent: which optimizer moves which parameters, finite losses, clipping, stepping."""
+"""Optimizers and their steps: which optimizer updates which parameters, finite losses, clipping, stepping."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.optim import SGD
 from robust.errors import NonFiniteLossError, require
 
 
-class Trained(NamedTuple):
-    """Parameters, the optimizer that moves them, and its learning-rate schedule, if any."""
+class OptimizerSpec(NamedTuple):
+    """Parameters, the optimizer that updates them, and its learning-rate schedule, if any."""
 
     parameters: Iterable[nn.Parameter]
     optimizer: OptimizerCallable
@@ -28,9 +28,9 @@ class Descent(pl.LightningModule):
     """Steps its own optimizers, so that a method may alternate between several.
 
     Args:
-        optimizer: of all parameters, unless :meth:`trained` says otherwise.
-        lr_scheduler: its learning-rate schedule, by default stepped once an epoch.
-        gradient_clip: largest norm of the gradient of all parameters that a step moves; none by default.
+        optimizer: optimizer of all parameters, unless a subclass overrides :meth:`optimizer_specs`.
+        lr_scheduler: learning-rate schedule, by default stepped once an epoch.
+        gradient_clip: largest gradient norm over all parameters that a step updates; no clipping by default.
 
     Raises:
         SettingError: if ``gradient_clip`` is not positive.
@@ -48,33 +48,33 @@ class Descent(pl.LightningModule):
         self.automatic_optimization = False
         self.optimizer, self.lr_scheduler, self.gradient_clip = optimizer, lr_scheduler, gradient_clip
 
-    def trained(self) -> list[Trained]:
-        """List what each optimizer moves; methods with several optimizers extend it."""
-        return [Trained(self.parameters(), self.optimizer, self.lr_scheduler)]
+    def optimizer_specs(self) -> list[OptimizerSpec]:
+        """One entry for each optimizer; methods with several optimizers extend the list."""
+        return [OptimizerSpec(self.parameters(), self.optimizer, self.lr_scheduler)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizers and schedules of :meth:`trained`, in its order."""
-        trained = self.trained()
-        optimizers = [part.optimizer(part.parameters) for part in trained]
-        pairs = zip(trained, optimizers, strict=True)
-        return optimizers, [part.lr_scheduler(optimizer) for part, optimizer in pairs if part.lr_scheduler is not None]
+        """Build the optimizers and schedules in the order of :meth:`optimizer_specs`."""
+        specs = self.optimizer_specs()
+        optimizers = [spec.optimizer(spec.parameters) for spec in specs]
+        pairs = zip(specs, optimizers, strict=True)
+        return optimizers, [spec.lr_scheduler(optimizer) for spec, optimizer in pairs if spec.lr_scheduler is not None]
 
     def all_optimizers(self) -> list[LightningOptimizer]:
-        """The optimizers in the order of :meth:`trained`, always as a list."""
+        """The optimizers in the order of :meth:`optimizer_specs`, always as a list."""
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
     def descend(self, loss: Tensor, *optimizers: LightningOptimizer, counts: bool = True) -> None:
-        """Zero gradients, backpropagate ``loss`` (a scalar), clip, and step every optimizer.
+        """Zero gradients, backpropagate ``loss``, clip gradients, and step every optimizer.
 
         Args:
             loss: scalar.
-            optimizers: those to step. With ``counts`` the first one advances Lightning's ``global_step`` by one, so
-                that however many optimizers there are, it counts batches; the others never do.
-            counts: whether this is the batch's one counted step.
+            optimizers: optimizers to step.
+            counts: let the first optimizer advance Lightning's ``global_step`` by one. A method sets this once a
+                batch, so that ``global_step`` counts batches, however many optimizers there are.
 
         Raises:
-            NonFiniteLossError: if the loss is NaN or infinite; nothing is changed then.
+            NonFiniteLossError: if the loss is NaN or infinite; no parameter has changed then.
         """
         self.check_finite(loss)
         for optimizer in optimizers:
@@ -83,10 +83,10 @@ class Descent(pl.LightningModule):
         self.step(*optimizers, counts=counts)
 
     def check_finite(self, loss: Tensor) -> None:
-        """Stop training if the loss, a scalar, is NaN or infinite.
+        """Stop training at a loss that is not finite.
 
         Raises:
-            NonFiniteLossError: if it is.
+            NonFiniteLossError: if the loss, a scalar, is NaN or infinite.
         """
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
@@ -95,7 +95,7 @@ class Descent(pl.LightningModule):
             )
 
     def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
-        """Clip the gradients and step every optimizer: the second half of :meth:`descend`, same arguments."""
+        """Clip the gradients and step every optimizer; arguments are those of :meth:`descend`."""
         if self.gradient_clip is not None:
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)

@@ -1,4 +1,4 @@
-"""What the methods share that train a generator beside the classifier."""
+"""Base of the methods that train a generator and a classifier."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
-from lightning_modules.base.descent import Trained
+from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.robust_classifier import RobustClassifier
 
 
 class GeneratorClassifier(RobustClassifier):
-    """A classifier and a generator, each with an optimizer and a schedule of its own.
+    """A classifier and a generator, each with its own optimizer and schedule.
 
     Args:
-        generator: network from images (B, C, H, W) to outputs of the same shape; None for methods that do without.
-        generator_optimizer: the generator's.
-        generator_lr_scheduler: its learning-rate schedule, stepped once an epoch.
-        **settings: those of the next class in line, :class:`RobustClassifier` or a base made from it.
+        generator: network from images (B, C, H, W) to outputs of the same shape; None to train the classifier alone.
+        generator_optimizer: optimizer of the generator.
+        generator_lr_scheduler: learning-rate schedule of the generator, stepped once an epoch.
+        **settings: those of :class:`RobustClassifier`, or of the base that follows in the method resolution order.
     """
 
     def __init__(
@@ -33,16 +33,16 @@ class GeneratorClassifier(RobustClassifier):
         self.generator = generator
         self.generator_optimizer, self.generator_lr_scheduler = generator_optimizer, generator_lr_scheduler
 
-    def trained(self) -> list[Trained]:
+    def optimizer_specs(self) -> list[OptimizerSpec]:
         """The classifier first, then the generator, if any."""
         if self.generator is None:
-            return super().trained()
-        generator = Trained(self.generator.parameters(), self.generator_optimizer, self.generator_lr_scheduler)
-        return [*super().trained(), generator]
+            return super().optimizer_specs()
+        spec = OptimizerSpec(self.generator.parameters(), self.generator_optimizer, self.generator_lr_scheduler)
+        return [*super().optimizer_specs(), spec]
 
     @property
     def partially_used(self) -> list[str]:
-        """The generator, which some steps of the classifier leave out."""
+        """The generator, which some steps of the classifier do not use."""
         return [] if self.generator is None else ["generator"]
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:

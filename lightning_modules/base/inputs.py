@@ -1,4 +1,4 @@
-"""Checks where inputs enter a run: the data's shape, the trainer's settings, each batch of any loader."""
+"""Checks of a run's inputs: the data's shape, the trainer's settings, every batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from robust.errors import require
 
 
 class CheckedInputs(pl.LightningModule):
-    """Checks that networks, data and trainer fit together before anything runs, then every batch.
+    """Checks that networks, data and trainer fit together before the run starts, then checks every batch.
 
     Attributes:
-        half_precision: whether it also trains weights of half precision, in ``bf16-true`` and ``16-true``.
-        training_batches: how many independently shuffled batches a step takes; with more than one, ``training_step``
+        half_precision: whether the method supports weights of half precision (``bf16-true`` and ``16-true``).
+        training_batches: number of independently shuffled batches in a training step; above 1, ``training_step``
             gets a list of them.
     """
 
@@ -26,7 +26,7 @@ class CheckedInputs(pl.LightningModule):
     gradient_clip: float | None
 
     def check_data(self) -> None:
-        """Check the networks on the shape of the data module's images, where it names one."""
+        """Check the networks on the data module's image shape, if it has one."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
@@ -35,7 +35,7 @@ class CheckedInputs(pl.LightningModule):
         """Check that the trainer's callbacks and precision suit the method.
 
         Raises:
-            SettingError: naming the setting that does not.
+            SettingError: if one does not.
         """
         callbacks = getattr(self.trainer, "callbacks", [])
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
@@ -51,14 +51,14 @@ class CheckedInputs(pl.LightningModule):
         )
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Run the networks once on a blank image of the data's shape; subclasses say what is checked.
+        """Run the networks once on a blank image of the data's shape; subclasses implement the check.
 
         Raises:
-            SettingError: if one does not take it or gives another shape than it should.
+            SettingError: if a network fails on it or returns a wrong shape.
         """
 
     def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        """Check that a generator gives images of the data's shape.
+        """Check that a generator returns images of the data's shape.
 
         Raises:
             SettingError: if it does not.
@@ -72,20 +72,20 @@ class CheckedInputs(pl.LightningModule):
         )
 
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
-        """Check a batch of any loader; subclasses say what they need of labels.
+        """Check the images of a batch; subclasses also check its labels.
 
         Args:
             x: images.
-            y: labels; none where nothing depends on them.
-            name: what errors call the batch.
+            y: labels; None in prediction.
+            name: name of the batch in errors.
 
         Raises:
-            SettingError: naming what was given, what is expected and the remedy.
+            SettingError: if the batch is wrong.
         """
         check_images(x, f"images of {name}")
 
     def check_labelled(self, batch: Any, name: str, count: int = 1) -> None:
-        """Check images and labels of a batch, or of a list of ``count`` batches."""
+        """Check the images and labels of a batch, or of a list of ``count`` batches."""
         for x, y in labelled(batch, name, count):
             self.check_batch(x, y, name)
 

@@ -1,4 +1,4 @@
-"""What the methods that train on the data manifold share: a frozen autoencoder beside the classifier."""
+"""Base of the methods that train on the data manifold: a classifier and a frozen autoencoder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from robust.networks import Autoencoder, load_autoencoder
 
 
 class ManifoldClassifier(RobustClassifier):
-    """A classifier that learns from what a trained autoencoder decodes; the autoencoder itself never moves.
+    """A classifier that learns from the images that a frozen autoencoder decodes.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        autoencoder: of the architecture that ``WassersteinAutoencoder`` has trained.
-        autoencoder_checkpoint: of that training; read where a training begins, for a checkpoint of this module holds
-            the autoencoder too.
-        epsilon: size of the threat model in which it is evaluated, in pixel units; training does not use it.
-        optimizer: the classifier's.
+        autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained.
+        autoencoder_checkpoint: checkpoint of that training. Only the start of a training reads it: this module's own
+            checkpoints hold the autoencoder.
+        epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
+        optimizer: optimizer of the classifier.
         **settings: those of :class:`RobustClassifier`.
 
     Raises:
@@ -50,7 +50,7 @@ class ManifoldClassifier(RobustClassifier):
         return self
 
     def setup(self, stage: str) -> None:
-        """Check, and read the autoencoder where a training begins."""
+        """Check the run, and load the autoencoder at the start of a training."""
         super().setup(stage)
         if stage == "fit" and self.trainer.ckpt_path is None:
             path, setting = self.autoencoder_checkpoint, "model.autoencoder_checkpoint"
@@ -58,6 +58,6 @@ class ManifoldClassifier(RobustClassifier):
             load_autoencoder(self.autoencoder, str(path), setting)
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the classifier, and that the autoencoder gives images."""
+        """Check the classifier, and that the autoencoder returns images of the data's shape."""
         super().check_shapes(image_shape, num_classes)
         self.check_generator("autoencoder", self.autoencoder, image_shape)

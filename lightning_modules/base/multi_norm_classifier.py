@@ -1,4 +1,4 @@
-"""What the methods share that train against several norm balls at once."""
+"""Base of the methods that train against several norm balls at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from robust.threat_models import Norm, ThreatModel, ball
 
 
 class MultiNormClassifier(RobustClassifier):
-    """Base of training against the union of a linf, an l2 and an l1 ball: subclasses write ``training_step``.
+    """Base of training against the union of a linf, an l2 and an l1 ball; subclasses write ``training_step``.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: radius in linf, in pixel units. A schedule of epsilon scales all three alike.
         epsilon_l2: radius in l2.
         epsilon_l1: radius in l1.
-        optimizer: the classifier's.
+        optimizer: optimizer of the classifier.
         **settings: those of :class:`RobustClassifier`.
 
     Raises:
@@ -54,7 +54,7 @@ class MultiNormClassifier(RobustClassifier):
 
 
 def attacks_by_norm(linf: PGD | None, l2: PGD | None, l1: PGD | None) -> dict[Norm, PGD]:
-    """An attack for each norm; by default PGD as multi-norm training (MNG-AC) configures it for CIFAR-10."""
+    """One attack for each norm; by default PGD with the settings of MNG-AC for CIFAR-10."""
     return {
         "linf": linf or PGD(10, 1 / 255, absolute=True, mode="frozen"),
         "l2": l2 or PGD(10, 30 / 255, absolute=True, mode="frozen"),

@@ -1,4 +1,4 @@
-"""Numbers of the examples in a step: their positions in the global batch, or their indices in the data."""
+"""Numbers of the examples in a step: their indices in the global batch, or in the data."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_st
 
 
 def number_steps(kind: type[TrainingModule]) -> None:
-    """Let the random numbers of the steps that a class defines depend on its examples' numbers.
+    """Wrap the steps that a class defines, so that :mod:`robust.random` draws by the numbers of the examples.
 
-    See :mod:`robust.random`. Steps of evaluation note their examples as ``data_indices`` of the module.
+    Steps of evaluation note their examples as ``data_indices`` of the module.
     """
     for name in ("training_step", *_KEYS):
         if name in vars(kind):

@@ -1,4 +1,4 @@
-"""What the processes of a run share: values, the indices of their examples, a seed, batch statistics."""
+"""Communication between the processes of a run: gathered values, a common seed, batch statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robust.errors import require
 
 
 class AcrossProcesses(pl.LightningModule):
-    """Divides each step's batch among processes: equal parts, one behind the other."""
+    """A module whose processes have equal, consecutive parts of each training batch."""
 
     def gather(self, value: Tensor) -> Tensor:
         """Concatenate the parts (B, ...) of all processes, in the order of the global batch; no gradient flows."""
@@ -26,7 +26,7 @@ class AcrossProcesses(pl.LightningModule):
         return range(rank * count, (rank + 1) * count)
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """Average over all processes; gradients flow to each process's part. One process returns ``value`` itself."""
+        """Mean over all processes, with gradients to the value of each; a single process returns ``value`` itself."""
         if self.trainer.world_size == 1:
             return value
         parts = self.all_gather(value, sync_grads=True)
@@ -34,7 +34,7 @@ class AcrossProcesses(pl.LightningModule):
         return parts.mean(0)
 
     def common_seed(self) -> int:
-        """The seed of torch's generator in the first process, for all of them."""
+        """The first process's seed of torch's generator, broadcast to all processes."""
         return int(self.trainer.strategy.broadcast(torch.initial_seed() % 2**32))
 
     def check_strategy(self, partially_used: list[str]) -> None:
@@ -44,7 +44,7 @@ class AcrossProcesses(pl.LightningModule):
             partially_used: names of the parameters that some training steps do not use.
 
         Raises:
-            SettingError: if the strategy does not support them, or is unknown.
+            SettingError: if the strategy does not support such parameters, or is itself not supported.
         """
         strategy = self.trainer.strategy
         if partially_used and isinstance(strategy, DDPStrategy):
@@ -52,7 +52,7 @@ class AcrossProcesses(pl.LightningModule):
                 bool(strategy._ddp_kwargs.get("find_unused_parameters")),
                 "trainer.strategy",
                 "ddp",
-                f"{type(self).__name__} has steps that leave out {', '.join(partially_used)}; "
+                f"{type(self).__name__} has steps that do not use {', '.join(partially_used)}; "
                 "give ddp_find_unused_parameters_true",
             )
         require(

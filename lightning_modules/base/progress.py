@@ -1,4 +1,4 @@
-"""Lightning's count of epochs and batches in a checkpoint, corrected where a run stops inside an epoch."""
+"""Corrects Lightning's counts of epochs and batches in a checkpoint of a run that stops inside an epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 
 def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Let a run that goes on from the checkpoint take up the epoch where it is.
+    """Correct the checkpoint so that a resumed run continues the epoch in which this one stops.
 
-    Lightning closes the epoch in which ``max_steps``, ``max_time`` or an early stop ends a run, and would begin the
-    next one on resuming. It would leave out a validation that was due or had begun.
+    Lightning closes the epoch in which ``max_steps``, ``max_time`` or an early stop ends a run, so a resumed run would
+    begin the next epoch. It would also skip a validation that was due or had begun.
 
     Args:
-        checkpoint: as Lightning has gathered it; its ``loops`` are changed in place.
-        trainer: whose run it is of.
+        checkpoint: Lightning's checkpoint; its ``loops`` are changed in place.
+        trainer: trainer of the run.
     """
     if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
         return
@@ -32,16 +32,16 @@ def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:
             count["completed"] = count["processed"]
         validation = progress["epoch_loop.val_loop.batch_progress"]
         validation["is_last_batch"] = False
-        for count in (validation["current"], validation["total"]):  # stopped in its first batch, as Lightning has it
+        for count in (validation["current"], validation["total"]):  # Lightning's counts of a stop in the first batch
             count.update(ready=1, started=1, processed=0, completed=0)
 
 
 def _validation_is_open(trainer: Trainer) -> bool:
-    """Whether a validation goes on, or is due behind the batch that has just been trained on."""
+    """Whether a validation is running, or is due after the last training batch."""
     loop = trainer.fit_loop.epoch_loop
     if trainer.validating:
         return not loop.val_loop.batch_progress.is_last_batch
     count: Any = loop.batch_progress.total
-    behind_batch = count.completed == count.processed - 1
+    after_batch = count.completed == count.processed - 1
     fetcher = trainer.fit_loop._data_fetcher
-    return behind_batch and fetcher is not None and loop._should_check_val_fx(fetcher)
+    return after_batch and fetcher is not None and loop._should_check_val_fx(fetcher)

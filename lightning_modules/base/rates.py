@@ -1,4 +1,4 @@
-"""Learning-rate schedules of methods that step their own optimizers: by epoch, by step, or by a monitored metric."""
+"""Learning-rate schedules in manual optimization: by epoch, by step, or by a monitored metric."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BY_STEP = (EachStep, OneCycleLR, CyclicLR)
 
 
 def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]) -> None:
-    """Bring every schedule to where it is to be before batch ``batch_idx`` of the current epoch.
+    """Step every schedule to its state before batch ``batch_idx`` of the current epoch.
 
-    Schedules by step move with every batch, others with every epoch; those of a metric with every validated epoch.
-    It depends on the schedules' own counts alone, so that a resumed run goes on.
+    Schedules by step advance with every batch, others with every epoch, those of a metric with every validated epoch.
+    Only the schedules' own counts decide how many steps are due, so a resumed run continues them.
 
     Args:
-        trainer: its schedules and its epoch are asked.
-        batch_idx: of the batch that comes.
+        trainer: trainer that holds the schedules.
+        batch_idx: index of the next batch in the epoch.
         monitored: metrics of the last validation, by name.
 
     Raises:
@@ -40,14 +40,14 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
                 schedule.step(_value(schedule, monitored))
         else:
             done = epoch * int(batches) + batch_idx if by_step(config) else epoch
-            with warnings.catch_warnings():  # it is no mistake that the first epochs leave out an optimizer
+            with warnings.catch_warnings():  # some methods do not step every optimizer in the first epochs
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                 while schedule.last_epoch < done // config.frequency:
                     schedule.step()
 
 
 def by_step(config: LRSchedulerConfig) -> bool:
-    """Whether a schedule moves with every batch: by its ``interval``, or by its kind."""
+    """Whether a schedule advances with every batch, by its ``interval`` or its class."""
     return config.interval == "step" or isinstance(config.scheduler, BY_STEP)
 
 
@@ -57,10 +57,10 @@ def monitored_names(trainer: Trainer) -> list[str]:
 
 
 def check_schedules(trainer: Trainer) -> None:
-    """Check, before a training, that its schedules can be followed to its end.
+    """Check that the schedules last until the end of the training and can be resumed.
 
     Raises:
-        SettingError: if one lacks the metric that it depends on, ends too early, or has no count of its own.
+        SettingError: if a schedule names no metric though it needs one, ends too early, or keeps no count.
     """
     planned = trainer.estimated_stepping_batches
     for config in trainer.lr_scheduler_configs:
@@ -82,8 +82,8 @@ def _is_plateau(config: LRSchedulerConfig) -> bool:
 
 
 def _value(schedule: Any, monitored: dict[str, float]) -> float:
-    found = monitored.get(schedule.monitor)
+    value = monitored.get(schedule.monitor)
     known = ", ".join(sorted(monitored)) or "none"
-    require(found is not None, "lr_scheduler.monitor", schedule.monitor, f"the last validation logged {known}")
-    assert found is not None
-    return found
+    require(value is not None, "lr_scheduler.monitor", schedule.monitor, f"the last validation logged {known}")
+    assert value is not None
+    return value

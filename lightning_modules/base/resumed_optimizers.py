@@ -1,4 +1,4 @@
-"""The optimizers and schedules of a run that resumes: compared with the checkpoint's, then settled."""
+"""Compares the optimizers and schedules of a resumed run with the checkpoint's, and applies the chosen settings."""
 
 from __future__ import annotations
 
@@ -7,72 +7,71 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 
-from lightning_modules.base.settings import Described, ResumeSettings, described_by_states, differences, require_same
+from lightning_modules.base.settings import Description, ResumeSettings, describe_states, differences, require_same
 from robust.errors import require
 
 
 class ResumedOptimizers:
-    """The checkpoint that a training goes on from, and the states of optimizers and schedules before it was read.
+    """The checkpoint of a resumed training, and the configured states of optimizers and schedules.
 
     Args:
-        checkpoint: as Lightning has loaded it, whose optimizer states are read after :meth:`compare`; None without one.
+        checkpoint: the checkpoint as Lightning loaded it, or None. Lightning reads its optimizer states after
+            :meth:`compare`.
     """
 
     def __init__(self, checkpoint: dict[str, Any] | None) -> None:
         self._checkpoint = checkpoint
-        self._saved: Described = []
+        self._saved: Description = []
         self._groups: list[list[dict[str, Any]]] = []
         self._schedules: list[dict[str, Any]] = []
 
-    def compare(self, trainer: Trainer, configured: Described, decides: ResumeSettings | None) -> None:
-        """Compare the configured optimizers with the checkpoint's, before Lightning gives them its states.
+    def compare(self, trainer: Trainer, configured: Description, choice: ResumeSettings | None) -> None:
+        """Compare the configured optimizers with the checkpoint's, before Lightning loads its states into them.
 
         Raises:
-            SettingError: if they differ and nothing decides, or the checkpoint's cannot be had.
+            SettingError: if they differ and ``choice`` is None, or the checkpoint's settings cannot be used.
         """
         if self._checkpoint is None:
             return
         states = self._checkpoint["optimizer_states"]
-        self._saved = self._checkpoint.get("optimizers") or described_by_states(states)
+        self._saved = self._checkpoint.get("optimizers") or describe_states(states)
         remedy = f"the checkpoint has {len(self._saved)}; configure the method as it was"
         require(len(configured) == len(self._saved), "model optimizers", len(configured), remedy)
-        require_same("model optimizers", configured, self._saved, decides)
-        for index, (optimizer, mine, theirs) in enumerate(
-            zip(trainer.optimizers, configured, self._saved, strict=True)
-        ):
+        require_same("model optimizers", configured, self._saved, choice)
+        for index, (optimizer, own, saved) in enumerate(zip(trainer.optimizers, configured, self._saved, strict=True)):
             for part in ("class", "schedule"):
-                _require_one_kind(index, part, mine, theirs, decides)
-            if decides == "config" and mine["class"] != theirs.get("class", mine["class"]):
-                states[index] = optimizer.state_dict()  # another class cannot read the old state: it begins anew
+                _require_one_class(index, part, own, saved, choice)
+            if choice == "config" and own["class"] != saved.get("class", own["class"]):
+                states[index] = optimizer.state_dict()  # another class cannot read the old state and starts afresh
         self._groups = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
         ]
         self._schedules = [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
-        if decides == "config" and len(self._schedules) != len(self._checkpoint["lr_schedulers"]):
+        if choice == "config" and len(self._schedules) != len(self._checkpoint["lr_schedulers"]):
             self._checkpoint["lr_schedulers"] = copy.deepcopy(self._schedules)
 
-    def settle(self, trainer: Trainer, configured: Described, decides: ResumeSettings | None) -> Described:
-        """Give the optimizers the settings that hold, after Lightning has read the states; what is used then."""
+    def apply(self, trainer: Trainer, configured: Description, choice: ResumeSettings | None) -> Description:
+        """Set the chosen settings in the optimizers, after Lightning has loaded the states; return these settings."""
         if self._checkpoint is None:
             return configured
-        if decides != "config" or not any(differences(configured, self._saved)):
-            return self._saved if decides == "checkpoint" and self._checkpoint.get("optimizers") else configured
+        if choice != "config" or not any(differences(configured, self._saved)):
+            return self._saved if choice == "checkpoint" and self._checkpoint.get("optimizers") else configured
         for optimizer, groups in zip(trainer.optimizers, self._groups, strict=True):
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
         for config, state in zip(trainer.lr_scheduler_configs, self._schedules, strict=True):
-            config.scheduler.load_state_dict(state)  # at the start; the next batch brings it to its epoch
+            config.scheduler.load_state_dict(state)  # its first state; step_schedules advances it at the next batch
         return configured
 
 
-def _require_one_kind(
-    index: int, part: str, mine: dict[str, Any], theirs: dict[str, Any], decides: ResumeSettings | None
+def _require_one_class(
+    index: int, part: str, own: dict[str, Any], saved: dict[str, Any], choice: ResumeSettings | None
 ) -> None:
-    """Refuse to go on with the checkpoint's settings where they are of another class."""
-    kinds = [each.get(part) for each in (mine, theirs)]
+    """Refuse to resume with the checkpoint's settings if they belong to another class."""
+    kinds = [description.get(part) for description in (own, saved)]
     if part == "schedule":
         kinds = [None if kind is None else kind["class"] for kind in kinds]
     remedy = f"the checkpoint has {kinds[1]}; configure that class, or set resume_settings to config"
-    same = part not in theirs or kinds[0] == kinds[1]
-    require(same or decides != "checkpoint", f"model optimizers.{index}.{part}", kinds[0], remedy)
+    same = part not in saved or kinds[0] == kinds[1]
+    require(same or choice != "checkpoint", f"model optimizers.{index}.{part}", kinds[0], remedy)

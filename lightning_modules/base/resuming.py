@@ -1,4 +1,4 @@
-"""Exact resumption: the run's seed, random numbers of each step, and what a checkpoint holds beside weights."""
+"""Exact resumption: the run's seed, the random numbers of each step, the checkpoint's entries beside the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_modules.base.progress import correct_progress
 from lightning_modules.base.rates import check_schedules, monitored_names
 from lightning_modules.base.resumed_optimizers import ResumedOptimizers
 from lightning_modules.base.settings import (
-    Described,
+    Description,
     ResumeSettings,
     describe_data,
     describe_optimizers,
@@ -23,42 +23,42 @@ from robust.errors import require
 
 
 class Resuming(AcrossProcesses):
-    """Resumes bit for bit, and refuses a checkpoint that does not fit.
+    """A module that resumes bit for bit and refuses a checkpoint that does not fit.
 
     Args:
-        **settings: those of the next class in line.
+        **settings: those of the next class in the method resolution order.
 
     Attributes:
-        resume_settings: what holds where a checkpoint was written with other optimizers, schedules or data: those of
-            the ``"checkpoint"`` or the ``"config"``; without it such a resumption is refused.
-        used_optimizers: classes and settings of optimizers and schedules as they are used in this training.
+        resume_settings: which settings apply if the checkpoint has other optimizers, schedules or data: those of the
+            ``"checkpoint"`` or of the ``"config"``. None refuses such a checkpoint.
+        used_optimizers: classes and settings of the optimizers and schedules that this training uses.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.resume_settings: ResumeSettings | None = None
-        self.used_optimizers: Described = []
+        self.used_optimizers: Description = []
         self._resumed = ResumedOptimizers(None)
         self._monitored: dict[str, float] = {}
         self._seed: int | None = None
         self._evaluation_seed = 0
 
     def run_seed(self) -> int:
-        """The seed of the training, which checkpoints keep, or else of the evaluation; equal in all processes."""
+        """The training's seed, which checkpoints hold, or else the evaluation's; equal in all processes."""
         return self._evaluation_seed if self._seed is None else self._seed
 
     def begin_run(self) -> None:
-        """Begin without a checkpoint, which may be read later, and share the seed of evaluations."""
+        """Forget an earlier checkpoint, and set the seed of evaluations in all processes."""
         if self.trainer.precision == "64-true":
-            self.double()  # Lightning converts it only after it has loaded a checkpoint, whose weights would be rounded
+            self.double()  # Lightning converts it after it has loaded a checkpoint, and so would round the weights
         self._resumed = ResumedOptimizers(None)
         self._evaluation_seed = self.common_seed()
 
     def on_fit_start(self) -> None:
-        """Take the run's seed, unless a checkpoint brought its own; compare the configured optimizers with its.
+        """Set the run's seed unless a checkpoint set it, and compare the optimizers with the checkpoint's.
 
         Raises:
-            SettingError: if they differ, and ``resume_settings`` does not say which are to be used.
+            SettingError: if the optimizers differ and ``resume_settings`` is None.
         """
         if self._seed is None:
             self._seed = self.common_seed()
@@ -66,32 +66,29 @@ class Resuming(AcrossProcesses):
         self._resumed.compare(self.trainer, self.used_optimizers, self.resume_settings)
 
     def on_train_start(self) -> None:
-        """Give the optimizers the settings that were decided on; check the schedules."""
-        self.used_optimizers = self._resumed.settle(self.trainer, self.used_optimizers, self.resume_settings)
+        """Apply the chosen optimizer settings and check the schedules."""
+        self.used_optimizers = self._resumed.apply(self.trainer, self.used_optimizers, self.resume_settings)
         check_schedules(self.trainer)
 
     def seed_step(self, batch_idx: int) -> None:
-        """Make a training step depend on (seed, epoch, batch) alone, so that a resumed run repeats it.
-
-        What torch draws itself, as in dropout, depends on the process too.
-        """
+        """Seed torch by (seed, epoch, batch, process), so that a resumed run repeats the step."""
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(hash(key) % 2**63)
 
     def monitored_metrics(self) -> dict[str, float]:
-        """The metrics that schedules depend on; a resumed run has them from its checkpoint at first."""
+        """The metrics that schedules depend on; a resumed run starts with the checkpoint's."""
         logged = self.trainer.callback_metrics
         names = [name for name in monitored_names(self.trainer) if name in logged]
-        if names:  # what is logged of a training step is of this process's part of the batch
+        if names:  # a training step logs metrics of this process's part of the batch
             values = torch.stack([logged[name].detach().double().to(self.device) for name in names])
             self._monitored |= dict(zip(names, self.mean_over_ranks(values).tolist(), strict=True))
         return self._monitored
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the method, the seed, and what a resumed run is compared with."""
+        """Save the method, the seed, and the settings that a resumed run is compared with."""
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
-        if self._trainer is None:  # without one there is nothing to go on with
+        if self._trainer is None:
             return
         checkpoint["optimizers"] = self.used_optimizers
         checkpoint["data"] = describe_data(self.trainer)
@@ -99,7 +96,7 @@ class Resuming(AcrossProcesses):
         correct_progress(checkpoint, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the seed back, and refuse what another method or another network saved.
+        """Load the seed, and refuse a checkpoint of another method or network.
 
         Raises:
             SettingError: if the checkpoint does not fit this module.

@@ -1,4 +1,4 @@
-"""What the classifiers share: threat models, and clean evaluation."""
+"""Base of the classifiers: threat models and clean evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import check_training_mode, images_of, run_blank
-from lightning_modules.base.descent import Trained
+from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
@@ -18,17 +18,18 @@ from robust.threat_models import LinfBall, ThreatModel
 
 
 class RobustClassifier(TrainingModule):
-    """A classifier that is trained to stay right in a threat model.
+    """A classifier that is trained to be correct in a threat model.
 
-    Subclasses extend :meth:`threat_models` by what they learn. Images are float tensors (B, C, H, W) in [0, 1].
+    Subclasses add the threat models that they learn to :meth:`threat_models`. Images are float tensors (B, C, H, W) in
+    [0, 1].
 
     Args:
-        classifier: network from images to logits (B, K), normalisation inside.
+        classifier: network from images to logits (B, K) that normalises its input itself.
         epsilon: size of the threat model in pixel units.
-        **settings: those of :class:`Descent`; the optimizer moves the classifier.
+        **settings: those of :class:`Descent`; ``optimizer`` updates the classifier.
 
     Attributes:
-        largest_epsilon: that makes sense: 1 in linf, any in other norms.
+        largest_epsilon: largest allowed ``epsilon``: 1 in linf, infinity in other norms.
         ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
 
     Raises:
@@ -44,12 +45,12 @@ class RobustClassifier(TrainingModule):
         self.classifier = classifier
         self.epsilon = epsilon
         self.ramp = 1.0
-        self._num_logits: int | None = None  # unknown until the classifier has met the data
+        self._num_logits: int | None = None  # set at the first check of the classifier on the data
         self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
 
-    def trained(self) -> list[Trained]:
-        """The classifier, moved by ``optimizer``."""
-        return [Trained(self.classifier.parameters(), self.optimizer, self.lr_scheduler)]
+    def optimizer_specs(self) -> list[OptimizerSpec]:
+        """``optimizer`` of the classifier's parameters."""
+        return [OptimizerSpec(self.classifier.parameters(), self.optimizer, self.lr_scheduler)]
 
     @property
     def current_epsilon(self) -> float:
@@ -58,9 +59,9 @@ class RobustClassifier(TrainingModule):
 
     @property
     def stochastic(self) -> bool:
-        """Whether two passes of the same image differ in evaluation mode, as the classifier has noise that is on.
+        """Whether the classifier has enabled noise, so that two passes of an image differ in evaluation mode.
 
-        Evaluations then judge an image by several passes.
+        Evaluations then classify each image in several passes.
         """
         return any(source.enabled for source in noise_sources(self.classifier))
 
@@ -70,7 +71,7 @@ class RobustClassifier(TrainingModule):
         return logits
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Every threat model of size ``epsilon`` around ``x`` that evaluations report on, by name."""
+        """Threat models of size ``epsilon`` around ``x`` that evaluations report on, by name."""
         return {"uniform": LinfBall(epsilon)}
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -104,19 +105,19 @@ class RobustClassifier(TrainingModule):
         metric.update(self._checked_logits(x, name).argmax(1) != y)
         self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
-    # -- at the door ---------------------------------------------------------------------------------------------
+    # -- checks of inputs ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reset the number of logits, for networks may have changed since the last run; check as the base does."""
+        """Reset the number of logits, since networks may have changed after the last run, and check the run."""
         self._num_logits = None
         super().setup(stage)
 
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
-        """Check images, and that labels are classes of the network."""
+        """Check the images, and that the labels are classes of the network."""
         super().check_batch(x, y, name)
         if y is None:
             return
-        if self._num_logits is None:  # the data did not say what they are; once a run
+        if self._num_logits is None:  # without a data module, check_shapes has not run
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
                 shape = (x.shape[1], x.shape[2], x.shape[3])
                 logits = run_blank("model.classifier", self.classifier, shape, x.device)
@@ -129,7 +130,7 @@ class RobustClassifier(TrainingModule):
         """Run the networks once on a blank image of the data's shape.
 
         Raises:
-            SettingError: if the classifier does not take it or gives another number of logits.
+            SettingError: if the classifier fails on it or returns another number of logits.
         """
         logits = run_blank("model.classifier", self.classifier, image_shape, self.device)
         require(

@@ -1,4 +1,4 @@
-"""Optimizers, schedules and data of a run as plain values, and what decides where a checkpoint has others."""
+"""Plain descriptions of a run's optimizers, schedules and data, and their comparison with a checkpoint's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from robust.errors import SettingError
 from robust.schedules import EachStep
 
 ResumeSettings = Literal["checkpoint", "config"]
-Described = list[dict[str, Any]]
+Description = list[dict[str, Any]]
 
 
-def describe_optimizers(trainer: Trainer) -> Described:
-    """Class and settings of each optimizer as it was configured, and of its schedule; to be asked before a training."""
+def describe_optimizers(trainer: Trainer) -> Description:
+    """Class and settings of each configured optimizer and its schedule; call it before training changes them."""
     schedules = {id(config.scheduler.optimizer): config.scheduler for config in trainer.lr_scheduler_configs}
     return [
         {
@@ -27,32 +27,32 @@ def describe_optimizers(trainer: Trainer) -> Described:
     ]
 
 
-def described_by_states(states: list[dict[str, Any]]) -> Described:
-    """What the optimizers' states in a checkpoint say of them, for one without a description."""
+def describe_states(states: list[dict[str, Any]]) -> Description:
+    """Settings of the optimizers whose states a checkpoint holds, for checkpoints without a description."""
     return [{"settings": [_group(group) for group in state["param_groups"]]} for state in states]
 
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
-    """What tells one data set from another; empty where the loaders were given without a data module."""
+    """Class, shape and size of the data set; empty if the trainer has loaders without a data module."""
     data: Any = getattr(trainer, "datamodule", None)
     if data is None:
         return {}
-    found: dict[str, Any] = {"class": _name(data)}
+    description: dict[str, Any] = {"class": _name(data)}
     for name in ("num_classes", "image_shape"):
         if hasattr(data, name):
-            found[name] = _plain(getattr(data, name))
+            description[name] = _plain(getattr(data, name))
     if hasattr(data, "images") and trainer.state.fn == "fit":
-        found["train_images"] = len(data.images("train"))
-    return found
+        description["train_images"] = len(data.images("train"))
+    return description
 
 
-def require_same(setting: str, configured: Any, saved: Any, decides: ResumeSettings | None) -> None:
-    """Refuse a resumption whose settings differ from the checkpoint's, unless it is said which of them hold.
+def require_same(setting: str, configured: Any, saved: Any, choice: ResumeSettings | None) -> None:
+    """Refuse to resume with settings that differ from the checkpoint's, unless ``choice`` says which ones apply.
 
     Raises:
-        SettingError: naming the first that differs, both values and ``resume_settings``.
+        SettingError: at the first setting that differs, with both values and the remedy.
     """
-    if decides is not None:
+    if choice is not None:
         return
     for path, new, old in differences(configured, saved):
         remedy = f"the checkpoint has {old!r}; set resume_settings to checkpoint (keep its) or config (take the new)"
@@ -60,20 +60,20 @@ def require_same(setting: str, configured: Any, saved: Any, decides: ResumeSetti
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two nests of plain values differ: the path and both values. What one of them lacks is left out."""
+    """Path and both values of each difference between two nested plain values; missing keys do not count."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in (key for key in one if key in other):
             yield from differences(one[key], other[key], f"{path}.{key}".lstrip("."))
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for index, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-            yield from differences(mine, theirs, f"{path}.{index}".lstrip("."))
+        for index, (first, second) in enumerate(zip(one, other, strict=True)):
+            yield from differences(first, second, f"{path}.{index}".lstrip("."))
     elif one != other:
         yield path, one, other
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-    return {"lr": _plain(group.get("initial_lr", group["lr"])), **kept}
+    others = {name: _plain(value) for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+    return {"lr": _plain(group.get("initial_lr", group["lr"])), **others}
 
 
 def _schedule(schedule: Any) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def _schedule(schedule: Any) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, words and nests of them; of anything else its class."""
+    """Numbers, strings and nested collections of them as they are; the class name of anything else."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

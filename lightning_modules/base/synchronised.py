@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of the global batch, on CPU and GPU: ``trainer.sync_batchnorm``."""
+"""Batch normalisation by the statistics of the global batch, on CPU and GPU (``trainer.sync_batchnorm``)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from robust.errors import require
 
 
 def check_equal_passes(module: nn.Module) -> None:
-    """Check that no attack of the module passes through batch normalisation in training mode as often as it likes.
+    """Check that every process makes the same number of passes through batch normalisation in training mode.
 
     Raises:
-        SettingError: if one stops early; a process that goes on would wait for those that have stopped.
+        SettingError: if an attack stops early; the other processes would then wait forever.
     """
     for attack in _attributes(module):
         stops = getattr(attack, "early_stop", False) is True and getattr(attack, "mode", "eval") != "eval"
@@ -28,35 +28,35 @@ def check_equal_passes(module: nn.Module) -> None:
 
 
 def _attributes(module: nn.Module) -> Iterator[Any]:
-    """What the module holds, also in dicts, lists and tuples."""
+    """Attributes of the module, and the entries of its dicts, lists and tuples."""
     for value in vars(module).values():
         yield from value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
 
 
 class SynchronisedStatistics(LayerSync):
-    """Lets each batch normalisation in training mode take mean and variance over the batches of all processes.
+    """Computes mean and variance of batch normalisation in training mode over the batches of all processes.
 
-    The layers keep their classes, so that bounds know them, and gradients can be differentiated once more, which
-    torch's ``SyncBatchNorm`` cannot; that one also needs a GPU. All processes pass through the layers equally often.
+    Unlike torch's ``SyncBatchNorm``, it runs on CPU, keeps the layers' classes, by which bounds recognise them, and has
+    second derivatives. All processes must make the same number of passes through the layers.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Let the layers of ``model`` take statistics over all processes."""
+        """Let the layers of ``model`` compute statistics over all processes."""
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
-                layer.forward = MethodType(_normalised, layer)  # type: ignore[method-assign]
+                layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Let each process take its own again."""
+        """Let the layers of ``model`` compute statistics in each process again."""
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
                 vars(layer).pop("forward", None)
         return model
 
 
-def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
-    """``forward`` of a batch normalisation; as torch's, but for the statistics."""
+def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Torch's ``forward`` of batch normalisation with the statistics of all processes."""
     if not (layer.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         output: Tensor = type(layer).forward(layer, x)
         return output
@@ -64,20 +64,20 @@ def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
     others = [dim for dim in range(x.dim()) if dim != 1]
     wide = [1, -1, *[1] * (x.dim() - 2)]
     values = x if x.dtype == torch.float64 else x.float()
-    count = _total(values.new_tensor([values.numel() / values.shape[1]]))
-    mean = _total(values.sum(others)) / count
+    count = _sum_over_ranks(values.new_tensor([values.numel() / values.shape[1]]))
+    mean = _sum_over_ranks(values.sum(others)) / count
     centred = values - mean.view(wide)
-    variance = _total(centred.square().sum(others)) / count  # in two passes: a difference of squares would lose digits
+    variance = _sum_over_ranks(centred.square().sum(others)) / count  # E[x^2] - E[x]^2 would lose digits
     if layer.track_running_stats and layer.running_mean is not None:
-        _remember(layer, mean.detach(), (variance * count / (count - 1)).detach())
+        _update_running_statistics(layer, mean.detach(), (variance * count / (count - 1)).detach())
     output = centred * torch.rsqrt(variance + layer.eps).view(wide)
     if layer.affine:
         output = output * layer.weight.view(wide) + layer.bias.view(wide)
     return output.to(x.dtype)
 
 
-def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """Move the running statistics, as torch's batch normalisation does."""
+def _update_running_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Update the running statistics as torch's batch normalisation does."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     assert layer.num_batches_tracked is not None
@@ -88,7 +88,7 @@ def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes; its gradient is the sum of theirs, to any order."""
+    """Sum over all processes; its gradient is the sum of their gradients, to any order."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _total(gradients[0])
+        return _sum_over_ranks(gradients[0])
 
 
-def _total(value: Tensor) -> Tensor:
+def _sum_over_ranks(value: Tensor) -> Tensor:
     total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return total

@@ -1,4 +1,4 @@
-"""What every method shares, composed of one file a concern: inputs, resuming, processes, descent."""
+"""Base of every method, composed of one file a concern: inputs, resuming, processes, descent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
-    """Networks with optimizers that the method steps itself, in runs that resume bit for bit.
+    """A module that steps its optimizers itself and resumes bit for bit.
 
-    Subclasses write ``training_step``, and end each step in :meth:`descend`. Those with several optimizers list them in
-    :meth:`trained`. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
+    Subclasses write ``training_step`` and call :meth:`descend` at its end. Those with several optimizers list them in
+    :meth:`optimizer_specs`. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
 
     Attributes:
         data_indices: indices in the data of the examples of the evaluation batch that this process has.
@@ -29,24 +29,24 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
     data_indices: range = range(0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Number the examples of its steps: what is drawn for them is the same on any number of processes."""
+        """Number the examples in the steps of ``cls``, so that draws are the same on any number of processes."""
         super().__init_subclass__(**kwargs)
         number_steps(cls)
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """One batch of the method's algorithm."""
+        """Train on one batch by the method's algorithm."""
 
     @property
     def partially_used(self) -> list[str]:
-        """Names of the parameters that some steps do not use; DDP has to search for these."""
+        """Names of the parameters that some steps do not use; DDP then has to search for unused parameters."""
         return []
 
     def setup(self, stage: str) -> None:
-        """Check that networks, data and trainer fit together before anything runs.
+        """Check that networks, data and trainer fit together before the run starts.
 
         Raises:
-            SettingError: naming the setting that does not fit.
+            SettingError: if a setting does not fit.
         """
         self.check_data()
         self.check_trainer(stage)
@@ -54,9 +54,10 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         self.begin_run()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Check the batch, bring the schedules to it, and fix its random numbers.
+        """Check the batch, step the schedules, and seed the step.
 
-        Lightning's hooks at the ends of an epoch are not called on resuming from a checkpoint of its last batch.
+        Schedules are stepped here because Lightning skips its hooks at the end of an epoch when it resumes from a
+        checkpoint of the epoch's last batch.
         """
         self.check_labelled(batch, f"train batch {batch_idx}", self.training_batches)
         step_schedules(self.trainer, batch_idx, self.monitored_metrics())
