@@ -33,8 +33,8 @@ Step = Callable[[], Tensor]
 def steps(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str, Step]:
     """The losses to measure, by name."""
 
-    def fused(verifier: Verifier, crown_share: float) -> Step:
-        return lambda: verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share).mean()
+    def fused(verifier: Verifier, crown_weight: float) -> Step:
+        return lambda: verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight).mean()
 
     def unfused(verifier: Verifier) -> Step:
         def loss() -> Tensor:

@@ -9,9 +9,9 @@ from callbacks.evaluation.certified_evaluation import CertifiedEvaluation
 from callbacks.evaluation.certified_volume import CertifiedVolume
 from callbacks.evaluation.gradient_masking_checks import GradientMaskingChecks
 from callbacks.evaluation.group_accuracy import GroupAccuracy
-from callbacks.evaluation.non_uniform_evaluation import NonUniformEvaluation
 from callbacks.evaluation.robustness_score import RobustnessScore
 from callbacks.evaluation.sampled_robustness import SampledRobustness
+from callbacks.evaluation.weighted_minimax import WeightedMinimaxEvaluation
 from callbacks.interruption import InterruptedRunError, Interruption
 from callbacks.monitors import Monitors
 from callbacks.peers import Peers, watch_launcher
@@ -37,12 +37,12 @@ __all__ = [
     "InterruptedRunError",
     "Interruption",
     "Monitors",
-    "NonUniformEvaluation",
     "Peers",
     "Predictions",
     "Results",
     "RobustnessScore",
     "RunConfig",
     "SampledRobustness",
+    "WeightedMinimaxEvaluation",
     "watch_launcher",
 ]

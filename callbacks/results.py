@@ -28,7 +28,7 @@ _SHARES = (
     "a_rob",
     "a_sa",
     "a_tr",
-    "r2_share",
+    "r2_fraction",
     "r2_failed",
     "budget_order",
 )  # and whatever ends in _error: shown in percent
@@ -111,7 +111,7 @@ class Results(Callback):
         table.add_column("metric")
         table.add_column("value", justify="right")
         for name, value in metrics.items():
-            table.add_row(name, f"{value:.2%}" if _is_share(name) else f"{value:.4g}")
+            table.add_row(name, f"{value:.2%}" if _is_fraction(name) else f"{value:.4g}")
         Console().print(table)
 
 
@@ -179,7 +179,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _is_share(name: str) -> bool:
+def _is_fraction(name: str) -> bool:
     """Whether a figure ``stage/kind/...`` is an error or an accuracy."""
     kind = name.split("/")[1] if "/" in name else name
     return (kind.endswith("_error") or kind in _SHARES) and not name.endswith("effective_samples")

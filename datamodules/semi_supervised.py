@@ -32,7 +32,7 @@ class SemiSupervised(ImageDataModule):
             ``images`` or ``data``, and classes, shape (N,), under ``label``, ``labels`` or ``extrapolated_targets``.
             Code in a pickle does not run, so it may have arrays and plain values alone.
         trust_pickle: read a pickle of any content and run the code in it; only for files that you trust.
-        labelled_share: fraction of labelled images in a batch, strictly between 0 and 1.
+        labelled_fraction: fraction of labelled images in a batch, strictly between 0 and 1.
 
     Raises:
         SettingError: if the file is absent or damaged, could run code and is not trusted, or does not fit the labelled
@@ -44,7 +44,7 @@ class SemiSupervised(ImageDataModule):
         *,
         labelled: ImageDataModule,
         pseudo_labelled: str,
-        labelled_share: float = 0.5,
+        labelled_fraction: float = 0.5,
         trust_pickle: bool = False,
     ) -> None:
         super().__init__(
@@ -54,10 +54,10 @@ class SemiSupervised(ImageDataModule):
             num_workers=labelled.num_workers,
             seed=labelled.seed,
         )
-        count = labelled_share * labelled.batch_size
+        count = labelled_fraction * labelled.batch_size
         whole = abs(count - round(count)) < 1e-6 and 0 < round(count) < labelled.batch_size
         remedy = f"give a fraction with a whole number of images in data.labelled.batch_size {labelled.batch_size}"
-        require(whole, "data.labelled_share", labelled_share, remedy)
+        require(whole, "data.labelled_fraction", labelled_fraction, remedy)
         self.labelled = labelled
         self.pseudo_labelled, self.trust_pickle = pseudo_labelled, trust_pickle
         self.labelled_in_batch = round(count)
@@ -161,7 +161,7 @@ class MixedBatches(ShardedBatches):
         self.labelled = len(dataset) - pseudo_labelled
         self.labelled_in_batch = labelled_in_batch
         remedy = f"give at most {self.labelled} labelled images in a batch, the number of all"
-        require(labelled_in_batch <= self.labelled, "data.labelled_share", labelled_in_batch / batch_size, remedy)
+        require(labelled_in_batch <= self.labelled, "data.labelled_fraction", labelled_in_batch / batch_size, remedy)
 
     def __len__(self) -> int:
         """Number of batches in an epoch: one pass over the labelled images."""

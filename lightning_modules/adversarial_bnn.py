@@ -3,11 +3,11 @@
 | symbol | here | what |
 | --- | --- | --- |
 | mu, sigma | ``GaussianWeight`` | learned mean and std of a weight |
-| sigma_0 | ``prior_deviation`` | std of the prior N(0, sigma_0^2) of every weight; 0.08 in the authors' script |
+| sigma_0 | ``prior_std`` | std of the prior N(0, sigma_0^2) of every weight; 0.08 in the authors' script |
 | alpha | ``kl_weight`` | weight of the divergence from the prior; 1 is the variational bound |
 | N | number of training images | divides the divergence |
 
-The network's setting ``BayesianWeights.initial_deviation`` is the initial sigma, by default the prior's 0.08. The
+The network's setting ``BayesianWeights.initial_std`` is the initial sigma, by default the prior's 0.08. The
 authors' script starts at exp(0.08) = 1.083, because it assigns 0.08 to the logarithm of sigma.
 
 The paper predicts by the mean probability over several passes; evaluations report the mean over single passes and the
@@ -33,7 +33,7 @@ class AdversarialBNN(AttackedClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.BayesianWeights``.
-        prior_deviation: std of the prior, positive.
+        prior_std: std of the prior, positive.
         kl_weight: weight of the divergence, not negative.
         optimizer: optimizer of means and stds, without weight decay, which the prior replaces.
         **settings: those of :class:`AttackedClassifier`; each step of the attack draws new weights.
@@ -46,7 +46,7 @@ class AdversarialBNN(AttackedClassifier):
         self,
         classifier: nn.Module,
         *,
-        prior_deviation: float = 0.08,
+        prior_std: float = 0.08,
         kl_weight: float = 1.0,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=0.01),
         **settings: Any,
@@ -55,9 +55,9 @@ class AdversarialBNN(AttackedClassifier):
         bayesian = any(isinstance(module, GaussianWeight) for module in classifier.modules())
         name = type(classifier).__name__
         require(bayesian, "model.classifier", name, "wrap it in robust.networks.BayesianWeights")
-        require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive standard deviation")
+        require(prior_std > 0, "model.prior_std", prior_std, "give a positive standard deviation")
         require(kl_weight >= 0, "model.kl_weight", kl_weight, "give 0 (no prior) or more")
-        self.prior_deviation, self.kl_weight = prior_deviation, kl_weight
+        self.prior_std, self.kl_weight = prior_std, kl_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise the variational bound on attacked images."""
@@ -73,4 +73,4 @@ class AdversarialBNN(AttackedClassifier):
         """Divergence from the prior divided by the number of training images, a scalar."""
         data = self.trainer.train_dataloader
         assert data is not None
-        return divergence(self.classifier, self.prior_deviation) / len(data.dataset)
+        return divergence(self.classifier, self.prior_std) / len(data.dataset)

@@ -101,7 +101,7 @@ class ContextualBudgets(GeneratorClassifier):
             self.descend(loss, self.all_optimizers()[0])
         else:
             box = self.threat_model(x, self.current_epsilon).interval(x)
-            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_share=1 - self.ramp).mean()
+            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
             if self.natural_weight is not None:
                 kappa = 1 - self.ramp * (1 - self.natural_weight)
                 loss = (1 - kappa) * loss + kappa * F.cross_entropy(self(x), y)

@@ -32,7 +32,7 @@ class CrossLipschitz(RobustClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
         penalty_weight: lambda, not negative; choose it on validation data.
-        penalty_share: fraction of images with a penalty, every k-th one with k = round(1 / fraction); less than 1
+        penalty_fraction: fraction of images with a penalty, every k-th one with k = round(1 / fraction); less than 1
             saves time.
         optimizer: optimizer of the classifier.
         **settings: those of :class:`RobustClassifier`.
@@ -47,14 +47,14 @@ class CrossLipschitz(RobustClassifier):
         *,
         epsilon: float = 0.1,
         penalty_weight: float = 0.01,
-        penalty_share: float = 1.0,
+        penalty_fraction: float = 1.0,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.2, momentum=0.9),
         **settings: Any,
     ) -> None:
         require(penalty_weight >= 0, "model.penalty_weight", penalty_weight, "give a weight of 0 or more")
-        require(0 < penalty_share <= 1, "model.penalty_share", penalty_share, "give a fraction in (0, 1]")
+        require(0 < penalty_fraction <= 1, "model.penalty_fraction", penalty_fraction, "give a fraction in (0, 1]")
         super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
-        self.penalty_weight, self.penalty_share = penalty_weight, penalty_share
+        self.penalty_weight, self.penalty_fraction = penalty_weight, penalty_fraction
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise cross-entropy and penalty."""
@@ -72,7 +72,7 @@ class CrossLipschitz(RobustClassifier):
         Returns:
             A scalar whose mean over processes is that mean.
         """
-        every = round(1 / self.penalty_share)
+        every = round(1 / self.penalty_fraction)
         chosen = [row for row, index in enumerate(self.batch_indices(len(x))) if index % every == 0]
         world = 1 if self._trainer is None else self.trainer.world_size
         total = len(range(0, world * len(x), every))

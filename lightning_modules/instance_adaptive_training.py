@@ -37,7 +37,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         **settings: those of :class:`AttackedClassifier` except ``norm``.
 
     Raises:
-        SettingError: if a setting is out of its range, or the data module has no ``train_indices``.
+        SettingError: if a setting is out of its range, or the data module has no ``indices``.
     """
 
     radii: Tensor
@@ -100,7 +100,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         """Check the run, and set the radius of every training image to epsilon.
 
         Raises:
-            SettingError: if the data module has no ``train_indices``.
+            SettingError: if the data module has no ``indices``.
         """
         super().setup(stage)
         if stage == "fit" and len(self.radii) == 0:

@@ -36,7 +36,7 @@ class WassersteinAutoencoder(TrainingModule):
     Args:
         autoencoder: encoder and decoder.
         mmd_weight: lambda.
-        prior_deviation: sigma_z.
+        prior_std: sigma_z.
         reconstruction_weight: weight of the squared distance.
         input_noise: std of the noise on the encoder's input in training; noise is truncated at two stds.
         pretraining_batches: number of batches of the first epoch that train the encoder alone, to match the prior's
@@ -53,7 +53,7 @@ class WassersteinAutoencoder(TrainingModule):
         autoencoder: Autoencoder,
         *,
         mmd_weight: float = 10.0,
-        prior_deviation: float = 1.0,
+        prior_std: float = 1.0,
         reconstruction_weight: float = 0.05,
         input_noise: float = 0.01,
         pretraining_batches: int = 200,
@@ -62,14 +62,14 @@ class WassersteinAutoencoder(TrainingModule):
     ) -> None:
         super().__init__(optimizer=optimizer, **settings)
         require(mmd_weight >= 0, "model.mmd_weight", mmd_weight, "give a weight of 0 or more")
-        require(prior_deviation > 0, "model.prior_deviation", prior_deviation, "give a positive std")
+        require(prior_std > 0, "model.prior_std", prior_std, "give a positive std")
         require(
             reconstruction_weight > 0, "model.reconstruction_weight", reconstruction_weight, "give a weight above 0"
         )
         require(input_noise >= 0, "model.input_noise", input_noise, "give a std of 0 or more")
         require(pretraining_batches >= 0, "model.pretraining_batches", pretraining_batches, "give 0 or more")
         self.autoencoder = autoencoder
-        self.mmd_weight, self.prior_deviation = mmd_weight, prior_deviation
+        self.mmd_weight, self.prior_std = mmd_weight, prior_std
         self.reconstruction_weight, self.input_noise = reconstruction_weight, input_noise
         self.pretraining_batches = pretraining_batches
         self.squared_distance = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
@@ -92,10 +92,10 @@ class WassersteinAutoencoder(TrainingModule):
         assert isinstance(all_codes, Tensor)
         all_codes = all_codes.reshape(-1, codes.shape[1])
         if self.current_epoch == 0 and batch_idx < self.pretraining_batches:
-            loss = moment_distance(all_codes, self.prior_deviation)
+            loss = moment_distance(all_codes, self.prior_std)
         else:
-            prior_codes = self.prior_deviation * shared_randn(all_codes.shape, codes)
-            penalty = maximum_mean_discrepancy(all_codes, prior_codes, self.prior_deviation)
+            prior_codes = self.prior_std * shared_randn(all_codes.shape, codes)
+            penalty = maximum_mean_discrepancy(all_codes, prior_codes, self.prior_std)
             loss = self.reconstruction(x, self.autoencoder.decode(codes)).mean() + self.mmd_weight * penalty
             self.log("train/discrepancy", penalty.detach())
         self.descend(loss, self.all_optimizers()[0])

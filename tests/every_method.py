@@ -55,7 +55,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
         "robustness_score",
         ["--model.warmup_epochs=1", "--model.generator_epochs=1", "--model.generator.width=2", *NO_DROPOUT],
     ),
-    "cross_lipschitz": ("cross_lipschitz", ["--model.penalty_share=0.25", *NO_DROPOUT]),
+    "cross_lipschitz": ("cross_lipschitz", ["--model.penalty_fraction=0.25", *NO_DROPOUT]),
     "wasserstein_autoencoder": (
         "wasserstein_autoencoder",
         # a bias in front of batch normalisation has gradient 0: with a small eps, Adam makes steps of its rounding

@@ -207,7 +207,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     volume = {"search": search, "samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
     callbacks = [
         {"class_path": "AdversarialEvaluation", "init_args": adversarial},
-        {"class_path": "NonUniformEvaluation", "init_args": weighted},
+        {"class_path": "WeightedMinimaxEvaluation", "init_args": weighted},
         {"class_path": "GradientMaskingChecks", "init_args": {"steps": 1, "queries": 1, "max_batches": 10}},
         {"class_path": "RobustnessScore", "init_args": {"attacks": {"bg": "robust.attacks.LinearizedBoundary"}}},
         {"class_path": "SampledRobustness", "init_args": {"score": r4, "epsilons": 10}},

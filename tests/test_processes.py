@@ -66,12 +66,12 @@ def evaluations(stochastic, few):
         "apgd": attack("APGD", steps=3) | {"norm": "l1", "epsilon": 2.0},
         "square": attack("Square", queries=4) | {"threat_model": linf},
     }
-    adversarial = {"attacks": cases, "judgements": 3, "eot_samples": 2}
+    adversarial = {"attacks": cases, "num_samples": 3, "eot_samples": 2}
     masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
-    curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "judgements": 3}
+    curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "num_samples": 3}
     weighted = {"steps": 2, "step_size": 0.03, "epsilon": 0.1, "restarts": 2}
     chosen = {"AdversarialEvaluation": adversarial, "GradientMaskingChecks": masking, "AccuracyCurve": curve}
-    chosen["NonUniformEvaluation"] = weighted
+    chosen["WeightedMinimaxEvaluation"] = weighted
     if stochastic and few:
         del adversarial["attacks"]["l2"], adversarial["attacks"]["apgd"], chosen["AccuracyCurve"]
         masking |= {"steps": 1, "restarts": 1, "queries": 1, "max_batches": 1}

@@ -192,7 +192,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (f"{PSEUDO}/names.npz", "data.pseudo_labelled", "with image and label"),
         (f"{PSEUDO}/binary", "data.pseudo_labelled", "give an npz or pickle file"),
         (f"{PSEUDO}/code.pickle", "data.pseudo_labelled", "set data.trust_pickle to true"),
-        (f"{PSEUDO}/empty.npz --data.labelled_share=1", "data.labelled_share", "give a fraction"),
+        (f"{PSEUDO}/empty.npz --data.labelled_fraction=1", "data.labelled_fraction", "give a fraction"),
     ],
     "evaluations": [
         (EVALUATION + "={{}}", "AdversarialEvaluation.attacks", "give"),

@@ -18,17 +18,17 @@ from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
 from robust.evaluation import Attack, checked_attack, judge_repeatedly
-from robust.metrics import Accuracy, AccuracyDeviation
+from robust.metrics import Accuracy, AccuracyStd
 from robust.random import part
 from robust.threat_models import Norm, ball
 
 
 class Point(NamedTuple):
-    """One point of a curve: radius in pixel units; accuracy and its deviation over passes, in [0, 1]."""
+    """One point of a curve: radius in pixel units; accuracy and its std over passes, in [0, 1]."""
 
     epsilon: float
     accuracy: float
-    deviation: float
+    std: float
 
 
 Curves = dict[str, list[Point]]
@@ -37,18 +37,18 @@ Curves = dict[str, list[Point]]
 class AccuracyCurve(Evaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
-    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../deviation`` where there is one; drawn in
+    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../std`` where there is one; drawn in
     TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
-    attack, epsilon, accuracy, deviation). Radius 0 is the clean accuracy. An image that is misclassified without
+    attack, epsilon, accuracy, std). Radius 0 is the clean accuracy. An image that is misclassified without
     perturbation is not attacked and counts as wrong. Networks with noise are judged in several passes: the curve is
-    their mean, its bars their standard deviation, and all images are attacked. Source: Learn2Perturb, figures 5 and 6.
+    their mean, its bars their std, and all images are attacked. Source: Learn2Perturb, figures 5 and 6.
 
     Args:
         attacks: by the name of their curve; called as ``attack(network, threat_model, x, y)``.
         epsilons: radii of the balls above 0, in pixel units.
         norm: of the balls.
         compare: ``accuracy_curve.csv`` of other runs, by name, whose curves are drawn too.
-        judgements: number of passes in which networks with noise are judged.
+        num_samples: number of passes in which networks with noise are judged.
         seed: of the attacks' random draws.
 
     Raises:
@@ -64,25 +64,25 @@ class AccuracyCurve(Evaluation):
         epsilons: list[float],
         norm: Norm = "linf",
         compare: dict[str, str] | None = None,
-        judgements: int = 10,
+        num_samples: int = 10,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
         require(len(attacks) > 0, "AccuracyCurve.attacks", attacks, "give at least one attack")
         positive = len(epsilons) > 0 and all(epsilon > 0 for epsilon in epsilons)
         require(positive, "AccuracyCurve.epsilons", epsilons, "give radii above 0; 0 is always there")
-        require(judgements >= 1, "AccuracyCurve.judgements", judgements, "give at least 1")
+        require(num_samples >= 1, "AccuracyCurve.num_samples", num_samples, "give at least 1")
         self.attacks = attacks
         self.epsilons = sorted(set(epsilons))
         self.balls = {epsilon: ball(norm, epsilon) for epsilon in self.epsilons}
         self.norm = norm
-        self.judgements = judgements
+        self.num_samples = num_samples
         self.others: Curves = {}
         for run, path in (compare or {}).items():
             self.others |= {f"{run}, {attack}": curve for attack, curve in read_curves(path).items()}
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        num_samples = self.judgements if module.stochastic else 1
+        num_samples = self.num_samples if module.stochastic else 1
         with self.drawing(x):
             clean, _ = judge_repeatedly(module, x, y, num_samples)
         remaining = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
@@ -102,7 +102,7 @@ class AccuracyCurve(Evaluation):
         name = _name(attack, epsilon)
         self.update(name, partial(Accuracy, len(correct)), correct.sum(0))
         if len(correct) > 1:
-            self.update(f"{name}/deviation", partial(AccuracyDeviation, len(correct)), correct)
+            self.update(f"{name}/std", partial(AccuracyStd, len(correct)), correct)
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
         """Draw the curves and write the table."""
@@ -117,20 +117,20 @@ class AccuracyCurve(Evaluation):
 
     def _curve(self, attack: str, values: dict[str, Tensor]) -> list[Point]:
         names = {epsilon: _name(attack, epsilon) for epsilon in (0.0, *self.epsilons)}
-        no_deviation = torch.tensor(0.0)
+        no_noise = torch.tensor(0.0)
         return [
-            Point(epsilon, float(values[name]), float(values.get(f"{name}/deviation", no_deviation)))
+            Point(epsilon, float(values[name]), float(values.get(f"{name}/std", no_noise)))
             for epsilon, name in names.items()
         ]
 
 
 def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
-    """Accuracy in percent over the radius, a line for each of the curves with bars of one standard deviation."""
+    """Accuracy in percent over the radius, a line for each of the curves with bars of one std."""
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        radii, accuracies, deviations = zip(*curve, strict=True)
-        heights, bars = [100 * fraction for fraction in accuracies], [100 * fraction for fraction in deviations]
+        radii, accuracies, stds = zip(*curve, strict=True)
+        heights, bars = [100 * fraction for fraction in accuracies], [100 * fraction for fraction in stds]
         axes.errorbar(radii, heights, bars, label=name, marker="o", markersize=3, capsize=2)
     axes.set_xlabel(f"epsilon ({norm}, in pixel units of [0, 1])")
     axes.set_ylabel("accuracy (%)")
@@ -141,7 +141,7 @@ def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
 
 
 def write_curves(path: Path, curves: Curves) -> None:
-    """A CSV file with columns attack, epsilon, accuracy, deviation."""
+    """A CSV file with columns attack, epsilon, accuracy, std."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["attack", *Point._fields])

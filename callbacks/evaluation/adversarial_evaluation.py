@@ -16,7 +16,7 @@ from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision
 from robust.errors import require
 from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
-from robust.metrics import Accuracy, AccuracyDeviation
+from robust.metrics import Accuracy, AccuracyStd
 from robust.networks import noise_sources, without_noise
 from robust.random import part
 from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
@@ -75,7 +75,7 @@ class AdversarialEvaluation(Evaluation):
     attacked image is judged again in several passes with fresh noise. For clean images and each case:
 
     - the metric itself is the mean over passes and examples
-    - ``.../deviation``: standard deviation, over passes, of the accuracy on all examples
+    - ``.../std``: standard deviation, over passes, of the accuracy on all examples
     - ``.../vote``: accuracy of the class that most passes give
     - ``clean/noise_off``: without noise
 
@@ -97,7 +97,7 @@ class AdversarialEvaluation(Evaluation):
             default only in tests and in ``train.py validate``.
         max_batches: attack at most so many batches of each process in validation. The test is as long as
             ``--trainer.limit_test_batches`` has it; ``attacked_samples`` says how long that was.
-        judgements: number of passes in which networks with noise are judged.
+        num_samples: number of passes in which networks with noise are judged.
         eot_samples: number of passes over which gradients of networks with noise are averaged.
         seed: of the attacks' random draws.
 
@@ -112,7 +112,7 @@ class AdversarialEvaluation(Evaluation):
         attacks: dict[str, AttackCase],
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
-        judgements: int = 10,
+        num_samples: int = 10,
         eot_samples: int = 30,
         seed: int = 0,
     ) -> None:
@@ -124,10 +124,10 @@ class AdversarialEvaluation(Evaluation):
             require(taken not in attacks, f"{name}.attacks", taken, "give it a name that no other metric has")
         for taken in TAKEN:
             require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other metric has")
-        require(judgements >= 1, f"{name}.judgements", judgements, "give at least 1")
+        require(num_samples >= 1, f"{name}.num_samples", num_samples, "give at least 1")
         require(eot_samples >= 1, f"{name}.eot_samples", eot_samples, "give at least 1")
         self.attacks = attacks
-        self.judgements, self.eot_samples = judgements, eot_samples
+        self.num_samples, self.eot_samples = num_samples, eot_samples
         self._groups: list[str] = []
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
@@ -179,8 +179,8 @@ class AdversarialEvaluation(Evaluation):
         with full_precision(x.device), part(remaining):
             correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
         if module.stochastic:
-            if self.judgements > 1:
-                self.update(f"accuracy/{metric}/deviation", partial(AccuracyDeviation, self.judgements), correct)
+            if self.num_samples > 1:
+                self.update(f"accuracy/{metric}/std", partial(AccuracyStd, self.num_samples), correct)
             self.update(f"accuracy/{metric}/vote", Accuracy, vote)
             if noise_sources(module) and (metric == "clean" or metric.endswith(MEAN_NETWORK)):
                 with without_noise(module):
@@ -189,7 +189,7 @@ class AdversarialEvaluation(Evaluation):
         return torch.zeros_like(y).index_copy(0, remaining, correct.sum(0))
 
     def _num_samples(self, module: RobustClassifier) -> int:
-        return self.judgements if module.stochastic else 1
+        return self.num_samples if module.stochastic else 1
 
 
 def _threat_models(

@@ -34,7 +34,7 @@ class RobustnessScore(Evaluation):
 
     - ``<stage>/r2``: the mean; ``<stage>/r2_area``: the same by the trapezoid rule on the drawn curve
     - ``<stage>/r2_failed``: fraction of images that every attack fails on
-    - ``<stage>/r2_share/<attack>``: fraction of images to which this attack came closest, the first of equal ones
+    - ``<stage>/r2_fraction/<attack>``: fraction of images to which this attack came closest, the first of equal ones
     - ``<stage>/r2_samples``: number of images
 
     Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
@@ -78,7 +78,7 @@ class RobustnessScore(Evaluation):
         table = self.rows("margins")
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)
-        closest = {f"r2_share/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
+        closest = {f"r2_fraction/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
         return {
             "r2": area_under_curve(margins),
             "r2_area": torch.trapezoid(curve, grid),

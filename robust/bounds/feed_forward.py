@@ -80,7 +80,7 @@ class FeedForwardVerifier:
             low, high = self._in_parts(self._margin_range, layers, box, y)
             return low, high
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_share: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
 
         The cross-entropy is log E with E = sum_k exp(z_k - z_y). U, an upper bound of E, mixes CROWN-IBP's and IBP's;
@@ -92,12 +92,12 @@ class FeedForwardVerifier:
             last, inputs = _propagated(layers, box, y)
             margin = margin_interval(last, inputs[-1], y)
             highest = margin.center + margin.radius
-            if crown_share == 0:
+            if crown_weight == 0:
                 return highest.logsumexp(-1)
             shift = highest.detach().amax(-1, keepdim=True)
             bound = _fused_crown(layers, inputs, y, margin, shift)
-            if crown_share < 1:
-                bound = crown_share * bound + (1 - crown_share) * (highest - shift).exp().sum(-1)
+            if crown_weight < 1:
+                bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
             return bound.log() + shift.squeeze(-1)
 
     def _margins(self, layers: list[Layer], box: Box, y: Tensor) -> tuple[Tensor, ...]:

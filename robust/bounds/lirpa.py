@@ -65,20 +65,20 @@ class LirpaVerifier:
             check_labels(y, len(box.lower), graph.num_classes)
             return graph.bound(box, _margin_rows(y, graph.num_classes, box), self.method, upper=False)[0]
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_share: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
 
         The same for every ``method``. The cross-entropy is log E with E = sum_k exp(z_k - z_y); an upper bound of E is
         mixed of CROWN-IBP's and IBP's, both scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
         box = _checked(network, box)
-        methods: list[Method] = ["ibp"] if crown_share == 0 else ["ibp", "crown-ibp"]
+        methods: list[Method] = ["ibp"] if crown_weight == 0 else ["ibp", "crown-ibp"]
         with self._graph(network, box, methods) as graph:
             check_labels(y, len(box.lower), graph.num_classes)
             classes = torch.eye(graph.num_classes, dtype=box.lower.dtype, device=y.device)
             differences = classes - classes[y][:, None]  # rows z_k - z_y, all zero at k = y
             lowest, highest = graph.bound(box, differences, "ibp")
-            if crown_share == 0:
+            if crown_weight == 0:
                 return highest.logsumexp(-1)
             shift = highest.detach().amax(-1, keepdim=True)
             slope, intercept = _chord(lowest, highest, shift)
@@ -86,8 +86,8 @@ class LirpaVerifier:
             bound = graph.crown_over_ibp(row) + intercept.sum(-1)
             # E >= exp(0), its own label's term: rounding must not push the bound below, where the log is undefined
             bound = torch.maximum(bound, (-shift.squeeze(-1)).exp().clamp(min=torch.finfo(bound.dtype).tiny))
-            if crown_share < 1:
-                bound = crown_share * bound + (1 - crown_share) * (highest - shift).exp().sum(-1)
+            if crown_weight < 1:
+                bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
             return bound.log() + shift.squeeze(-1)
 
     def _optimised_margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:

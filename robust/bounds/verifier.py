@@ -29,14 +29,14 @@ class Verifier(Protocol):
             Shape (B, K-1), classes in ascending order without ``y``. An example is certified where all are > 0.
         """
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_share: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Upper bound of the cross-entropy over the box by loss fusion, shape (B,).
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
             box: per-pixel interval, each side (B, C, H, W).
             y: labels (B,).
-            crown_share: weight of the CROWN-IBP bound of sum_k exp(z_k - z_y), the rest is the IBP bound;
+            crown_weight: weight of the CROWN-IBP bound of sum_k exp(z_k - z_y), the rest is the IBP bound;
                 1 at the start of the epsilon ramp, 0 at its end.
         """
 

@@ -11,7 +11,7 @@ class Accuracy(Metric):
     """Right verdicts over all verdicts, as whole numbers that are summed over processes: exact however data is split.
 
     Args:
-        judgements: verdicts on each example: more than one where a network draws random numbers.
+        num_samples: verdicts on each example: more than one where a network draws random numbers.
     """
 
     is_differentiable = False
@@ -20,9 +20,9 @@ class Accuracy(Metric):
     correct: Tensor
     total: Tensor
 
-    def __init__(self, judgements: int = 1) -> None:
+    def __init__(self, num_samples: int = 1) -> None:
         super().__init__()
-        self.judgements = judgements
+        self.num_samples = num_samples
         self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -30,14 +30,14 @@ class Accuracy(Metric):
         """Count a batch: how many of each example's verdicts are correct, whole numbers or bool of shape (B,)."""
         # not in place: a state that inference mode has made cannot be changed outside it
         self.correct = self.correct + correct.sum()
-        self.total = self.total + correct.numel() * self.judgements
+        self.total = self.total + correct.numel() * self.num_samples
 
     def compute(self) -> Tensor:
         """The fraction in [0, 1], a scalar; NaN before the first example."""
         return self.correct / self.total
 
 
-class AccuracyDeviation(Metric):
+class AccuracyStd(Metric):
     """Standard deviation, over passes of a network that draws random numbers, of the accuracy on all examples.
 
     Args:

@@ -47,21 +47,21 @@ class GaussianWeight(NoiseSource):
 
     Args:
         weight: mu, whose shape the learned log(sigma) has.
-        initial_deviation: sigma of every entry, positive. The authors' code starts at exp(0.08) = 1.083.
+        initial_std: sigma of every entry, positive. The authors' code starts at exp(0.08) = 1.083.
     """
 
-    def __init__(self, weight: Tensor, initial_deviation: float = 0.08) -> None:
+    def __init__(self, weight: Tensor, initial_std: float = 0.08) -> None:
         super().__init__()
-        self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(initial_deviation)))
+        self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(initial_std)))
 
     def forward(self, mu: Tensor) -> Tensor:
         """One draw of the weight; mu without noise."""
         return torch.addcmul(mu, self.log_sigma.exp(), self.draw(mu, shared=True)) if self.enabled else mu
 
-    def divergence(self, mu: Tensor, prior_deviation: float) -> Tensor:
-        """KL(N(mu, sigma^2) || N(0, prior_deviation^2)), summed over all entries: a scalar (closed form)."""
-        ratio = self.log_sigma - math.log(prior_deviation)
-        return (0.5 * (2 * ratio).exp() + 0.5 * (mu / prior_deviation).square() - ratio - 0.5).sum()
+    def divergence(self, mu: Tensor, prior_std: float) -> Tensor:
+        """KL(N(mu, sigma^2) || N(0, prior_std^2)), summed over all entries: a scalar (closed form)."""
+        ratio = self.log_sigma - math.log(prior_std)
+        return (0.5 * (2 * ratio).exp() + 0.5 * (mu / prior_std).square() - ratio - 0.5).sum()
 
 
 class NoisyWeights(nn.Module):
@@ -97,19 +97,19 @@ class BayesianWeights(nn.Module):
 
     Args:
         network: from images (B, C, H, W) to logits (B, K); it is changed. Its parameters are the initial means.
-        initial_deviation: see :class:`GaussianWeight`.
+        initial_std: see :class:`GaussianWeight`.
 
     Raises:
         SettingError: if the deviation is not positive, or the network has no parameters.
     """
 
-    def __init__(self, network: nn.Module, initial_deviation: float = 0.08) -> None:
+    def __init__(self, network: nn.Module, initial_std: float = 0.08) -> None:
         super().__init__()
-        require(initial_deviation > 0, "initial_deviation", initial_deviation, "give a positive standard deviation")
+        require(initial_std > 0, "initial_std", initial_std, "give a positive standard deviation")
         names = [(layer, name) for layer in network.modules() for name, _ in layer.named_parameters(recurse=False)]
         require(bool(names), "network", type(network).__name__, "give one with parameters")
         for layer, name in names:
-            register_parametrization(layer, name, GaussianWeight(getattr(layer, name), initial_deviation))
+            register_parametrization(layer, name, GaussianWeight(getattr(layer, name), initial_std))
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ class BayesianWeights(nn.Module):
         return logits
 
 
-def divergence(network: nn.Module, prior_deviation: float) -> Tensor:
-    """KL divergence of all Gaussian weights from the prior N(0, prior_deviation^2), summed: a scalar."""
+def divergence(network: nn.Module, prior_std: float) -> Tensor:
+    """KL divergence of all Gaussian weights from the prior N(0, prior_std^2), summed: a scalar."""
     return torch.stack(
         [
-            distribution.divergence(parametrization.original, prior_deviation)
+            distribution.divergence(parametrization.original, prior_std)
             for parametrization in network.modules()
             if isinstance(parametrization, nn.utils.parametrize.ParametrizationList)
             for distribution in parametrization

@@ -47,20 +47,20 @@ def test_points_equal_a_plain_computation(trained, tmp_path):
 
 def test_networks_with_noise_have_a_mean_and_bars(trained, tmp_path):
     network = Noisy(copy.deepcopy(trained.classifier), ["0"], (1, 28, 28), initial_scale=1.0)
-    curve = AccuracyCurve({"fgsm": FGSM()}, [0.02], judgements=5)
+    curve = AccuracyCurve({"fgsm": FGSM()}, [0.02], num_samples=5)
     trainer = trainer_with(curve, default_root_dir=tmp_path)
     logged = trainer.test(Plain(network, epsilon=0.05), Digits(), verbose=False)[0]
     clean, attacked = read_curves(tmp_path / "accuracy_curve.csv")["fgsm"]
     assert clean.accuracy > attacked.accuracy > 0
     for point in (clean, attacked):
-        assert 0 < point.deviation < 0.05
-        name = f"test/accuracy_curve/fgsm/{point.epsilon:g}/deviation"
-        assert logged[name] == pytest.approx(point.deviation, abs=1e-6)
+        assert 0 < point.std < 0.05
+        name = f"test/accuracy_curve/fgsm/{point.epsilon:g}/std"
+        assert logged[name] == pytest.approx(point.std, abs=1e-6)
 
 
 def test_other_runs_are_drawn_too(tmp_path):
     table = tmp_path / "accuracy_curve.csv"
-    table.write_text("attack,epsilon,accuracy,deviation\npgd,0.0,0.9,0.01\npgd,0.1,0.4,0.02\n")
+    table.write_text("attack,epsilon,accuracy,std\npgd,0.0,0.9,0.01\npgd,0.1,0.4,0.02\n")
     curve = AccuracyCurve(ATTACKS, [0.1], compare={"PNI": str(table)})
     (axes,) = draw_curves(curve.others).axes
     (line,) = [container.lines[0] for container in axes.containers]
@@ -71,7 +71,7 @@ def test_other_runs_are_drawn_too(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("attacks", {}), ("epsilons", []), ("epsilons", [0.0, 0.1]), ("judgements", 0), ("compare", {"a": "none.csv"})],
+    [("attacks", {}), ("epsilons", []), ("epsilons", [0.0, 0.1]), ("num_samples", 0), ("compare", {"a": "none.csv"})],
 )
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"^AccuracyCurve.{setting}: got"):

@@ -112,11 +112,11 @@ def test_stochastic_networks_are_judged_by_the_mean_over_fresh_passes():
     module.check_shapes = lambda *_: None
     cases = {name: AttackCase(lambda network, threat_model, x, y: x) for name in ("one", "other")}
     measured = {}
-    for judgements in (1, 10):
+    for num_samples in (1, 10):
         module.passes = 0
-        evaluation = AdversarialEvaluation(cases, judgements=judgements)
-        measured[judgements] = trainer_with(evaluation).test(module, CoinDigits(), verbose=False)[0]
-        assert module.passes == 299 * (1 + 3 * judgements)  # clean_error's, and all examples under clean and two cases
+        evaluation = AdversarialEvaluation(cases, num_samples=num_samples)
+        measured[num_samples] = trainer_with(evaluation).test(module, CoinDigits(), verbose=False)[0]
+        assert module.passes == 299 * (1 + 3 * num_samples)  # clean_error's, and all examples under clean and two cases
     # binomial: deviations of 0.028 and 0.009
     assert measured[1]["test/accuracy/one"] == pytest.approx(0.6, abs=0.1)
     assert measured[10]["test/accuracy/one"] == pytest.approx(0.6, abs=0.03)
@@ -161,7 +161,7 @@ def test_a_stopped_evaluation_leaves_no_trace_in_the_next(trained):
         ("attacks", {"a": AttackCase(FGSM(), group="a")}),
         ("every_n_epochs", 0),
         ("max_batches", 0),
-        ("judgements", 0),
+        ("num_samples", 0),
     ],
 )
 def test_wrong_settings(setting, value):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, CertifiedVolume, NonUniformEvaluation
+from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, CertifiedVolume, WeightedMinimaxEvaluation
 from datamodules import Digits
 from lightning_modules import ContextualBudgets, StandardTraining
 from robust.attacks import PGD
@@ -123,7 +123,7 @@ def test_an_attack_cannot_make_a_misclassified_image_correct():
         network[1].weight.zero_()
         network[1].weight[1] = 1.0
         network[1].bias.copy_(torch.tensor([300.0, 0.0] + [-1e6] * 8))
-    evaluation = NonUniformEvaluation(steps=1, step_size=1e-9, epsilon=1.0, restarts=1, alphas=[1.0])
+    evaluation = WeightedMinimaxEvaluation(steps=1, step_size=1e-9, epsilon=1.0, restarts=1, alphas=[1.0])
     metrics = measured(StandardTraining(network, epsilon=0.5), evaluation)
     x, y = images()
     expected = ((x.flatten(1).sum(1) > 300) & (y == 1)).double().mean().item()

@@ -39,7 +39,7 @@ def test_r2_of_the_test_set_its_file_and_its_picture(trained, tmp_path):
     assert metrics["test/r2_area"] == pytest.approx(metrics["test/r2"], rel=0.01)
     assert metrics["test/r2_failed"] == 0
     assert metrics["test/r2_samples"] == 299
-    shares = [metrics[f"test/r2_share/{name}"] for name in FAST]
+    shares = [metrics[f"test/r2_fraction/{name}"] for name in FAST]
     assert shares == pytest.approx([float((expected.attack == k).float().mean()) for k in range(2)], abs=0.01)
     assert sum(shares) == pytest.approx(1)
     table = rows(tmp_path / "robustness_score" / "test_margins.csv")

@@ -39,7 +39,7 @@ def test_figures_equal_a_plain_computation(noisy):
         classes = [noisy(found).argmax(1) for _ in range(6)]
         right = torch.stack([each == y for each in classes]).float()
         votes = torch.stack([sum((each == label).int() for each in classes) for label in range(10)])
-        figures = {name: right.mean(), f"{name}/deviation": right.mean(1).std()}
+        figures = {name: right.mean(), f"{name}/std": right.mean(1).std()}
         expected.update(figures | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
         shares[name] = right.mean(0)
 
@@ -64,9 +64,9 @@ def test_figures_equal_a_plain_computation(noisy):
     worst = torch.stack([shares[name] for name in ("pgd", "pgd/eot", "pgd/mean_network")]).amin(0).mean()
     expected |= dict.fromkeys(("pgd/worst", "union", "average"), worst)
 
-    measured = evaluate(noisy, PGD(3), judgements=6, eot_samples=4)
+    measured = evaluate(noisy, PGD(3), num_samples=6, eot_samples=4)
     assert measured == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-6)
-    assert 0 < measured["pgd/deviation"] < measured["pgd/worst"] < measured["pgd"] < measured["clean"] < 1
+    assert 0 < measured["pgd/std"] < measured["pgd/worst"] < measured["pgd"] < measured["clean"] < 1
 
 
 def test_noise_that_hides_the_gradient_is_found_out(noisy):
@@ -81,14 +81,14 @@ def test_noise_that_hides_the_gradient_is_found_out(noisy):
 
 
 def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(noisy):
-    own = evaluate(noisy, PGD(1, eot_samples=2), judgements=2)
-    assert {name for name in own if name.startswith("pgd")} == {"pgd", "pgd/deviation", "pgd/vote"}
+    own = evaluate(noisy, PGD(1, eot_samples=2), num_samples=2)
+    assert {name for name in own if name.startswith("pgd")} == {"pgd", "pgd/std", "pgd/vote"}
 
-    evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))}, every_n_epochs=1, judgements=2)
+    evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))}, every_n_epochs=1, num_samples=2)
     trainer = trainer_with(evaluation, max_epochs=1, limit_train_batches=1)
     trainer.fit(copy.deepcopy(noisy), datamodule=Digits())
     names = {name for name in trainer.callback_metrics if "pgd" in name}
-    assert names == {"val/accuracy/pgd", "val/accuracy/pgd/deviation", "val/accuracy/pgd/vote"}
+    assert names == {"val/accuracy/pgd", "val/accuracy/pgd/std", "val/accuracy/pgd/vote"}
 
 
 def test_without_noise_it_is_evaluated_like_any_network(noisy):

@@ -72,7 +72,7 @@ def test_training_batches_mix_both_kinds(form, tmp_path):
         path.write_bytes(pickle.dumps({"data": PIXELS, "extrapolated_targets": CLASSES.tolist()}))
     else:
         np.savez(path, image=PIXELS.transpose(0, 3, 1, 2) if form == "channels_first" else PIXELS, label=CLASSES)
-    data = SemiSupervised(labelled=Digits(batch_size=20), pseudo_labelled=str(path), labelled_share=0.25)
+    data = SemiSupervised(labelled=Digits(batch_size=20), pseudo_labelled=str(path), labelled_fraction=0.25)
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert len(batches) == 1298 // 5
@@ -94,8 +94,8 @@ def test_settings_are_those_of_the_labelled_images(file):
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 0.3, 1.5])
 def test_wrong_share(file, share):
-    with pytest.raises(SettingError, match=r"data\.labelled_share: got .*batch_size 8"):
-        SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file, labelled_share=share)
+    with pytest.raises(SettingError, match=r"data\.labelled_fraction: got .*batch_size 8"):
+        SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file, labelled_fraction=share)
 
 
 def test_wrong_files(tmp_path, file):

@@ -49,7 +49,7 @@ def test_a_step_takes_the_penalty_in_evaluation_mode(share, apart):
     f, (x, y) = network(norm=True), data()
     f[4].p = 0.0  # the plain pass below could not draw the same mask
     module = CrossLipschitz(
-        copy.deepcopy(f), penalty_weight=0.5, penalty_share=share, optimizer=lambda p: SGD(p, lr=0.05)
+        copy.deepcopy(f), penalty_weight=0.5, penalty_fraction=share, optimizer=lambda p: SGD(p, lr=0.05)
     )
     natural = F.cross_entropy(f.train()(x), y)
     loss = natural + 0.5 * torch.stack([double_loop(f.eval(), image) for image in x[::apart]]).mean()
@@ -64,7 +64,9 @@ def test_a_step_takes_the_penalty_in_evaluation_mode(share, apart):
         )
 
 
-@pytest.mark.parametrize(("setting", "value"), [("penalty_weight", -1), ("penalty_share", 0), ("penalty_share", 1.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("penalty_weight", -1), ("penalty_fraction", 0), ("penalty_fraction", 1.5)]
+)
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"model\.{setting}: got {value}"):
         CrossLipschitz(network(), **{setting: value})

@@ -17,9 +17,9 @@ from callbacks import (
     CertifiedVolume,
     DecisionBoundary,
     GradientMaskingChecks,
-    NonUniformEvaluation,
     Predictions,
     RobustnessScore,
+    WeightedMinimaxEvaluation,
 )
 from datamodules import Digits
 from datamodules.loading import Batch
@@ -245,7 +245,7 @@ ATTACKING = {
     "CertifiedVolume": CertifiedVolume,
     "DecisionBoundary": DecisionBoundary,
     "GradientMaskingChecks": GradientMaskingChecks,
-    "NonUniformEvaluation": lambda: NonUniformEvaluation(2, 0.1),
+    "WeightedMinimaxEvaluation": lambda: WeightedMinimaxEvaluation(2, 0.1),
     "RobustnessScore": RobustnessScore,
 }
 

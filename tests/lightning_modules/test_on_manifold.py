@@ -258,7 +258,7 @@ def test_input_noise_is_in_training_alone():
         (lambda: OnManifoldRobustness(classifier(), autoencoder(), smallest_radius=0), r"model\.smallest_radius"),
         (lambda: OnManifoldAdversarialTraining(classifier(), autoencoder(), safe_code=0), r"model\.safe_code: got 0"),
         (lambda: wasserstein(mmd_weight=-1), r"model\.mmd_weight: got -1"),
-        (lambda: wasserstein(prior_deviation=0), r"model\.prior_deviation: got 0"),
+        (lambda: wasserstein(prior_std=0), r"model\.prior_std: got 0"),
         (lambda: wasserstein(reconstruction_weight=0), r"model\.reconstruction_weight: got 0"),
         (lambda: wasserstein(input_noise=-1), r"model\.input_noise: got -1"),
         (lambda: wasserstein(pretraining_batches=-1), r"model\.pretraining_batches: got -1"),

@@ -89,7 +89,7 @@ def test_which_are_stochastic():
     ("method", "settings", "message"),
     [
         (ParametricNoiseInjection, {"adversarial_delay": -1}, "model.adversarial_delay: got -1"),
-        (AdversarialBNN, {"prior_deviation": 0.0}, "model.prior_deviation: got 0.0"),
+        (AdversarialBNN, {"prior_std": 0.0}, "model.prior_std: got 0.0"),
         (AdversarialBNN, {"kl_weight": -1.0}, "model.kl_weight: got -1.0"),
     ],
 )

@@ -93,7 +93,7 @@ def test_without_noise_it_is_the_plain_network_also_in_a_copy(wrapper):
     [
         (lambda: NoisyWeights(DMSmall(), "neuron"), "granularity: got 'neuron'; give one of layer, channel, element"),
         (lambda: NoisyWeights(nn.Flatten()), "network: got 'Flatten'; give one with convolutions"),
-        (lambda: BayesianWeights(DMSmall(), 0.0), "initial_deviation: got 0.0"),
+        (lambda: BayesianWeights(DMSmall(), 0.0), "initial_std: got 0.0"),
         (lambda: BayesianWeights(nn.Flatten()), "network: got 'Flatten'; give one with parameters"),
     ],
 )

@@ -40,7 +40,7 @@ def test_equals_the_plain_reference(network, size):
 
 @settings(max_examples=60, deadline=None)
 @given(networks, sizes, st.sampled_from([0.0, 0.5, 1.0]))
-def test_no_sampled_or_attacked_point_crosses_a_bound(network, size, crown_share):
+def test_no_sampled_or_attacked_point_crosses_a_bound(network, size, crown_weight):
     x, y, budgets = random_case(network, size)
     box = PixelBox(budgets).interval(x)
     attacked = PGD(steps=10, restarts=2)(network, PixelBox(budgets), x, y)
@@ -48,7 +48,7 @@ def test_no_sampled_or_attacked_point_crosses_a_bound(network, size, crown_share
     with torch.no_grad():
         logits = network(points.flatten(0, 1)).unflatten(0, points.shape[:2])
         loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(points)), reduction="none").view(len(points), -1)
-        bound = FeedForwardVerifier().cross_entropy(network, box, y, crown_share)
+        bound = FeedForwardVerifier().cross_entropy(network, box, y, crown_weight)
         assert (loss <= bound + 1e-4 * (1 + bound.abs())).all()
         margins = logits.gather(2, y.expand(len(points), -1)[..., None]) - logits
         for method in METHODS:
@@ -73,9 +73,9 @@ def test_a_point_has_the_margins_and_the_loss_of_the_network(network):
     torch.testing.assert_close(fused, loss, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("crown_share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("crown_weight", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_gradients_agree_with_finite_differences(crown_share, channels):
+def test_gradients_agree_with_finite_differences(crown_weight, channels):
     torch.manual_seed(channels)
     network = nn.Sequential(
         nn.Conv2d(channels, 3, 3, stride=2, padding=1),
@@ -94,7 +94,7 @@ def test_gradients_agree_with_finite_differences(crown_share, channels):
     def loss(budgets, *weights):
         for parameter, weight in zip(network.parameters(), weights, strict=True):
             assert parameter is weight
-        return FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share)
+        return FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight)
 
     assert torch.autograd.gradcheck(loss, (budgets, *network.parameters()), eps=1e-7, atol=1e-5)
 
@@ -115,9 +115,9 @@ def test_margin_gradients_agree_with_finite_differences(method):
 def test_larger_budgets_never_lower_the_loss():
     torch.manual_seed(0)
     network, x, y = DMSmall((1, 12, 12)), torch.rand(4, 1, 12, 12), torch.arange(4)
-    for crown_share in (0.0, 1.0):
+    for crown_weight in (0.0, 1.0):
         budgets = torch.full_like(x, 0.05).requires_grad_()
-        FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share).sum().backward()
+        FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight).sum().backward()
         assert (budgets.grad >= -1e-6 * budgets.grad.abs().max()).all()
         assert (budgets.grad > 0).float().mean() > 0.9
 

@@ -43,14 +43,14 @@ def test_equals_the_plain_reference(network, size, batch):
     torch.testing.assert_close(LirpaVerifier().cross_entropy(network, box, y), fused_crown, **close)
 
 
-@pytest.mark.parametrize("crown_share", [0.0, 0.3, 1.0])
-def test_loss_and_gradients_equal_the_own_verifiers(crown_share):
+@pytest.mark.parametrize("crown_weight", [0.0, 0.3, 1.0])
+def test_loss_and_gradients_equal_the_own_verifiers(crown_weight):
     network = conv_net()
     x, y, budgets = case()
     results = []
     for verifier in (LirpaVerifier(), FeedForwardVerifier()):
         budgets = budgets.detach().requires_grad_()
-        loss = verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share)
+        loss = verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight)
         results.append((loss, *gradients(loss, network, budgets)))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
     assert all(gradient.abs().sum() > 0 for gradient in results[0][1:])

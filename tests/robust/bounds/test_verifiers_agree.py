@@ -19,9 +19,9 @@ def compare(network, x, y, budgets, tolerance):
         ours = FeedForwardVerifier(method).margins(network, box, y)
         theirs = LirpaVerifier(method=method).margins(network, box, y)
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-    for crown_share in (0.0, 0.5, 1.0):
-        ours = FeedForwardVerifier().cross_entropy(network, box, y, crown_share)
-        theirs = LirpaVerifier().cross_entropy(network, box, y, crown_share)
+    for crown_weight in (0.0, 0.5, 1.0):
+        ours = FeedForwardVerifier().cross_entropy(network, box, y, crown_weight)
+        theirs = LirpaVerifier().cross_entropy(network, box, y, crown_weight)
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -38,14 +38,14 @@ def test_margins_and_fused_loss_agree_on_the_papers_networks(network):
     compare(network(), x, torch.tensor([3, 7]), 0.05 * torch.rand_like(x), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("crown_share", [0.0, 0.5, 1.0])
-def test_gradients_of_the_fused_loss_agree(crown_share):
+@pytest.mark.parametrize("crown_weight", [0.0, 0.5, 1.0])
+def test_gradients_of_the_fused_loss_agree(crown_weight):
     torch.manual_seed(0)
     network, x, y = DMSmall((1, 14, 14)), torch.rand(3, 1, 14, 14), torch.tensor([1, 5, 9])
     budgets = (0.1 * torch.rand_like(x)).requires_grad_()
     gradients = [
         torch.autograd.grad(
-            verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_share).mean(),
+            verifier.cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight).mean(),
             [budgets, *network.parameters()],
         )
         for verifier in (FeedForwardVerifier(), LirpaVerifier())

@@ -32,7 +32,7 @@ def test_sums_are_over_the_whole_test_set_not_means_of_batches():
 
 
 def test_accuracy_counts_verdicts():
-    metric = Accuracy(judgements=5)
+    metric = Accuracy(num_samples=5)
     metric.update(torch.tensor([5, 0, 3]))
     metric.update(torch.tensor([1]))
     assert metric.compute().item() == pytest.approx(9 / 20)

@@ -20,7 +20,7 @@ from robust.metrics import Accuracy, WeightedAccuracy
 from robust.threat_models import ThreatModel
 
 
-class NonUniformEvaluation(Evaluation):
+class WeightedMinimaxEvaluation(Evaluation):
     """The weighted minimax risk's metrics on the test data, under PGD in linf.
 
     Logged, as fractions in [0, 1]:
@@ -65,7 +65,7 @@ class NonUniformEvaluation(Evaluation):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        name = "NonUniformEvaluation"
+        name = "WeightedMinimaxEvaluation"
         for setting, count in (("steps", steps), ("restarts", restarts)):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
         fits = 0 < step_size < float("inf")
@@ -87,7 +87,7 @@ class NonUniformEvaluation(Evaluation):
             clean = module(x)
         self.update("a_nat", Accuracy, clean.argmax(1) == y)
         margins, correct = self._attack(module, cross_entropy, x, y, clean)
-        self.note_misclassified(module, self._ball(module, x), ~correct, "NonUniformEvaluation's attack")
+        self.note_misclassified(module, self._ball(module, x), ~correct, "WeightedMinimaxEvaluation's attack")
         self.update("a_rob", Accuracy, correct)
         self.update("a_sa", partial(WeightedAccuracy, self.alphas), margins, correct)
         for alpha in self.alphas:
@@ -96,7 +96,7 @@ class NonUniformEvaluation(Evaluation):
         self.update("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def _ball(self, module: RobustClassifier, x: Tensor) -> ThreatModel:
-        return norm_ball("NonUniformEvaluation.epsilon", "linf", self.epsilon, module, x)
+        return norm_ball("WeightedMinimaxEvaluation.epsilon", "linf", self.epsilon, module, x)
 
     def _attack(
         self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor
@@ -104,7 +104,7 @@ class NonUniformEvaluation(Evaluation):
         """Probability margins (B,) of the attacked images, and whether they are classified correctly (B,)."""
         with self.drawing(x):
             attack = partial(self.attack, loss=loss)
-            x_adv = checked_attack("NonUniformEvaluation", attack, module, self._ball(module, x), x, y)
+            x_adv = checked_attack("WeightedMinimaxEvaluation", attack, module, self._ball(module, x), x, y)
             logits = module(x_adv)
         if not module.stochastic:  # an attack may as well leave alone what is misclassified as it is
             undone = (logits.argmax(1) == y) & (clean.argmax(1) != y)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from callbacks import GradientMaskingChecks, NonUniformEvaluation
+from callbacks import GradientMaskingChecks, WeightedMinimaxEvaluation
 from datamodules import Digits
 from robust.errors import SettingError
 from robust.random import numbered, part, rand_like
@@ -56,7 +56,7 @@ def test_figures_equal_a_plain_computation(trained, inference_mode):
         if attack_alpha == 0:
             expected["test/a_rob"] = (margins > 0).float().mean().item()
 
-    evaluation = NonUniformEvaluation(alphas=(1.0, 2.0), seed=7, **settings)
+    evaluation = WeightedMinimaxEvaluation(alphas=(1.0, 2.0), seed=7, **settings)
     trainer = trainer_with(evaluation, inference_mode=inference_mode)
     measured = trainer.test(trained, Digits(eval_batch_size=299), verbose=False)[0]
     del measured["test/clean_error"]
@@ -68,7 +68,7 @@ def test_figures_equal_a_plain_computation(trained, inference_mode):
 def test_alpha_0_weighs_nothing_and_the_radius_is_the_modules_by_default(trained):
     figures = {}
     for epsilon in (None, trained.epsilon, 0.5 * trained.epsilon):
-        evaluation = NonUniformEvaluation(3, 0.02, epsilon, restarts=1, alphas=(0.0,))
+        evaluation = WeightedMinimaxEvaluation(3, 0.02, epsilon, restarts=1, alphas=(0.0,))
         figures[epsilon] = trainer_with(evaluation).test(trained, Digits(eval_batch_size=100), verbose=False)[0]
     for figure in figures.values():
         assert figure["test/a_tr/alpha_0"] == figure["test/a_sa/alpha_0"] == pytest.approx(figure["test/a_rob"])
@@ -77,13 +77,13 @@ def test_alpha_0_weighs_nothing_and_the_radius_is_the_modules_by_default(trained
     assert figures[None]["test/a_rob"] < figures[0.5 * trained.epsilon]["test/a_rob"]
 
 
-@pytest.mark.parametrize("kind", [NonUniformEvaluation, GradientMaskingChecks])
+@pytest.mark.parametrize("kind", [WeightedMinimaxEvaluation, GradientMaskingChecks])
 def test_the_radius_of_another_norm_is_not_taken(trained, kind):
     class InL2(Plain):
         def threat_models(self, x, epsilon):
             return {"l2": L2Ball(epsilon)}
 
-    callback = kind(**({"steps": 1, "step_size": 0.1} if kind is NonUniformEvaluation else {}))
+    callback = kind(**({"steps": 1, "step_size": 0.1} if kind is WeightedMinimaxEvaluation else {}))
     remedy = f"^{kind.__name__}.epsilon: got None; give a radius: the model's are l2, none is a linf ball"
     with pytest.raises(SettingError, match=remedy):
         trainer_with(callback).test(InL2(trained.classifier, epsilon=0.5), Digits(), verbose=False)
@@ -94,5 +94,5 @@ def test_the_radius_of_another_norm_is_not_taken(trained, kind):
     [("steps", 0), ("step_size", 0.0), ("epsilon", 0.0), ("restarts", 0), ("alphas", (-1.0,)), ("alphas", (1.0, 1.0))],
 )
 def test_wrong_settings(setting, value):
-    with pytest.raises(SettingError, match=f"^NonUniformEvaluation.{setting}: got"):
-        NonUniformEvaluation(**({"steps": 1, "step_size": 0.1} | {setting: value}))
+    with pytest.raises(SettingError, match=f"^WeightedMinimaxEvaluation.{setting}: got"):
+        WeightedMinimaxEvaluation(**({"steps": 1, "step_size": 0.1} | {setting: value}))
