@@ -173,6 +173,5 @@ def test_wrong_settings(settings, message):
 def test_a_network_without_noise_and_scales_that_decay():
     with pytest.raises(SettingError, match=r"model.classifier: got 'DMSmall'; wrap it in robust.networks.Noisy"):
         Learn2Perturb(DMSmall(SHAPE, 3))
-    module = small_module(theta_optimizer=lambda params: SGD(params, lr=0.1, weight_decay=0.1))
     with pytest.raises(SettingError, match=r"theta_optimizer.init_args.weight_decay: got 0.1"):
-        module.configure_optimizers()
+        small_module(theta_optimizer=lambda params: SGD(params, lr=0.1, weight_decay=0.1))
