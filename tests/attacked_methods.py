@@ -4,7 +4,7 @@ import pytest
 
 from tests.testers import ROOT
 
-# settings of their own; None for those without an attack
+# extra settings; None for methods without an attack
 ATTACKED: dict[str, list[str] | None] = {
     "standard_training": None,
     "adversarial_training": [],
@@ -19,14 +19,14 @@ ATTACKED: dict[str, list[str] | None] = {
     "adversarial_bnn": [],
     "learn2perturb": ["--model.noise_delay=1", "--model.adversarial_delay=2"],
 }
-# their steps are parts of the others'
+# their steps are parts of the other methods' steps
 SLOW = ("standard_training", "adversarial_training", "trades", "mixed_adversarial_training", "adversarial_bnn")
 METHODS = [pytest.param(method, marks=pytest.mark.slow) if method in SLOW else method for method in ATTACKED]
 STOCHASTIC = ("parametric_noise_injection", "adversarial_bnn", "learn2perturb")
 
 
 NO_GENERATOR = ["--model.generator=null"]
-# the multi-norm methods: config folder, and settings of their own
+# the multi-norm methods: config folder and extra settings
 MULTI_NORM: dict[str, tuple[str, list[str]]] = {
     "mng_ac": (
         "mng_ac",
@@ -44,7 +44,7 @@ MULTI_NORM: dict[str, tuple[str, list[str]]] = {
 
 
 def multi_norm(method: str, attack: str = "robust.attacks.PGD") -> list[str]:
-    """Arguments of ``fit``: the method's config for Digits, made small, its schedules in the ramp."""
+    """Arguments of ``fit``: the method's config for Digits, made small, with schedules in the ramp."""
     folder, own = MULTI_NORM[method]
     settings = [
         f"--config={ROOT / 'configs' / folder / 'digits.yaml'}",

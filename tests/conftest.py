@@ -1,4 +1,4 @@
-"""What all tests share.
+"""Fixtures of all tests.
 
 They pass on every processor. To test with the instructions of another one, or with more threads::
 
@@ -22,7 +22,7 @@ from tests import quick_command_line
 from tests.datamodules import layouts
 from tests.payload import Payload
 
-# One thread, for there are two workers on two cores, also in what they start; more, to test with more.
+# One thread, since two workers share two cores; child processes inherit it. Set it to test with more threads.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("ROBUST_TEST_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def no_arguments():
-    """LightningCLI warns where it is given arguments while the program has some too, which are pytest's here."""
+    """Clear pytest's own arguments: LightningCLI warns if it gets arguments and the program has some too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         yield
@@ -41,7 +41,7 @@ def no_arguments():
 
 @pytest.fixture(scope="session")
 def mnist_root():
-    """Folder of the published MNIST files; tests that need them are skipped where they are absent."""
+    """Folder of the published MNIST files; tests that need them are skipped if they are absent."""
     root = Path(os.environ.get("ROBUST_DATA") or ROOT.parent / "shared" / "data")
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST/raw in {root}; set ROBUST_DATA")
@@ -67,7 +67,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def written(_written, small):
-    """Folder with every data set, not to be written to."""
+    """Folder with every data set; tests must not write to it."""
     return _written
 
 

@@ -1,4 +1,4 @@
-"""Every method with its own config for Digits, as users run it, in so few steps that all of its phases are in them."""
+"""Every method with its own config for Digits, as users run it, in a few steps that include all of its phases."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from robust.networks import Autoencoder
 from tests.testers import ROOT
 
-NO_DROPOUT = ["--model.classifier.dropout=0"]  # what torch itself draws differs from process to process
+NO_DROPOUT = ["--model.classifier.dropout=0"]  # torch's own draws differ between processes
 NO_GENERATOR = ["--model.generator=null"]
 
 
@@ -20,7 +20,7 @@ class BatchNormalised(nn.Sequential):
 
 OWN = f"{__name__}.BatchNormalised"
 
-# the config's folder, and settings of its own
+# config folder and extra settings
 METHODS: dict[str, tuple[str, list[str]]] = {
     "standard_training": ("standard_training", []),
     "adversarial_training": ("adversarial_training", []),
@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
         "contextual_budgets",
         ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=2", "--checkpoint.monitor=null"],
     ),
-    # batch normalisation: differentiated twice, and with weights that are drawn
+    # batch normalisation with second derivatives, and with random weights
     "mng_ac_batch_norm": ("mng_ac", [f"--model.classifier={OWN}", "--model.optimizer.init_args.lr=0.01"]),
     "adversarial_bnn_batch_norm": ("adversarial_bnn", [f"--model.classifier.init_args.network={OWN}"]),
     "robustness_score": (
@@ -58,7 +58,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "cross_lipschitz": ("cross_lipschitz", ["--model.penalty_fraction=0.25", *NO_DROPOUT]),
     "wasserstein_autoencoder": (
         "wasserstein_autoencoder",
-        # a bias in front of batch normalisation has gradient 0: with a small eps, Adam makes steps of its rounding
+        # a bias before batch normalisation has gradient 0: with a small eps, Adam steps along its rounding error
         ["--model.pretraining_batches=2", "--model.optimizer.init_args.eps=1e-6"],
     ),
     "on_manifold_robustness": ("on_manifold_robustness", NO_DROPOUT),
@@ -70,7 +70,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 
 
 def settings_of(name, folder, batch_size=30):
-    """Arguments of ``fit``: 15 steps of a method in float64, in 5 epochs. It trains in steps alone, without evaluation.
+    """Arguments of ``fit``: 15 steps of a method in float64, in 5 epochs. There is no evaluation.
 
     Batch normalisation takes its statistics over all processes.
     """
@@ -94,7 +94,7 @@ def settings_of(name, folder, batch_size=30):
 
 
 def autoencoder_checkpoint(folder):
-    """A file as training the autoencoder of the configs leaves it."""
+    """A checkpoint as the training of the configs' autoencoder writes it."""
     path = folder / "autoencoder.ckpt"
     if not path.exists():
         torch.manual_seed(0)

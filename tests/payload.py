@@ -1,10 +1,10 @@
-"""Something that runs where it is loaded."""
+"""An object whose code runs when an unsafe reader loads it."""
 
 import os
 
 
 class Payload:
-    """Makes a file where it is loaded by a reader that runs what it reads."""
+    """Writes a file when an unsafe reader loads it."""
 
     def __init__(self, marker):
         self.marker = marker

@@ -1,4 +1,4 @@
-"""The command line with the parser of the one subcommand that runs, where building all four takes most of the start."""
+"""The command line with the parser of one subcommand, since building all four takes most of the start."""
 
 import train
 
@@ -6,7 +6,7 @@ _main, _subcommands = train.main, train.RobustCLI.subcommands
 
 
 def main(args=None):
-    """As ``train.main``; without a known subcommand in front, whole."""
+    """Run ``train.main``, with all parsers if the first argument is no subcommand."""
     known = _subcommands()
     name = args[0] if args else None
     chosen = {name: known[name]} if name in known else known
@@ -18,5 +18,5 @@ def main(args=None):
 
 
 def install():
-    """Have ``train.main`` be this one."""
+    """Replace ``train.main``."""
     train.main = main

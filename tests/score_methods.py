@@ -9,7 +9,7 @@ from tests.testers import ROOT
 
 METHODS = [
     "robustness_score",
-    pytest.param("cross_lipschitz", marks=pytest.mark.slow),  # nothing that the others have not, too
+    pytest.param("cross_lipschitz", marks=pytest.mark.slow),  # covers nothing that the others do not
     "wasserstein_autoencoder",
     "on_manifold_robustness",
     "on_manifold_adversarial_training",
@@ -17,7 +17,7 @@ METHODS = [
 
 
 class SmallAutoencoder(Autoencoder):
-    """Without batch normalisation, which takes its statistics in each process alone."""
+    """A network without batch normalisation, whose statistics differ between processes."""
 
     def __init__(self) -> None:
         super().__init__(width=1, code_size=3)
@@ -26,7 +26,7 @@ class SmallAutoencoder(Autoencoder):
 
 
 def autoencoder_checkpoint(folder):
-    """A file as training the autoencoder leaves it."""
+    """A checkpoint as the training of the autoencoder writes it."""
     torch.manual_seed(0)
     path = folder / "autoencoder.ckpt"
     torch.save({"state_dict": {f"autoencoder.{name}": w for name, w in SmallAutoencoder().state_dict().items()}}, path)

@@ -1,4 +1,4 @@
-"""What users type: runs and their records, and wrong input, which ends in one line that says what would be right."""
+"""The command line: runs and their records, and wrong input, which ends in one line with the remedy."""
 
 import csv
 import json
@@ -50,20 +50,20 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The log folder of a run with test."""
+    """The log folder of a training with a test."""
     return run("fit", tmp_path_factory.mktemp("trained"), "--seed_everything=3", "--model.gradient_clip=null")
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_results_hold_what_was_measured_and_how(trained):
+def test_results_have_metrics_and_settings(trained):
     record = results(trained)
     for name in ("test/clean_error", "test/verified_error/learned", "test/verified_error/uniform"):
         assert 0 <= record["metrics"][name] <= 1
     assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"]
     assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
-    assert record["config"]["model"]["init_args"]["gradient_clip"] is None  # whose default is 8
+    assert record["config"]["model"]["init_args"]["gradient_clip"] is None  # its default is 8
     assert record["seed"] == 3
     assert record["samples"] == {"train": 1298, "val": 200, "test": 299}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -91,7 +91,7 @@ def test_checkpoint_does_not_override_the_command_line(trained, tmp_path):
     assert {name: results(trained)["metrics"][name] for name in again} == again
 
 
-def test_the_last_checkpoint_is_of_the_last_epoch_whatever_is_best(tmp_path):
+def test_the_last_checkpoint_is_of_the_last_epoch_not_of_the_best(tmp_path):
     best = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]  # the first
     folder = run("fit", tmp_path, *FEW_BATCHES, *best) / "checkpoints"
     epochs = {path.name: torch.load(path, weights_only=True)["epoch"] for path in folder.iterdir()}
@@ -109,7 +109,7 @@ def test_validate_and_predict(trained, tmp_path, capsys):
     assert wrong / len(predictions) == pytest.approx(results(trained)["metrics"]["test/clean_error"])
 
 
-def test_runs_in_the_same_folder_do_not_meet(tmp_path):
+def test_runs_in_the_same_folder_do_not_conflict(tmp_path):
     first = run("fit", tmp_path, *FEW_BATCHES)
     record = (first / "results.json").read_text()
     second = run("fit", tmp_path, *FEW_BATCHES, "--model.epsilon=0.03")
@@ -389,7 +389,7 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, capsys):
         ("alpha_low", 1.5, "model.alpha_low: got 1.5; remedy"),
         ("image_shape", (1, 8, 8), "model.generator.image_shape: got (1, 8, 8); remedy"),
         ("generator", "BudgetGenerator", "model.generator: got 'BudgetGenerator'; remedy"),
-        ("steps", 5, "steps: got 5; remedy"),  # of two attacks: it is not known which
+        ("steps", 5, "steps: got 5; remedy"),  # two attacks have it: the path is ambiguous
         ("steps", 7, "steps: got 7; remedy"),
         ("steps", 10, "trainer.callbacks.0.attacks.c.steps: got 10; remedy"),
     ],

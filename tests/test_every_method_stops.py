@@ -1,4 +1,4 @@
-"""Every method keeps what tests/test_interruption.py, test_resume_settings.py and test_rates.py ask of one."""
+"""Every method passes the checks of tests/test_interruption.py, test_resume_settings.py and test_rates.py."""
 
 import signal
 from typing import ClassVar
@@ -9,18 +9,18 @@ from pytorch_lightning import Callback
 
 from callbacks import InterruptedRunError
 from tests.every_method import METHODS, settings_of
-from tests.test_interruption import SignalAt, assert_ends_alike
+from tests.test_interruption import SignalAt, assert_ends_equal
 from tests.testers import assert_equal, last_checkpoint, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("method", METHODS)]
-STOP = 7  # of 15 steps: behind the first batch of the third epoch
+STOP = 7  # of 15 steps: after the first batch of the third epoch
 SCHEDULE = ["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"]
 PARTS = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
 
 
 @pytest.fixture(scope="module")
 def wholes():
-    """The ends of trainings that are not stopped, by method."""
+    """Final checkpoints of uninterrupted trainings, by method."""
     return {}
 
 
@@ -50,17 +50,17 @@ def test_max_steps_inside_an_epoch(settings, whole, tmp_path):
     twice = [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}", f"--trainer.max_steps={STOP + 1}"]
     run("fit", twice, tmp_path / "twice")
     end, _ = run("fit", [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'twice')}"], tmp_path / "end")
-    assert_ends_alike(end, whole)
+    assert_ends_equal(end, whole)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signals(signum, settings, whole, tmp_path):
-    with pytest.raises(InterruptedRunError) as left:
+    with pytest.raises(InterruptedRunError) as stop:
         run("fit", [*settings, *stopped_by(signum)], tmp_path / "stopped")
-    assert left.value.code == 128 + signum
+    assert stop.value.code == 128 + signum
     assert torch.load(last_checkpoint(tmp_path / "stopped"), weights_only=True)["global_step"] == STOP
     end, _ = run("fit", [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
-    assert_ends_alike(end, whole)
+    assert_ends_equal(end, whole)
 
 
 class WeightsOfNaN(Callback):
@@ -74,9 +74,9 @@ class WeightsOfNaN(Callback):
 
 def test_nan_leaves_the_last_checkpoint(settings, tmp_path):
     nan = [f"--trainer.callbacks+={__name__}.WeightsOfNaN", "--checkpoint.save_on_exception=true"]
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stop:
         run("fit", [*settings, *nan, "--checkpoint.every_n_train_steps=3"], tmp_path)
-    assert left.value.code == 2
+    assert stop.value.code == 2
     checkpoint = torch.load(last_checkpoint(tmp_path), weights_only=True)
     assert checkpoint["global_step"] == 6
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
@@ -97,20 +97,20 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(settings, whole, tmp_path
             run("fit", resume, tmp_path)
     assert last_checkpoint(tmp_path).read_bytes() == before
     end, _ = run("fit", resume, tmp_path)
-    assert_ends_alike(end, whole)
+    assert_ends_equal(end, whole)
     assert not list((tmp_path / "checkpoints").glob("*.unfinished"))
 
 
-def test_saving_by_time_and_by_steps_keeps_the_final_weights(settings, whole, tmp_path):
+def test_saving_by_time_and_by_steps_saves_the_final_weights(settings, whole, tmp_path):
     always = ["--checkpoint.train_time_interval=0:0:0", "--checkpoint.filename={step}", "--checkpoint.save_top_k=-1"]
     by_time, _ = run("fit", [*settings, *always], tmp_path / "time")
     assert len(list((tmp_path / "time" / "checkpoints").glob("step=*.ckpt"))) == 15
     by_steps, _ = run("fit", [*settings, "--checkpoint.every_n_train_steps=7"], tmp_path / "steps")
     for end in (by_time, by_steps):
-        assert_ends_alike(end, whole)
+        assert_ends_equal(end, whole)
 
 
-def test_other_settings_are_refused_or_decided(settings, whole, tmp_path, capsys):
+def test_other_settings_are_refused_or_chosen(settings, whole, tmp_path, capsys):
     run("fit", [*settings, f"--trainer.max_steps={STOP}"], tmp_path / "stopped")
     resume = [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"]
     other = ["--model.optimizer.init_args.weight_decay=0.25", "--model.lr_scheduler.init_args.gamma=0.9"]
@@ -119,28 +119,28 @@ def test_other_settings_are_refused_or_decided(settings, whole, tmp_path, capsys
         run("fit", [*resume, *other], tmp_path / "refused")
     error = capsys.readouterr().err
     assert "weight_decay: got 0.25; the checkpoint has" in error or "gamma: got 0.9; the checkpoint has 0.5" in error
-    kept, _ = run("fit", [*resume, *other, "--resume_settings=checkpoint"], tmp_path / "kept")
-    assert_ends_alike(kept, whole)
+    resumed, _ = run("fit", [*resume, *other, "--resume_settings=checkpoint"], tmp_path / "resumed")
+    assert_ends_equal(resumed, whole)
     taken, results = run("fit", [*resume, *other, "--resume_settings=config"], tmp_path / "taken")
     assert 0.25 in [group["weight_decay"] for state in taken["optimizer_states"] for group in state["param_groups"]]
     assert 0.9 in [used["schedule"]["gamma"] for used in results["optimizers"] if used["schedule"]]
 
 
 class Rates(Callback):
-    """Keeps the learning rate of the first optimizer in every batch."""
+    """Records the learning rate of the first optimizer in every batch."""
 
-    kept: ClassVar[list[float]] = []
+    seen: ClassVar[list[float]] = []
 
     def on_train_start(self, trainer, module):
-        self.kept.clear()
+        self.seen.clear()
 
     def on_train_batch_end(self, trainer, *_):
-        self.kept.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 def rates(settings, schedule, folder):
     run("fit", [*settings, f"--model.lr_scheduler={schedule}", f"--trainer.callbacks+={__name__}.Rates"], folder)
-    return [rate / Rates.kept[0] for rate in Rates.kept]
+    return [rate / Rates.seen[0] for rate in Rates.seen]
 
 
 def test_schedules_by_epoch_and_by_step(method, tmp_path):
@@ -165,12 +165,12 @@ def test_a_schedule_by_a_metric_resumes(method, tmp_path):
     settings[settings.index("--trainer.limit_val_batches=0")] = "--trainer.limit_val_batches=1"
     settings += [f"--model.lr_scheduler={plateau}", f"--trainer.callbacks+={__name__}.WorseAndWorse"]
     whole, _ = run("fit", [*settings, f"--trainer.callbacks+={__name__}.Rates"], tmp_path / "whole")
-    assert [rate / Rates.kept[0] for rate in Rates.kept] == pytest.approx(
+    assert [rate / Rates.seen[0] for rate in Rates.seen] == pytest.approx(
         [1] * 6 + [0.1] * 3 + [0.01] * 3 + [0.001] * 3
     )
     run("fit", [*settings, f"--trainer.max_steps={STOP}"], tmp_path / "stopped")
     end, _ = run("fit", [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
-    assert_ends_alike(end, whole)
+    assert_ends_equal(end, whole)
 
 
 def test_weight_averaging(settings, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Settings that a constructor hands on as ``**settings`` are those of its bases: typed, printed, checked, named."""
+"""Settings that a constructor passes on as ``**settings`` are typed, printed and checked like its own."""
 
 import inspect
 import warnings
@@ -23,7 +23,7 @@ HANDED_ON = {"epsilon", "norm", "lr_scheduler", "gradient_clip"}
 
 
 def concrete(package, base):
-    kinds = [vars(package)[name] for name in package.__all__ if name != "SemiSupervised"]  # its settings are its own
+    kinds = [vars(package)[name] for name in package.__all__ if name != "SemiSupervised"]  # it passes on no settings
     return [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, base) and not inspect.isabstract(kind)]
 
 
@@ -79,7 +79,7 @@ def test_the_nearest_one_is_named(setting, expected, capsys):
         ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
     ],
 )
-def test_null_is_refused_where_it_is_no_value(setting, expected, capsys, tmp_path):
+def test_null_is_refused_if_the_type_excludes_it(setting, expected, capsys, tmp_path):
     arguments = [*ARGUMENTS, f"--{setting}", f"--trainer.default_root_dir={tmp_path}"]
     assert expected in error_of(arguments, capsys)
 
@@ -100,7 +100,7 @@ def test_print_config_shows_all_of_them_with_their_defaults(capsys):
 
 
 @pytest.mark.parametrize("setting", ["norm", "attack"])
-def test_what_a_method_fixes_is_no_setting(setting, capsys):
+def test_a_fixed_argument_is_no_setting(setting, capsys):
     assert setting not in printed(YOPO_ARGUMENTS, capsys)["model"]["init_args"]
     assert f"model.{setting}: got 'x'; no such setting" in error_of([*YOPO_ARGUMENTS, f"--model.{setting}=x"], capsys)
     with pytest.raises(TypeError, match=setting):
@@ -113,7 +113,7 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
 
 
-def test_the_most_derived_constructor_says_the_type():
+def test_the_most_derived_constructor_decides_the_type():
     assert types_of_settings("lightning_modules.StandardTraining").keys() >= {"classifier", "epsilon", "gradient_clip"}
     assert types_of_settings("lightning_modules.RobustnessScoreTraining")["generator"] is nn.Module
     assert types_of_settings("lightning_modules.MNGAC")["generator"] == nn.Module | None

@@ -1,4 +1,4 @@
-"""Runs that stop inside an epoch, by a limit or a signal, go on from their checkpoint as if they had not."""
+"""Runs that a limit or a signal stops inside an epoch resume as if they had not stopped."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
-def assert_ends_alike(one, other):
+def assert_ends_equal(one, other):
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         assert_equal(one[part], other[part], part)
 
@@ -41,22 +41,22 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("limits", [[5], [4, 8], [6], [11]], ids=str)
-def test_a_run_that_max_steps_stops_goes_on_where_it_was(whole, limits, tmp_path):
+def test_a_run_that_max_steps_stops_resumes_at_its_batch(whole, limits, tmp_path):
     resume = []
     for limit in limits:
         checkpoint, _ = run("fit", [*SMALL, *resume, f"--trainer.max_steps={limit}"], tmp_path / str(limit))
         assert checkpoint["global_step"] == limit
         resume = [f"--ckpt_path={last_checkpoint(tmp_path / str(limit))}"]
     end, results = run("fit", [*SMALL, *resume], tmp_path / "end")
-    assert_ends_alike(end, whole[0])
+    assert_ends_equal(end, whole[0])
     assert results["metrics"] == whole[1]["metrics"]
     again = [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'end')}"]
-    assert run("fit", again, tmp_path / "again")[0] is None  # there is nothing left to do
+    assert run("fit", again, tmp_path / "again")[0] is None  # no steps remain
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("batch", "validating"), [(4, False), (5, False), (6, True), (11, False), (12, True)])
-def test_a_run_that_a_signal_stops_goes_on_where_it_was(whole, signum, batch, validating, tmp_path):
+def test_a_run_that_a_signal_stops_resumes_at_its_batch(whole, signum, batch, validating, tmp_path):
     stop = [f"--trainer.callbacks+={__name__}.SignalAt", f"--trainer.callbacks.signum={int(signum)}"]
     stop += [f"--trainer.callbacks.batch={batch}", f"--trainer.callbacks.validating={str(validating).lower()}"]
     before = signal.getsignal(signum)
@@ -67,8 +67,8 @@ def test_a_run_that_a_signal_stops_goes_on_where_it_was(whole, signum, batch, va
     saved = torch.load(last_checkpoint(tmp_path / "stopped"), weights_only=True)
     assert saved["global_step"] == (batch if validating else batch + 1)
     resumed, results = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
-    assert_ends_alike(resumed, whole[0])
-    name = "val/clean_error"  # of the last validation, which was made anew
+    assert_ends_equal(resumed, whole[0])
+    name = "val/clean_error"  # of the last validation, which is repeated
     assert results["metrics"][name] == whole[1]["metrics"][name]
 
 
@@ -90,7 +90,7 @@ class SignalInEvaluation(Callback):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_program_leaves_with_the_signals_status(signum, code, tmp_path):
+def test_the_program_exits_with_the_signals_status(signum, code, tmp_path):
     long = ["--trainer.max_epochs=10000", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
     program = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *QUIET, *long, "--checkpoint.every_n_epochs=1"]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -122,19 +122,19 @@ def test_a_loss_of_nan_leaves_the_last_checkpoint(tmp_path):
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
-def test_a_time_interval_saves_and_the_final_weights_are_kept(tmp_path):
+def test_a_time_interval_saves_and_so_does_the_end(tmp_path):
     every = ["--checkpoint.train_time_interval=0:0:0", "--checkpoint.filename={step}", "--checkpoint.save_top_k=-1"]
     run("fit", [*SMALL, *every], tmp_path / "time")
     assert len(list((tmp_path / "time" / "checkpoints").glob("step=*.ckpt"))) == 12
     checkpoint, _ = run("fit", [*SMALL, "--checkpoint.every_n_train_steps=7"], tmp_path / "steps")
     assert checkpoint["global_step"] == 12
-    assert_ends_alike(checkpoint, outcome(tmp_path / "time")[0])
+    assert_ends_equal(checkpoint, outcome(tmp_path / "time")[0])
 
 
-def test_a_longer_training_goes_on_from_final_weights_that_were_saved_at_the_end(whole, tmp_path):
+def test_a_longer_training_resumes_from_the_final_checkpoint(whole, tmp_path):
     run("fit", [*SMALL, "--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=100"], tmp_path / "short")
     resumed, _ = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'short')}"], tmp_path / "long")
-    assert_ends_alike(resumed, whole[0])
+    assert_ends_equal(resumed, whole[0])
 
 
 def test_a_killed_writer_leaves_the_target_and_one_file_that_the_next_run_removes(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Whatever is loaded, nothing in it runs: files with a harmless payload, which makes a file where it does."""
+"""Code in loaded files never runs: the files have a harmless payload, which would write a file."""
 
 import ast
 import threading
@@ -25,7 +25,7 @@ PACKAGES = ("cli", "callbacks", "datamodules", "lightning_modules", "robust")
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """What fit wrote."""
+    """A checkpoint of fit."""
     folder = tmp_path_factory.mktemp("content")
     train.main(["fit", *SMALL, f"--trainer.default_root_dir={folder}"])
     return torch.load(last_checkpoint(folder), weights_only=True)
@@ -33,7 +33,7 @@ def content(tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(content, payload, tmp_path):
-    """A whole checkpoint with the payload beside what Lightning reads, alone in its folder."""
+    """A complete checkpoint with the payload in an additional entry, alone in its folder."""
     folder = tmp_path / "served"
     folder.mkdir()
     torch.save(content | {"payload": payload}, folder / "evil.ckpt")
@@ -42,7 +42,7 @@ def checkpoint(content, payload, tmp_path):
 
 @pytest.fixture
 def url(checkpoint):
-    """The same on a server."""
+    """The same checkpoint on a server."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -79,17 +79,17 @@ def test_checkpoints_that_the_words_stand_for(checkpoint, tmp_path, capsys):
 
 def test_a_checkpoint_at_a_url_is_that_of_the_url(content, checkpoint, url, tmp_path):
     (checkpoint.parent / "last.ckpt").write_bytes(b"")
-    for sign in (1, -1):  # Lightning would take the second from its cache, where the first has the same name
+    for sign in (1, -1):  # Lightning would reuse the first, which has the same name in its cache
         weights = {name: sign * weight for name, weight in content["state_dict"].items()}
         torch.save(content | {"state_dict": weights}, checkpoint)
-        kept = tmp_path / f"kept{sign}"
+        folder = tmp_path / f"run{sign}"
         more = ["--trainer.max_epochs=2", "--model.optimizer.lr=0", "--resume_settings=config"]
-        train.main(["fit", *SMALL, f"--trainer.default_root_dir={kept}", f"--ckpt_path={url}", *more])
-        again = torch.load(last_checkpoint(kept), weights_only=True)["state_dict"]
+        train.main(["fit", *SMALL, f"--trainer.default_root_dir={folder}", f"--ckpt_path={url}", *more])
+        again = torch.load(last_checkpoint(folder), weights_only=True)["state_dict"]
         assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
-def test_lightning_is_told_so_too(content, tmp_path, monkeypatch):
+def test_lightning_loads_weights_only_too(content, tmp_path, monkeypatch):
     torch.save(content, tmp_path / "good.ckpt")
     load, asked = torch.load, []
 

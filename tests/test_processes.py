@@ -1,4 +1,4 @@
-"""Any number of processes gives what one gives: weights of each method, and what each evaluation measures."""
+"""Any number of processes gives the same weights of each method and the same metrics of each evaluation."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def evaluations(stochastic, few):
     ],
 )
 def test_every_evaluation_measures_the_same(method, counts, tmp_path):
-    """Also in batches of another size, but for what examples of a batch share: draws of a network's weights."""
+    """Also for another batch size, except for random weights, which all examples of a batch share."""
     longer = ["--trainer.limit_train_batches=20"]
     longer += ["--model.adversarial_delay=5"] if method == "learn2perturb" else []
     run("fit", [*settings_of(method, tmp_path), *longer], tmp_path)
@@ -152,7 +152,7 @@ def test_autoattack_measures_the_same(method, version, tmp_path):
         assert {name: several["metrics"][name] for name in expected} == pytest.approx(expected), f"{count} processes"
 
 
-def test_synchronised_statistics_are_torchs_in_one_process_and_leave_no_trace():
+def test_synchronised_statistics_equal_torchs_in_one_process_and_can_be_reverted():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     x = torch.rand(4, 1, 6, 6)
@@ -193,7 +193,7 @@ class SlowValidation(Callback):
 
 def running(folder):
     """Process ids of the trainings in a folder, by their local rank."""
-    found = {}
+    processes = {}
     for process in [path.name for path in PROCESSES.iterdir()]:
         if process.isdigit():
             try:
@@ -203,8 +203,8 @@ def running(folder):
                 continue
             if "torch.distributed.run" not in command and f"--trainer.default_root_dir={folder}" in command:
                 rank = next((name.partition("=")[2] for name in names if name.startswith("LOCAL_RANK=")), "0")
-                found[int(rank)] = int(process)
-    return found
+                processes[int(rank)] = int(process)
+    return processes
 
 
 def until(condition, seconds):
@@ -219,7 +219,7 @@ def until(condition, seconds):
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 @pytest.mark.parametrize("killed", [0, 1])
 @pytest.mark.parametrize("validating", [False, True], ids=["in training", "in validation"])
-def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed, validating, tmp_path):
+def test_when_a_process_is_killed_the_others_end_and_name_it(launcher, killed, validating, tmp_path):
     where = ["--trainer.devices=2", f"--trainer.default_root_dir={tmp_path}"]
     if validating:  # nearly all of the time
         where += ["--trainer.limit_train_batches=5", "--trainer.callbacks=[tests.test_processes.SlowValidation]"]
@@ -244,7 +244,7 @@ def test_when_a_process_is_killed_the_others_end_and_say_which(launcher, killed,
 @pytest.mark.skipif(not PROCESSES.is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)], ids=str)
-def test_a_signal_stops_all_processes_behind_one_batch(signum, code, signalled, tmp_path):
+def test_a_signal_stops_all_processes_after_the_same_batch(signum, code, signalled, tmp_path):
     stopped = [*LONG, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'stopped'}"]
     with (tmp_path / "errors").open("w") as errors:
         started = subprocess.Popen([*PROGRAM, *stopped], env=environment(), stdout=errors, stderr=errors)

@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there, each block as a file of its own."""
+"""The README's blocks of code run, each as a file of its own."""
 
 import ast
 import importlib
@@ -40,7 +40,7 @@ def blocks(language):
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch):
-    """Saves a block as a module of its own, and gives its import path and the class in it."""
+    """A function that saves a block as a module, and returns the import path and the class in it."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def save(block):
@@ -53,8 +53,8 @@ def saved(tmp_path, monkeypatch):
 
 
 def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
-    found = dict(reversed(saved(block)) for block in blocks("python"))
-    classes = {kind.__name__: kind for kind in found}
+    paths = dict(reversed(saved(block)) for block in blocks("python"))
+    classes = {kind.__name__: kind for kind in paths}
     module = classes["IntervalTraining"](DMSmall(num_classes=2), epsilon=0.05)
     scheduler = EpsilonScheduler("linear", length=10)
     trainer = trainer_with(scheduler, CertifiedEvaluation(), max_epochs=12)
@@ -64,8 +64,8 @@ def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
     assert metrics["test/clean_error"] <= metrics["test/verified_error/uniform"] < 0.2
 
     network = {"class_path": "robust.networks.DMSmall", "init_args": {"num_classes": 2}}
-    model = {"class_path": found[classes["IntervalTraining"]], "init_args": {"classifier": network, "epsilon": 0.05}}
-    config = {"model": model, "data": {"class_path": found[classes["Stripes"]]}, "trainer": {"max_epochs": 1}}
+    model = {"class_path": paths[classes["IntervalTraining"]], "init_args": {"classifier": network, "epsilon": 0.05}}
+    config = {"model": model, "data": {"class_path": paths[classes["Stripes"]]}, "trainer": {"max_epochs": 1}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     _, record = run("fit", [f"--config={tmp_path / 'mine.yaml'}", "--test_after_fit=true"], tmp_path)
     assert record["method"] == "IntervalTraining"

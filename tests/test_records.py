@@ -1,4 +1,4 @@
-"""The record of a run: a folder of its own, whole and strict files, nothing behind a dry run, monitors that exist."""
+"""The record of a run: its own folder, complete and strict files, no files of a dry run, existing monitors."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_a_folder_holds_one_run_and_evaluations_of_it_side_by_side(tmp_path, cap
     run("validate", own, tmp_path)
     records = json.loads((tmp_path / "results.json").read_text())
     assert list(records) == ["fit", "test", "test-2", "validate"]
-    assert [each["config"]["model"]["init_args"]["epsilon"] for each in records.values()] == [0.1, 0.1, 0.3, 0.1]
+    assert [record["config"]["model"]["init_args"]["epsilon"] for record in records.values()] == [0.1, 0.1, 0.3, 0.1]
     assert records["fit"] == json.loads(before[(tmp_path / "results.json").relative_to(tmp_path)])["fit"]
     configs = {path.name for path in tmp_path.glob("config*.yaml")}
     assert configs == {"config.yaml", "config-test.yaml", "config-test-2.yaml", "config-validate.yaml"}
@@ -79,7 +79,7 @@ def test_a_record_is_strict_json_and_its_command_runs_again(tmp_path, monkeypatc
         add_record(path, "test", {"metrics": {}})
     monkeypatch.undo()
     assert path.read_text() == text
-    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_the_command_can_be_run_again(tmp_path):
@@ -90,7 +90,7 @@ def test_the_command_can_be_run_again(tmp_path):
     assert shlex.split(command) == ["python", "train.py", "fit", *small]
 
 
-def test_a_dry_run_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_dry_run_writes_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
     import train
@@ -136,7 +136,7 @@ SANITY = "--trainer.num_sanity_val_steps=1"
         ),
     ],
 )
-def test_a_metric_that_is_missing_is_said_before_training(settings, message, tmp_path, monkeypatch, capsys):
+def test_a_missing_metric_is_an_error_before_training(settings, message, tmp_path, monkeypatch, capsys):
     import train
 
     quiet = [setting for setting in QUIET if "sanity" not in setting]
@@ -155,7 +155,7 @@ def test_a_name_with_a_metric_that_nothing_logs_is_refused(tmp_path, capsys):
     run("fit", [*SMALL, *named], tmp_path / "named")
 
 
-def test_metrics_that_come_when_they_are_asked_for_are_fine(tmp_path):
+def test_metrics_that_exist_when_they_are_needed_are_accepted(tmp_path):
     import train
 
     quiet = [setting for setting in QUIET if "sanity" not in setting]
@@ -205,10 +205,10 @@ def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_pa
     error = refused("fit", [*SMALL, *swa], tmp_path / "swa", capsys)
     assert "trainer.callbacks: got 'StochasticWeightAveraging'; it trains on for an epoch" in error
     ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
-    averaged, _ = run("fit", [*SMALL, *ema], tmp_path / "ema")
+    average, _ = run("fit", [*SMALL, *ema], tmp_path / "ema")
     plain, _ = run("fit", SMALL, tmp_path / "plain")
-    assert averaged["global_step"] == plain["global_step"] == 12
+    assert average["global_step"] == plain["global_step"] == 12
     name = next(iter(plain["state_dict"]))
-    assert not torch.equal(averaged["state_dict"][name], plain["state_dict"][name])
-    current = averaged["current_model_state"][f"module.{name}" if f"module.{name}" in averaged else name]
+    assert not torch.equal(average["state_dict"][name], plain["state_dict"][name])
+    current = average["current_model_state"][f"module.{name}" if f"module.{name}" in average else name]
     assert torch.equal(current, plain["state_dict"][name])

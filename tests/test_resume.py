@@ -1,4 +1,4 @@
-"""A run of a method that is killed and resumed ends like one that is not."""
+"""A run that is killed and resumed ends like an uninterrupted run."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_methods_that_attack(method, tmp_path):
     ids=["noise off", "noise on", "adversarial on"],
 )
 def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
-    """Killed between epochs 1 and 2 and in the middle of epoch 2: the second case goes from off to on, to attacked."""
+    """Killed between epochs 1 and 2 and in the middle of epoch 2; the second run passes through all phases."""
     decay = "{class_path: torch.optim.lr_scheduler.ExponentialLR, init_args: {gamma: 0.5}}"
     settings = [*attacked("learn2perturb"), f"--model.lr_scheduler={decay}", f"--model.theta_lr_scheduler={decay}"]
     settings += [f"--model.noise_delay={noise_delay}", f"--model.adversarial_delay={adversarial_delay}"]

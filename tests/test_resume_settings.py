@@ -1,4 +1,4 @@
-"""Where configuration and checkpoint differ, a resumption is refused, or goes on with what was decided."""
+"""If config and checkpoint differ, a resumed run is refused, or uses the chosen settings."""
 
 import pytest
 import torch
@@ -54,11 +54,11 @@ def test_another_optimizer_or_schedule_is_refused(first, change, message, tmp_pa
     assert not last_checkpoint(tmp_path).exists()
 
 
-def test_the_checkpoints_settings_are_kept_and_recorded(first, tmp_path):
+def test_the_checkpoints_settings_are_used_and_recorded(first, tmp_path):
     plain, _ = run("fit", [*SMALL, f"--ckpt_path={first}"], tmp_path / "plain")
     changed = ["--model.optimizer.init_args.weight_decay=0.5", "--model.lr_scheduler.gamma=0.9"]
-    kept = [*SMALL, f"--ckpt_path={first}", *changed, "--resume_settings=checkpoint"]
-    checkpoint, results = run("fit", kept, tmp_path / "kept")
+    arguments = [*SMALL, f"--ckpt_path={first}", *changed, "--resume_settings=checkpoint"]
+    checkpoint, results = run("fit", arguments, tmp_path / "resumed")
     for name, weight in plain["state_dict"].items():
         assert torch.equal(checkpoint["state_dict"][name], weight)
     (used,) = results["optimizers"]
@@ -67,7 +67,7 @@ def test_the_checkpoints_settings_are_kept_and_recorded(first, tmp_path):
     assert results["config"]["model"]["init_args"]["optimizer"]["init_args"]["weight_decay"] == 0.5
 
 
-def test_the_configured_settings_are_taken_and_recorded(first, tmp_path):
+def test_the_configured_settings_are_used_and_recorded(first, tmp_path):
     changed = ["--model.optimizer.init_args.weight_decay=0.5", f"--model.lr_scheduler={STEP}"]
     taken = [*SMALL, f"--ckpt_path={first}", *changed, "--resume_settings=config"]
     checkpoint, results = run("fit", taken, tmp_path)
@@ -76,10 +76,10 @@ def test_the_configured_settings_are_taken_and_recorded(first, tmp_path):
     assert group["lr"] == pytest.approx(group["initial_lr"] * 0.25**3)  # in the last of four epochs
     assert results["optimizers"][0]["schedule"]["gamma"] == 0.25
     again = [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path)}", "--trainer.max_epochs=5", *changed]
-    assert run("fit", again, tmp_path / "again")[0]["epoch"] == 4  # what was used is what the checkpoint has now
+    assert run("fit", again, tmp_path / "again")[0]["epoch"] == 4  # the new checkpoint has the settings that were used
 
 
-def test_another_optimizer_begins_anew(first, tmp_path, capsys):
+def test_another_optimizer_starts_afresh(first, tmp_path, capsys):
     adam = [*SMALL, f"--ckpt_path={first}", f"--model.optimizer={ADAM}", "--resume_settings=config"]
     checkpoint, results = run("fit", adam, tmp_path)
     assert results["optimizers"][0]["class"] == "torch.optim.adam.Adam"
@@ -97,7 +97,7 @@ def test_other_data_are_refused(first, tmp_path, capsys):
     run("fit", [*SMALL, f"--ckpt_path={first}", *other, "--resume_settings=config"], tmp_path / "config")
 
 
-def test_a_checkpoint_of_before_says_what_its_states_say(first, tmp_path, capsys):
+def test_an_old_checkpoint_is_described_by_its_states(first, tmp_path, capsys):
     checkpoint = torch.load(first, weights_only=True)
     for name in ("optimizers", "data", "monitored"):
         del checkpoint[name]

@@ -1,4 +1,4 @@
-"""Each wrong setting ends in one line that names it and says what would be right, before anything is trained."""
+"""Each wrong setting ends in one line with its name and the remedy, before anything is trained."""
 
 import copy
 import errno
@@ -161,7 +161,7 @@ def test_a_folder_that_is_read_only_or_full(code, untrained, tmp_path, capsys, m
     line = error_of(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path / 'run'}"], capsys)
     assert line.startswith(f"trainer.default_root_dir: got '{tmp_path / 'run'}'; it cannot be written (")
     assert os.strerror(code) in line
-    assert not list(tmp_path.iterdir()), "nothing is left of the trial"
+    assert not list(tmp_path.iterdir()), "the trial file is removed"
 
 
 def test_a_bug_in_a_users_network_keeps_its_traceback(untrained, tmp_path):
@@ -171,7 +171,7 @@ def test_a_bug_in_a_users_network_keeps_its_traceback(untrained, tmp_path):
 
 
 def bomb(path, line):
-    """Ten levels, each of which holds the one before ten times."""
+    """Write ten levels, each with ten aliases of the level before."""
     lines = ["a0: &a0 {k: 1}", *(line.format(n=n, before=", ".join([f"*a{n - 1}"] * 10)) for n in range(1, 12))]
     path.write_text("\n".join(lines) + "\n")
 
@@ -191,7 +191,7 @@ def test_an_alias_bomb_is_refused_in_time(line, tmp_path):
     assert "more than 100,000 values with its aliases" in done.stdout
 
 
-def test_anchors_are_read_as_ever(tmp_path, capsys):
+def test_anchors_are_read(tmp_path, capsys):
     path = tmp_path / "anchors.yaml"
     path.write_text("model: {init_args: {epsilon: &e 0.25}}\nepsilon_schedule: {middle: *e}\n")
     with pytest.raises(SystemExit) as stop:
@@ -206,7 +206,7 @@ def test_a_server_that_trickles_is_not_waited_for(monkeypatch):
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
             self.end_headers()
-            with suppress(OSError):  # until the other side has had enough
+            with suppress(OSError):  # until the client gives up
                 while True:
                     self.wfile.write(b"0")
                     time.sleep(0.05)
@@ -217,7 +217,7 @@ def test_a_server_that_trickles_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(checkpoints, "SECONDS", 1)
     with HTTPServer(("127.0.0.1", 0), Trickling) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        begun = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(SettingError, match=r"ckpt_path: .* cannot be fetched \(\d+ bytes in 1 seconds\)"):
             checkpoints.download(f"http://127.0.0.1:{server.server_port}/x.ckpt")
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - start < 5

@@ -1,4 +1,4 @@
-"""Two promises that every method keeps, tested through the command line: exact resumption, and equal processes.
+"""Two checks of every method on the command line: exact resumption, and equality of any number of processes.
 
 A method is given by ``settings``, the command line's arguments after the subcommand: a config file, and overrides that
 make it small. Call both testers for each new method, with every kind of random draw and optimizer that it has.
@@ -21,11 +21,11 @@ DDP = "--trainer.strategy=ddp_find_unused_parameters_true"
 
 
 class KilledError(Exception):
-    """The end of a run that is killed."""
+    """Ends a run as if it were killed."""
 
 
 class KillAfter(Callback):
-    """Kills a run when so many batches are done, before anything else happens."""
+    """Kills a run right after a number of batches."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -51,7 +51,7 @@ def outcome(folder):
 def results_in(path):
     """The last record of a run, with the metrics and sizes of all its records."""
     records = list(json.loads(path.read_text()).values())
-    together = {part: {k: v for each in records for k, v in each[part].items()} for part in ("metrics", "samples")}
+    together = {part: {k: v for record in records for k, v in record[part].items()} for part in ("metrics", "samples")}
     return records[-1] | together
 
 
@@ -60,7 +60,7 @@ def last_checkpoint(folder):
 
 
 def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
-    """A run that is killed and resumed ends bit for bit like one that is not.
+    """A run that is killed and resumed ends bit for bit like an uninterrupted one.
 
     One run leaves a checkpoint of every epoch; another, which is killed in the middle of an epoch, one of every batch.
     Resumed is from the end of an epoch, from its last batch and from the middle of the next, each with another number

@@ -1,4 +1,4 @@
-"""Processes that run command lines together, kept from one run to the next, for their start takes longer."""
+"""Processes that run command lines together, reused from run to run, since their start takes longer than a run."""
 
 import atexit
 import os
@@ -13,17 +13,17 @@ ROOT = str(Path(__file__).parents[1])
 
 
 def forkserver():
-    """A context whose processes are forked from one that has imported the command line, which takes them seconds."""
+    """A context that forks processes from one that has imported the command line, which takes seconds."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["train"])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if ROOT not in path:  # the server finds train.py there, whatever the folder
+    if ROOT not in path:  # the server finds train.py there, in any working folder
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
     return context
 
 
 class Processes:
-    """So many processes (gloo, CPU) as torchrun would start them."""
+    """A number of processes (gloo, CPU), started like torchrun's."""
 
     def __init__(self, count):
         context = forkserver()
@@ -49,7 +49,7 @@ class Processes:
             pipe.send(arguments)
         waiting = {pipe: rank for rank, pipe in enumerate(self.pipes)}
         while waiting:
-            answered = connection.wait(waiting, TIMEOUT)  # the first error is the one to show
+            answered = connection.wait(waiting, TIMEOUT)  # raise the first error
             if not answered:
                 raise RuntimeError(f"no end after {TIMEOUT} seconds of processes {list(waiting.values())}")
             for pipe in answered:
@@ -70,7 +70,7 @@ _running = {}  # by their number
 
 
 def run_together(arguments, count=2):
-    """Run the command line in processes; see :meth:`Processes.run`. After an error they are started anew."""
+    """Run the command line in processes, which an error restarts."""
     if count not in _running:
         _running[count] = Processes(count)
         atexit.register(_running[count].stop)
@@ -82,7 +82,7 @@ def run_together(arguments, count=2):
 
 
 def serve(rank, count, port, pipe):
-    """Run the command lines that come through the pipe, and answer each with None or its error."""
+    """Run the command lines of the pipe, and answer each with None or its error."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {
         "LOCAL_WORLD_SIZE": str(count),

@@ -1,4 +1,4 @@
-"""Wrong images, labels and networks, each with what the one error says of it."""
+"""Wrong images, labels and networks, each with a part of its error."""
 
 import torch
 from torch import nn

@@ -41,7 +41,7 @@ class GivesNaN(Linear):
 
 
 class Normalized(nn.Sequential):
-    """It normalises over the batch."""
+    """A network that normalises over the batch."""
 
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))

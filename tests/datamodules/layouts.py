@@ -1,4 +1,4 @@
-"""Small made-up data sets in the official layouts of files."""
+"""Small synthetic data sets in the official layouts of files."""
 
 import pickle
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def write_tiny_imagenet(folder: Path) -> None:
     images = folder / "val" / "images"
     images.mkdir(parents=True)
     rows = []
-    for number in reversed(range(SIZES["test"])):  # the published rows are in no order of use
+    for number in reversed(range(SIZES["test"])):  # the published rows are not sorted
         Image.fromarray(np.full((64, 64), 40 * number, np.uint8)).save(images / f"val_{number}.JPEG")  # grey
         rows.append(f"val_{number}.JPEG\t{names[number % 4]}\t0\t0\t62\t62\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(rows))
@@ -100,7 +100,7 @@ def write_all(root: Path) -> None:
     write_tiny_imagenet(root / "tiny-imagenet-200")
 
 
-# each with one file that can be damaged
+# data sets, each with one file to damage
 FILES: dict[Callable[..., ImageFiles], str] = {
     datamodules.MNIST: "MNIST/raw/train-images-idx3-ubyte",
     datamodules.WatermarkedMNIST: "MNIST/raw/train-images-idx3-ubyte",

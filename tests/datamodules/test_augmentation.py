@@ -1,4 +1,4 @@
-"""Random crop and flip: against a plain computation, and through the Trainer."""
+"""Random crop and flip, compared with a plain computation, and in a Trainer."""
 
 import numpy as np
 import pytest
@@ -38,15 +38,15 @@ def test_equals_the_plain_computation(seed, channels, height, width, padding, fi
     augmentation = CropAndFlip(padding, fill, flip)
     placement = augmentation.draw(6, generator)
     result = augmentation.apply(images, placement)
-    for image, found, row, column, flipped in zip(images, result, *placement, strict=True):
+    for image, augmented, row, column, flipped in zip(images, result, *placement, strict=True):
         expected = plainly(image.numpy(), padding, fill, int(row), int(column), bool(flipped))
-        assert np.array_equal(found.numpy(), expected)
+        assert np.array_equal(augmented.numpy(), expected)
 
 
-def test_draws_every_place_and_both_sides_evenly():
+def test_draws_every_offset_and_both_sides_evenly():
     rows, columns, flipped = CropAndFlip(2).draw(10_000, torch.Generator().manual_seed(0))
-    for places in (rows, columns):
-        counts = places.bincount(minlength=5)
+    for offsets in (rows, columns):
+        counts = offsets.bincount(minlength=5)
         assert len(counts) == 5
         assert (counts - 2000).abs().max() < 200
     assert abs(flipped.float().mean() - 0.5) < 0.03
@@ -63,13 +63,13 @@ def test_draws_from_torchs_generator():
     assert not torch.equal(results[0], results[2])
 
 
-def test_switched_off_it_changes_nothing():
+def test_without_crop_and_flip_images_stay_the_same():
     images = torch.rand(8, 3, 16, 16)
     assert torch.equal(CropAndFlip(padding=0, flip=False)(images), images)
 
 
 @pytest.mark.gpu
-def test_places_alike_on_the_gpu():
+def test_the_gpu_gives_the_same_images():
     images = torch.rand(8, 3, 16, 16)
     placement = CropAndFlip().draw(8)
     assert torch.equal(CropAndFlip().apply(images.cuda(), placement).cpu(), CropAndFlip().apply(images, placement))
@@ -105,7 +105,7 @@ class Ramp(ImageDataModule):
 
 
 class Recorder(pl.LightningModule):
-    """Notes the images of each step."""
+    """Records the images of each step."""
 
     def __init__(self):
         super().__init__()
@@ -147,7 +147,7 @@ def test_training_batches_are_augmented_and_validation_is_not(tmp_path):
     assert not torch.equal(torch.cat(first).sort(0).values, torch.cat(second).sort(0).values)
 
 
-def test_a_run_resumed_inside_an_epoch_augments_alike(tmp_path):
+def test_a_run_resumed_inside_an_epoch_augments_in_the_same_way(tmp_path):
     whole, _ = fit(tmp_path)
     saver = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     fit(tmp_path, max_steps=4, max_epochs=-1, enable_checkpointing=True, callbacks=[saver])
@@ -157,8 +157,8 @@ def test_a_run_resumed_inside_an_epoch_augments_alike(tmp_path):
         assert torch.equal(note[2], expected[2])
 
 
-def test_each_process_takes_its_part_of_the_draws():
-    """Two processes of half the batch place their images as one process does."""
+def test_each_process_uses_its_part_of_the_draws():
+    """Two processes with half a batch each crop and flip as one process does."""
     data = Ramp(batch_size=4, augmentation=CropAndFlip(2), seed=3)
 
     class Place:

@@ -1,4 +1,4 @@
-"""Each config of configs/data behind the quickstart: training and testing for some steps, from the command line."""
+"""Each config of configs/data after the quickstart: training and testing for some steps, on the command line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import train
 from tests.testers import results_in
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FORMS = {  # number of classes and image shape
+SHAPES = {  # number of classes and image shape
     "digits": (10, (1, 28, 28)),
     "watermarked_digits": (20, (1, 28, 28)),
     "doubled_digits": (10, (3, 32, 56)),
@@ -26,11 +26,11 @@ FORMS = {  # number of classes and image shape
     "tiny_imagenet": (4, (3, 64, 64)),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:epsilon_schedule.length")  # of one epoch
-ON_DISK = [name for name in FORMS if "digits" not in name]
+ON_DISK = [name for name in SHAPES if "digits" not in name]
 
 
 def command(name, folder, root=None):
-    num_classes, shape = FORMS[name]
+    num_classes, shape = SHAPES[name]
     prefix = "--data.labelled." if "semi_supervised" in name else "--data."
     arguments = [
         "test" if name == "mnist_c" else "fit",
@@ -55,7 +55,7 @@ def command(name, folder, root=None):
 
 
 def test_there_is_a_test_for_each_config():
-    assert sorted(FORMS) == sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+    assert sorted(SHAPES) == sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "watermarked_mnist"])
@@ -68,7 +68,7 @@ def test_runs_on_the_published_files(name, tmp_path, mnist_root):
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:ckpt_path. got None")
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", SHAPES)
 def test_runs_from_its_config(name, tmp_path, request):
     written = request.getfixturevalue("written") if name in ON_DISK else None
     arguments = command(name, tmp_path, written)

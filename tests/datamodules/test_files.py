@@ -1,4 +1,4 @@
-"""Data sets that are read from files: contents, splits, errors."""
+"""Data sets in files: contents, splits, errors."""
 
 import os
 import shutil
@@ -29,18 +29,18 @@ CHECKSUMMED = [made for made in ALL if made not in (TinyImageNet, MNISTC)]
 
 
 def make(made, root, **settings):
-    """The data module, small files accepted."""
+    """The data module, which accepts small files."""
     return made(root=str(root), **({} if made is MNISTC else {"verify_checksums": False}), **settings)
 
 
 def copied(written, tmp_path):
-    """The folder, to be written to, without what was decoded."""
+    """A writable copy of the folder without decoded files."""
     return shutil.copytree(written, tmp_path / "data", ignore=shutil.ignore_patterns("*.pt"))
 
 
 @unverified
 @pytest.mark.parametrize("made", ALL)
-def test_every_split_has_the_declared_form(made, written):
+def test_every_split_has_the_declared_shape(made, written):
     data = make(made, written)
     for split in ("test",) if made is MNISTC else ("train", "val", "test"):
         images = data.images(split)
@@ -89,12 +89,12 @@ def test_svhn_extra_images_are_only_for_training(written):
     assert len(extra.images("test")) == 6
 
 
-def test_mnist_c_is_one_corruption_or_all_in_a_row(written):
+def test_mnist_c_is_one_corruption_or_all(written):
     everything = make(MNISTC, written)
     assert len(everything.images("test")) == 15 * 6
     fog = make(MNISTC, written, corruption="fog").images("test")
-    place = CORRUPTIONS.index("fog") * 6
-    assert torch.equal(everything.images("test").images[place : place + 6], fog.images)
+    start = CORRUPTIONS.index("fog") * 6
+    assert torch.equal(everything.images("test").images[start : start + 6], fog.images)
     with pytest.raises(SettingError, match="train and validate on MNIST"):
         everything.images("train")
     with pytest.raises(SettingError, match=r"data\.corruption: got 'rain'.*fog"):
@@ -117,8 +117,8 @@ def test_tiny_imagenet_sorts_classes_and_test_images_by_name(written, tmp_path):
     assert torch.equal(train // 10, labels.to(torch.uint8))
     shutil.rmtree(root / "tiny-imagenet-200" / "train")
     shutil.rmtree(root / "tiny-imagenet-200" / "val")
-    kept = TinyImageNet(root=str(root)).images("train")
-    assert torch.equal(kept.images, data.images("train").images)
+    decoded = TinyImageNet(root=str(root)).images("train")
+    assert torch.equal(decoded.images, data.images("train").images)
 
 
 @pytest.mark.parametrize("made", ALL)
@@ -153,11 +153,11 @@ def test_unverified_files_are_read_with_a_warning(made, written):
 def test_truncated_file(made, written, tmp_path):
     root = copied(written, tmp_path)
     path = root / FILES[made]
-    # a decoder may fill up a picture that lacks its end, so there all of it goes
+    # a decoder may complete a truncated picture, so this removes all of it
     path.write_bytes(b"" if made is TinyImageNet else path.read_bytes()[:-30])
     data = make(made, root)
     split = "test" if made in (MNISTC, TinyImageNet) else "train"
-    # torchvision reads the files of CIFAR in one go
+    # torchvision reads all files of CIFAR at once
     named = path.parent.name if issubclass(made, CIFAR10) else path.name
     with pytest.raises(SettingError, match=rf"^data\.root: .*{named}.* is damaged .*delete it") as caught:
         data.images(split)
@@ -220,4 +220,4 @@ def test_published_counts_of_cifar10(tmp_path):
         with np.load(exact) as file:
             original = torch.from_numpy(file["test_x"]).movedim(-1, 1).float()
         difference = (data.images("test").images[: len(original)].float() - original).abs().mean()
-        assert difference < 8  # of 255: the same pictures in the same order, channels in place
+        assert difference < 8  # of 255: the same pictures, order and channels

@@ -36,7 +36,7 @@ class Numbered(ImageDataModule):
 
 
 class Recorder(pl.LightningModule):
-    """Notes which images it was given; with ``folder``, each process writes its notes there."""
+    """Records its images; with ``folder``, each process writes its records there."""
 
     def __init__(self, folder=None):
         super().__init__()
@@ -77,7 +77,7 @@ class Recorder(pl.LightningModule):
 
 
 class SaveEverywhere(pl.callbacks.Checkpoint):
-    """Saves at each moment at which Lightning's ModelCheckpoint can."""
+    """Saves at every point where Lightning's ModelCheckpoint can."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -108,7 +108,7 @@ def make_trainer(**options):
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what seed_everything sets is undone after the test
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # the test restores what seed_everything sets
         monkeypatch.setenv(name, "0")
 
 
@@ -135,35 +135,35 @@ class TestShardedBatches:
     @settings(deadline=None)
     @given(
         size=st.integers(1, 80),
-        share=st.integers(1, 6),
+        size_of_part=st.integers(1, 6),
         processes=st.integers(1, 3),
         seed=st.integers(0, 2**32 - 1),
         epoch=st.integers(0, 1000),
     )
-    def test_training_is_the_same_with_any_number_of_processes(self, size, share, processes, seed, epoch):
-        assume(share * processes <= size)
-        kind = {"size": size, "batch_size": share * processes, "shuffle": True, "seed": seed, "epoch": epoch}
+    def test_training_is_the_same_with_any_number_of_processes(self, size, size_of_part, processes, seed, epoch):
+        assume(size_of_part * processes <= size)
+        kind = {"size": size, "batch_size": size_of_part * processes, "shuffle": True, "seed": seed, "epoch": epoch}
         alone = list(sampler(**kind))
         shards = [list(sampler(**kind, processes=processes, rank=rank)) for rank in range(processes)]
-        assert all(len(part) == share for shard in shards for part in shard)
+        assert all(len(part) == size_of_part for shard in shards for part in shard)
         for parts, whole in zip(zip(*shards, strict=True), alone, strict=True):
             assert torch.equal(torch.cat(parts), whole)
         seen = torch.cat(alone)
-        assert len(alone) == size // (share * processes)
+        assert len(alone) == size // (size_of_part * processes)
         assert len(seen.unique()) == len(seen)
 
     @settings(deadline=None)
-    @given(size=st.integers(1, 80), share=st.integers(1, 6), processes=st.integers(1, 3))
-    def test_evaluation_sees_each_image_once(self, size, share, processes):
+    @given(size=st.integers(1, 80), size_of_part=st.integers(1, 6), processes=st.integers(1, 3))
+    def test_evaluation_sees_each_image_once(self, size, size_of_part, processes):
         assume(size >= processes)
-        kind = {"size": size, "batch_size": share * processes, "shuffle": False, "processes": processes}
+        kind = {"size": size, "batch_size": size_of_part * processes, "shuffle": False, "processes": processes}
         samplers = [sampler(**kind, rank=rank) for rank in range(processes)]
         shards = [list(batches) for batches in samplers]
         assert sorted(torch.cat([torch.cat(shard) for shard in shards]).tolist()) == list(range(size))
-        assert {len(shard) for shard in shards} == {len(samplers[0])}  # lest collectives hang
+        assert {len(shard) for shard in shards} == {len(samplers[0])}  # or collectives would hang
         for shard in shards:
-            assert all(len(part) == share for part in shard[:-1])
-            assert 1 <= len(shard[-1]) <= share + (processes > 1)
+            assert all(len(part) == size_of_part for part in shard[:-1])
+            assert 1 <= len(shard[-1]) <= size_of_part + (processes > 1)
 
     def test_order_depends_on_seed_and_epoch(self):
         orders = [
@@ -212,7 +212,7 @@ class TestTensorImages:
 
 
 class TestResume:
-    """A run resumed from any checkpoint goes on with exactly the batches of the uninterrupted run."""
+    """A run resumed from any checkpoint has exactly the remaining batches of the uninterrupted run."""
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ class TestResume:
             done = int(path.name.split("-")[0])
             assert fit(run_seed=7, data=data(), ckpt_path=path, **options) == whole[done:], path.name
 
-    def test_batches_done_are_not_loaded_again(self, tmp_path, monkeypatch):
+    def test_earlier_batches_are_not_loaded_again(self, tmp_path, monkeypatch):
         fit(max_epochs=2, callbacks=[SaveEverywhere(tmp_path)])
         loads = []
         load = TensorImages.raw
@@ -259,14 +259,14 @@ class TestSeed:
         assert fit(run_seed=3, max_epochs=1) == fit(run_seed=5, max_epochs=1, data=Numbered(batch_size=4, seed=3))
         assert fit(run_seed=3, max_epochs=1) != fit(run_seed=4, max_epochs=1)
 
-    def test_loaders_leave_the_global_stream_alone(self):
+    def test_loaders_draw_nothing_from_the_global_generator(self):
         data = Numbered(batch_size=4)
         before = torch.get_rng_state()
         for loader in (data.train_dataloader(), data.val_dataloader()):
             assert len(list(loader)) == len(loader)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_loader_outside_training_is_whole(self):
+    def test_loader_outside_training_gives_all_batches(self):
         data = Numbered(batch_size=4)
         lengths = []
 
@@ -279,7 +279,7 @@ class TestSeed:
 
 
 class TestTrainer:
-    def test_evaluation_and_prediction_are_in_order_and_whole(self):
+    def test_evaluation_and_prediction_give_all_images_in_order(self):
         data = Numbered(eval_batch_size=3)
         module = Recorder()
         batches = make_trainer().predict(module, datamodule=data)
@@ -316,7 +316,7 @@ class TestTrainer:
         trainer.fit(Recorder(folder=str(tmp_path)), datamodule=data)
         notes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
         trained = [image for note in notes for _, _, batch in note["seen"] for image in batch]
-        assert len(trained) == len(set(trained)) == 18  # of 23: three batches of 6, the incomplete one is left out
+        assert len(trained) == len(set(trained)) == 18  # of 23: three batches of 6, without the incomplete one
         assert sorted(image for note in notes for batch in note["evaluated"] for image in batch) == list(range(5))
 
 

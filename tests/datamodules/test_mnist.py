@@ -1,4 +1,4 @@
-"""MNIST: the published data where it is at hand, small made-up files for what can go wrong."""
+"""MNIST: the published data if it is present, and small synthetic files for errors."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ def idx(values):
 
 @pytest.fixture
 def contents(monkeypatch):
-    """Small files that MNIST takes for the published ones: 5,003 training and 4 test images."""
+    """Small files that MNIST accepts as the published ones: 5,003 training and 4 test images."""
     generator = torch.Generator().manual_seed(0)
     files = {}
     for part, size in {"train": 5003, "t10k": 4}.items():
@@ -57,7 +57,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(contents, tmp_path, monkeypatch):
-    """A folder of packed files, served in place of torchvision's mirrors."""
+    """A folder of packed files, served instead of torchvision's mirrors."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     resources = []

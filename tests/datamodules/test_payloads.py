@@ -1,4 +1,4 @@
-"""Data sets and pseudo-labels with a harmless payload: they are read without running it."""
+"""Data sets and pseudo-labels with a harmless payload, which must not run when they are read."""
 
 import os
 import pickle
@@ -63,7 +63,7 @@ def test_pseudo_labels(name, payload, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_pickles_of_arrays_are_read_as_ever(protocol, tmp_path):
+def test_pickles_of_arrays_are_read(protocol, tmp_path):
     order = np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3))
     images = np.random.default_rng(0).integers(256, size=IMAGES.shape, dtype=np.uint8)
     content = {"image": images, "label": LABELS.tolist(), "order": [order, (1.5, b"\xff", "ß")], "one": np.int64(7)}
@@ -77,7 +77,7 @@ def test_pickles_of_arrays_are_read_as_ever(protocol, tmp_path):
     assert torch.equal(loaded.images[labelled:], torch.from_numpy(images))
 
 
-def test_a_trusted_pickle_is_read_whole(tmp_path):
+def test_a_trusted_pickle_is_read_with_its_code(tmp_path):
     (tmp_path / "code.pickle").write_bytes(pickle.dumps({"image": IMAGES, "label": LABELS, "how": os.getcwd}))
     with pytest.raises(SettingError, match=r"it names posix.getcwd, which could run code; .*data.trust_pickle to true"):
         semi_supervised(tmp_path / "code.pickle").load("train")

@@ -24,9 +24,9 @@ def file(tmp_path):
     return str(path)
 
 
-def mixed(labelled, pseudo, batch_size, share, *, processes=1, rank=0, epoch=0, seed=0):
+def mixed(labelled, pseudo, batch_size, labelled_in_batch, *, processes=1, rank=0, epoch=0, seed=0):
     images = numbered(labelled + pseudo)
-    sampler = MixedBatches(images, batch_size, pseudo, share, seed, num_replicas=processes, rank=rank)
+    sampler = MixedBatches(images, batch_size, pseudo, labelled_in_batch, seed, num_replicas=processes, rank=rank)
     sampler.set_epoch(epoch)
     return [batch.tolist() for batch in sampler]
 
@@ -35,24 +35,27 @@ def mixed(labelled, pseudo, batch_size, share, *, processes=1, rank=0, epoch=0, 
 @given(
     labelled=st.integers(4, 40),
     pseudo=st.integers(1, 40),
-    share=st.integers(1, 3),
+    labelled_in_batch=st.integers(1, 3),
     epoch=st.integers(0, 3),
     processes=st.sampled_from([1, 2, 4]),
 )
-def test_every_batch_has_the_set_share_and_every_labelled_image_comes_once(labelled, pseudo, share, epoch, processes):
+def test_every_batch_has_the_set_fraction_and_every_labelled_image_comes_once(
+    labelled, pseudo, labelled_in_batch, epoch, processes
+):
     parts = [
-        mixed(labelled, pseudo, 4, share, processes=processes, rank=rank, epoch=epoch) for rank in range(processes)
+        mixed(labelled, pseudo, 4, labelled_in_batch, processes=processes, rank=rank, epoch=epoch)
+        for rank in range(processes)
     ]
     batches = [[index for own in part for index in own] for part in zip(*parts, strict=True)]
-    assert batches == mixed(labelled, pseudo, 4, share, epoch=epoch)
-    assert len(batches) == labelled // share
+    assert batches == mixed(labelled, pseudo, 4, labelled_in_batch, epoch=epoch)
+    assert len(batches) == labelled // labelled_in_batch
     seen = []
     for batch in batches:
         assert len(batch) == 4
         own = [index for index in batch if index < labelled]
-        assert len(own) == share
+        assert len(own) == labelled_in_batch
         seen += own
-    assert len(seen) == len(set(seen)) == len(batches) * share
+    assert len(seen) == len(set(seen)) == len(batches) * labelled_in_batch
     others = [index for batch in batches for index in batch if index >= labelled]
     uses = np.bincount(np.array(others) - labelled, minlength=pseudo)
     assert uses.max() - uses.min() <= 1
@@ -65,13 +68,13 @@ def test_order_depends_on_epoch_and_seed():
     assert orders[0] == mixed(20, 20, 4, 2)
 
 
-@pytest.mark.parametrize("form", ["npz", "carmon", "channels_first"])
-def test_training_batches_mix_both_kinds(form, tmp_path):
-    path = tmp_path / ("data.pickle" if form == "carmon" else "data.npz")
-    if form == "carmon":
+@pytest.mark.parametrize("layout", ["npz", "carmon", "channels_first"])
+def test_training_batches_mix_both_kinds(layout, tmp_path):
+    path = tmp_path / ("data.pickle" if layout == "carmon" else "data.npz")
+    if layout == "carmon":
         path.write_bytes(pickle.dumps({"data": PIXELS, "extrapolated_targets": CLASSES.tolist()}))
     else:
-        np.savez(path, image=PIXELS.transpose(0, 3, 1, 2) if form == "channels_first" else PIXELS, label=CLASSES)
+        np.savez(path, image=PIXELS.transpose(0, 3, 1, 2) if layout == "channels_first" else PIXELS, label=CLASSES)
     data = SemiSupervised(labelled=Digits(batch_size=20), pseudo_labelled=str(path), labelled_fraction=0.25)
     data.setup("fit")
     batches = list(data.train_dataloader())
@@ -92,10 +95,10 @@ def test_settings_are_those_of_the_labelled_images(file):
     assert (data.num_classes, data.image_shape) == (10, (1, 28, 28))
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, 0.3, 1.5])
-def test_wrong_share(file, share):
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 0.3, 1.5])
+def test_wrong_fraction(file, fraction):
     with pytest.raises(SettingError, match=r"data\.labelled_fraction: got .*batch_size 8"):
-        SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file, labelled_fraction=share)
+        SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file, labelled_fraction=fraction)
 
 
 def test_wrong_files(tmp_path, file):

@@ -1,4 +1,4 @@
-"""Watermarked and doubled images: their construction, and that the label depends on it."""
+"""Watermarked and doubled images: their construction, and the dependence of the label on it."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def generator():
 
 
 def test_a_watermark_is_a_shrunk_digit_of_its_class_at_an_edge():
-    """Digits 0 and 1 are told apart by brightness here; the rest of the image is black."""
+    """Here brightness distinguishes the digits 0 and 1; the rest of the image is black."""
     images = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)
     digits = torch.arange(400) % 4
     images[digits == 0], images[digits == 1] = 100, 200
@@ -53,8 +53,8 @@ def test_watermark_pixels_are_those_of_pils_bilinear_resize():
     row, column = int(made.rows[index]), int(made.columns[index])
     small = Image.fromarray(source[0, 0].numpy()).resize((12, 12), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(small)).float()[2:10, 2:10] * 0.3
-    found = made.images[index, 0, row : row + 8, column : column + 8].float()
-    assert (found - expected).abs().max() <= 1
+    pixels = made.images[index, 0, row : row + 8, column : column + 8].float()
+    assert (pixels - expected).abs().max() <= 1
 
 
 def test_compositing():
@@ -107,10 +107,10 @@ def test_doubled_images_are_two_images_and_a_border(pairing):
 
 
 def learn(data, network, epochs, rate=2e-3):
-    """A plain classifier; gives its accuracy on validation images, as a function of these."""
+    """Train a plain classifier; return its accuracy as a function of validation images."""
     torch.manual_seed(0)
     train = data.images("train")
-    network(train[torch.arange(2)].images)  # settles lazy shapes
+    network(train[torch.arange(2)].images)  # initialises lazy layers
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
     for _ in range(epochs):
         for indices in torch.randperm(len(train)).split(64):

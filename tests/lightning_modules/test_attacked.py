@@ -1,4 +1,4 @@
-"""Adversarial training and its kin: each step against a plain computation of the paper's formula."""
+"""Adversarial training and its variants: each step compared with a plain computation of the paper's formula."""
 
 import copy
 
@@ -26,7 +26,7 @@ EPSILON, RATE = 0.1, 0.05
 
 
 class FixedStart(PGD):
-    """PGD from a start that is no matter of chance."""
+    """PGD from a deterministic start."""
 
     def _started(self, threat_model, x):
         pattern = torch.linspace(0, 40, x[0].numel(), device=x.device).sin().view_as(x[:1])
@@ -35,7 +35,7 @@ class FixedStart(PGD):
 
 @pytest.fixture(autouse=True)
 def _double():
-    """In float64 no gradient's sign is a matter of rounding."""
+    """Use float64, so that rounding changes no gradient's sign."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -65,7 +65,7 @@ def one_step(module, x, y):
 
 
 def descended(classifier, risk):
-    """A copy of the classifier, one step of gradient descent on the risk later."""
+    """A copy of the classifier after one step of gradient descent on the risk."""
     classifier = copy.deepcopy(classifier)
     gradients = torch.autograd.grad(risk(classifier), list(classifier.parameters()))
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_free_adversarial_training():
 
 
 def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
-    """The costate through the first layer is the chain rule: YOPO-m-1 attacks like PGD, weights at each iterate."""
+    """By the chain rule YOPO-m-1 attacks like PGD, and accumulates the weights' gradient at each iterate."""
     x, y = data()
     before = network()
     monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
@@ -209,7 +209,7 @@ def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
 
 
 def test_yopos_inner_steps_hold_the_costate(monkeypatch):
-    """Two inner steps, the second with the costate of before and the first layer at the new point."""
+    """The second inner step has the same costate, and the first layer at the new point."""
     x, y = data()
     before = network()
     monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
@@ -228,7 +228,7 @@ def test_yopos_inner_steps_hold_the_costate(monkeypatch):
 
 
 class Fragile(nn.Module):
-    """Right as long as no pixel of an image has moved by more than its own tolerance, which is the pixel's tenth."""
+    """Correct as long as no pixel has moved by more than its tolerance, a tenth of the pixel."""
 
     def __init__(self, originals):
         super().__init__()
@@ -250,7 +250,7 @@ def test_radii_grow_stay_or_shrink(radius, expected):
     assert torch.allclose(selected, torch.full((3,), expected))
 
 
-def test_radii_are_smoothed_bounded_and_remembered(tmp_path):
+def test_radii_are_smoothed_bounded_and_stored(tmp_path):
     torch.set_default_dtype(torch.float32)
     digits = Digits(batch_size=64)
     module = InstanceAdaptiveTraining(
@@ -323,7 +323,7 @@ def test_l2_radii_may_exceed_a_pixels_range():
     assert AdversarialTraining(network(), 2.0, "l2").epsilon == 2.0
 
 
-def test_radii_need_data_that_name_their_images():
+def test_radii_need_data_with_train_indices():
     x, y = data()
     with pytest.raises(SettingError, match="method indices"):
         one_step(InstanceAdaptiveTraining(network(), attack=PGD(1)), x, y)

@@ -1,4 +1,4 @@
-"""Each method that trains on attacks learns: on Digits, against PGD, it is far above the undefended network."""
+"""Each method that trains on attacks has a far higher accuracy under PGD on Digits than the undefended network."""
 
 import pytest
 
@@ -6,7 +6,7 @@ import train
 from tests.testers import ROOT, results_in
 
 SHORT_PGD = ["--model.attack.steps=3", "--model.attack.step_size=0.05"]
-METHODS = {  # settings that make a few epochs do
+METHODS = {  # settings with which a few epochs suffice
     "adversarial_training": SHORT_PGD,
     "trades": SHORT_PGD,
     "free_adversarial_training": ["--model.replays=4", "--model.optimizer.init_args.lr=0.02"],
@@ -22,14 +22,14 @@ QUICK += [f"--trainer.callbacks.attacks={PGD}", "--trainer.enable_progress_bar=f
 MARGIN = 0.2  # of 299 images, where an accuracy's standard error is 0.03; the methods are above it by 0.34 and more
 
 
-def robust_accuracy(method, folder, *settings, figure="pgd"):
+def robust_accuracy(method, folder, *settings, metric="pgd"):
     arguments = [f"--config={ROOT / 'configs' / method / 'digits.yaml'}", *QUICK]
     arguments += ["--model.optimizer.init_args.lr=0.05", *settings]
     train.main(["fit", *arguments, f"--trainer.default_root_dir={folder}"])
     (record,) = folder.glob("lightning_logs/*/results.json")
-    figures = results_in(record)["metrics"]
-    assert figures["test/accuracy/pgd"] <= figures["test/accuracy/clean"]
-    return figures[f"test/accuracy/{figure}"]
+    metrics = results_in(record)["metrics"]
+    assert metrics["test/accuracy/pgd"] <= metrics["test/accuracy/clean"]
+    return metrics[f"test/accuracy/{metric}"]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def test_learns(method, tmp_path, undefended):
 
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_stochastic_methods_and_their_baseline_learn(method, tmp_path, undefended):
-    """Whatever the gradient: of one draw, the mean of several, of the network without noise."""
+    """Under gradients of one draw, of the mean of several draws, and of the network without noise."""
     settings = ["--model.attack.steps=3"]
     noisy = method != "mixed_adversarial_training"
     settings += ["--trainer.callbacks.eot_samples=5"] if noisy else []
     settings += ["--model.noise_delay=1", "--model.adversarial_delay=2"] if method == "learn2perturb" else []
-    figure = "pgd/worst" if noisy else "pgd"
-    assert robust_accuracy(method, tmp_path, *settings, figure=figure) > undefended + MARGIN
+    metric = "pgd/worst" if noisy else "pgd"
+    assert robust_accuracy(method, tmp_path, *settings, metric=metric) > undefended + MARGIN

@@ -1,4 +1,4 @@
-"""The method: its step against a plain computation, what each phase touches, and that it learns on real digits."""
+"""Contextual budgets: the step compared with a plain computation, the phases, and learning on real digits."""
 
 import copy
 from types import SimpleNamespace
@@ -46,20 +46,20 @@ def fit(module, loader, *callbacks, **settings):
     return trainer
 
 
-@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("ramp", [0.25, 1.0])
 @pytest.mark.parametrize("natural_weight", [None, 0.5])
-def test_a_step_descends_the_mixed_bound_of_classifier_and_generator(share, natural_weight):
+def test_a_step_minimises_the_mixed_bound_of_classifier_and_generator(ramp, natural_weight):
     module = small_module(natural_weight=natural_weight)
     plain = copy.deepcopy(module)
-    module.ramp = share
-    epsilon = share * module.epsilon
+    module.ramp = ramp
+    epsilon = ramp * module.epsilon
     loader = batches()
     fit(module, loader)
 
     x, y = next(iter(loader))
     budgets = epsilon * relative_budgets(plain.generator(x), epsilon, 0.5, 2.0)
     _, _, ibp, crown = plain_bounds(plain.classifier, PixelBox(budgets).interval(x), y)
-    loss = ((1 - share) * crown.exp() + share * ibp.exp()).log().mean()
+    loss = ((1 - ramp) * crown.exp() + ramp * ibp.exp()).log().mean()
     if natural_weight is not None:
         kappa = (0.2 - epsilon * (1 - natural_weight)) / 0.2
         loss = (1 - kappa) * loss + kappa * F.cross_entropy(plain.classifier(x), y)
@@ -72,7 +72,7 @@ def test_a_step_descends_the_mixed_bound_of_classifier_and_generator(share, natu
 
 
 @pytest.mark.filterwarnings("ignore:epsilon_schedule.length")
-def test_before_the_ramp_the_generator_stays_and_the_classifier_learns_naturally():
+def test_before_the_ramp_natural_training_updates_the_classifier_alone():
     module = small_module()
     before = copy.deepcopy(module)
     fit(module, batches(), EpsilonScheduler("linear", start_epoch=2, length=1), max_epochs=1)
@@ -165,7 +165,7 @@ class Reshape(nn.Module):
         ({"strategy": "ddp"}, r"trainer.strategy: got 'ddp'.*ddp_find_unused_parameters_true"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_training(settings, message):
+def test_networks_that_do_not_fit_are_refused_before_training(settings, message):
     settings = {"classifier": DMSmall(), "generator": BudgetGenerator(), "strategy": "auto"} | settings
     trainer = pl.Trainer(
         max_epochs=1,

@@ -1,4 +1,4 @@
-"""Cross-Lipschitz regularisation: its penalty by a double loop over classes, and its step."""
+"""Cross-Lipschitz regularisation: the penalty compared with a double loop over classes, and the step."""
 
 import copy
 
@@ -36,7 +36,7 @@ def double_loop(f, image):
     return sum((one - other).square().sum() for one in gradients for other in gradients) / 25
 
 
-def test_the_identity_is_the_double_loop():
+def test_the_penalty_equals_a_double_loop():
     f, (x, _) = network(), data()
     x.requires_grad_()
     expected = torch.stack([double_loop(f, image.detach()) for image in x])
@@ -44,15 +44,15 @@ def test_the_identity_is_the_double_loop():
     assert expected.min() > 0
 
 
-@pytest.mark.parametrize(("share", "apart"), [(1.0, 1), (0.3, 3)])
-def test_a_step_takes_the_penalty_in_evaluation_mode(share, apart):
+@pytest.mark.parametrize(("fraction", "every"), [(1.0, 1), (0.3, 3)])
+def test_a_step_takes_the_penalty_in_evaluation_mode(fraction, every):
     f, (x, y) = network(norm=True), data()
-    f[4].p = 0.0  # the plain pass below could not draw the same mask
+    f[4].p = 0.0  # the plain pass below would draw another mask
     module = CrossLipschitz(
-        copy.deepcopy(f), penalty_weight=0.5, penalty_fraction=share, optimizer=lambda p: SGD(p, lr=0.05)
+        copy.deepcopy(f), penalty_weight=0.5, penalty_fraction=fraction, optimizer=lambda p: SGD(p, lr=0.05)
     )
     natural = F.cross_entropy(f.train()(x), y)
-    loss = natural + 0.5 * torch.stack([double_loop(f.eval(), image) for image in x[::apart]]).mean()
+    loss = natural + 0.5 * torch.stack([double_loop(f.eval(), image) for image in x[::every]]).mean()
     for weight, gradient in zip(f.parameters(), torch.autograd.grad(loss, list(f.parameters())), strict=True):
         weight.data -= 0.05 * gradient
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -1,4 +1,4 @@
-"""Which optimizer moves what, and which schedule belongs to it."""
+"""The parameters and the schedule of each optimizer."""
 
 import pytest
 import pytorch_lightning as pl
@@ -25,7 +25,7 @@ def halved(optimizer):
 
 
 @pytest.mark.parametrize("method", [MNGAC, ContextualBudgets, RobustnessScoreTraining])
-def test_classifier_and_generator_have_an_optimizer_and_a_schedule_each(method):
+def test_classifier_and_generator_have_their_own_optimizers_and_schedules(method):
     module = method(network(), AdversarialGenerator(), generator_lr_scheduler=halved)
     optimizers, (schedule,) = module.configure_optimizers()
     for optimizer, part in zip(optimizers, (module.classifier, module.generator), strict=True):
@@ -45,7 +45,7 @@ def test_without_a_generator_there_is_one_optimizer(method):
 
 
 class Own(RobustClassifier):
-    """A user's method: a training step and nothing else."""
+    """A user's method with a training step alone."""
 
     def training_step(self, batch, batch_idx):
         self.descend(F.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())

@@ -1,4 +1,4 @@
-"""What enters training and evaluations is checked, whichever loader it comes from: images, labels, precision."""
+"""Checks of images, labels and precision in training and evaluations, with any loader."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def call(function, module, x, y, *callbacks, batch_size=8, **settings):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "given"),
     [
         (lambda x: (x - 0.3) / 0.3, r"values from -\d.* to \d"),
         (lambda x: x * 255, r"values from \d.* to 25\d"),
@@ -61,9 +61,9 @@ def call(function, module, x, y, *callbacks, batch_size=8, **settings):
         (lambda x: (x * 255).byte(), "torch.uint8"),
     ],
 )
-def test_images_of_plain_loaders(function, change, found):
+def test_images_of_plain_loaders(function, change, given):
     with pytest.raises(
-        SettingError, match=rf"^images of \w+ batch 0: got '?{found}.*; .*(\[0, 1\]|shape \(B, C, H, W\))"
+        SettingError, match=rf"^images of \w+ batch 0: got '?{given}.*; .*(\[0, 1\]|shape \(B, C, H, W\))"
     ):
         call(function, StandardTraining(small()), change(X), Y)
 
@@ -81,7 +81,7 @@ def test_the_remedy_works():
 
 @pytest.mark.parametrize("function", ["fit", "validate", "test"])
 @pytest.mark.parametrize(
-    ("labels", "found"),
+    ("labels", "given"),
     [
         (Y - 1, "'labels from -1 to 8'"),
         (Y + 1, "'labels from 1 to 10'; give class indices in .0, 10"),
@@ -89,8 +89,8 @@ def test_the_remedy_works():
         (Y[:, None], r"\(10, 1\)"),
     ],
 )
-def test_labels_of_plain_loaders(function, labels, found):
-    with pytest.raises(SettingError, match=rf"^labels of \w+ batch 0: got {found}"):
+def test_labels_of_plain_loaders(function, labels, given):
+    with pytest.raises(SettingError, match=rf"^labels of \w+ batch 0: got {given}"):
         call(function, StandardTraining(small()), X, labels, batch_size=10)
 
 
@@ -105,8 +105,8 @@ def test_predictions_need_no_labels(tmp_path):
     module = StandardTraining(small())
     for data in (TensorDataset(X), X, TensorDataset(X, Y - 5)):
         trainer = trainer_with(Predictions(), default_root_dir=tmp_path)
-        found = trainer.predict(module, DataLoader(data, 8))
-        assert torch.equal(torch.cat([part["prediction"] for part in found]), module(X).argmax(1))
+        batches = trainer.predict(module, DataLoader(data, 8))
+        assert torch.equal(torch.cat([part["prediction"] for part in batches]), module(X).argmax(1))
         rows = (tmp_path / "predictions.csv").read_text().splitlines()
         assert len(rows) == 17
         assert (rows[1].split(",")[1] == "") == (len(data[0]) == 1)
@@ -135,7 +135,7 @@ class Collated(torch.utils.data.Dataset):
         ({"image": X, "label": Y}, r"\w+ batch 0: got 'dict'; give \(images, labels\)"),
     ],
 )
-def test_batches_that_are_none(function, batch, message):
+def test_batches_of_a_wrong_type(function, batch, message):
     trainer = trainer_with(max_epochs=1, num_sanity_val_steps=0)
     with pytest.raises(SettingError, match=f"^{message}"):
         getattr(trainer, function)(StandardTraining(small()), DataLoader(Collated(batch), batch_size=None))
@@ -186,7 +186,7 @@ def broken_network(value=math.nan):
 
 @pytest.mark.parametrize("function", ["validate", "test", "predict"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_no_numbers(function, value):
+def test_logits_that_are_not_finite(function, value):
     module = StandardTraining(broken_network(value))
     with pytest.raises(NonFiniteLogitsError, match=r"^\w+ batch 0, network: got logits that are NaN or infinite for"):
         call(function, module, X, Y, *([RobustnessScore()] if function == "test" else []))
@@ -209,7 +209,7 @@ def test_validation_inside_fit_is_checked():
         trainer.fit(module, datamodule=Digits())
 
 
-def test_an_autoencoder_that_gives_no_numbers():
+def test_an_autoencoder_whose_images_are_not_finite():
     module = WassersteinAutoencoder(Autoencoder(width=1, code_size=2))
     with torch.no_grad():
         for weight in module.autoencoder.decoder.parameters():
@@ -270,7 +270,7 @@ def test_methods_refuse_weights_of_half_precision(module, precision):
 
 
 def readme_method():
-    """A method of the user's own, which does not say that it can."""
+    """A user's method that does not declare ``half_precision``."""
 
     class Mine(StandardTraining):
         half_precision = False
@@ -278,12 +278,12 @@ def readme_method():
     return Mine(small())
 
 
-def test_weights_that_were_halved_by_hand():
+def test_weights_that_the_user_has_converted_to_half_precision():
     with pytest.raises(SettingError, match=r"^model: got 'torch.float16'; AdversarialTraining attacks"):
         call("fit", AdversarialTraining(small().half()), X, Y)
 
 
-def test_standard_training_goes_on_in_half_precision():
+def test_standard_training_works_in_half_precision():
     module = StandardTraining(small(), optimizer=lambda params: SGD(params, lr=0.01))
     call("fit", module, X, Y, precision="bf16-true")
     (metrics,) = call("test", module, X, Y, precision="bf16-true")
@@ -292,11 +292,11 @@ def test_standard_training_goes_on_in_half_precision():
         call("test", module, 2 * X, Y, precision="bf16-true")
 
 
-# -- passes whose result is a verdict ------------------------------------------------------------------------------
+# -- passes that decide on radii -----------------------------------------------------------------------------------
 
 
 class Noting(nn.Module):
-    """Notes the mode of each pass."""
+    """Records the mode of each pass."""
 
     def __init__(self, network):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The method: its regulariser, what each step moves in each phase, noise under evaluation."""
+"""Learn2Perturb: the regulariser, the parameters that each phase updates, noise in evaluation."""
 
 import copy
 
@@ -55,7 +55,7 @@ def test_tau(t, value):
     assert harmonic_number(t) == pytest.approx(value, abs=5e-3)
 
 
-def test_the_scale_that_the_regulariser_alone_would_give():
+def test_the_scale_under_the_regulariser_alone():
     theta = torch.full((1,), 0.25, requires_grad=True)
     optimizer = SGD([theta], lr=0.1, momentum=0.9)
     expected = {1: 0.287, 10: 0.419, 40: 0.636, 90: 0.874, 139: 1.057}
@@ -69,7 +69,7 @@ def test_the_scale_that_the_regulariser_alone_would_give():
             assert theta.item() == pytest.approx(expected[t], rel=0.02), f"after {t} epochs"
 
 
-def test_a_joint_step_descends_the_loss_in_both_and_the_regulariser_in_theta():
+def test_a_joint_step_updates_both_on_the_loss_and_theta_on_the_regulariser():
     module = small_module(theta_update="joint", gamma=0.1, adversarial_delay=1)
     plain, rate = copy.deepcopy(module), 0.1
     fit(module)
@@ -101,7 +101,7 @@ def test_phases(update):
     assert trainer.global_step == 3
 
 
-def test_the_regularisers_step_leaves_weights_and_moves_every_scale():
+def test_the_regularisers_step_updates_every_scale_and_no_weight():
     module = small_module(optimizer=lambda params: SGD(params, lr=0.0), scales_learn_from="regulariser", gamma=0.1)
     weights, scales = split(module)
     fit(module)
@@ -112,7 +112,7 @@ def test_the_regularisers_step_leaves_weights_and_moves_every_scale():
 
 
 @pytest.mark.parametrize("update", ["two_step", "joint"])
-def test_scales_that_stay(update):
+def test_constant_scales(update):
     module = small_module(scales_learn_from="nothing", theta_update=update)
     weights, scales = split(module)
     fit(module)
@@ -145,7 +145,7 @@ def test_evaluation_is_noisy_and_the_noise_can_be_turned_off():
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_a_checkpoint_knows_whether_noise_was_on(on):
+def test_a_checkpoint_saves_whether_noise_was_on(on):
     module = small_module()
     switch_noise(module, on)
     checkpoint = {"state_dict": module.state_dict()}
@@ -173,6 +173,5 @@ def test_wrong_settings(settings, message):
 def test_a_network_without_noise_and_scales_that_decay():
     with pytest.raises(SettingError, match=r"model.classifier: got 'DMSmall'; wrap it in robust.networks.Noisy"):
         Learn2Perturb(DMSmall(SHAPE, 3))
-    module = small_module(theta_optimizer=lambda params: SGD(params, lr=0.1, weight_decay=0.1))
     with pytest.raises(SettingError, match=r"theta_optimizer.init_args.weight_decay: got 0.1"):
-        module.configure_optimizers()
+        small_module(theta_optimizer=lambda params: SGD(params, lr=0.1, weight_decay=0.1))

@@ -1,4 +1,4 @@
-"""MNG-AC: its meta-gradient against finite differences, its step against a plain one, what it leaves alone, passes."""
+"""MNG-AC: its meta-gradient compared with finite differences, its step with a plain one, and its cost in passes."""
 
 import copy
 
@@ -22,7 +22,7 @@ RATE = 0.05
 
 @pytest.fixture(autouse=True)
 def _double():
-    """Finite differences need float64."""
+    """Use float64 for finite differences."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -44,13 +44,13 @@ def sgd(params):
 
 
 def fixed_start(threat_model, x):
-    """A start that is no matter of chance, so that any number of processes finds the same images."""
+    """A deterministic start, so that any number of processes attacks in the same way."""
     pattern = torch.linspace(0, 40, x[0].numel(), device=x.device, dtype=x.dtype).sin().view_as(x[:1])
     return threat_model.project(x + 0.3 * threat_model.radius * pattern, x)
 
 
 class FixedStart(PGD):
-    """PGD from there."""
+    """PGD from a deterministic start."""
 
     def _started(self, threat_model, x):
         return fixed_start(threat_model, x)
@@ -89,7 +89,7 @@ def one_step(module, x, y):
 
 
 def plain_meta_loss(classifier, generator, norm, x, x_adv, y, fit="tanh"):
-    """The loss on attacked images of a copy that made a step of SGD on the noisy ones."""
+    """The loss on attacked images of a copy of the classifier after a step of SGD on noisy images."""
     copied = copy.deepcopy(classifier).train()
     x_noisy = ball(norm, RADII[norm]).fit_noise(x, generator(x), fit).detach()
     optimizer = torch.optim.SGD(copied.parameters(), lr=RATE)
@@ -143,7 +143,7 @@ def test_one_step_is_that_of_the_algorithm(norm):
             generator.parameters(), torch.autograd.grad(meta, list(generator.parameters())), strict=True
         ):
             weight -= RATE * gradient
-    x_noisy = budget.fit_noise(x, generator(x)).detach()  # of the generator after its step
+    x_noisy = budget.fit_noise(x, generator(x)).detach()  # by the generator after its step
     logits = [classifier(images) for images in (x, x_noisy, x_adv)]
     (F.cross_entropy(logits[2], y) + 12 * jensen_shannon(*logits).mean()).backward()
     sgd(classifier.parameters()).step()
@@ -154,7 +154,7 @@ def test_one_step_is_that_of_the_algorithm(norm):
     assert module.classifier[1].num_batches_tracked == 3, "clean, noisy, attacked, and neither attack nor look-ahead"
 
 
-def test_the_generators_step_leaves_the_classifier_alone():
+def test_the_generators_step_does_not_change_the_classifier():
     (x, y), generator = data(), NoiseGenerator(1)
     module = make(generator)
     before = {}
@@ -184,7 +184,7 @@ def passes(module):
 
     def counting(network, arguments, output):
         nonlocal count
-        count += len(output) == len(x)  # and not those on the two blank images of the checks at the door
+        count += len(output) == len(x)  # not the checks on two blank images
 
     x, y = data()
     module.classifier.register_forward_hook(counting)
@@ -229,8 +229,8 @@ def test_average_and_maximum(combine):
     (x, y), classifier = data(), network()
     module = make(method=MultiNormTraining, combine=combine, classifier=copy.deepcopy(classifier), **attacks())
     one_step(module, x, y)
-    found = [FixedStart(3, mode="frozen")(classifier.train(), ball(norm, RADII[norm]), x, y) for norm in RADII]
-    losses = torch.stack([F.cross_entropy(classifier(x_adv), y, reduction="none") for x_adv in found])
+    attacked = [FixedStart(3, mode="frozen")(classifier.train(), ball(norm, RADII[norm]), x, y) for norm in RADII]
+    losses = torch.stack([F.cross_entropy(classifier(x_adv), y, reduction="none") for x_adv in attacked])
     assert len(losses.argmax(0).unique()) > 1, "no norm is the worst for all"
     (losses.mean() if combine == "average" else losses.max(0).values.mean()).backward()
     sgd(classifier.parameters()).step()

@@ -1,4 +1,4 @@
-"""Methods on the data manifold, and the autoencoder they stand on: against plain computations."""
+"""Methods on the data manifold and their autoencoder, compared with plain computations."""
 
 import copy
 
@@ -31,7 +31,7 @@ def autoencoder(seed=0):
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith("weight"):
-                parameter.mul_(5)  # images that are not grey all over
+                parameter.mul_(5)  # for decoded images that are not uniformly grey
     return network
 
 
@@ -73,7 +73,7 @@ def assert_same(one, other, tolerance=1e-10):
 
 
 class Fixed(OnManifoldRobustness):
-    """R4 training with radii and noise that are no matter of chance."""
+    """R4 training with deterministic radii and noise."""
 
     def draw_radii(self, x):
         return torch.tensor([2.0, 5.0, 9.0, 15.0]).to(x)
@@ -117,7 +117,7 @@ def test_a_step_of_r4_training(trained, through):
     assert_same(module.autoencoder, wae, 0)
 
 
-def test_pair_weights_leave_empty_balls_out():
+def test_empty_balls_have_no_pair_weight():
     distance = torch.tensor([[1.0, 3.0], [10.0, 10.0]])
     weights = pair_weights(distance, torch.tensor([2.0, 4.0, 0.5]))
     expected = [[(1 / 2 + 1 / (4 * 2)) / 3, (1 / (4 * 2)) / 3], [0.0, 0.0]]
@@ -138,7 +138,7 @@ def test_radii_are_the_same_in_all_processes():
 
 
 @pytest.mark.parametrize("method", [OnManifoldRobustness, OnManifoldAdversarialTraining])
-def test_the_autoencoder_never_moves(method, trained):
+def test_the_autoencoder_never_changes(method, trained):
     x, y = data()
     module = fit(method(classifier(), autoencoder(), autoencoder_checkpoint=trained), x, y, max_epochs=3)
     assert_same(module.autoencoder, autoencoder(7).double(), 0)  # running statistics included
@@ -188,10 +188,10 @@ def test_a_step_of_on_manifold_adversarial_training(trained):
 def test_mmd_by_a_double_loop():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 7, 3, generator=generator).double()
-    deviation, scales = 1.5, (0.1, 0.2, 0.5, 1, 2, 5, 10)
+    std, scales = 1.5, (0.1, 0.2, 0.5, 1, 2, 5, 10)
 
     def kernel(u, v):
-        constants = [s * 2 * 3 * deviation**2 for s in scales]
+        constants = [s * 2 * 3 * std**2 for s in scales]
         return sum(c / (c + float((u - v).square().sum())) for c in constants)
 
     def within(part):
@@ -199,15 +199,15 @@ def test_mmd_by_a_double_loop():
 
     cross = sum(kernel(u, v) for u in a for v in b) / 49
     expected = within(a) + within(b) - 2 * cross
-    assert float(maximum_mean_discrepancy(a, b, deviation)) == pytest.approx(expected, abs=1e-12)
-    far = maximum_mean_discrepancy(a + 5, b, deviation)
+    assert float(maximum_mean_discrepancy(a, b, std)) == pytest.approx(expected, abs=1e-12)
+    far = maximum_mean_discrepancy(a + 5, b, std)
     assert far > 1 > abs(expected)
 
 
 def test_moments_of_the_prior_have_no_distance():
     codes = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]) * (3**0.5)
     assert float(moment_distance(codes, 2.0)) == pytest.approx(0, abs=1e-6)
-    # mean (1, 0): 1 / 2; covariance diag(1, 1) where diag(4, 4) is wanted: (9 + 9) / 4
+    # mean (1, 0): 1 / 2; covariance diag(1, 1) where diag(4, 4) is expected: (9 + 9) / 4
     assert float(moment_distance(codes / 2 + torch.tensor([1.0, 0.0]), 2.0)) == pytest.approx(0.5 + 4.5, abs=1e-5)
 
 
@@ -222,7 +222,7 @@ def test_a_step_of_the_autoencoder():
     wae = copy.deepcopy(module.autoencoder).double().train()
     fit(module, x, y)
     with numbered((module.run_seed(), 0, 0), range(6), 6):
-        truncated_normal_like(x, 2.0)  # the input's noise, of deviation 0
+        truncated_normal_like(x, 2.0)  # the input's noise, of std 0
         drawn = shared_randn((6, 3), x)
     codes = wae.encode(x)
     cost = 0.05 * (wae.decode(codes) - x).square().sum((1, 2, 3)).mean()
@@ -230,7 +230,7 @@ def test_a_step_of_the_autoencoder():
     assert_same(module.autoencoder, wae)
 
 
-def test_pretraining_moves_the_encoder_alone():
+def test_pretraining_updates_the_encoder_alone():
     x, y = data()
     module = wasserstein(pretraining_batches=1)
     before = copy.deepcopy(module.autoencoder).double()

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate move by epoch, by step or by a metric, and impossible ones are refused."""
+"""Learning-rate schedules advance by epoch, by step or by a metric, and impossible ones are refused."""
 
 import pytest
 import pytorch_lightning as pl
@@ -17,7 +17,7 @@ BATCHES, EPOCHS = 3, 4
 
 
 class NoteRates(pl.Callback):
-    """Keeps the learning rate of every batch."""
+    """Records the learning rate of every batch."""
 
     def __init__(self):
         self.rates = []
@@ -47,7 +47,7 @@ def fitted(schedule, module_class=StandardTraining, **settings):
 
 
 def plain(schedule, steps_between):
-    """The rates of a plain training loop that moves the schedule behind every so many batches."""
+    """Rates of a plain training loop that steps the schedule after a fixed number of batches."""
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     moved, rates = schedule(optimizer), []
     for step in range(BATCHES * EPOCHS):
@@ -71,7 +71,7 @@ def plain(schedule, steps_between):
         ),
     ],
 )
-def test_most_move_by_epoch_and_each_can_move_by_step(schedule):
+def test_most_advance_by_epoch_and_each_can_advance_by_step(schedule):
     assert fitted(schedule) == pytest.approx(plain(schedule, BATCHES))
     assert fitted(lambda o: EachStep(o, schedule)) == pytest.approx(plain(schedule, 1))
 
@@ -83,12 +83,12 @@ def test_most_move_by_epoch_and_each_can_move_by_step(schedule):
         lambda o: schedules.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=2),
     ],
 )
-def test_some_move_by_step_of_themselves(schedule):
+def test_some_advance_by_step_by_default(schedule):
     assert fitted(schedule) == pytest.approx(plain(schedule, 1))
 
 
 class InLightningsWords(StandardTraining):
-    """A method that names the interval and the frequency."""
+    """A method that sets interval and frequency."""
 
     def configure_optimizers(self):
         optimizer = self.optimizer(self.classifier.parameters())
@@ -96,7 +96,7 @@ class InLightningsWords(StandardTraining):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def test_lightnings_interval_and_frequency_are_kept():
+def test_lightnings_interval_and_frequency_apply():
     def schedule(optimizer):
         return schedules.ExponentialLR(optimizer, 0.5)
 
@@ -104,7 +104,7 @@ def test_lightnings_interval_and_frequency_are_kept():
 
 
 class WorseAndWorse(StandardTraining):
-    """A validation loss that falls once and rises from then on."""
+    """A validation loss that falls once and then rises."""
 
     def on_validation_epoch_end(self):
         self.log("val/wanted", [3.0, 2.0, 4.0, 5.0][self.current_epoch])
@@ -115,10 +115,10 @@ def test_a_plateau_of_a_metric_lowers_the_rate():
         return ReduceLROnPlateau(optimizer, monitor="val/wanted", factor=0.1, patience=0)
 
     rates = fitted(schedule, WorseAndWorse, num_sanity_val_steps=0)
-    assert rates == pytest.approx([0.1] * 9 + [0.01] * 3)  # worse for the first time behind the third epoch
+    assert rates == pytest.approx([0.1] * 9 + [0.01] * 3)  # worse for the first time after the third epoch
 
 
-def test_what_cannot_be_followed_is_refused_before_training():
+def test_impossible_schedules_are_refused_before_training():
     for schedule, message in (
         (lambda o: schedules.OneCycleLR(o, 0.1, total_steps=5), r"total_steps: got 5; the training has 12 steps"),
         (lambda o: EachStep(o, lambda p: schedules.OneCycleLR(p, 0.1, total_steps=5)), r"total_steps: got 5"),

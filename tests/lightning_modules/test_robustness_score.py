@@ -1,4 +1,4 @@
-"""Training for R2: each step against a plain computation, its phases, and what each step leaves alone."""
+"""Training for R2: each step compared with a plain computation, its phases, and the networks that it updates."""
 
 import copy
 
@@ -19,7 +19,7 @@ RATE, WEIGHT = 0.05, 0.3
 
 
 class Generator(nn.Module):
-    """x + tanh(conv), clipped; with dropout, which must be off in the classifier's step."""
+    """x + tanh(conv), clipped, with dropout, which must be off in the classifier's step."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ def descended(network, loss):
 
 
 def plain_step(f, g, form, floors=(0.05, 0.1), detach=True, only_flipped=False):
-    """Algorithm 1 in plain words: f on the first batch, g on the second against the new f."""
+    """Algorithm 1 in plain code: update f on the first batch, then g on the second against the new f."""
     (x, y), (z, _) = batches()
     g.eval()
     x_star = g(x).detach()
@@ -86,14 +86,14 @@ def plain_step(f, g, form, floors=(0.05, 0.1), detach=True, only_flipped=False):
     f.eval()
     g.train()
     chosen = f(z).argmax(1)
-    found = g(z)
-    q = f(found).softmax(1)
-    each = []
+    z_star = g(z)
+    q = f(z_star).softmax(1)
+    losses = []
     for k in range(8):
-        second = q[k].sort(descending=True).values[1]  # the printed j: it gives the same loss
+        second = q[k].sort(descending=True).values[1]  # the paper's j, which gives the same loss
         hinge = (q[k, chosen[k]] - second).clamp(min=0)
-        each.append(0.5 * (found[k] - z[k]).square().sum() + 20 * hinge)
-    descended(g, torch.stack(each).mean())
+        losses.append(0.5 * (z_star[k] - z[k]).square().sum() + 20 * hinge)
+    descended(g, torch.stack(losses).mean())
     return f, g
 
 
@@ -120,7 +120,7 @@ def same(one, other):
     return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_each_phase_moves_its_network_alone():
+def test_each_phase_updates_its_network_alone():
     start = small(warmup_epochs=1, generator_epochs=1)
     first = fit(copy.deepcopy(start), 1)
     assert not same(first.classifier, start.classifier)
@@ -149,7 +149,7 @@ def test_no_gradient_reaches_the_other_network():
     assert all(parameter.requires_grad for parameter in alone.parameters()), "frozen in the step alone"
 
 
-def test_the_classifiers_step_sees_the_generator_without_its_dropout():
+def test_the_classifiers_step_uses_the_generator_without_dropout():
     quiet, noisy = small(dropout=0.0), small(dropout=0.5)
     for module in (quiet, noisy):
         module.log = lambda *_, **__: None
@@ -181,7 +181,7 @@ def test_the_sign_of_the_term_pushes_the_boundary_away():
         assert agreement() < before, form
 
 
-def test_what_is_logged_tells_a_generator_that_gives_up():
+def test_the_logged_metrics_show_a_generator_that_flips_nothing():
     module = fit(small())
     metrics = module.trainer.callback_metrics
     assert 0 <= metrics["train/flip_rate"] <= 1
@@ -200,7 +200,7 @@ def test_an_identity_flips_nothing_though_the_classifier_has_dropout():
 
 
 class Watched(RobustnessScoreTraining):
-    """Notes the batches that it is given."""
+    """Records its batches."""
 
     def training_step(self, batch, batch_idx):
         self.seen.append([part[0].clone() for part in batch])
@@ -222,7 +222,7 @@ def test_the_data_modules_give_two_orders_of_the_same_images():
     assert (orders[0] == orders[1]).float().mean() < 0.05
     plain = digits.images("train").images.float() / 255
     for stream in range(2):
-        # moved by up to two pixels and flipped, each stream in its own way, the mass of an image stays about the same
+        # crops of up to two pixels and flips hardly change the sum of an image's pixels
         seen = torch.cat([parts[stream] for parts in module.seen])
         mass, expected = seen.sum((1, 2, 3)), plain[orders[stream]].sum((1, 2, 3))
         assert torch.corrcoef(torch.stack([mass, expected]))[0, 1] > 0.9

@@ -7,7 +7,7 @@ from tests.testers import ROOT, results_in
 
 
 def trained(name, folder, *settings):
-    """Test figures of a config for Digits."""
+    """Test metrics of a config for Digits."""
     arguments = ["fit", f"--config={ROOT / 'configs' / 'robustness_score' / name}.yaml", *settings]
     train.main([*arguments, "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={folder}"])
     (record,) = folder.glob("lightning_logs/*/results.json")
@@ -33,7 +33,7 @@ def test_learns(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_digits_config_as_it_is(tmp_path):
+def test_the_unchanged_digits_config(tmp_path):
     plain = trained("none_digits", tmp_path / "none")
     robust = trained("digits", tmp_path / "r2")
     assert robust["test/clean_error"] < plain["test/clean_error"] + 0.02

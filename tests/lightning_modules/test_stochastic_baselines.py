@@ -1,4 +1,4 @@
-"""The defences that Learn2Perturb is compared with: their losses against a plain computation, their settings."""
+"""Baselines of Learn2Perturb: their losses compared with a plain computation, and their settings."""
 
 import copy
 
@@ -19,7 +19,7 @@ from robust.threat_models import LinfBall
 SHAPE, EPSILON = (1, 10, 10), 0.1
 X = torch.rand(4, *SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(4) % 3
-# what becomes of the network's wrappers
+# the wrappers without noise
 WRAPPERS = {MixedAdversarialTraining: lambda network: network, ParametricNoiseInjection: NoisyWeights}
 WRAPPERS[AdversarialBNN] = lambda network: BayesianWeights(network, 0.05)
 
@@ -40,7 +40,7 @@ def fit(module, epochs=1):
     return trainer
 
 
-def half_adversarial(network):
+def mixed_risk(network):
     logits = network(X)
     clean = F.cross_entropy(logits, Y)
     x_adv = PGD(2, start="clean")(network, LinfBall(EPSILON), X, logits.argmax(1))
@@ -55,13 +55,13 @@ def bayesian(network):
 @pytest.mark.parametrize(
     ("method", "settings", "risk"),
     [
-        (MixedAdversarialTraining, {}, half_adversarial),
-        (ParametricNoiseInjection, {"adversarial_delay": 0}, half_adversarial),
+        (MixedAdversarialTraining, {}, mixed_risk),
+        (ParametricNoiseInjection, {"adversarial_delay": 0}, mixed_risk),
         (ParametricNoiseInjection, {"adversarial_delay": 1}, lambda network: F.cross_entropy(network(X), Y)),
         (AdversarialBNN, {"kl_weight": 0.7}, bayesian),
     ],
 )
-def test_a_step_descends_the_methods_risk(method, settings, risk):
+def test_a_step_minimises_the_methods_risk(method, settings, risk):
     module = module_of(method, **settings)
     plain = copy.deepcopy(module.classifier)
     fit(module)
@@ -81,7 +81,7 @@ def test_images_are_attacked_after_the_delay():
     assert epochs == [2, 3]
 
 
-def test_which_are_stochastic():
+def test_networks_with_noise_are_stochastic():
     assert [module_of(method).stochastic for method in WRAPPERS] == [False, True, True]
 
 
@@ -98,7 +98,7 @@ def test_wrong_settings(method, settings, message):
         module_of(method, **settings)
 
 
-def test_networks_without_the_noise():
+def test_networks_without_noise_are_refused():
     with pytest.raises(SettingError, match=r"model.classifier: got 'DMSmall'; wrap it in robust.networks.NoisyWeights"):
         ParametricNoiseInjection(DMSmall(SHAPE, 3))
     with pytest.raises(SettingError, match=r"'DMSmall'; wrap it in robust.networks.BayesianWeights"):
