@@ -225,4 +225,4 @@ def _filled(fill: Fill, shape: Sequence[int], like: Tensor, generator: torch.Gen
 def _seeded(key: int, block: int, device: torch.device) -> torch.Generator:
     if device not in _generators:
         _generators[device] = torch.Generator(device)
-    return _generators[device].manual_seed(hash((key, block)) % 2**63)
+    return _generators[device].manual_seed(seed(key, block))

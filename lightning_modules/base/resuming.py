@@ -20,6 +20,7 @@ from lightning_modules.base.settings import (
     require_same,
 )
 from robust.errors import require
+from robust.seeds import seed
 
 
 class Resuming(AcrossProcesses):
@@ -73,7 +74,7 @@ class Resuming(AcrossProcesses):
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch by (seed, epoch, batch, process), so that a resumed run repeats the step."""
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(hash(key) % 2**63)
+        torch.manual_seed(seed(*key))
 
     def monitored_metrics(self) -> dict[str, float]:
         """The metrics that schedules depend on; a resumed run starts with the checkpoint's."""
