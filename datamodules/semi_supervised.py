@@ -113,7 +113,7 @@ class SemiSupervised(ImageDataModule):
         require(labels.numel() == count == max(shape, default=0), setting, f"labels of shape {shape}", remedy)
         classes = labels.flatten().long()
         whole = labels.dtype != torch.bool and bool((classes == labels.flatten()).all())
-        remedy = "give classes as whole numbers, not probabilities or soft labels"
+        remedy = "give whole numbers as classes, not probabilities or soft labels"
         require(whole, setting, f"labels of {labels.dtype} that are no classes", remedy)
         span = (int(classes.min()), int(classes.max()))
         remedy = f"give classes from 0 to {self.num_classes - 1}, as the labelled ones"
