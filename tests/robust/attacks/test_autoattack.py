@@ -58,7 +58,7 @@ def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
 
 @pytest.mark.parametrize("ball", [LinfBall(0.07), L2Ball(0.6), L1Ball(4.0)], ids=["linf", "l2", "l1"])
 def test_what_is_found_for_an_image_depends_on_no_other(trained, short, ball):
-    network, x, y = (trained[0], trained[1][:12], trained[2][:12])
+    network, x, y = (trained[0], trained[1][:8], trained[2][:8])
     whole = AutoAttack()(network, ball, x, y)
     pieces = [AutoAttack(batch_size=3)(network, ball, x[part::2], y[part::2]) for part in (0, 1)]
     verdicts = network(whole).argmax(1) != y
