@@ -61,7 +61,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         super().__init__(classifier, epsilon, norm="linf", **settings)
         self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
         self.largest_radius = largest
-        self.register_buffer("radii", torch.empty(0))
+        self.radii = torch.empty(0)  # no buffer: averages of weights, such as EMA, are none of radii
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Select radii (Algorithm 2), then train on images attacked at these radii (Algorithm 1)."""
@@ -107,12 +107,22 @@ class InstanceAdaptiveTraining(AttackedClassifier):
             data: Any = getattr(self.trainer, "datamodule", None)
             knows = hasattr(data, "indices")
             require(knows, "data", type(data).__name__, "it needs a method indices: give one of our data modules")
-            self.radii = torch.full((len(data.images("train")),), self.epsilon, device=self.device)
+            self.radii = torch.full((len(data.images("train")),), self.epsilon)
+
+    def on_train_start(self) -> None:
+        """Move the radii to the device and precision of the weights."""
+        super().on_train_start()
+        self.radii = self.radii.to(next(self.classifier.parameters()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the radii, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["radii"] = self.radii
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resize the radii to those of the checkpoint."""
-        self.radii = torch.empty_like(checkpoint["state_dict"]["radii"], device=self.device)
+        """Load the radii, too."""
         super().on_load_checkpoint(checkpoint)
+        self.radii = checkpoint["radii"].to(self.device)
 
 
 def _balls(radii: Tensor) -> PixelBox:

@@ -73,8 +73,7 @@ class Resuming(AcrossProcesses):
 
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch by (seed, epoch, batch, process), so that a resumed run repeats the step."""
-        key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed(*key))
+        torch.manual_seed(seed(self.run_seed(), self.current_epoch, batch_idx, self.global_rank))
 
     def monitored_metrics(self) -> dict[str, float]:
         """The metrics that schedules depend on; a resumed run starts with the checkpoint's."""

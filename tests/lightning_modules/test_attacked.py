@@ -278,8 +278,8 @@ def test_radii_are_smoothed_bounded_and_stored(tmp_path):
     assert module.radii.min() >= 0.09 - 1e-6
     assert module.radii.max() <= 0.105 + 1e-6
     again = InstanceAdaptiveTraining(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1, attack=PGD(2))
-    again.on_load_checkpoint({"method": "InstanceAdaptiveTraining", "seed": 0, "state_dict": module.state_dict()})
-    again.load_state_dict(module.state_dict())
+    checkpoint = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)
+    again.on_load_checkpoint(checkpoint)
     assert torch.equal(again.radii, module.radii)
 
 
