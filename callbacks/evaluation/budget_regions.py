@@ -63,7 +63,7 @@ class BudgetRegions(Evaluation):
         values: dict[str, Tensor] = {}
         for name in [name for name in self.metrics if not name.endswith(PIXELS)]:
             table = self.metrics[name].compute()
-            regions = [region for region in table if region != "place"]
+            regions = [region for region in table if region != "index"]
             for region, same_pixels in zip(regions, self.metrics[f"{name}{PIXELS}"].compute(), strict=True):
                 values[f"budget_region/{name}/{region}"] = table[region].nanmean()
                 values[f"budget_region/{name}/{region}{PIXELS}"] = same_pixels

@@ -103,7 +103,7 @@ class RobustnessScore(Evaluation):
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "label", "prediction", "margin", "attack", *self.attacks))
-            columns = [table[name].tolist() for name in ("place", *COLUMNS)]
+            columns = [table[name].tolist() for name in ("index", *COLUMNS)]
             for index, label, prediction, margin, attack, distances in zip(*columns, strict=True):
                 writer.writerow((index, label, prediction, margin, names[attack], *distances))
 

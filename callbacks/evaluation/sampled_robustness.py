@@ -33,7 +33,7 @@ class SampledRobustness(Evaluation):
     - ``<stage>/<name>_samples``: number of images
 
     Written to ``robustness_score/<stage>_<name>.pt`` in the log folder: ``seed``, ``epsilons`` (E,), ``curve`` (E,),
-    and for each image ``place``, ``measure`` (E,) and, where the sampler draws codes, ``codes`` (M, Z).
+    and for each image ``index``, ``measure`` (E,) and, where the sampler draws codes, ``codes`` (M, Z).
 
     Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 3.
 
@@ -89,7 +89,7 @@ class SampledRobustness(Evaluation):
             self.name: score["mean"],
             f"{self.name}_integral": score["integral"],
             f"{self.name}_normalized": score["normalized"],
-            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["place"]))),
+            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["index"]))),
         }
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
