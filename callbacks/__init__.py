@@ -1,4 +1,4 @@
-"""What happens around training: schedules, evaluations, pictures and the record of a run."""
+"""Callbacks: schedules, evaluations, pictures, checkpoints and the record of a run."""
 
 from callbacks.checkpoint import Checkpoint
 from callbacks.epsilon_scheduler import EpsilonScheduler

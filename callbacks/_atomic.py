@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their target and moved into its place."""
+"""Atomic writes: a file is written under a temporary name beside its target, then renamed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield where to write what will be at ``path``; it is moved there at the end, and removed after an error.
+    """Yield a temporary path to write; on exit the file is renamed to ``path``, after an error it is removed.
 
-    A process that is killed leaves one file behind, which the next writer of the same target overwrites.
+    A killed process leaves one temporary file, which the next writer of the same target overwrites.
 
     Raises:
         SettingError: if the folder cannot be written, or is full.
@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         with unfinished.open("rb") as file:
-            os.fsync(file.fileno())  # or a crash may keep the name and lose the contents
+            os.fsync(file.fileno())  # without this, a crash may leave an empty file of the final name
         unfinished.replace(path)
     except OSError as error:
         raise SettingError("log folder", str(path), f"it cannot be written: {error.strerror or error}") from error
@@ -39,13 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left in a folder that no other process writes into."""
+    """Remove the temporary files of killed processes; no other process may write into the folder."""
     for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's, but for writing: through the temporary folder it may leave half a checkpoint on another disk."""
+    """Lightning's, with atomic writes: Lightning copies from the temporary folder, which may be on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -59,5 +59,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with replacing(Path(path)) as unfinished:
             try:
                 torch.save(checkpoint, unfinished)
-            except RuntimeError as error:  # torch's for a full disk
+            except RuntimeError as error:  # torch raises it for a full disk
                 raise OSError(f"{error}".split("\n")[0]) from error

@@ -1,4 +1,4 @@
-"""The folder that a run writes into, of its own."""
+"""The log folder of a run; no two runs share one."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from pytorch_lightning import Trainer
 
 from robust.errors import SettingError
 
-RECORDS = ("results.json", "predictions.csv")  # a config.yaml may be the user's, and is never replaced
+RECORDS = ("results.json", "predictions.csv")  # not config.yaml: it may be the user's, and is never replaced
 
 
 def log_folder(trainer: Trainer) -> Path:
-    """The run's log folder, to be asked in all processes; of ``fast_dev_run`` one that is gone afterwards."""
-    return _passing_folder() if is_dry(trainer) else Path(trainer.log_dir or trainer.default_root_dir)
+    """The run's log folder, a temporary one with ``fast_dev_run``; call it in all processes."""
+    return _temporary_folder() if is_dry(trainer) else Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def is_dry(trainer: Trainer) -> bool:
-    """Whether the run is to leave nothing behind."""
+    """Whether the run must leave no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
-    """The log folder, refused where it holds another run; to be asked in all processes.
+    """The log folder, after a check that it holds no other run; call it in all processes.
 
-    A run that goes on from a checkpoint in the folder, or evaluates one, belongs there.
+    A run that resumes from a checkpoint in the folder, or evaluates one, may write into it.
 
     Args:
-        trainer: whose folder it is.
-        checkpoint: that the run begins with: a path, or Lightning's ``last``, ``best`` or ``hpc``.
+        trainer: trainer of the run.
+        checkpoint: initial checkpoint of the run: a path, or Lightning's ``last``, ``best`` or ``hpc``.
 
     Raises:
-        SettingError: if it holds another run's record or checkpoints, or is no folder.
+        SettingError: if the folder holds another run's record or checkpoints, or is not a folder.
     """
     folder = log_folder(trainer)
-    found = _foreign(folder, checkpoint) if trainer.is_global_zero else None
-    if (found := trainer.strategy.broadcast(found)) is not None:
-        remedy = f"it holds {found} of another run; give an empty folder, or go on from a checkpoint in it"
+    name = _other_run(folder, checkpoint) if trainer.is_global_zero else None
+    if (name := trainer.strategy.broadcast(name)) is not None:
+        remedy = f"it holds {name} of another run; give an empty folder, or resume from a checkpoint in it"
         raise SettingError("trainer.default_root_dir", str(folder), remedy)
     return folder
 
 
-def _foreign(folder: Path, checkpoint: str | Path | None) -> str | None:
-    """What of another run is in the folder."""
+def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
+    """The name of a file of another run in the folder, None if there is none."""
     if checkpoint in ("last", "best", "hpc"):
-        return None  # those of the folder itself
+        return None  # Lightning looks for these in the folder itself
     if checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents:
         return None
     for name in RECORDS:
@@ -58,7 +58,7 @@ def _foreign(folder: Path, checkpoint: str | Path | None) -> str | None:
 
 
 @cache
-def _passing_folder() -> Path:
+def _temporary_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="fast_dev_run-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

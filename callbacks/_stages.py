@@ -1,4 +1,4 @@
-"""Validation and test as stages: one hook for each moment, called where the callback is due."""
+"""Validation and test as stages, with one set of hooks for both."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Stage = Literal["val", "test"]
 
 
 class StageCallback(Callback):
-    """A callback on batches of validation and test; subclasses write :meth:`on_batch`.
+    """A callback on batches of validation and test; subclasses implement :meth:`on_batch`.
 
-    It is due in tests, in ``train.py validate``, and in validation after some epochs of training; never in the sanity
+    It runs in tests, in ``train.py validate``, and in validation after some epochs of training; never in the sanity
     check.
 
     Args:
-        every_n_epochs: due in validation after every so many epochs of training, and after the last; by default never.
-        max_batches: at most so many batches of each process in validation; by default all of them.
-        max_test_batches: the same in a test.
+        every_n_epochs: interval, in epochs of training, at which it runs in validation; it also runs after the last
+            epoch. None: never in training.
+        max_batches: maximum number of batches of each process in validation; None for all.
+        max_test_batches: maximum number of batches of each process in a test; None for all.
 
     Attributes:
-        stages: those in which it is ever due.
+        stages: the stages in which it runs.
         folder: the run's log folder.
 
     Raises:
@@ -48,13 +49,13 @@ class StageCallback(Callback):
         """Prepare for the batches of a stage."""
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Any, batch_idx: int) -> None:
-        """Look at a batch that is due, behind the module's step."""
+        """Process a batch, after the module's step."""
 
     def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
-        """Report behind the last batch of a stage, also where none was due."""
+        """Report after the last batch of a stage, even if no batch was due."""
 
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether to look at this batch."""
+        """Whether to process this batch."""
         limit = self.max_batches if stage == "val" else self.max_test_batches
         if stage not in self.stages or (limit is not None and batch_idx >= limit):
             return False
@@ -64,7 +65,7 @@ class StageCallback(Callback):
         return not trainer.sanity_checking and every is not None and (epoch % every == 0 or epoch == trainer.max_epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note the log folder, which must be asked in all processes."""
+        """Store the log folder here, because :func:`log_folder` must be called in all processes."""
         self.folder = log_folder(trainer)
 
     def _start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
@@ -86,14 +87,14 @@ class StageCallback(Callback):
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Look at a validation batch that is due."""
+        """Process a validation batch if it is due."""
         if self.is_due("val", trainer, batch_idx):
             self.on_batch("val", trainer, pl_module, batch, batch_idx)
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Look at a test batch that is due."""
+        """Process a test batch if it is due."""
         if self.is_due("test", trainer, batch_idx):
             self.on_batch("test", trainer, pl_module, batch, batch_idx)
 

@@ -1,4 +1,4 @@
-"""Ramps the size of the threat model up during training."""
+"""Increases the size of the threat model during training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from robust.errors import require
 class EpsilonScheduler(Callback):
     """Sets the module's ``ramp`` before every training batch, a pure function of epoch and batch.
 
-    ``linear`` rises in a straight line over ``length`` epochs (contextual budgets, Appendix A, MNIST). ``smoothed``
-    rises like a power first, then in a straight line, value and slope continuous (Gowal et al. 2018; Appendix A,
-    CIFAR-10). ``constant`` is the full size throughout. Evaluations always use the full size.
+    ``linear`` rises linearly over ``length`` epochs (contextual budgets, Appendix A, MNIST). ``smoothed``
+    rises like a power first, then linearly, with continuous value and slope (Gowal et al. 2018; Appendix A,
+    CIFAR-10). ``constant`` is the full size from the start. Evaluations always use the full size.
 
     Args:
-        shape: of the ramp.
-        start_epoch: epoch, counted from 1, with whose first batch the ramp begins; 0 before.
+        shape: shape of the ramp.
+        start_epoch: epoch, counted from 1, at whose first batch the ramp begins; the ramp is 0 before.
         length: epochs from 0 to full size.
-        middle: where on the ramp, as a fraction of its length, ``smoothed`` becomes straight.
-        exponent: power of ``smoothed`` before that.
+        middle: fraction of the ramp's length at which ``smoothed`` becomes linear.
+        exponent: exponent of ``smoothed`` before ``middle``.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -69,7 +69,7 @@ class EpsilonScheduler(Callback):
             return 0.0
         if steps >= length:
             return 1.0
-        scale = 1 / ((length - middle) * self.exponent + middle)  # makes value and slope meet at the middle
+        scale = 1 / ((length - middle) * self.exponent + middle)  # makes value and slope continuous at the middle
         if steps < middle:
             return float(scale * middle * (steps / middle) ** self.exponent)
         at_middle = scale * middle
@@ -79,14 +79,14 @@ class EpsilonScheduler(Callback):
         """Check that there is a threat model to ramp.
 
         Raises:
-            SettingError: if there is to be a ramp, and the module has no threat model.
+            SettingError: if ``shape`` is not constant and the module has no threat model.
         """
         fits = self.shape == "constant" or isinstance(pl_module, RobustClassifier)
         remedy = f"{type(pl_module).__name__} has no threat model to ramp; give constant"
         require(fits, "epsilon_schedule.shape", self.shape, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn where epochs or steps end before the ramp does."""
+        """Warn if the epochs or steps end before the ramp."""
         end = self.start_epoch + self.length - 1
         limits = {"trainer.max_epochs": trainer.max_epochs, "trainer.max_steps": trainer.max_steps}
         lengths = {"trainer.max_epochs": 1, "trainer.max_steps": trainer.num_training_batches}
@@ -96,7 +96,7 @@ class EpsilonScheduler(Callback):
                 return
 
     def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn where time or an early stop ended the training before the ramp."""
+        """Warn if a time limit or an early stop ended the training before the ramp."""
         stopped = trainer.should_stop and isinstance(pl_module, RobustClassifier)
         if self.shape != "constant" and stopped and pl_module.ramp < 1:
             self._warn(f"the training stopped in epoch {trainer.current_epoch}, inside the ramp", pl_module)
@@ -109,19 +109,19 @@ class EpsilonScheduler(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Set the ramp and log epsilon; what is no classifier has none."""
+        """Set the ramp and log epsilon; only classifiers have them."""
         if not isinstance(pl_module, RobustClassifier):
             return
         pl_module.ramp = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
         pl_module.log("train/epsilon", pl_module.current_epsilon)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings, so that resuming with others is noticed."""
+        """The settings, so that a resumed run with other settings warns."""
         names = ("shape", "start_epoch", "length", "middle", "exponent")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Warn where the resumed run has another schedule than the checkpoint's."""
+        """Warn if the resumed run's schedule differs from the checkpoint's."""
         changed = {name: (old, getattr(self, name)) for name, old in state_dict.items() if old != getattr(self, name)}
         for name, (old, new) in changed.items():
             rank_zero_warn(f"epsilon_schedule.{name}: the checkpoint was trained with {old!r}, this run has {new!r}")

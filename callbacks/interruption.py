@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a training stops behind its batch, a checkpoint written; anything else stops at once."""
+"""SIGTERM and Ctrl-C: a training finishes its batch, writes a checkpoint and stops; other runs stop at once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptedRunError(SystemExit):
-    """The end of a run that a signal stopped; the process exits with 128 and the signal's number: 143 or 130.
+    """A signal stopped the run; the process exits with 128 plus the signal's number: 143 or 130.
 
     Args:
-        signum: of the signal.
+        signum: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -26,7 +26,7 @@ class InterruptedRunError(SystemExit):
 
 
 class Interruption(Callback):
-    """Stops a training behind the batch in which the first signal came, in all processes; a second one stops at once.
+    """Stops a training after the batch in which the first signal came, in all processes; a second signal stops at once.
 
     :class:`callbacks.Checkpoint` writes ``last.ckpt`` first. Without it, the training stops before the next batch.
     """
@@ -35,15 +35,15 @@ class Interruption(Callback):
         self._signum = 0
         self._handlers: dict[int, Any] = {}
 
-    def agreed(self, trainer: Trainer) -> int:
-        """The number of a signal that came to some process, 0 without one; to be asked in all processes."""
+    def signal_on_any_rank(self, trainer: Trainer) -> int:
+        """The number of a signal that any process received, 0 if none did; call it in all processes."""
         if trainer.world_size == 1:
             return self._signum
         came = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
         return (self._signum or signal.SIGTERM) if came else 0
 
     def _install(self, trainer: Trainer) -> None:
-        """Take the signals, after Lightning has: its own handler calls a collective that other processes do not."""
+        """Install the handlers after Lightning's, whose handler calls a collective that other processes do not."""
         if threading.current_thread() is not threading.main_thread() or self._handlers:
             return
 
@@ -52,52 +52,52 @@ class Interruption(Callback):
             if self._signum or not batches:
                 raise InterruptedRunError(signum)
             self._signum = signum
-            sys.stderr.write("\nStopping behind this batch; once more stops at once.\n")
+            sys.stderr.write("\nStopping after this batch; a second signal stops at once.\n")
 
         self._signum = 0
         self._handlers = {signum: signal.signal(signum, handle) for signum in SIGNALS}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for signum, handler in self._handlers.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back; no teardown follows."""
+        """Restore the previous handlers; Lightning calls no teardown after an exception."""
         self.teardown(trainer, pl_module, "")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop, where nothing that writes a checkpoint has."""
+        """Stop, unless a callback stops the run after its checkpoint."""
         self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, so that what was to follow the training does not."""
+        """Stop, so that nothing follows the training, such as the test."""
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(getattr(callback, "stops_runs", False) for callback in callbacks):
             return
-        if signum := self.agreed(trainer):
+        if signum := self.signal_on_any_rank(trainer):
             raise InterruptedRunError(signum)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         self._install(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         self._install(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         self._install(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         self._install(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals."""
+        """Install the handlers."""
         self._install(trainer)

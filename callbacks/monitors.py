@@ -1,4 +1,4 @@
-"""Says before a training which of the metrics that it depends on it will not have."""
+"""Checks before training that the metrics it depends on will be logged."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from robust.modes import attack_mode
 
 
 class Monitors(Callback):
-    """Checks, behind Lightning's sanity check, the metrics that checkpoints, their names and early stopping need.
+    """Checks, after Lightning's sanity check, the metrics that checkpoints, their names and early stopping need.
 
-    Evaluations that are made after some epochs only are tried on two images, to learn the names that they log. Nothing
-    can be checked with ``num_sanity_val_steps`` 0, nor of metrics of training.
+    Evaluations that run only after some epochs are run on two images, to learn the names that they log. With
+    ``num_sanity_val_steps`` 0 nothing is checked; metrics of training are never checked.
     """
 
     def __init__(self) -> None:
-        self._batch: tuple[Batch, range] | None = None  # with its indices in the data
+        self._batch: tuple[Batch, range] | None = None  # with the images' indices in the data
 
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Keep two images of the sanity check."""
+        """Store two images of the sanity check."""
         if trainer.sanity_checking and batch_idx == 0:
             x, y = batch
             self._batch = (x[:2], y[:2]), pl_module.data_indices[:2]
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Compare what is monitored with what validations log.
+        """Compare the monitored metrics with those that validations log.
 
         Raises:
-            SettingError: if something is never logged, or not whenever it is asked for.
+            SettingError: if a monitored metric is never logged, or less often than a callback reads it.
         """
         batch, self._batch = self._batch, None
         logged = dict.fromkeys(trainer.callback_metrics, 1)
-        wanted = [each for each in _monitored(trainer) if not each[1].startswith("train/") and each[1] not in logged]
-        if not wanted or batch is None:
+        missing = [use for use in _monitored(trainer) if not use[1].startswith("train/") and use[1] not in logged]
+        if not missing or batch is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, Evaluation) and callback.every_n_epochs is not None:
                 logged |= dict.fromkeys(_names(callback, pl_module, *batch), callback.every_n_epochs)
-        for setting, name, every in wanted:
-            if not name.startswith("val/"):  # a step of training may log it, but for the name of a validation's metric
+        for setting, name, every in missing:
+            if not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
                 remedy = f"did you mean val/{name}? validations log {', '.join(sorted(logged))}"
                 require(f"val/{name}" not in logged, setting, name, remedy)
             elif name not in logged:
@@ -63,18 +63,18 @@ class Monitors(Callback):
 
 
 def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
-    """Setting, name and how often it is asked for, in epochs, of every metric that a callback goes by."""
+    """Setting, name and interval in epochs of every metric that a callback reads."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     every = trainer.check_val_every_n_epoch or 1
-    found = []
-    for each in callbacks:
-        if isinstance(each, ModelCheckpoint):
-            often = max(each._every_n_epochs, every)
-            found += [] if each.monitor is None else [("checkpoint.monitor", each.monitor, often)]
-            found += [("checkpoint.filename", name, often) for name in named_metrics(each.filename)]
-        elif isinstance(each, EarlyStopping):
-            found.append(("EarlyStopping.monitor", each.monitor, every))
-    return found
+    uses = []
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            interval = max(callback._every_n_epochs, every)
+            uses += [] if callback.monitor is None else [("checkpoint.monitor", callback.monitor, interval)]
+            uses += [("checkpoint.filename", name, interval) for name in named_metrics(callback.filename)]
+        elif isinstance(callback, EarlyStopping):
+            uses.append(("EarlyStopping.monitor", callback.monitor, every))
+    return uses
 
 
 def _names(evaluation: Evaluation, module: RobustClassifier, batch: Batch, indices: range) -> list[str]:

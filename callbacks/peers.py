@@ -1,4 +1,4 @@
-"""The end of a process that others wait for: they say which it was, and end too."""
+"""When one process of a run ends, the others report which one and end too."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
-_LAUNCHER = "ROBUST_LAUNCHER"  # process id of the command line that starts others
-_GRACE = 5.0  # seconds for a process to end by itself, with an error of its own or by closing its files
-_CONNECTING = 20.0  # seconds
-_BYE, _FAILED = b".", b"x"  # what a process says last; a killed one says nothing
+_LAUNCHER = "ROBUST_LAUNCHER"  # process id of the command line that starts the other processes
+_GRACE = 5.0  # seconds in which a process may end by itself: raise its own error, close its files
+_CONNECT_TIMEOUT = 20.0  # seconds
+_BYE, _FAILED = b".", b"x"  # the last message of a process; a killed process sends none
 
 
 def watch_launcher() -> None:
-    """End this process when the one that started it ends, if that is a command line on several devices."""
+    """End this process when its parent ends, if the parent is a command line on several devices."""
     launcher = int(os.environ.get(_LAUNCHER, 0))
-    own = os.getppid() == launcher or not _exists(launcher)  # it may have ended while this process started
+    own = os.getppid() == launcher or not _exists(launcher)  # the launcher may have ended while this process started
     if "LOCAL_RANK" not in os.environ or launcher == 0 or not own:
         os.environ[_LAUNCHER] = str(os.getpid())
         return
@@ -33,7 +33,7 @@ def watch_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher:
             time.sleep(1)
-        _say(0, int(os.environ["LOCAL_RANK"]))
+        _report_end(0, int(os.environ["LOCAL_RANK"]))
         time.sleep(_GRACE)
         os._exit(1)
 
@@ -41,37 +41,37 @@ def watch_launcher() -> None:
 
 
 class Peers(Callback):
-    """Ends every process within seconds of the end of another one, whatever they wait for.
+    """Ends every process within seconds after another process ends, even while it waits in a collective.
 
-    The first process holds a connection to each of the others; the system closes it when a process ends, and the first
-    tells the others. No traffic goes through it meanwhile. A computer that loses its power or its network is not
-    noticed; for this there are the timeouts of the communication itself.
+    Process 0 holds a connection to every other process. The system closes a connection when its process ends, and
+    process 0 informs the others. No traffic goes through the connections until then. The loss of a computer's power or
+    network goes unnoticed here; the timeouts of the communication library handle it.
     """
 
     def __init__(self) -> None:
-        self._line: _Line | None = None
+        self._connections: _Connections | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Connect the processes."""
-        if trainer.world_size > 1 and self._line is None:
-            self._line = _connected(trainer)
+        if trainer.world_size > 1 and self._connections is None:
+            self._connections = _connect(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say that this process needs the others no more."""
+        """Announce that this process no longer needs the others."""
         self._close(_BYE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say that this process ends with an error; if another one's end is the cause, let that be said first."""
+        """Announce that this process ends with an error; a report on another process that caused it comes first."""
         self._close(_FAILED)
 
-    def _close(self, word: bytes) -> None:
-        if self._line is not None:
-            self._line.close(word)
-            self._line = None
+    def _close(self, message: bytes) -> None:
+        if self._connections is not None:
+            self._connections.close(message)
+            self._connections = None
 
 
-class _Line:
-    """The connections of a process: of the first one to all others, of those to the first.
+class _Connections:
+    """The connections of a process: process 0 has one to every other process, the others one to process 0.
 
     Args:
         rank: of this process.
@@ -80,7 +80,7 @@ class _Line:
 
     def __init__(self, rank: int, peers: dict[int, socket.socket]) -> None:
         self._rank, self._peers = rank, peers
-        self._closed, self._news = threading.Event(), threading.Event()
+        self._closed, self._other_ended = threading.Event(), threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="peers").start()
 
     def _watch(self) -> None:
@@ -89,37 +89,37 @@ class _Line:
                 selector.register(peer, selectors.EVENT_READ, rank)
             while selector.get_map():
                 for key, _ in selector.select():
-                    word = _received(key.fileobj)
+                    message = _receive(key.fileobj)
                     selector.unregister(key.fileobj)
-                    if word != _BYE and not self._closed.is_set():
-                        self._lost(key.data, word)
+                    if message != _BYE and not self._closed.is_set():
+                        self._end_with(key.data, message)
 
-    def _lost(self, rank: int, word: bytes) -> None:
-        """End this process, for another one has; it may have told of a third."""
-        rank = int(word[1:].strip(_BYE + _FAILED)) if word[:1] == b"r" else rank
-        if word == _FAILED:  # this process may be about to say the same error
-            self._news.set()
+    def _end_with(self, rank: int, message: bytes) -> None:
+        """End this process because another one ended: ``rank``, or the one that its message names."""
+        rank = int(message[1:].strip(_BYE + _FAILED)) if message[:1] == b"r" else rank
+        if message == _FAILED:  # this process may be about to raise the same error
+            self._other_ended.set()
             time.sleep(_GRACE)
-        self._tell(b"r%d" % rank, [peer for other, peer in self._peers.items() if other != rank])
+        self._send(b"r%d" % rank, [peer for other, peer in self._peers.items() if other != rank])
         if not self._closed.is_set():
-            _say(rank, self._rank)
-            self._news.set()
+            _report_end(rank, self._rank)
+            self._other_ended.set()
             time.sleep(_GRACE)
         if not self._closed.is_set():
             os._exit(1)
 
-    def close(self, word: bytes) -> None:
-        """Say ``word`` to the others and watch no more."""
-        self._tell(word, self._peers.values())
-        if word == _FAILED:
-            self._news.wait(2.0)
+    def close(self, message: bytes) -> None:
+        """Send ``message`` to the others and stop watching."""
+        self._send(message, self._peers.values())
+        if message == _FAILED:
+            self._other_ended.wait(2.0)
         self._closed.set()
 
     @staticmethod
-    def _tell(word: bytes, peers: Iterable[socket.socket]) -> None:
+    def _send(message: bytes, peers: Iterable[socket.socket]) -> None:
         for peer in peers:
             with suppress(OSError):
-                peer.sendall(word)
+                peer.sendall(message)
 
 
 def _exists(process: int) -> bool:
@@ -132,51 +132,51 @@ def _exists(process: int) -> bool:
     return True
 
 
-def _received(peer: Any) -> bytes:
+def _receive(peer: Any) -> bytes:
     try:
-        word: bytes = peer.recv(16)
+        message: bytes = peer.recv(16)
     except OSError:
         return b""
-    return word
+    return message
 
 
-def _connected(trainer: Trainer) -> _Line | None:
-    """The line of this process, or none if some could not be connected; called in all processes."""
+def _connect(trainer: Trainer) -> _Connections | None:
+    """The connections of this process, None if any process failed to connect; called in all processes."""
     host = getattr(getattr(trainer.strategy, "cluster_environment", None), "main_address", "127.0.0.1")
     rank, peers, server = trainer.global_rank, {}, None
     if rank == 0:
-        server = _listening(host)
+        server = _listen(host)
     port, token = 0 if server is None else server.getsockname()[1], secrets.token_bytes(16)
     port, token = trainer.strategy.broadcast((port, token))
     try:
         if server is None:
-            peers[0] = socket.create_connection((host, port), _CONNECTING)
+            peers[0] = socket.create_connection((host, port), _CONNECT_TIMEOUT)
             peers[0].sendall(token + rank.to_bytes(4, "big"))
         else:
-            peers = _accepted(server, token, trainer.world_size - 1)
+            peers = _accept(server, token, trainer.world_size - 1)
     except OSError as error:
-        trouble = str(error)
+        failure = str(error)
     else:
-        trouble = ""
-    if not trainer.strategy.reduce_boolean_decision(not trouble):
-        rank_zero_warn(f"processes are not watched: no connection to {host}:{port} {trouble}")
+        failure = ""
+    if not trainer.strategy.reduce_boolean_decision(not failure):
+        rank_zero_warn(f"processes are not watched: no connection to {host}:{port} {failure}")
         return None
     for peer in peers.values():
         peer.settimeout(None)
-    return _Line(rank, peers)
+    return _Connections(rank, peers)
 
 
-def _listening(host: str) -> socket.socket:
+def _listen(host: str) -> socket.socket:
     try:
         return socket.create_server((host, 0))
-    except OSError:  # the address is not this computer's own name of itself
+    except OSError:  # the address is not one of this computer's interfaces
         return socket.create_server(("", 0))
 
 
-def _accepted(server: socket.socket, token: bytes, count: int) -> dict[int, socket.socket]:
+def _accept(server: socket.socket, token: bytes, count: int) -> dict[int, socket.socket]:
     """The sockets of ``count`` processes that know the token, by rank."""
     peers: dict[int, socket.socket] = {}
-    deadline = time.monotonic() + _CONNECTING
+    deadline = time.monotonic() + _CONNECT_TIMEOUT
     with server:
         while len(peers) < count:
             server.settimeout(max(deadline - time.monotonic(), 0.1))
@@ -191,6 +191,6 @@ def _accepted(server: socket.socket, token: bytes, count: int) -> dict[int, sock
     return peers
 
 
-def _say(rank: int, own: int) -> None:
+def _report_end(rank: int, own: int) -> None:
     sys.stderr.write(f"error: process {rank} ended; process {own} cannot go on without it, and ends too\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Writes what ``predict`` finds to a file."""
+"""Writes the predictions of ``predict`` to a file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lightning_modules.base import TrainingModule
 
 
 class Predictions(Callback):
-    """``predictions.csv`` in the log folder: sample (its index in the data), label (if there is one), predicted class.
+    """Writes ``predictions.csv`` in the log folder: sample (its index in the data), label (if any), predicted class.
 
-    With several processes each writes its own samples, to ``predictions_<rank>.csv``.
+    With several processes, each process writes its own samples to ``predictions_<rank>.csv``.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Predictions(Callback):
     def on_predict_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Keep a batch's predictions."""
+        """Store a batch's predictions."""
         predictions = outputs["prediction"].tolist()
         has_labels = isinstance(batch, list | tuple) and len(batch) > 1
         labels = batch[1].tolist() if has_labels else [""] * len(predictions)

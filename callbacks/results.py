@@ -21,7 +21,7 @@ from rich.table import Table
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 
-_SHARES = (
+_FRACTIONS = (
     "accuracy",
     "accuracy_curve",
     "a_nat",
@@ -31,21 +31,21 @@ _SHARES = (
     "r2_fraction",
     "r2_failed",
     "budget_order",
-)  # and whatever ends in _error: shown in percent
+)  # these metrics, and all that end in _error, are shown in percent
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 
 class Results(Callback):
-    """Writes what was measured, and how, at the end of ``fit``, ``validate`` and ``test``.
+    """Writes the metrics and settings of a run at the end of ``fit``, ``validate`` and ``test``.
 
-    ``results.json`` holds a record for each of them, by its name; one that is made again in the same folder gets a
-    number. A record has ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]) and beside them
-    ``command``, ``method``, ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``,
-    ``device``, ``samples`` and ``wall_time`` (seconds). Numbers that are not finite are null there, and words
-    (``nan``, ``inf``) by their path under ``not_finite``.
+    ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
+    ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]), ``command``, ``method``, ``epochs``,
+    ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and
+    ``wall_time`` (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or
+    ``inf``.
 
     Attributes:
-        config: the run's settings as plain data; the command line fills it.
+        config: the run's settings as plain data; the command line sets it.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Results(Callback):
         self._own: set[Path] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock, and take the folder.
+        """Start the clock, and claim the folder.
 
         Raises:
             SettingError: if the folder holds another run.
@@ -81,7 +81,7 @@ class Results(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # of a CombinedLoader
+        lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         if not trainer.is_global_zero:
             return
@@ -116,7 +116,7 @@ class Results(Callback):
 
 
 def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:
-    """Write a record beside those that are in the file, as strict JSON, whole or not at all."""
+    """Add a record to the file, atomically and as strict JSON."""
     records = json.loads(path.read_text()) if path.exists() else {}
     name, number = stage, 1
     while name in records:
@@ -129,7 +129,7 @@ def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:
 
 
 def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
-    """The value with null in the place of numbers that are not finite, which are noted by their path."""
+    """Replace numbers that are not finite by None, and enter them in ``not_finite`` by their path."""
     if isinstance(value, dict):
         return {str(key): _strict(part, f"{path}.{key}".lstrip("."), not_finite) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -141,7 +141,7 @@ def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this file is in, with ``-dirty`` where tracked files differ; None outside git."""
+    """Commit of the checkout of this file, with ``-dirty`` if tracked files differ; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -151,14 +151,14 @@ def git_commit() -> str | None:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Versions of the packages that results depend on, None where one is not installed."""
-    found: dict[str, str | None] = {}
+    """Versions of the packages that results depend on; None for a package that is not installed."""
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            versions[package] = None
+    return versions
 
 
 def describe_device(trainer: Trainer) -> str:
@@ -180,6 +180,6 @@ def _cpu_name() -> str:
 
 
 def _is_fraction(name: str) -> bool:
-    """Whether a figure ``stage/kind/...`` is an error or an accuracy."""
+    """Whether a metric ``stage/kind/...`` is a fraction, such as an error or an accuracy."""
     kind = name.split("/")[1] if "/" in name else name
-    return (kind.endswith("_error") or kind in _SHARES) and not name.endswith("effective_samples")
+    return (kind.endswith("_error") or kind in _FRACTIONS) and not name.endswith("effective_samples")

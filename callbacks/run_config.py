@@ -1,4 +1,4 @@
-"""The configuration of a run, as a file in its log folder."""
+"""Writes the configuration of a run into its log folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 
 class RunConfig(SaveConfigCallback):
-    """Lightning's, which never replaces a file: ``config.yaml``, then ``config-test.yaml``, ``config-test-2.yaml``."""
+    """Lightning's without overwriting: writes ``config.yaml``, then ``config-test.yaml``, ``config-test-2.yaml``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file."""

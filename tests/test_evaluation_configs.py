@@ -152,7 +152,7 @@ def test_two_whose_figures_have_the_same_names_are_an_error(name, method, tmp_pa
     with pytest.raises(SystemExit):
         run("test", [*method, *again], tmp_path)
     kind = {"r2": "RobustnessScore"}.get(name, "AdversarialEvaluation")
-    assert f"error: trainer.callbacks: got '2 x {kind}'; their figures have the same" in capsys.readouterr().err
+    assert f"error: trainer.callbacks: got '2 x {kind}'; their metrics have the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("sizes", "fits"), [("[0.05]", True), ("[0.05, 0.1]", False), ("null", False)])
@@ -235,7 +235,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
         for run in ("one", "several")
     ]
     assert [row[:3] for row in margins[0]] == [row[:3] for row in margins[1]]
-    assert [row[0] for row in margins[1][1:]] == [str(place) for place in range(299)]
+    assert [row[0] for row in margins[1][1:]] == [str(index) for index in range(299)]
     records = [
         torch.load(tmp_path / run / "robustness_score" / "test_r4.pt", weights_only=True) for run in ("one", "several")
     ]

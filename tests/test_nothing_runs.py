@@ -128,15 +128,18 @@ def test_networks_of_earlier_trainings(reader, payload, environment, tmp_path):
 
 
 def test_saved_rows(payload, environment, tmp_path):
-    rows = {"place": torch.arange(3)}
+    rows = {"index": torch.arange(3)}
     SavedRows("state_folder", tmp_path / "rows", {"seed": 0}).write(rows, 0)
-    assert torch.equal(SavedRows("state_folder", tmp_path / "rows", {"seed": 0}).read()["place"], rows["place"])
+    assert torch.equal(SavedRows("state_folder", tmp_path / "rows", {"seed": 0}).read()["index"], rows["index"])
     torch.save({"depends_on": {"seed": 0}, "rows": rows, "x": payload}, tmp_path / "rows" / "process-0.pt")
     with pytest.raises(SettingError, match=r"state_folder: got '.*process-0.pt'; it holds more than tensors"):
         SavedRows("state_folder", tmp_path / "rows", {"seed": 0}).read()
 
 
-@pytest.mark.parametrize("wrong", [{"place": torch.arange(3), "x": torch.zeros(2)}, {"x": torch.zeros(2)}, [1], None])
+WITHOUT_INDEX = [{"x": torch.zeros(2)}, {"place": torch.arange(3)}]  # the second is of an earlier version
+
+
+@pytest.mark.parametrize("wrong", [{"index": torch.arange(3), "x": torch.zeros(2)}, *WITHOUT_INDEX, [1], None])
 def test_saved_rows_that_are_none(wrong, tmp_path):
     torch.save({"depends_on": {}, "rows": wrong}, tmp_path / "process-0.pt")
     with pytest.raises(SettingError, match="it holds no results of an evaluation; give another folder"):

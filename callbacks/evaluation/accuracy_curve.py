@@ -1,4 +1,4 @@
-"""Accuracy as a function of the attack's radius, on any number of processes: a picture and a table."""
+"""Accuracy as a function of the attack's radius, as a figure and a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robust.threat_models import Norm, ball
 
 
 class Point(NamedTuple):
-    """One point of a curve: radius in pixel units; accuracy and its std over passes, in [0, 1]."""
+    """One point of a curve: radius in pixel units; accuracy and its std over ``num_samples`` passes, in [0, 1]."""
 
     epsilon: float
     accuracy: float
@@ -37,22 +37,24 @@ Curves = dict[str, list[Point]]
 class AccuracyCurve(Evaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
-    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../std`` where there is one; drawn in
+    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../std`` for networks with noise; drawn in
     TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
     attack, epsilon, accuracy, std). Radius 0 is the clean accuracy. An image that is misclassified without
-    perturbation is not attacked and counts as wrong. Networks with noise are judged in several passes: the curve is
-    their mean, its bars their std, and all images are attacked. Source: Learn2Perturb, figures 5 and 6.
+    perturbation is not attacked and counts as misclassified. Networks with noise classify every image in
+    ``num_samples`` passes: the curve is the mean over passes, the bars are the std, and all images are attacked.
+
+    Source: Learn2Perturb, figures 5 and 6.
 
     Args:
-        attacks: by the name of their curve; called as ``attack(network, threat_model, x, y)``.
-        epsilons: radii of the balls above 0, in pixel units.
-        norm: of the balls.
-        compare: ``accuracy_curve.csv`` of other runs, by name, whose curves are drawn too.
-        num_samples: number of passes in which networks with noise are judged.
-        seed: of the attacks' random draws.
+        attacks: attacks by the name of the curve; called as ``attack(network, threat_model, x, y)``.
+        epsilons: positive radii of the balls, in pixel units.
+        norm: norm of the balls.
+        compare: paths of ``accuracy_curve.csv`` of other runs, by name; their curves are drawn too.
+        num_samples: number of passes that classify each image, for networks with noise.
+        seed: seed of the attacks' random draws.
 
     Raises:
-        SettingError: if a setting is out of its range, or a file to compare with cannot be read.
+        SettingError: if a setting is out of its range, or a file in ``compare`` cannot be read.
         RuntimeError: if an attack returns images outside its ball or [0, 1].
     """
 
@@ -70,7 +72,7 @@ class AccuracyCurve(Evaluation):
         super().__init__(seed)
         require(len(attacks) > 0, "AccuracyCurve.attacks", attacks, "give at least one attack")
         positive = len(epsilons) > 0 and all(epsilon > 0 for epsilon in epsilons)
-        require(positive, "AccuracyCurve.epsilons", epsilons, "give radii above 0; 0 is always there")
+        require(positive, "AccuracyCurve.epsilons", epsilons, "give radii above 0; 0 is always included")
         require(num_samples >= 1, "AccuracyCurve.num_samples", num_samples, "give at least 1")
         self.attacks = attacks
         self.epsilons = sorted(set(epsilons))
@@ -83,7 +85,7 @@ class AccuracyCurve(Evaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         num_samples = self.num_samples if module.stochastic else 1
-        with self.drawing(x):
+        with self.seeded(x):
             clean, _ = judge_repeatedly(module, x, y, num_samples)
         remaining = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
         for index, (name, attack) in enumerate(self.attacks.items()):
@@ -91,14 +93,14 @@ class AccuracyCurve(Evaluation):
             for epsilon, threat_model in self.balls.items():
                 correct = torch.zeros_like(clean)
                 if len(remaining) > 0:
-                    with self.drawing(x, index), part(remaining):
+                    with self.seeded(x, index), part(remaining):
                         x_adv = checked_attack(name, attack, module, threat_model, x[remaining], y[remaining])
                         correct[:, remaining], _ = judge_repeatedly(module, x_adv, y[remaining], num_samples)
                 self.note_misclassified(module, threat_model, ~correct.any(0), name)
                 self._update(name, epsilon, correct)
 
     def _update(self, attack: str, epsilon: float, correct: Tensor) -> None:
-        """Count the verdicts of all passes, bool (S, B)."""
+        """Update the metrics by whether each pass classifies each image correctly, bool (S, B)."""
         name = _name(attack, epsilon)
         self.update(name, partial(Accuracy, len(correct)), correct.sum(0))
         if len(correct) > 1:
@@ -125,7 +127,7 @@ class AccuracyCurve(Evaluation):
 
 
 def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
-    """Accuracy in percent over the radius, a line for each of the curves with bars of one std."""
+    """Plot accuracy in percent over the radius, a line for each curve with error bars of one std."""
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
@@ -141,7 +143,7 @@ def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
 
 
 def write_curves(path: Path, curves: Curves) -> None:
-    """A CSV file with columns attack, epsilon, accuracy, std."""
+    """Write a CSV file with columns attack, epsilon, accuracy, std."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["attack", *Point._fields])
@@ -149,10 +151,10 @@ def write_curves(path: Path, curves: Curves) -> None:
 
 
 def read_curves(path: str | Path) -> Curves:
-    """What :func:`write_curves` wrote.
+    """Read a file that :func:`write_curves` wrote.
 
     Raises:
-        SettingError: if it cannot be read.
+        SettingError: if the file cannot be read.
     """
     curves: Curves = {}
     try:

@@ -1,4 +1,4 @@
-"""Attacks the classifier on test and validation data, on any number of processes."""
+"""Accuracy under attack on test and validation data, on any number of processes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from robust.networks import noise_sources, without_noise
 from robust.random import part
 from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
 
-TAKEN = ("clean", "union", "average")
+RESERVED = ("clean", "union", "average")
 
 
 @dataclass
 class AttackCase:
     """An attack in a threat model.
 
-    It searches in ``threat_model``, or in the ball of ``norm``; by default in each of the module's threat models.
+    The attack searches ``threat_model``, or the ball of ``norm``; by default each of the module's threat models.
 
     Args:
-        attack: called as ``attack(network, threat_model, x, y)``, returns images; of :mod:`robust.attacks`, or any.
-        threat_model: where it searches.
-        group: cases of the same group are counted together, e.g. all those of one norm.
-        norm: of the ball in which it searches.
+        attack: called as ``attack(network, threat_model, x, y)``, returns images (B, C, H, W); from
+            :mod:`robust.attacks` or elsewhere.
+        threat_model: the set that it searches.
+        group: cases of the same group also share a metric, e.g. all cases of one norm.
+        norm: norm of the ball that it searches.
         epsilon: the ball's radius, in pixel units; by default that of the module's ball of this norm, if it has one.
 
     Raises:
-        SettingError: if there is a threat model and a norm, or a radius without norm, or it is out of its range.
+        SettingError: if both threat model and norm are given, or a radius without norm, or it is out of its range.
     """
 
     attack: Attack
@@ -49,11 +50,11 @@ class AttackCase:
 
     def __post_init__(self) -> None:
         one = self.norm is None or self.threat_model is None
-        require(one, "AttackCase.norm", self.norm, "leave out the norm or the threat_model")
-        remedy = "give the norm of which it is the radius, or a threat_model with its own"
+        require(one, "AttackCase.norm", self.norm, "give either the norm or the threat_model")
+        remedy = "give its norm too, or a threat_model instead"
         require(self.epsilon is None or self.norm is not None, "AttackCase.epsilon", self.epsilon, remedy)
         if self.norm is not None and self.epsilon is not None:
-            ball(self.norm, self.epsilon)  # raises if there is none
+            ball(self.norm, self.epsilon)  # raises if there is no such ball
 
 
 class AdversarialEvaluation(Evaluation):
@@ -62,49 +63,51 @@ class AdversarialEvaluation(Evaluation):
     Logged, as fractions in [0, 1] of all examples:
 
     - ``<stage>/accuracy/clean``
-    - ``<stage>/accuracy/<case>``: correct on the attacked image. Where the case has neither threat model nor norm and
-      the module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
+    - ``<stage>/accuracy/<case>``: correct on the attacked image. If the case has neither threat model nor norm and the
+      module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
     - ``<stage>/accuracy/<group>``: correct under all cases of the group
     - ``<stage>/accuracy/union``: correct under all cases
-    - ``<stage>/accuracy/average``: mean over groups; a case without one is a group of its own
-    - ``<stage>/attacked_samples``: number of examples that this is about, over all processes
+    - ``<stage>/accuracy/average``: mean over groups; a case without group is a group by itself
+    - ``<stage>/attacked_samples``: number of examples, over all processes
 
-    An example that is misclassified without perturbation counts as wrong under every attack, and is not attacked.
+    An example that is misclassified without perturbation is not attacked, and counts as misclassified under every
+    attack.
 
-    Networks with noise (``RobustClassifier.stochastic``) are treated otherwise: all examples are attacked, and each
-    attacked image is judged again in several passes with fresh noise. For clean images and each case:
+    Networks with noise (``RobustClassifier.stochastic``) differ: all examples are attacked, and ``num_samples`` passes
+    with fresh noise classify each attacked image. For clean images and each case:
 
-    - the metric itself is the mean over passes and examples
+    - the metric itself: mean over passes and examples
     - ``.../std``: standard deviation, over passes, of the accuracy on all examples
-    - ``.../vote``: accuracy of the class that most passes give
-    - ``clean/noise_off``: without noise
+    - ``.../vote``: accuracy of the class that most passes predict
+    - ``clean/noise_off``: accuracy without noise
 
     and, outside ``fit``, for each attack whose setting ``eot_samples`` is 1:
 
-    - ``.../eot``: the same with gradients that are means over ``eot_samples`` passes
+    - ``.../eot``: the same with gradients averaged over ``eot_samples`` passes
     - ``.../mean_network``: the same with gradients of the network without noise
-    - ``.../noise_off``: the latter's images, judged without noise too
-    - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; where it has no group
+    - ``.../noise_off``: accuracy without noise on the images of ``mean_network``
+    - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; only for cases without group
 
-    For groups and the union a metric is the mean of the lowest of the cases' fractions for each example.
+    For groups and the union, the metric of an example is the lowest of the cases' fractions of correct passes.
 
-    Attack and verdict run in the precision of the weights, without autocast. Source: multi-norm training (MNG-AC),
-    evaluation; stochastic networks: Learn2Perturb.
+    Attacks and classification run in the precision of the weights, without autocast.
+
+    Source: multi-norm training (MNG-AC), evaluation; stochastic networks: Learn2Perturb.
 
     Args:
-        attacks: the cases by name.
-        every_n_epochs: also evaluate in validation after every so many epochs of training, and after the last; by
-            default only in tests and in ``train.py validate``.
-        max_batches: attack at most so many batches of each process in validation. The test is as long as
-            ``--trainer.limit_test_batches`` has it; ``attacked_samples`` says how long that was.
-        num_samples: number of passes in which networks with noise are judged.
+        attacks: cases by name.
+        every_n_epochs: also evaluate in validation at this interval, in epochs of training, and after the last epoch;
+            by default only in tests and in ``train.py validate``.
+        max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
+            the test; ``attacked_samples`` gives the number of examples.
+        num_samples: number of passes that classify each image, for networks with noise.
         eot_samples: number of passes over which gradients of networks with noise are averaged.
-        seed: of the attacks' random draws.
+        seed: seed of the attacks' random draws.
 
     Raises:
         SettingError: if a setting is out of its range, or a name is used twice.
         RuntimeError: if an attack returns images outside its threat model or [0, 1].
-        ContradictionError: if it breaks what another evaluation of the same test has certified.
+        ContradictionError: if an attack breaks an example that another evaluation of the same test certifies.
     """
 
     def __init__(
@@ -120,10 +123,10 @@ class AdversarialEvaluation(Evaluation):
         name = "AdversarialEvaluation"
         groups = {case.group for case in attacks.values() if case.group is not None}
         require(len(attacks) > 0, f"{name}.attacks", attacks, "give at least one attack")
-        for taken in (*TAKEN, *groups):
-            require(taken not in attacks, f"{name}.attacks", taken, "give it a name that no other metric has")
-        for taken in TAKEN:
-            require(taken not in groups, f"{name}.attacks", taken, "give the group a name that no other metric has")
+        for metric in (*RESERVED, *groups):
+            require(metric not in attacks, f"{name}.attacks", metric, "give it a name that no other metric has")
+        for metric in RESERVED:
+            require(metric not in groups, f"{name}.attacks", metric, "give the group a name that no other metric has")
         require(num_samples >= 1, f"{name}.num_samples", num_samples, "give at least 1")
         require(eot_samples >= 1, f"{name}.eot_samples", eot_samples, "give at least 1")
         self.attacks = attacks
@@ -131,35 +134,36 @@ class AdversarialEvaluation(Evaluation):
         self._groups: list[str] = []
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Find each case's threat models."""
+        """Resolve each case's threat models."""
         for name, case in self.attacks.items():
             list(_threat_models(name, case, module, x))
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        everything = torch.arange(len(x), device=x.device)
-        with self.drawing(x):
-            scores = {"clean": self._judge("clean", module, x, y, everything)}
-        remaining = everything if module.stochastic else scores["clean"].nonzero().squeeze(1)
+        all_examples = torch.arange(len(x), device=x.device)
+        with self.seeded(x):
+            counts = {"clean": self._judge("clean", module, x, y, all_examples)}
+        remaining = all_examples if module.stochastic else counts["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
         for index, (name, case) in enumerate(self.attacks.items()):
             for metric, threat_model in _threat_models(name, case, module, x):
                 variants = self._variants(metric, case.attack, module)
                 group = case.group or (metric if len(variants) == 1 else f"{metric}/worst")
                 for variant, attack in variants.items():
-                    with self.drawing(x, index):
+                    with self.seeded(x, index):
                         x_adv = x.clone()
                         if len(remaining) > 0:
-                            own, labels = threat_model.select(remaining), y[remaining]
+                            subset, labels = threat_model.select(remaining), y[remaining]
                             with part(remaining):
-                                x_adv[remaining] = checked_attack(variant, attack, module, own, x[remaining], labels)
-                        scores[variant] = self._judge(variant, module, x_adv, y, remaining)
-                    self.note_misclassified(module, threat_model, scores[variant] == 0, variant)
-                    groups.setdefault(group, []).append(scores[variant])
+                                attacked = checked_attack(variant, attack, module, subset, x[remaining], labels)
+                            x_adv[remaining] = attacked
+                        counts[variant] = self._judge(variant, module, x_adv, y, remaining)
+                    self.note_misclassified(module, threat_model, counts[variant] == 0, variant)
+                    groups.setdefault(group, []).append(counts[variant])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
-        scores |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
+        counts |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
         self._groups = list(worst)
-        for metric, score in scores.items():
-            self.update(f"accuracy/{metric}", partial(Accuracy, self._num_samples(module)), score)
+        for metric, count in counts.items():
+            self.update(f"accuracy/{metric}", partial(Accuracy, self._num_samples(module)), count)
         self.update("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
@@ -169,13 +173,13 @@ class AdversarialEvaluation(Evaluation):
         return values | {"accuracy/average": average}
 
     def _variants(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
-        """What is run of an attack, by the metric's name; in training, one for a network with noise is enough."""
+        """The variants of an attack by the metric's name; in training only the attack itself, to save time."""
         if module.stochastic and module.trainer.state.fn == "fit":
             return {name: attack}
         return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.eot_samples)
 
     def _judge(self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor) -> Tensor:
-        """In how many passes each image (B, C, H, W) is correct, int64 (B,); 0 for those not ``remaining``."""
+        """Number of passes that classify each image (B, C, H, W) correctly, int64 (B,); 0 outside ``remaining``."""
         with full_precision(x.device), part(remaining):
             correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
         if module.stochastic:
@@ -195,7 +199,7 @@ class AdversarialEvaluation(Evaluation):
 def _threat_models(
     name: str, case: AttackCase, module: RobustClassifier, x: Tensor
 ) -> Iterator[tuple[str, ThreatModel]]:
-    """Each threat model of a case, with the name of its metric."""
+    """Yield each threat model of a case with the name of its metric."""
     if case.threat_model is not None:
         yield name, case.threat_model
         return

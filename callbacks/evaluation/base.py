@@ -1,4 +1,4 @@
-"""The base of all evaluations: when they are due, their metrics, names that are unique, seeds, and files."""
+"""The base of all evaluations: schedule, metrics, unique names, seeds, and files."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from robust.threat_models import ThreatModel
 
 
 class Evaluation(StageCallback, ABC):
-    """Metrics of a classifier on validation and test data; each example counts once, on any number of devices.
+    """Metrics of a classifier on validation and test data; each example counts once on any number of devices.
 
-    Subclasses write :meth:`evaluate`, which updates metrics by :meth:`update`. Where they are not logged as they are,
-    subclasses write :meth:`compute` too, and where files stand beside them :meth:`write`.
+    Subclasses implement :meth:`evaluate`, which updates metrics by :meth:`update`. They override :meth:`compute` if
+    they log other values than the metrics', and :meth:`write` if they write files.
 
     Args:
-        seed: of the random draws, which depend on it, the example's index in the data and the attack; what an attack
-            draws by torch itself, on the batch and the process too. Torch's generators are left as they are.
-        every_n_epochs: evaluate in validation after every so many epochs of training, and after the last; by default
-            only in tests and in ``train.py validate``.
-        max_batches: evaluate at most so many batches of each process in validation.
-        max_test_batches: and so many in a test; by default all of them.
+        seed: seed of the random draws, which depend on it, the example's index in the data and the attack; draws that
+            an attack takes from torch directly depend on batch and process too. Torch's global generators do not
+            change.
+        every_n_epochs: evaluate in validation at this interval, in epochs of training, and after the last epoch; by
+            default only in tests and in ``train.py validate``.
+        max_batches: maximum number of batches of each process in validation; None for all.
+        max_test_batches: maximum number of batches of each process in a test; None for all.
 
     Attributes:
-        needs_float32: whether weights of half precision are refused.
-        metrics: by name, without the stage.
-        indices: of the current batch's examples in the data, int64 (B,).
-        certified: verdicts on the current batch.
-        misclassified: the same, of examples as they are or under attack.
+        needs_float32: whether the evaluation refuses weights of half precision.
+        metrics: metrics by name, without the stage.
+        indices: indices in the data of the current batch's examples, int64 (B,).
+        certified: verdicts of this evaluation's verifier on the current batch.
+        misclassified: verdicts on the current batch without perturbation or under attack.
 
     Raises:
         SettingError: if a setting is below 1.
@@ -61,47 +62,47 @@ class Evaluation(StageCallback, ABC):
         self._tried = False
         self.reset()
 
-    # -- what a subclass says --------------------------------------------------------------------------------------
+    # -- what a subclass overrides ----------------------------------------------------------------------------------
 
     @abstractmethod
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Update the metrics by images (B, C, H, W) of labels (B,), where attacks can take gradients."""
+        """Update the metrics by images (B, C, H, W) and labels (B,); attacks can compute gradients here."""
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """What is logged, by name without the stage; called in all processes."""
+        """The values to log, by name without the stage; called in all processes."""
         return {name: metric.compute() for name, metric in self.metrics.items()}
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
-        """Write files into :attr:`folder`; called in all processes, with what :meth:`compute` gives."""
+        """Write files into :attr:`folder`; called in all processes, with the values of :meth:`compute`."""
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Run what may not fit the module on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), first of all.
+        """Check, on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), that the evaluation fits the module.
 
         Raises:
             SettingError: if it does not fit.
         """
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """What the metrics' names depend on, beside the class; evaluations of one class may not share any."""
+        """The settings that the metrics' names depend on; two evaluations of one class must have disjoint sets."""
         return {""}
 
-    # -- what it is given ------------------------------------------------------------------------------------------
+    # -- what a subclass uses ---------------------------------------------------------------------------------------
 
     def update(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
-        """Update the metric of that name, and make it first if there is none."""
+        """Update the metric of that name; the first call creates it."""
         if name not in self.metrics:
             self.metrics[name] = metric().to(values[0].device)
         self.metrics[name].update(*values)
 
     def rows(self, name: str) -> dict[str, Tensor]:
-        """Columns (N, ...) of the metric of that name, a :class:`Gathered`, of all processes' examples."""
+        """Columns (N, ...) of the :class:`Gathered` metric of that name, over all processes."""
         metric = self.metrics[name]
         assert isinstance(metric, Gathered)
         return metric.rows()
 
     @contextmanager
-    def drawing(self, x: Tensor, *key: int) -> Iterator[None]:
-        """Random draws for the batch ``x`` (B, C, H, W) that depend on the seed, ``key`` and the examples' indices."""
+    def seeded(self, x: Tensor, *key: int) -> Iterator[None]:
+        """Make random draws for the batch ``x`` (B, C, H, W) depend on the seed, ``key`` and the examples' indices."""
         rows = self._rows
         with global_seed(x.device, self.seed, rows.start, self._batch_idx, *key), numbered((self.seed, *key), rows):
             yield
@@ -109,14 +110,14 @@ class Evaluation(StageCallback, ABC):
     def note_misclassified(
         self, module: RobustClassifier, threat_model: ThreatModel, misclassified: Tensor, attack: str
     ) -> None:
-        """Keep a verdict, bool (B,), for the comparison with others; that on a network with noise is one of chance."""
+        """Store a verdict, bool (B,), to compare with other evaluations; not with noise, where verdicts are random."""
         if not module.stochastic:
             self.misclassified.append(Verdict(threat_model, misclassified, f"as they are or under {attack}"))
 
-    # -- the course of an evaluation -------------------------------------------------------------------------------
+    # -- the hooks of an evaluation --------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that this is a classifier of full precision, whose metrics have names of their own."""
+        """Check that the module is a classifier of full precision, and that the metrics' names are unique."""
         super().setup(trainer, pl_module, stage)
         self._check_names(trainer, pl_module)
         if self.needs_float32 and stage != "predict":
@@ -140,17 +141,17 @@ class Evaluation(StageCallback, ABC):
         self.evaluate_batch(module, batch, module.data_indices, batch_idx)
 
     def evaluate_batch(self, module: RobustClassifier, batch: Batch, indices: range, batch_idx: int) -> None:
-        """Evaluate the examples of these indices in the data, and compare the verdicts with other evaluations'.
+        """Evaluate a batch with these indices in the data, and compare the verdicts with other evaluations'.
 
         Raises:
-            ContradictionError: if one has certified what another finds misclassified.
+            ContradictionError: if one evaluation certifies an example and another one finds it misclassified.
         """
         x, y = batch
         self.certified, self.misclassified = [], []
         self._rows, self._batch_idx = indices, batch_idx
         self.indices = torch.tensor(indices, device=x.device)
         with torch.inference_mode(False), torch.no_grad():
-            self.evaluate(module, x.clone(), y.clone())  # tensors of inference mode cannot enter a graph
+            self.evaluate(module, x.clone(), y.clone())  # autograd rejects tensors of inference mode
         self._compare(module.trainer)
 
     def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
@@ -159,12 +160,12 @@ class Evaluation(StageCallback, ABC):
             values = self.compute(module)
             self.write(stage, module, values)
             for name, value in values.items():
-                # synchronised by the metrics themselves; sync_dist only averages values that are already equal
+                # the metrics synchronise themselves; sync_dist averages equal values, and avoids Lightning's warning
                 module.log(f"{stage}/{name}", value, sync_dist=True)
         self.reset()
 
     def _compare(self, trainer: Trainer) -> None:
-        """Check this evaluation's verdicts on the batch against those of the others that have had it before."""
+        """Compare this evaluation's verdicts on the batch with those of the evaluations that ran before."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks[: callbacks.index(self)]:
             if isinstance(other, Evaluation) and torch.equal(self.indices, other.indices):
@@ -172,7 +173,7 @@ class Evaluation(StageCallback, ABC):
                 check_against_others(other.certified, self.misclassified, self.indices)
 
     def _check_names(self, trainer: Trainer, module: LightningModule) -> None:
-        """Check that no other evaluation's metrics have the same names: Lightning would log the mean of both."""
+        """Check that no other evaluation logs metrics of the same names: Lightning would average them."""
         name = type(self).__name__
         require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -182,16 +183,16 @@ class Evaluation(StageCallback, ABC):
         remedy += "method's config leaves its own out"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
 
-    # -- first of all, on a blank image ----------------------------------------------------------------------------
+    # -- trial run on a blank image --------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Try out before training what does not depend on weights, if the data module says what the images are."""
+        """Try out before training, if the data module gives the images' shape."""
         self._try(trainer, pl_module, None)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Try out before the first step, at the latest."""
+        """Try out before the first step, if not yet done."""
         self._try(trainer, pl_module, batch)
 
     def on_validation_batch_start(  # type: ignore[override]
@@ -207,7 +208,7 @@ class Evaluation(StageCallback, ABC):
         self._try(trainer, pl_module, batch)
 
     def _try(self, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
-        """Try out, once a run, on a blank image of the data's shape, as soon as that is known."""
+        """Try out once a run, on a blank image, as soon as the images' shape is known."""
         if self._tried:
             return
         shape = getattr(getattr(trainer, "datamodule", None), "image_shape", None) or _image_shape(batch)
@@ -221,7 +222,7 @@ class Evaluation(StageCallback, ABC):
 
 
 def _image_shape(batch: Any) -> tuple[int, ...] | None:
-    """(C, H, W) of the images in a batch, or in the first of several; None if it holds no images."""
+    """Shape (C, H, W) of the images in a batch, or in the first of nested batches; None if there are no images."""
     while isinstance(batch, list | tuple) and len(batch) > 0:
         batch = batch[0]
     return tuple(batch.shape[1:]) if isinstance(batch, Tensor) and batch.dim() == 4 else None

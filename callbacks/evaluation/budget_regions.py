@@ -1,4 +1,4 @@
-"""Measures whether learned budgets are small where the image decides its label."""
+"""Measures whether learned budgets are small on the regions that determine the label."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ PIXELS = "/same_pixels"
 
 
 class BudgetRegions(Evaluation):
-    """The mean budget on each region of the images, such as a watermark, for data that know their regions.
+    """The mean budget on each region of the images, such as a watermark, for data with known regions.
 
-    The data module names them: ``regions(split, indices)``, masks (B, 1, H, W) by name. For each of the module's
-    threat models that has budgets of its own for every image and pixel, logged:
+    The data module has a method ``regions(split, indices)``, which returns masks (B, 1, H, W) by name. Logged for each
+    of the module's threat models with a budget for each image and pixel:
 
-    - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over a region's pixels
-      and channels, then over the images that have it
-    - ``<stage>/budget_region/<threat model>/<region>/same_pixels``: the same if each pixel had its mean budget over
-      all images: where budgets depend on the pixel alone, both are equal
-    - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: fraction of images, of those with both
-      regions, whose mean budget is smaller on the first, in [0, 1]; the data module's order
+    - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over the region's pixels
+      and channels, then over the images with this region
+    - ``<stage>/budget_region/<threat model>/<region>/same_pixels``: the same with each pixel's budget replaced by its
+      mean over all images: the two are equal if budgets depend on the pixel alone
+    - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: fraction, in [0, 1], of the images with both
+      regions whose mean budget is smaller on the first; pairs are in the data module's order
 
-    Budgets are nominal: cutting their box to [0, 1] is not counted. Source: contextual budgets, Sec. 4.2, 4.3, which
-    show pictures (figures 4, 5).
+    Budgets are nominal: the intersection of their box with [0, 1] is ignored. Source: contextual budgets, Sec. 4.2,
+    4.3, which show images of budgets instead (figures 4, 5).
 
     Args:
-        every_n_epochs: also measure in validation after every so many epochs of training, and after the last.
-        max_batches: measure at most so many batches of each process in validation.
+        every_n_epochs: also measure in validation at this interval, in epochs of training, and after the last epoch.
+        max_batches: maximum number of batches of each process in validation.
 
     Raises:
-        SettingError: if a setting is below 1, or the data do not know their regions.
+        SettingError: if a setting is below 1, or the data module has no ``regions``.
     """
 
     def __init__(self, every_n_epochs: int | None = None, max_batches: int | None = None) -> None:
@@ -54,16 +54,16 @@ class BudgetRegions(Evaluation):
             if threat_model.per_pixel is not None and threat_model.per_pixel.shape == x.shape:
                 budgets = threat_model.per_pixel.double().mean(1, keepdim=True)
                 regions = torch.cat(list(masks.values()), 1).to(x.device)
-                means = (budgets * regions).sum((2, 3)) / regions.sum((2, 3))  # (B, R), not a number where one is empty
+                means = (budgets * regions).sum((2, 3)) / regions.sum((2, 3))  # (B, R), NaN for an empty region
                 self.update(name, partial(Gathered, list(masks)), self.indices, *means.unbind(1))
                 self.update(f"{name}{PIXELS}", partial(PixelMeans, *regions.shape[1:]), budgets.squeeze(1), regions)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """Means of regions, and how often one is below another."""
+        """Means of regions, and fractions of images in which one is below another."""
         values: dict[str, Tensor] = {}
         for name in [name for name in self.metrics if not name.endswith(PIXELS)]:
             table = self.metrics[name].compute()
-            regions = [region for region in table if region != "place"]
+            regions = [region for region in table if region != "index"]
             for region, same_pixels in zip(regions, self.metrics[f"{name}{PIXELS}"].compute(), strict=True):
                 values[f"budget_region/{name}/{region}"] = table[region].nanmean()
                 values[f"budget_region/{name}/{region}{PIXELS}"] = same_pixels

@@ -1,4 +1,4 @@
-"""Certifies the classifier on validation and test data, on any number of processes."""
+"""Verified error on validation and test data, on any number of processes."""
 
 from __future__ import annotations
 
@@ -31,30 +31,36 @@ CHECK_STEPS = 5
 class CertifiedEvaluation(Evaluation):
     """Verified error under each of the module's threat models, each example counted once.
 
-    An example is verified where the verifier's margin bound is above 0 for every other class. Logged as
-    ``<stage>/verified_error/<threat model>``, for sizes other than the module's with ``/epsilon_<size>`` behind; in
-    tests also ``<stage>/pgd_error/<threat model>``, of what is misclassified as it is or by a short attack in the same
-    box, and ``<stage>/recomputed_samples``, the number of verdicts that took float64; and for learned budgets
-    ``<stage>/budget/min``, ``max`` and ``log_volume_error``, the largest distance of an example's mean log budget from
-    log epsilon. Source: contextual budgets, Sec. 4.1.
+    An example is verified if the verifier's margin bound is above 0 for every other class. Logged:
 
-    A certified example that is misclassified, as it is or under the attack, stops the evaluation: a bound is wrong.
+    - ``<stage>/verified_error/<threat model>``; sizes other than the module's append ``/epsilon_<size>``
+    - ``<stage>/pgd_error/<threat model>``, by default in tests: fraction of examples that are misclassified without
+      perturbation or under a short attack in the same box
+    - ``<stage>/recomputed_samples``, in tests: number of verdicts that needed float64
+    - ``<stage>/budget/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the largest distance of
+      an example's mean log budget from log epsilon
 
-    With ``budgets`` it evaluates in those in place of the module's threat models, such as a uniform model in the
-    budgets that another model has learned: ``<stage>/verified_error/<name>``, ``<stage>/budget/<name>/min``, and so on.
+    Source: contextual budgets, Sec. 4.1.
+
+    A certified example that is misclassified, without perturbation or under the attack, stops the evaluation: a bound
+    is wrong.
+
+    ``budgets`` replaces the module's threat models, e.g. to evaluate a uniform model in the budgets that another model
+    has learned: ``<stage>/verified_error/<name>``, ``<stage>/budget/<name>/min``, and so on.
 
     Args:
-        verifier: gives the margins; by default the module's own, and for a module without one IBP of feed-forward
-            networks. It is tried on a blank image before anything else.
+        verifier: computes the margins; by default the module's verifier, and for a module without one IBP of
+            feed-forward networks. It is tried on a blank image first.
         epsilons: sizes of the threat models in (0, 1]; by default the module's epsilon.
-        every_n_epochs: certify in validation after every so many epochs.
-        max_batches: certify at most so many batches of each process in validation; the test is always whole.
-        pgd_steps: of the attack, PGD, in validation and in tests; by default 5 in tests and no attack in validation; 0
-            for none in either.
+        every_n_epochs: certify in validation at this interval, in epochs of training.
+        max_batches: maximum number of batches of each process in validation; tests certify all.
+        pgd_steps: steps of PGD in validation and in tests; by default 5 in tests and no attack in validation; 0 for no
+            attack in either.
         budgets: other budgets by name.
-        rounding_safe: in tests, bound the rounding errors of margins, and bound again in float64 those that lie within
-            them of 0, so that certificates hold in exact arithmetic (:func:`robust.bounds.certify`).
-        seed: of the attack's random starts, as in :class:`AdversarialEvaluation`.
+        rounding_safe: in tests, bound the rounding errors of margins, and bound the margins that are closer to 0 than
+            their error again in float64, so that certificates hold in exact arithmetic
+            (:func:`robust.bounds.certify`).
+        seed: seed of the attack's random starts, as in :class:`AdversarialEvaluation`.
 
     Raises:
         SettingError: if a setting is out of its range, or the verifier cannot bound the network.
@@ -86,7 +92,7 @@ class CertifiedEvaluation(Evaluation):
         self._seconds = 0.0
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """The budgets and their sizes."""
+        """The names of the budgets, each with each size."""
         sizes: list[Any] = self.epsilons or [module.epsilon]
         return {f"{budgets} of {size}" for budgets in self.budgets or ("own",) for size in sizes}
 
@@ -119,12 +125,12 @@ class CertifiedEvaluation(Evaluation):
         clean: Tensor,
         index: int,
     ) -> None:
-        """Certify a batch in one threat model, attack it there, and compare both."""
+        """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
         verifier = type(self._verifier(module)).__name__
         verified, misclassified = self._verified(module, threat_model, x, y), ~clean
         steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
         if steps:
-            with self.drawing(x, index):
+            with self.seeded(x, index):
                 misclassified = self._attack(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
             self.update(f"pgd_error/{name}", ErrorRate, misclassified)
         how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
@@ -153,7 +159,7 @@ class CertifiedEvaluation(Evaluation):
     def _attack(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
     ) -> Tensor:
-        """Whether each example is misclassified, as it is or under the attack, bool (B,)."""
+        """Whether each example is misclassified, without perturbation or under the attack, bool (B,)."""
         misclassified, remaining = ~clean, clean.nonzero().squeeze(1)
         if len(remaining) > 0:
             with part(remaining):
@@ -169,9 +175,9 @@ class CertifiedEvaluation(Evaluation):
         self.update(f"{prefix}/max{suffix}", MaxMetric, budgets)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics; says how many verdicts took float64."""
+        """The metrics; prints how many verdicts needed float64."""
         values = super().compute(module)
         if count := int(values.get("recomputed_samples", 0)):
             seconds, self._seconds = self._seconds, 0.0
-            rank_zero_info(f"{NAME}: {count} verdicts were near 0 and took float64, {seconds:.1f} s in process 0")
+            rank_zero_info(f"{NAME}: {count} verdicts were near 0 and needed float64, {seconds:.1f} s in process 0")
         return values

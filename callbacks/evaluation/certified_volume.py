@@ -142,7 +142,7 @@ class CertifiedVolume(Evaluation):
         trainer, device = module.trainer, module.device
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
         done = self._done(trainer, state)
-        remaining = ~torch.isin(images["place"].cpu(), done.get("place", torch.zeros(0, dtype=torch.long)))
+        remaining = ~torch.isin(images["index"].cpu(), done.get("index", torch.zeros(0, dtype=torch.long)))
         own = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = done if trainer.is_global_zero else {}
         finished = 0
@@ -154,8 +154,8 @@ class CertifiedVolume(Evaluation):
                 bar.reach(finished := finished + len(batch))
         table = Gathered(COLUMNS).to(device)
         empty = torch.zeros(0, dtype=torch.float64)
-        places = rows.get("place", empty.long())
-        table.update(places.to(device), *(rows.get(name, empty).to(device) for name in COLUMNS))
+        indices = rows.get("index", empty.long())
+        table.update(indices.to(device), *(rows.get(name, empty).to(device) for name in COLUMNS))
         return table.rows()
 
     def _done(self, trainer: Trainer, state: SavedRows) -> Rows:
@@ -182,9 +182,9 @@ class CertifiedVolume(Evaluation):
         with global_seed(x.device, self.seed, module.global_rank), full_precision(x.device):
             misclassified = module(self._attack(module.classifier, PixelBox(capped), x, y)).argmax(1) != y
         verifier = type(search.verifier).__name__
-        check_order(largest.certified, misclassified, images["place"], verifier, "in the box that it found")
+        check_order(largest.certified, misclassified, images["index"], verifier, "in the box that it found")
         columns = {
-            "place": images["place"],
+            "index": images["index"],
             "certified": largest.certified.double(),
             "log_epsilon": _log_epsilon(largest.budgets),
             "log_epsilon_capped": _log_epsilon(capped),
@@ -196,12 +196,12 @@ class CertifiedVolume(Evaluation):
         return {
             "search settings": plain(self._own_search(module)),
             "weights": digest(module.classifier.state_dict().values()),
-            "images": digest([images["place"], images["image"], images["label"]]),
+            "images": digest([images["index"], images["image"], images["label"]]),
         }
 
     def _summary(self, table: Rows, own_epsilon: float) -> dict[str, Tensor]:
         """The metrics, from a table of all images."""
-        certified, count = table["certified"].double(), len(table["place"])
+        certified, count = table["certified"].double(), len(table["index"])
         boxes = table["log_epsilon"][certified > 0].exp()
         values = {
             "certified_volume/certified": certified.mean(),
@@ -252,7 +252,7 @@ def _write(table: Rows, labels: Tensor, path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("sample", "label", "certified", "epsilon", "epsilon_capped"))
-        rows = zip(table["place"].tolist(), labels.tolist(), *(table[name].tolist() for name in COLUMNS), strict=True)
-        for place, label, certified, log_epsilon, capped in rows:
+        rows = zip(table["index"].tolist(), labels.tolist(), *(table[name].tolist() for name in COLUMNS), strict=True)
+        for index, label, certified, log_epsilon, capped in rows:
             epsilons = torch.tensor([log_epsilon, capped], dtype=torch.float64).exp().tolist()
-            writer.writerow((place, label, int(certified), *epsilons))
+            writer.writerow((index, label, int(certified), *epsilons))

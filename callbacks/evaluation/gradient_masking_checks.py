@@ -1,4 +1,4 @@
-"""Whether the attacks that a network withstands were only misled: the checks that the field uses."""
+"""Checks for gradient masking, which makes gradient-based attacks overrate a network's robustness."""
 
 from __future__ import annotations
 
@@ -25,46 +25,48 @@ from robust.threat_models import LinfBall, ThreatModel
 
 @dataclass
 class _Noise:
-    """The last of so many random images that is misclassified, else the last of all."""
+    """The last misclassified one of ``num_samples`` random images, or the last image if none is misclassified."""
 
-    draws: int
+    num_samples: int
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-        x_adv, wrong = x, torch.zeros_like(y, dtype=torch.bool)
-        for _ in range(self.draws):
+        x_adv, misclassified = x, torch.zeros_like(y, dtype=torch.bool)
+        for _ in range(self.num_samples):
             noisy = threat_model.sample(x)
-            now = network(noisy).argmax(1) != y
-            x_adv = torch.where((now | ~wrong)[:, None, None, None], noisy, x_adv)
-            wrong |= now
+            noisy_misclassified = network(noisy).argmax(1) != y
+            replaced = noisy_misclassified | ~misclassified
+            x_adv = torch.where(replaced[:, None, None, None], noisy, x_adv)
+            misclassified |= noisy_misclassified
         return x_adv
 
 
 class GradientMaskingChecks(Evaluation):
-    """Attacks the first test batches in ways of known order, and warns where it is not kept (Carlini et al. 2019).
+    """Attacks of known order of strength on the first test batches; warns if the order is violated.
 
-    All in linf balls, PGD on the cross-entropy. Logged under ``test/masking/``, as accuracies in [0, 1] on those
-    batches: ``clean``; ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD of five times as many); ``more_restarts``;
-    ``noise`` (the worst of as many random draws as PGD has steps); ``square`` (random search without gradients); and
-    ``pgd/epsilon_<size>`` for growing sizes up to 1; beside them ``samples`` and ``failed_checks``, their number.
-    Each check that fails is one warning:
+    All attacks search linf balls, and PGD ascends the cross-entropy. Logged under ``test/masking/``, as accuracies in
+    [0, 1] on those batches: ``clean``; ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps);
+    ``more_restarts``; ``noise`` (the worst of as many random images as PGD has steps); ``square`` (random search
+    without gradients); ``pgd/epsilon_<size>`` for growing sizes up to 1. Logged too: ``samples``, the number of images,
+    and ``failed_checks``, the number of failed checks. Each failed check is one warning:
 
-    - more steps do not help the defender: ``pgd`` <= ``one_step``, ``more_steps`` <= ``pgd``
-    - nor do more restarts: ``more_restarts`` <= ``pgd``
+    - more steps do not raise the accuracy: ``pgd`` <= ``one_step``, ``more_steps`` <= ``pgd``
+    - more restarts do not raise it: ``more_restarts`` <= ``pgd``
     - noise is weaker than the attack: ``pgd`` <= ``noise``
-    - gradients help: ``square`` is not below the lowest of PGD's
-    - nor does a larger ball help the defender, and in one that holds all images the accuracy is zero
+    - gradients help: ``square`` is not below the lowest accuracy under PGD
+    - a larger ball does not raise it, and in a ball that contains all images it is zero
 
-    They find gradients that vanish or mislead; passing them is no proof of robustness.
+    The checks find gradients that vanish or mislead; to pass them does not prove robustness. Source: Carlini et al.
+    2019, "On evaluating adversarial robustness".
 
     Args:
         epsilon: radius in (0, 1]; by default that of the module's linf ball.
-        steps: of PGD, each 2.5 / steps of the radius.
+        steps: steps of PGD, each of size 2.5 / steps times the radius.
         restarts: random starts of ``more_restarts``.
-        queries: of Square.
-        max_batches: number of batches of each process.
-        tolerance: fraction of the examples by which a comparison may be off, chance included.
-        eot_samples: passes over which networks that draw random numbers are attacked.
-        seed: of the attacks' random draws.
+        queries: queries of Square.
+        max_batches: maximum number of batches of each process.
+        tolerance: fraction of the examples by which a comparison may be violated, e.g. by chance.
+        eot_samples: number of passes over which gradients of networks with noise are averaged.
+        seed: seed of the attacks' random draws.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -108,28 +110,28 @@ class GradientMaskingChecks(Evaluation):
         }
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Find the ball."""
+        """Check that there is a ball."""
         norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        with self.drawing(x):
+        with self.seeded(x):
             clean = module(x).argmax(1) == y
         self.update("clean", Accuracy, clean)
         self.update("samples", SumMetric, torch.tensor(len(x), device=x.device))
         epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
-        cases += [(_growing(size), self.attacks["pgd"], size) for size in _sizes(epsilon)]
+        cases += [(f"pgd/epsilon_{size:.3g}", self.attacks["pgd"], size) for size in _doubled_sizes(epsilon)]
         for index, (name, attack, size) in enumerate(cases):
             correct = torch.zeros_like(clean)
             if clean.any():
-                with self.drawing(x, index), part(clean):
+                with self.seeded(x, index), part(clean):
                     x_adv = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
                     correct[clean] = module(x_adv).argmax(1) == y[clean]
             self.note_misclassified(module, LinfBall(size), ~correct, f"{name} of GradientMaskingChecks")
             self.update(name, Accuracy, correct)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics, and the number of failed checks; warns of each."""
+        """The metrics, and the number of failed checks; warns for each."""
         values = super().compute(module)
         failures = list(self._failures({name: float(value) for name, value in values.items()}))
         for failure in failures:
@@ -138,7 +140,7 @@ class GradientMaskingChecks(Evaluation):
         return {f"masking/{name}": value for name, value in values.items()}
 
     def _failures(self, accuracy: dict[str, float]) -> Iterator[str]:
-        """What to say of each check that fails."""
+        """Describe each failed check."""
         whitebox = min(("pgd", "more_steps", "more_restarts"), key=lambda name: accuracy[name])
         growing = ["pgd", *(name for name in accuracy if name.startswith("pgd/"))]
         checks = [
@@ -149,7 +151,7 @@ class GradientMaskingChecks(Evaluation):
             (whitebox, "square", "random search without gradients is stronger than PGD"),
             *((large, small, "a larger ball helps the defender") for small, large in pairwise(growing)),
         ]
-        for lower, higher, what in checks:  # those whose accuracy should be the lower and the higher
+        for lower, higher, what in checks:  # lower and higher: where the accuracy should be lower and higher
             if accuracy[lower] > accuracy[higher] + self.tolerance:
                 yield f"{what} (accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower})"
         if (remaining := accuracy[growing[-1]]) > self.tolerance:
@@ -157,21 +159,17 @@ class GradientMaskingChecks(Evaluation):
 
 
 def _attacked(name: str, attack: Attack, module: nn.Module, ball: LinfBall, x: Tensor, y: Tensor) -> Tensor:
-    """The attack's images (B, C, H, W); ``x`` itself where its gradient is zero, which the checks then find."""
+    """The attack's images (B, C, H, W); ``x`` itself if the gradient is zero, which fails the checks."""
     try:
         return checked_attack(name, attack, module, ball, x, y)
     except ZeroGradientError:
         return x
 
 
-def _sizes(epsilon: float) -> list[float]:
-    """Twice the size, and so on, up to 1."""
+def _doubled_sizes(epsilon: float) -> list[float]:
+    """Repeatedly doubled sizes above ``epsilon``, the last of them 1."""
     sizes = []
     while epsilon < 1:
         epsilon = min(2 * epsilon, 1.0)
         sizes.append(epsilon)
     return sizes
-
-
-def _growing(size: float) -> str:
-    return f"pgd/epsilon_{size:.3g}"

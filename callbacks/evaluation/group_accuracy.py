@@ -1,4 +1,4 @@
-"""Accuracy on each part of test data that come in several, such as the corruptions of MNIST-C."""
+"""Accuracy on each group of the test data, such as the corruptions of MNIST-C."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from robust.metrics import Gathered
 
 
 class GroupAccuracy(Evaluation):
-    """``test/accuracy/<group>`` for every group of the test data, and ``test/accuracy/mean``, each group counted alike.
+    """Logs ``test/accuracy/<group>`` for each group of the test data, and their mean as ``test/accuracy/mean``.
 
-    The data module names its groups: ``groups``, from name to number of images, in the order of the test data.
+    The data module's attribute ``groups`` maps their names to numbers of images, in the order of the test data.
 
     Raises:
-        SettingError: in a test of data without groups, or of a part of them.
+        SettingError: if the data have no groups, or the test is limited to a part of them.
     """
 
     stages = ("test",)

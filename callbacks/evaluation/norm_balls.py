@@ -1,4 +1,4 @@
-"""The ball in which an evaluation of a norm attacks."""
+"""The norm ball that an evaluation attacks in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Ball = LinfBall | L2Ball | L1Ball
 
 
 def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
-    """The ball of that norm and radius, by default the one among the module's threat models around ``x`` (B, C, H, W).
+    """The ball of a norm and radius; by default the module's ball of this norm around ``x`` (B, C, H, W).
 
     Raises:
         SettingError: if no radius is given and the module has no ball of that norm.

@@ -1,4 +1,4 @@
-"""Certified <= attacked <= clean, for each example: what evaluations check of themselves and of each other."""
+"""The order certified <= attacked <= clean for each example, checked within and between evaluations."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from robust.errors import ContradictionError
 from robust.threat_models import ThreatModel
 
-SHOWN = 5
+MAX_SHOWN = 5
 
 
 class Verdict(NamedTuple):
-    """What one evaluation found of the examples of a batch in a threat model."""
+    """The verdicts of one evaluation on the examples of a batch in a threat model."""
 
     threat_model: ThreatModel
     holds: Tensor  # bool (B,): certified, or misclassified
-    by: str  # whose verdict it is
+    source: str  # the verifier or the attack
 
 
 def check_order(certified: Tensor, misclassified: Tensor, indices: Tensor, verifier: str, how: str) -> None:
@@ -27,24 +27,25 @@ def check_order(certified: Tensor, misclassified: Tensor, indices: Tensor, verif
     Args:
         certified: bool.
         misclassified: bool.
-        indices: of the examples in the data.
-        verifier: what certified them.
-        how: what was done to those that are misclassified.
+        indices: indices of the examples in the data, int64.
+        verifier: name of the verifier.
+        how: how the examples are misclassified, for the message.
 
     Raises:
-        ContradictionError: naming the first of them.
+        ContradictionError: if there is one; the message gives the first indices.
     """
-    wrong = indices[certified & misclassified].tolist()
-    if wrong:
-        shown = ", ".join(str(index) for index in wrong[:SHOWN]) + (", ..." if len(wrong) > SHOWN else "")
+    contradictions = indices[certified & misclassified].tolist()
+    if contradictions:
+        shown = ", ".join(str(index) for index in contradictions[:MAX_SHOWN])
+        shown += ", ..." if len(contradictions) > MAX_SHOWN else ""
         raise ContradictionError(
-            f"unsound bound: {verifier} certified {len(wrong)} of {len(indices)} examples that are misclassified "
-            f"{how}, in the data at {shown}; please report this with the configuration"
+            f"unsound bound: {verifier} certified {len(contradictions)} of {len(indices)} examples that are "
+            f"misclassified {how}, in the data at {shown}; please report this with the configuration"
         )
 
 
 def check_against_others(certified: Iterable[Verdict], misclassified: Iterable[Verdict], indices: Tensor) -> None:
-    """Check verdicts of several evaluations against each other, wherever the attacked set lies in the certified one.
+    """Compare certified with misclassified examples if the attacked set is a subset of the certified set.
 
     Raises:
         ContradictionError: if an example is certified and misclassified.
@@ -53,4 +54,4 @@ def check_against_others(certified: Iterable[Verdict], misclassified: Iterable[V
     for bound in certified:
         for attack in attacks:
             inside = attack.threat_model.lies_in(bound.threat_model, len(indices))
-            check_order(bound.holds, attack.holds & inside.to(bound.holds.device), indices, bound.by, attack.by)
+            check_order(bound.holds, attack.holds & inside.to(bound.holds.device), indices, bound.source, attack.source)

@@ -1,4 +1,4 @@
-"""Measures R2, the mean distance of images to the decision boundary, and draws its curve."""
+"""R2, the mean distance of images to the decision boundary, and its curve."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ from robust.metrics import Gathered
 from robust.scores import area_under_curve, margin_curve, nearest_boundary
 
 COLUMNS = ["label", "prediction", "margin", "attack", "distances"]
-GRID = 200
+GRID_POINTS = 200
 
 
 class RobustnessScore(Evaluation):
-    """R2: the mean margin of images, i.e. the area under the curve of the fraction of images with larger margins.
+    """R2: the mean margin of images, which is the area under the curve of the fraction of images with larger margins.
 
-    A margin is the smallest l2 distance, over all pixels in [0, 1], at which an attack changes the prediction, right
-    or wrong; images that every attack fails on count with the cube's diameter. It is an upper bound: stronger attacks
-    only lower it. Compare models of about the same accuracy, by the same attacks. Logged:
+    A margin is the smallest l2 distance, over all images in [0, 1], at which an attack changes the prediction, whether
+    or not it is correct; if every attack fails, it is the cube's diameter. Measured margins are upper bounds: stronger
+    attacks can only lower them. Compare models of about the same accuracy, with the same attacks. Logged:
 
     - ``<stage>/r2``: the mean; ``<stage>/r2_area``: the same by the trapezoid rule on the drawn curve
-    - ``<stage>/r2_failed``: fraction of images that every attack fails on
-    - ``<stage>/r2_fraction/<attack>``: fraction of images to which this attack came closest, the first of equal ones
+    - ``<stage>/r2_failed``: fraction of images on which every attack fails
+    - ``<stage>/r2_fraction/<attack>``: fraction of images with this attack as the closest, the first one in a tie
     - ``<stage>/r2_samples``: number of images
 
     Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
-    distance, and ``<stage>_curve.png``, which TensorBoard shows too. In training, epochs overwrite each other's.
+    distance, and ``<stage>_curve.png``, which TensorBoard shows too. In training, each epoch overwrites the files.
 
     Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 5.
 
     Args:
-        attacks: by name; by default ``bg`` (LinearizedBoundary), ``fgsm`` (FGSMGrid) and ``pgd`` (GrowingPGD).
-        halvings: of the segment from an image to what an attack found, which give the distance 2^-halvings of it.
-        **settings: those of :class:`Evaluation`; ``seed`` is that of the attacks' random draws.
+        attacks: attacks by name; by default ``bg`` (LinearizedBoundary), ``fgsm`` (FGSMGrid) and ``pgd`` (GrowingPGD).
+        halvings: bisections of the segment from an image to its attacked image; the distance has a precision of
+            2^-halvings of its length.
+        **settings: settings of :class:`Evaluation`; ``seed`` seeds the attacks' random draws.
 
     Raises:
         SettingError: if a setting is out of its range, or the network is stochastic.
-        RuntimeError: if an attack's image is invalid.
+        RuntimeError: if an attack returns an invalid image.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class RobustnessScore(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
         require(not module.stochastic, "model", type(module).__name__, remedy)
-        with self.drawing(x):
+        with self.seeded(x):
             nearest = nearest_boundary(module, self.attacks, x, self.halvings)
         row = (self.indices, y, module(x).argmax(1), nearest.margin, nearest.attack, nearest.distances)
         self.update("margins", partial(Gathered, COLUMNS), *row)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The score and what it is made of."""
+        """The score, its area on the curve, and the fractions of the attacks."""
         table = self.rows("margins")
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)
@@ -103,13 +104,13 @@ class RobustnessScore(Evaluation):
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("sample", "label", "prediction", "margin", "attack", *self.attacks))
-            columns = [table[name].tolist() for name in ("place", *COLUMNS)]
+            columns = [table[name].tolist() for name in ("index", *COLUMNS)]
             for index, label, prediction, margin, attack, distances in zip(*columns, strict=True):
                 writer.writerow((index, label, prediction, margin, names[attack], *distances))
 
 
 def draw_curve(margins: dict[str, Tensor]) -> Figure:
-    """Margin curves: the fraction of images (N,) whose margin is larger, over the radius; one for each name."""
+    """Plot the fraction of images with larger margins over the radius, a curve for each name; margins are (N,)."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, values in margins.items():
@@ -123,7 +124,7 @@ def draw_curve(margins: dict[str, Tensor]) -> Figure:
 
 
 def _curve(margins: Tensor) -> tuple[Tensor, Tensor]:
-    """The grid that is drawn, and the curve's values on it; both (200,)."""
-    steps = torch.linspace(0, 1, GRID, dtype=margins.dtype, device=margins.device)
+    """The grid of the plot and the curve's values on it; both (200,)."""
+    steps = torch.linspace(0, 1, GRID_POINTS, dtype=margins.dtype, device=margins.device)
     grid = margins.max() * steps
     return grid, margin_curve(margins, grid)

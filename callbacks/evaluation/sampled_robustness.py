@@ -1,4 +1,4 @@
-"""Estimates any score of the robustness framework from samples, such as R4 on the data manifold."""
+"""Scores of the robustness framework, such as R4 on the data manifold, estimated from samples."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from robust.errors import require
 from robust.metrics import Gathered, SampledScore
 from robust.scores import Score, diameter, draw_epsilons, predicted
 
-AT_ONCE = 2048
+CHUNK_SIZE = 2048
 
 
 class SampledRobustness(Evaluation):
-    """A robustness score by samples: for each image and radius the fraction of neighbours of the same prediction.
+    """A robustness score from samples: for each image and radius, the fraction of neighbours with the same prediction.
 
-    Radii and neighbours depend on ``seed`` and the image's index in the data alone: all models, on any number of
-    processes, are compared on the same draws. That matters: the mean of 1 / epsilon over 200 radii is between 0.16 and
-    1 in most draws. Logged, with the score's name in small letters:
+    Radii and neighbours depend only on ``seed`` and the image's index in the data: comparisons of models, on any number
+    of processes, use the same draws. The mean of 1 / epsilon over 200 radii varies too much otherwise: from 0.16 to 1
+    in most draws. Logged, with the score's name in lower case:
 
     - ``<stage>/<name>``: mean over images and radii (eq. 9), with the radii's weight
     - ``<stage>/<name>_integral``: the same times the cube's diameter, the integral over radii
-    - ``<stage>/<name>_normalized``: the first over that of a constant classifier, in [0, 1]
+    - ``<stage>/<name>_normalized``: the first divided by that of a constant classifier, in [0, 1]
     - ``<stage>/<name>_samples``: number of images
 
     Written to ``robustness_score/<stage>_<name>.pt`` in the log folder: ``seed``, ``epsilons`` (E,), ``curve`` (E,),
-    and for each image ``place``, ``measure`` (E,) and, where the sampler draws codes, ``codes`` (M, Z).
+    and for each image ``index``, ``measure`` (E,) and, if the sampler draws codes, ``codes`` (M, Z).
 
     Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 3.
 
     Args:
         score: the triple (Q, H, G), such as ``robust.scores.R4``.
         epsilons: number of radii.
-        **settings: those of :class:`Evaluation`; ``seed`` is that of radii and neighbours.
+        **settings: settings of :class:`Evaluation`; ``seed`` seeds radii and neighbours.
 
     Raises:
         SettingError: if a setting is out of its range, or the network is stochastic.
@@ -59,7 +59,7 @@ class SampledRobustness(Evaluation):
         self.name = type(score).__name__.lower()
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """The score."""
+        """The name of the score."""
         return {self.name}
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
@@ -69,7 +69,7 @@ class SampledRobustness(Evaluation):
         keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 
         def classify(images: Tensor) -> Tensor:
-            return torch.cat([predicted(module, part) for part in torch.split(images, AT_ONCE)])
+            return torch.cat([predicted(module, part) for part in torch.split(images, CHUNK_SIZE)])
 
         measure, points = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
         weights = self.score.weight.of_radius(epsilons)
@@ -83,17 +83,17 @@ class SampledRobustness(Evaluation):
         return draw_epsilons(self.epsilons, tuple(x.shape[1:]), self.seed).to(x.device)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The score in its three scales."""
+        """The score in its three scales, and the number of images."""
         score = self.metrics["score"].compute()
         return {
             self.name: score["mean"],
             f"{self.name}_integral": score["integral"],
             f"{self.name}_normalized": score["normalized"],
-            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["place"]))),
+            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["index"]))),
         }
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
-        """Keep what was drawn and measured."""
+        """Write draws and measures to a file."""
         score = self.metrics["score"]
         record = {"epsilons": score.epsilons, "curve": score.compute()["curve"], **self.rows("table")}
         path = self.folder / "robustness_score" / f"{stage}_{self.name}.pt"

@@ -1,4 +1,4 @@
-"""Results of single examples on disk, so that a long evaluation goes on where it was interrupted."""
+"""Results of single examples on disk, so that a long evaluation continues after an interruption."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PLAIN = (bool, int, float, str, type(None))
 
 
 class SavedRows:
-    """A folder with what each process has done: columns (N, ...), and what they depend on.
+    """A folder with one file of results for each process: columns (N, ...), and what they depend on.
 
-    A file that is there is whole. Any number of processes can go on with what any other number has done.
+    Files are written atomically. Any number of processes can continue from the files of any other number.
 
     Args:
         setting: name of the folder's setting, for the errors.
-        folder: made if absent; without one nothing is kept.
-        depends_on: plain values by name; rows of others are refused.
+        folder: made if absent; None saves nothing.
+        depends_on: plain values by name; rows that depend on other values are refused.
     """
 
     def __init__(self, setting: str, folder: Path | None, depends_on: dict[str, Any]) -> None:
@@ -37,11 +37,11 @@ class SavedRows:
         """All rows in the folder, empty if there are none.
 
         Raises:
-            SettingError: if they depend on something else, a file is none of these, or the folder cannot be written.
+            SettingError: if rows depend on other values, a file holds no rows, or the folder cannot be written.
         """
         if self.folder is not None:
             check_writable(self.folder, self.setting)
-        found: list[Rows] = []
+        parts: list[Rows] = []
         for path in sorted(self.folder.glob("process-*.pt")) if self.folder is not None else []:
             remedy = "it holds no results of an evaluation; give another folder"
             state = read_saved(path, self.setting, remedy)
@@ -51,11 +51,11 @@ class SavedRows:
             differing = [name for name, value in self.depends_on.items() if saved.get(name) != value]
             remedy = f"it holds results of other {', '.join(differing)}: give another folder, or delete this one"
             require(not differing, self.setting, str(self.folder), remedy)
-            found.append(rows)
-        return joined(found)
+            parts.append(rows)
+        return joined(parts)
 
     def write(self, rows: Rows, process: int) -> None:
-        """Put all that a process has done so far in the place of what it had written before."""
+        """Replace the file of a process by all rows that it has computed so far."""
         if self.folder is None or not rows:
             return
         path = self.folder / f"process-{process}.pt"
@@ -65,35 +65,35 @@ class SavedRows:
 
 
 def _are_rows(rows: Any) -> bool:
-    """Whether these are columns of one length, with a ``place``."""
-    if not isinstance(rows, dict) or "place" not in rows:
+    """Whether these are columns of equal length, one of them ``index``."""
+    if not isinstance(rows, dict) or "index" not in rows:
         return False
     columns = list(rows.values())
     tensors = all(isinstance(column, Tensor) and column.dim() > 0 for column in columns)
-    return tensors and len({len(column) for column in columns}) == 1 and rows["place"].dim() == 1
+    return tensors and len({len(column) for column in columns}) == 1 and rows["index"].dim() == 1
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """The parts' rows behind each other; of rows with the same ``place``, the first."""
+    """Concatenate the rows of the parts; of rows with the same ``index``, the first remains."""
     parts = [part for part in parts if part]
     if not parts:
         return {}
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    first = {place: row for row, place in reversed(list(enumerate(whole["place"].tolist())))}
-    kept = torch.tensor(sorted(first.values()), dtype=torch.long)
-    return {name: column[kept] for name, column in whole.items()}
+    first = {index: row for row, index in reversed(list(enumerate(whole["index"].tolist())))}
+    rows = torch.tensor(sorted(first.values()), dtype=torch.long)
+    return {name: column[rows] for name, column in whole.items()}
 
 
 def plain(settings: object) -> dict[str, Any]:
-    """An object's class and public settings as plain values, those of what it holds included."""
+    """An object's class and public settings as plain values, and recursively those of its attributes."""
     public = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
     values = {name: value if isinstance(value, PLAIN) else plain(value) for name, value in public.items()}
     return {"class": type(settings).__name__, **values}
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """A short name for the tensors' values."""
-    found = hashlib.sha256()
+    """A short hash of the tensors' values."""
+    sha256 = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        sha256.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()[:16]

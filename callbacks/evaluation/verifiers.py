@@ -1,4 +1,4 @@
-"""Which verifier an evaluation uses, and whether it can bound the network at all."""
+"""The module's verifier, and a check that a verifier can bound the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robust.threat_models import Box
 
 
 def module_verifier(module: RobustClassifier) -> Verifier | None:
-    """The one that the module trains with, as its attribute ``verifier``; None if it has none."""
+    """The module's attribute ``verifier``, which it trains with; None if it has none."""
     verifier: Verifier | None = getattr(module, "verifier", None)
     return verifier
 
@@ -20,7 +20,7 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     """Bound the module's classifier over a box of one image.
 
     Raises:
-        SettingError: naming ``setting``, if that is impossible.
+        SettingError: if that is impossible; the message names ``setting``.
     """
     try:
         verifier.margins(module.classifier, box, y)

@@ -1,4 +1,4 @@
-"""Accuracy under attack in which vulnerable examples count more, on any number of processes."""
+"""Accuracy under attack with larger weights for vulnerable examples, on any number of processes."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class WeightedMinimaxEvaluation(Evaluation):
     - ``test/a_rob``: accuracy under PGD on the cross-entropy
     - ``test/a_sa/alpha_<alpha>``: the same images, with weights exp(-alpha * margin) of the attacked images
     - ``test/a_tr/alpha_<alpha>``: images of PGD on the weighted cross-entropy, with the same weights
-    - ``test/a_samples``: number of examples; ``test/a_sa/alpha_<alpha>/effective_samples``, and of ``a_tr``: how many
-      examples of equal weight the weighted ones are worth, (sum s)^2 / sum s^2
+    - ``test/a_samples``: number of examples; ``test/a_sa/alpha_<alpha>/effective_samples``, and of ``a_tr``: effective
+      sample size of the weights s, (sum s)^2 / sum s^2
 
-    All examples are attacked, also those that are misclassified without: their weights count too. Each restart begins
-    at a new uniform point of the ball, the same for all alphas; an example keeps the image that was misclassified
-    first, the one of highest loss second, no perturbation among them. That loss is the one that was ascended, so for
-    ``a_tr`` the weighted one, where the published code compares cross-entropies. The gradient goes through the weight,
-    as in that code. Networks that draw random numbers are judged in one pass.
+    All examples are attacked, even if they are misclassified without perturbation: their weights count too. Each
+    restart begins at a new uniform point of the ball, the same for all alphas. Of the restarts and the unperturbed
+    image, the result is the image of highest loss, misclassified images before correct ones. This is the loss that
+    the attack ascends, for ``a_tr`` the weighted loss; the published code compares cross-entropies. The gradient goes
+    through the weight, as in that code. Networks with noise are evaluated in one pass.
 
     Source: weighted minimax risk (WMR), evaluation metrics; protocol of the published code: MNIST 40 steps of 0.01 in
     0.3, CIFAR-10 20 steps of 0.0031 in 0.031, 10 restarts.
 
     Args:
-        steps: of PGD.
-        step_size: in pixel units.
+        steps: steps of PGD.
+        step_size: step size in pixel units.
         epsilon: radius of the ball in (0, 1]; by default that of the module's linf ball.
         restarts: random starts for each example.
         alphas: strengths of the weights, 0 or above.
-        seed: of the random starts.
+        seed: seed of the random starts.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -79,11 +79,11 @@ class WeightedMinimaxEvaluation(Evaluation):
         self.attack = PGD(steps, step_size, absolute=True, restarts=restarts)
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Find the ball."""
+        """Check that there is a ball."""
         self._ball(module, x)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        with self.drawing(x):
+        with self.seeded(x):
             clean = module(x)
         self.update("a_nat", Accuracy, clean.argmax(1) == y)
         margins, correct = self._attack(module, cross_entropy, x, y, clean)
@@ -101,19 +101,19 @@ class WeightedMinimaxEvaluation(Evaluation):
     def _attack(
         self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Probability margins (B,) of the attacked images, and whether they are classified correctly (B,)."""
-        with self.drawing(x):
+        """Probability margins (B,) of the attacked images, and whether they are correct, bool (B,)."""
+        with self.seeded(x):
             attack = partial(self.attack, loss=loss)
             x_adv = checked_attack("WeightedMinimaxEvaluation", attack, module, self._ball(module, x), x, y)
             logits = module(x_adv)
-        if not module.stochastic:  # an attack may as well leave alone what is misclassified as it is
-            undone = (logits.argmax(1) == y) & (clean.argmax(1) != y)
-            logits = torch.where(undone[:, None], clean, logits)
+        if not module.stochastic:  # an attack that leaves a misclassified image unchanged keeps it misclassified
+            repaired = (logits.argmax(1) == y) & (clean.argmax(1) != y)
+            logits = torch.where(repaired[:, None], clean, logits)
         logits = logits.double()
         return probability_margin(logits, y), logits.argmax(1) == y
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics; those with weights once for each alpha."""
+        """The metrics; weighted metrics once for each alpha."""
         values: dict[str, Tensor] = {}
         for name, metric in self.metrics.items():
             value = metric.compute()
@@ -122,7 +122,7 @@ class WeightedMinimaxEvaluation(Evaluation):
                 continue
             for index, alpha in enumerate(metric.alphas):
                 full_name = f"{name.partition('/')[0]}/alpha_{alpha:g}"
-                values[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes what has one entry
+                values[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes single entries
                 values[f"{full_name}/effective_samples"] = value["effective_samples"].reshape(-1)[index]
         return values
 

@@ -111,7 +111,7 @@ def test_r4_and_what_it_was_measured_on(trained, sampler, tmp_path):
     epsilons = draw_epsilons(50, (1, 28, 28), 4)
     assert torch.equal(record["epsilons"], epsilons)
     assert record["seed"] == 4
-    assert torch.equal(record["place"], torch.arange(299))
+    assert torch.equal(record["index"], torch.arange(299))
     assert record["codes"].shape == (299, 6, 3)
     x, _ = images()
     agrees, distances = [], []

@@ -12,7 +12,7 @@ def test_rows_come_back_in_the_datas_order():
     for rows in ([4, 0], [6, 2, 5], [1, 3]):
         table.update(torch.tensor(rows), margins[rows], codes[rows])
     found = table.compute()
-    assert torch.equal(found["place"], torch.arange(7))
+    assert torch.equal(found["index"], torch.arange(7))
     assert torch.equal(found["margin"], margins)
     assert torch.equal(found["code"], codes)
 
@@ -21,7 +21,7 @@ def test_a_single_row_is_a_row():
     table = Gathered(["margin", "image"])
     table.update(torch.tensor([4]), torch.tensor([0.5]), torch.ones(1, 1, 2))
     shapes = {name: tuple(values.shape) for name, values in table.rows().items()}
-    assert shapes == {"place": (1,), "margin": (1,), "image": (1, 1, 2)}
+    assert shapes == {"index": (1,), "margin": (1,), "image": (1, 1, 2)}
 
 
 def test_an_example_that_comes_twice_is_an_error():
