@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from callbacks import CertifiedVolume
-from callbacks.evaluation.saved_rows import joined
+from callbacks.evaluation.saved_rows import concatenate
 from datamodules import Digits
 from lightning_modules import StandardTraining
 from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox
@@ -167,8 +167,8 @@ def test_a_file_that_is_something_else_is_refused(trained, tmp_path):
 def test_rows_that_several_processes_have_are_taken_once():
     one = {"index": torch.tensor([4, 1]), "value": torch.tensor([40.0, 10.0])}
     other = {"index": torch.tensor([1, 2]), "value": torch.tensor([11.0, 20.0])}
-    assert joined([{}, {}]) == {}
-    both = joined([one, {}, other])
+    assert concatenate([{}, {}]) == {}
+    both = concatenate([one, {}, other])
     assert both["index"].tolist() == [4, 1, 2]
     assert both["value"].tolist() == [40, 10, 20]
 
