@@ -81,7 +81,7 @@ class BudgetImages(Picture):
         for name, size in (("white", white), ("white_over_epsilon", white_over_epsilon)):
             require(size is None or size > 0, f"BudgetImages.{name}", size, "give a positive size")
         both = white is not None and white_over_epsilon is not None
-        require(not both, "BudgetImages.white_over_epsilon", white_over_epsilon, "give only one of the two whites")
+        require(not both, "BudgetImages.white_over_epsilon", white_over_epsilon, "leave out one of the two whites")
         self.white, self.white_over_epsilon = white, white_over_epsilon
 
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
