@@ -112,12 +112,14 @@ class CertifiedVolume(Evaluation):
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once, before long evaluations run."""
-        try_verifier(f"{NAME}.search.init_args.verifier", self._own_search(module).verifier, module, Box(x, x), y)
+        try_verifier(f"{NAME}.search.init_args.verifier", self._module_search(module).verifier, module, Box(x, x), y)
 
-    def _own_search(self, module: RobustClassifier) -> LargestCertifiedBox:
+    def _module_search(self, module: RobustClassifier) -> LargestCertifiedBox:
         """The search, by default with the module's verifier unless that is a ``FeedForwardVerifier``."""
-        own = module_verifier(module)
-        return self.search if own is None or isinstance(own, FeedForwardVerifier) else self.search.by_default(own)
+        verifier = module_verifier(module)
+        if verifier is None or isinstance(verifier, FeedForwardVerifier):
+            return self.search
+        return self.search.by_default(verifier)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Store the chosen images."""
@@ -145,11 +147,11 @@ class CertifiedVolume(Evaluation):
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
         completed = self._completed(trainer, state)
         remaining = ~torch.isin(images["index"].cpu(), completed.get("index", torch.zeros(0, dtype=torch.long)))
-        own = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
+        own_rows = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
         rows = completed if trainer.is_global_zero else {}
         searched = 0
-        with self._progress(trainer, len(own)) as bar:
-            for batch in torch.split(own, self.batch_size) if len(own) > 0 else ():
+        with self._progress(trainer, len(own_rows)) as bar:
+            for batch in torch.split(own_rows, self.batch_size) if len(own_rows) > 0 else ():
                 new_rows = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
                 rows = concatenate([rows, new_rows])
                 state.write(rows, trainer.global_rank)
@@ -179,7 +181,7 @@ class CertifiedVolume(Evaluation):
 
     def _search(self, module: RobustClassifier, images: Rows, bar: _Bar) -> Rows:
         x, y = images["image"], images["label"]
-        search = self._own_search(module)
+        search = self._module_search(module)
         largest = search(module.classifier, x, y, partial(bar.step, len(x) / search.steps))
         capped = largest.budgets.clamp(max=1.0)  # a certified subset; a threat model's images are in [0, 1] anyway
         with global_seed(x.device, self.seed, module.global_rank), full_precision(x.device):
@@ -197,7 +199,7 @@ class CertifiedVolume(Evaluation):
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
         """The values that the rows depend on, by the name that an error message uses."""
         return {
-            "search settings": plain_values(self._own_search(module)),
+            "search settings": plain_values(self._module_search(module)),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),
         }

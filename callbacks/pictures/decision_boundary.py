@@ -120,5 +120,5 @@ def plane_through(x: Tensor, towards: Tensor, offsets: Tensor) -> Tensor:
 
 def _contained(threat_model: ThreatModel, index: int, plane: Tensor, x: Tensor) -> Tensor:
     """Whether the threat model of image ``index`` contains each image of the plane, as 0 and 1 (P * P,)."""
-    own = threat_model.select(torch.tensor([index], device=x.device))
-    return own.contains(plane, x[index : index + 1].expand_as(plane)).float()
+    image_threat_model = threat_model.select(torch.tensor([index], device=x.device))
+    return image_threat_model.contains(plane, x[index : index + 1].expand_as(plane)).float()
