@@ -206,6 +206,6 @@ def _threat_models(
     if case.norm is not None:
         yield name, norm_ball(f"AdversarialEvaluation.attacks.{name}.epsilon", case.norm, case.epsilon, module, x)
         return
-    own = module.threat_models(x, module.epsilon)
-    for own_name, threat_model in own.items():
-        yield (name if len(own) == 1 else f"{name}/{own_name}"), threat_model
+    threat_models = module.threat_models(x, module.epsilon)
+    for model_name, threat_model in threat_models.items():
+        yield (name if len(threat_models) == 1 else f"{name}/{model_name}"), threat_model

@@ -179,8 +179,8 @@ class Evaluation(StageCallback, ABC):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         same_class = [other for other in callbacks if type(other) is type(self)]
         same_names = [other for other in same_class if other.namespaces(module) & self.namespaces(module)]
-        remedy = "their metrics have the same names; test with one at a time, --trainer.callbacks '[]' behind the "
-        remedy += "method's config leaves its own out"
+        remedy = "their metrics have the same names; test with one at a time; --trainer.callbacks '[]' after the "
+        remedy += "method's config removes the callbacks of that config"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
 
     # -- trial run on a blank image --------------------------------------------------------------------------------

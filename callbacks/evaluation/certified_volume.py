@@ -1,4 +1,4 @@
-"""Finds the largest certified volume of test images, after Liu et al. 2019, on any number of processes."""
+"""The largest certified volume of test images, after Liu et al. 2019, on any number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
-from callbacks.evaluation.saved_rows import Rows, SavedRows, digest, joined, plain
+from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, digest, plain_values
 from callbacks.evaluation.verifiers import module_verifier, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
@@ -35,39 +35,41 @@ COLUMNS = ["certified", "log_epsilon", "log_epsilon_capped"]
 
 
 class CertifiedVolume(Evaluation):
-    """The largest box around each test image that is certified, and the verified error by its volume.
+    """The largest certified box around each test image, and the verified error by its volume.
 
-    An example is verified at epsilon where the volume of the box that was found, prod_i epsilon_i, is at least
-    epsilon^n. The images are a random part of the test data, the same for every model, process and batch size. Logged:
+    An example is verified at epsilon if the volume of its box, prod_i epsilon_i over n pixels, is at least epsilon^n.
+    The images are a random subset of the test data, the same for every model, number of processes and batch size.
+    Logged:
 
     - ``test/verified_error/certified_volume``: fraction of images not verified at the module's epsilon, with
       ``/low`` and ``/high``: Wilson's interval for the whole test data; ``/epsilon_<size>`` for other sizes
-    - ``test/verified_error/certified_volume_capped``: the same with no budget counted above 1
+    - ``test/verified_error/certified_volume_capped``: the same with every budget capped at 1
     - ``test/certified_volume/certified``: fraction of images with any certified box
-    - ``test/certified_volume/epsilon``: mean over those of the uniform budget of the same volume
+    - ``test/certified_volume/epsilon``: mean over these images of the uniform budget of the same volume
     - ``test/certified_volume/samples``: number of images
 
     Written to ``certified_volume/test.csv`` in the log folder: each image's ``epsilon``, the uniform budget of the same
-    volume. An interrupted evaluation goes on where it was, by the images done, if it has a ``state_folder``; the
-    epsilons can be changed afterwards without any search.
+    volume. With a ``state_folder``, an interrupted evaluation continues after the completed images, and a later
+    evaluation with other ``epsilons`` needs no search.
 
-    Source: contextual budgets, Sec. 4.1 ("By Liu et al."), which leaves settings and number of images open.
+    Source: contextual budgets, Sec. 4.1 ("By Liu et al."), which does not state settings and number of images.
 
     Args:
-        search: how the box is found; without a verifier of its own by that of the module, if it is not the one for
-            feed-forward networks, else by CROWN-IBP.
+        search: search for the box. If it has no verifier, it uses the module's verifier, unless that is a
+            ``FeedForwardVerifier``; then CROWN-IBP.
         samples: number of images; null for all.
-        epsilons: sizes in (0, 1] that volumes are compared with; by default the module's epsilon.
-        batch_size: images that a process searches at a time.
-        seed: of the choice of images.
-        confidence: of the interval.
-        state_folder: where what is done is kept; one folder for each checkpoint and search.
+        epsilons: sizes in (0, 1] to compare volumes with; by default the module's epsilon.
+        batch_size: number of images that a process searches at a time.
+        seed: seed of the choice of images.
+        confidence: confidence level of the interval.
+        state_folder: folder for the completed images; one for each checkpoint and search.
 
     Raises:
-        SettingError: if a setting is out of its range, there are fewer images, the test is limited to a part of the
-            images, the network cannot be bounded, or ``state_folder`` holds results of another checkpoint, search or
-            choice of images.
-        ContradictionError: if an image is misclassified in its certified box, as it is or under a short attack.
+        SettingError: if a setting is out of its range, there are fewer images than ``samples``, the test is limited to
+            a part of the images, the network cannot be bounded, or ``state_folder`` holds results of another
+            checkpoint, search or choice of images.
+        ContradictionError: if an image is misclassified in its certified box, without perturbation or under a short
+            attack.
     """
 
     stages = ("test",)
@@ -109,21 +111,23 @@ class CertifiedVolume(Evaluation):
         self._chosen = torch.zeros(count, dtype=torch.bool).index_fill_(0, drawn, True)
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Bound the network once, before other evaluations have done their work."""
-        try_verifier(f"{NAME}.search.init_args.verifier", self._own_search(module).verifier, module, Box(x, x), y)
+        """Bound the network once, before long evaluations run."""
+        try_verifier(f"{NAME}.search.init_args.verifier", self._module_search(module).verifier, module, Box(x, x), y)
 
-    def _own_search(self, module: RobustClassifier) -> LargestCertifiedBox:
-        """The search; without a verifier of its own by the module's, unless that is for feed-forward networks too."""
-        own = module_verifier(module)
-        return self.search if own is None or isinstance(own, FeedForwardVerifier) else self.search.by_default(own)
+    def _module_search(self, module: RobustClassifier) -> LargestCertifiedBox:
+        """The search, by default with the module's verifier unless that is a ``FeedForwardVerifier``."""
+        verifier = module_verifier(module)
+        if verifier is None or isinstance(verifier, FeedForwardVerifier):
+            return self.search
+        return self.search.by_default(verifier)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Keep the chosen images."""
+        """Store the chosen images."""
         chosen = self._chosen.to(x.device)[self.indices]
         self.update("images", partial(Gathered, ["image", "label"]), self.indices[chosen], x[chosen], y[chosen])
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """Search the images' boxes, and compare their volumes with epsilons."""
+        """Search the largest box of each image, and compare the volumes with the epsilons."""
         with torch.inference_mode(False), torch.no_grad():
             images = {name: column.clone() for name, column in self.rows("images").items()}
             self._table = self._search_all(module, images)
@@ -138,47 +142,48 @@ class CertifiedVolume(Evaluation):
         rank_zero_info(f"Certified volumes: {path}")
 
     def _search_all(self, module: RobustClassifier, images: Rows) -> Rows:
-        """The table of all images, in the order of the data and equal in all processes; this one searches its part."""
+        """Search this process's part; return the rows of all images in the data's order, the same in all processes."""
         trainer, device = module.trainer, module.device
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
-        done = self._done(trainer, state)
-        remaining = ~torch.isin(images["index"].cpu(), done.get("index", torch.zeros(0, dtype=torch.long)))
-        own = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
-        rows = done if trainer.is_global_zero else {}
-        finished = 0
-        with self._progress(trainer, len(own)) as bar:
-            for batch in torch.split(own, self.batch_size) if len(own) > 0 else ():
-                searched = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
-                rows = joined([rows, searched])
+        completed = self._completed(trainer, state)
+        remaining = ~torch.isin(images["index"].cpu(), completed.get("index", torch.zeros(0, dtype=torch.long)))
+        own_rows = remaining.nonzero().squeeze(1)[trainer.global_rank :: trainer.world_size].to(device)
+        rows = completed if trainer.is_global_zero else {}
+        searched = 0
+        with self._progress(trainer, len(own_rows)) as bar:
+            for batch in torch.split(own_rows, self.batch_size) if len(own_rows) > 0 else ():
+                new_rows = self._search(module, {name: column[batch] for name, column in images.items()}, bar)
+                rows = concatenate([rows, new_rows])
                 state.write(rows, trainer.global_rank)
-                bar.reach(finished := finished + len(batch))
+                searched += len(batch)
+                bar.set_completed(searched)
         table = Gathered(COLUMNS).to(device)
         empty = torch.zeros(0, dtype=torch.float64)
         indices = rows.get("index", empty.long())
         table.update(indices.to(device), *(rows.get(name, empty).to(device) for name in COLUMNS))
         return table.rows()
 
-    def _done(self, trainer: Trainer, state: SavedRows) -> Rows:
-        """What process 0 finds in the folder, in all processes; they may not share it."""
-        done: Rows = {}
+    def _completed(self, trainer: Trainer, state: SavedRows) -> Rows:
+        """The rows that process 0 reads from the folder, in all processes, which may not share a file system."""
+        completed: Rows = {}
         refusal = None
         if trainer.is_global_zero:
             try:
-                done = state.read()
-                state.write(done, 0)  # before any process writes over what another number of them had done
-            except SettingError as error:  # the others would wait for the broadcast
+                completed = state.read()
+                state.write(completed, 0)  # before processes overwrite the files of a run on another number
+            except SettingError as error:  # raised after the broadcast, which the other processes wait for
                 refusal = error
-        done, refused = trainer.strategy.broadcast((done, refusal is not None))
+        completed, refused = trainer.strategy.broadcast((completed, refusal is not None))
         if refusal is not None:
             raise refusal
-        require(not refused, f"{NAME}.state_folder", str(self.state_folder), "process 0 refuses it and says why")
-        return done
+        require(not refused, f"{NAME}.state_folder", str(self.state_folder), "process 0 refuses it; see its error")
+        return completed
 
     def _search(self, module: RobustClassifier, images: Rows, bar: _Bar) -> Rows:
         x, y = images["image"], images["label"]
-        search = self._own_search(module)
+        search = self._module_search(module)
         largest = search(module.classifier, x, y, partial(bar.step, len(x) / search.steps))
-        capped = largest.budgets.clamp(max=1.0)  # a part of what is certified, as threat models are cut to [0, 1]
+        capped = largest.budgets.clamp(max=1.0)  # a certified subset; a threat model's images are in [0, 1] anyway
         with global_seed(x.device, self.seed, module.global_rank), full_precision(x.device):
             misclassified = module(self._attack(module.classifier, PixelBox(capped), x, y)).argmax(1) != y
         verifier = type(search.verifier).__name__
@@ -192,15 +197,15 @@ class CertifiedVolume(Evaluation):
         return {name: column.cpu() for name, column in columns.items()}
 
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
-        """What the rows depend on, by the name that an error gives it."""
+        """The values that the rows depend on, by the name that an error message uses."""
         return {
-            "search settings": plain(self._own_search(module)),
+            "search settings": plain_values(self._module_search(module)),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),
         }
 
     def _summary(self, table: Rows, own_epsilon: float) -> dict[str, Tensor]:
-        """The metrics, from a table of all images."""
+        """The metrics of the rows of all images."""
         certified, count = table["certified"].double(), len(table["index"])
         boxes = table["log_epsilon"][certified > 0].exp()
         values = {
@@ -225,25 +230,25 @@ class CertifiedVolume(Evaluation):
 
 
 class _Bar(Progress):
-    """A progress bar over this process's images, steps of the search counted as parts of them."""
+    """A progress bar over this process's images, which advances with each step of the search."""
 
     def __init__(self, images: int, *, shown: bool) -> None:
         columns = (TextColumn("Certified volume"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # a console of its own, for inside Lightning's bar, which rests now, it would rest too
+        # a separate console: Lightning's bar is stopped now, and a bar on its console would not be drawn
         super().__init__(*columns, console=Console(), disable=not shown)
         self._images = self.add_task("", total=images)
 
     def step(self, images: float) -> None:
-        """Go on by a part of an image."""
+        """Advance by a fraction of an image."""
         self.advance(self._images, images)
 
-    def reach(self, images: int) -> None:
-        """So many images are done."""
+    def set_completed(self, images: int) -> None:
+        """Set the number of completed images."""
         self.update(self._images, completed=images)
 
 
 def _log_epsilon(budgets: Tensor) -> Tensor:
-    """Mean log budget (B,) of each example, in float64; minus infinity where there is no box."""
+    """Mean log budget (B,) of each example, in float64; minus infinity without a box."""
     return budgets.double().log().flatten(1).mean(1)
 
 

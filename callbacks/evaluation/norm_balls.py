@@ -19,7 +19,7 @@ def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustCla
     """
     if epsilon is not None:
         return ball(norm, epsilon)
-    own = module.threat_models(x, module.epsilon)
-    radii = [own_ball.epsilon for own_ball in own.values() if own_ball.norm == norm and own_ball.epsilon is not None]
-    require(len(radii) > 0, setting, None, f"give a radius: the model's are {', '.join(own)}, none is a {norm} ball")
+    models = module.threat_models(x, module.epsilon)
+    radii = [model.epsilon for model in models.values() if model.norm == norm and model.epsilon is not None]
+    require(len(radii) > 0, setting, None, f"give a radius: the model's are {', '.join(models)}, none is a {norm} ball")
     return ball(norm, radii[0])

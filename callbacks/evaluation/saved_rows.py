@@ -52,7 +52,7 @@ class SavedRows:
             remedy = f"it holds results of other {', '.join(differing)}: give another folder, or delete this one"
             require(not differing, self.setting, str(self.folder), remedy)
             parts.append(rows)
-        return joined(parts)
+        return concatenate(parts)
 
     def write(self, rows: Rows, process: int) -> None:
         """Replace the file of a process by all rows that it has computed so far."""
@@ -73,7 +73,7 @@ def _are_rows(rows: Any) -> bool:
     return tensors and len({len(column) for column in columns}) == 1 and rows["index"].dim() == 1
 
 
-def joined(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows]) -> Rows:
     """Concatenate the rows of the parts; of rows with the same ``index``, the first remains."""
     parts = [part for part in parts if part]
     if not parts:
@@ -84,10 +84,10 @@ def joined(parts: list[Rows]) -> Rows:
     return {name: column[rows] for name, column in whole.items()}
 
 
-def plain(settings: object) -> dict[str, Any]:
+def plain_values(settings: object) -> dict[str, Any]:
     """An object's class and public settings as plain values, and recursively those of its attributes."""
     public = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
-    values = {name: value if isinstance(value, PLAIN) else plain(value) for name, value in public.items()}
+    values = {name: value if isinstance(value, PLAIN) else plain_values(value) for name, value in public.items()}
     return {"class": type(settings).__name__, **values}
 
 

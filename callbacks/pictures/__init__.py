@@ -1,1 +1,1 @@
-"""Pictures of what a method has learned: one file each, on a common base."""
+"""Pictures of learned budgets and decision boundaries: one file each, with a common base."""

@@ -1,4 +1,4 @@
-"""The base of all pictures: figures of the first images, in TensorBoard and in files."""
+"""The base of all pictures: figures of the first images, written to TensorBoard and files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from robust.errors import require
 
 
 class Picture(StageCallback, ABC):
-    """Figures of the first images of the validation and the test data; subclasses write :meth:`draw`.
+    """Figures of the first images of the validation and the test data; subclasses implement :meth:`draw`.
 
     Written to TensorBoard (``<stage>/<tag>/<name>``) and to ``<folder_name>/<stage>_<name>.png`` in the log folder,
-    with the epoch in the file's name where it is drawn in training.
+    with the epoch in the file's name if it is drawn in training.
 
     Args:
         count: number of images.
-        every_n_epochs: draw in validation after every so many epochs of training, and after the last; by default only
-            in tests and in ``train.py validate``.
+        every_n_epochs: draw in validation at this interval, in epochs of training, and after the last epoch; by default
+            only in tests and in ``train.py validate``.
 
     Attributes:
-        tag: names the figures in TensorBoard.
-        folder_name: of the files.
+        tag: prefix of the figures' names in TensorBoard.
+        folder_name: name of the files' folder.
 
     Raises:
         SettingError: if a setting is below 1.
@@ -47,7 +47,7 @@ class Picture(StageCallback, ABC):
 
     @abstractmethod
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
-        """Figures of images (B, C, H, W) and their labels (B,), by name; an empty name where there is only one."""
+        """Figures of images (B, C, H, W) and their labels (B,), by name; a single figure has an empty name."""
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Any, batch_idx: int) -> None:
         """Draw the first batch in the first process."""
@@ -68,7 +68,7 @@ class Picture(StageCallback, ABC):
 
 def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path, dpi: int = 100) -> None:
     """Write a figure to TensorBoard, under ``name``, and to a file."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # what self.log counts by
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that self.log uses
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(name, figure, step)

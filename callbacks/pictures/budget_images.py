@@ -1,4 +1,4 @@
-"""Pictures of images and the budgets that a method has learned for them."""
+"""Pictures of images and the budgets that a method learned for them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from robust.errors import require
 
 
 def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float | None = None) -> Figure:
-    """A grid with the images above and their budgets below, one colour scale with its bar for all.
+    """Draw images above and their budgets below, with one colour scale for all budgets.
 
     Args:
         images: (N, C, H, W) in [0, 1].
         budgets: (N, C, H, W) in [0, 1]; the mean over channels is drawn.
-        title: above the grid.
-        white: with it, a row more as the paper has it: the budgets over this one as an image, each channel's own.
+        title: title of the figure.
+        white: adds a row as in the paper: the budgets divided by this one, as an image with its channels.
     """
     count, means, rows = len(images), budgets.mean(1), 2 if white is None else 3
-    wider = math.sqrt(images.shape[3] / images.shape[2])  # a picture's area is the same whatever its sides are
-    figure = Figure(figsize=(1.1 * wider * count + 1.2, 0.6 + 1.1 / wider * rows), layout="constrained")
+    stretch = math.sqrt(images.shape[3] / images.shape[2])  # so that images of all aspect ratios have the same area
+    figure = Figure(figsize=(1.1 * stretch * count + 1.2, 0.6 + 1.1 / stretch * rows), layout="constrained")
     axes = figure.subplots(rows, count, squeeze=False)
     low, high = float(means.min()), float(means.max())
     for column in range(count):
@@ -53,18 +53,18 @@ class BudgetImages(Picture):
     """Draws the first images of the validation and test data with their learned budgets.
 
     Written to TensorBoard (``<stage>/budgets/<threat model>``) and to ``budgets/`` in the log folder. Threat models
-    without per-pixel budgets have no picture.
+    without per-pixel budgets are not drawn.
 
     Args:
         count: number of images.
-        every_n_epochs: draw in validation after every so many epochs.
-        white: also draw the budgets as the paper does, as images in which this budget is white, in pixel units: 1 in
+        every_n_epochs: draw in validation at this interval, in epochs of training.
+        white: also draw the budgets as the paper does, as images in which this budget, in pixel units, is white; 1 in
             figure 2.
-        white_over_epsilon: the same, in units of the module's epsilon: in figures 3 and 5 alpha_high, so that the
+        white_over_epsilon: the same in units of the module's epsilon; alpha_high in figures 3 and 5, so that the
             largest possible budget is white.
 
     Raises:
-        SettingError: if a number is below 1, or a white is not positive, or both are given.
+        SettingError: if a number is below 1, a white is not positive, or both whites are given.
     """
 
     tag = "budgets"
@@ -85,7 +85,7 @@ class BudgetImages(Picture):
         self.white, self.white_over_epsilon = white, white_over_epsilon
 
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
-        """A grid for each threat model with budgets of its own for every image and pixel."""
+        """Draw a figure for each threat model with a budget for each image and pixel."""
         white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
         figures: dict[str, Figure] = {}
         for name, threat_model in module.threat_models(x, module.epsilon).items():

@@ -1,4 +1,4 @@
-"""Pictures of the predicted class on a plane through an image, with the budgets of its threat models."""
+"""Pictures of the predicted class on a plane through an image, with the outlines of its threat models."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _COLOURS = (
 class DecisionBoundary(Picture):
     """Draws the predicted class around the first images of the test (and of ``train.py validate``).
 
-    Each picture is the plane through an image along two directions at right angles: towards what PGD finds in the
-    module's first threat model, and a random one. A step of 1 on an axis is 1 in the l2 norm. Every point is cut to
-    [0, 1] before it is classified, and the line of a threat model encloses the points that, so cut, it contains.
+    Each picture is the plane through an image along two orthogonal directions: towards the image that PGD returns in
+    the module's first threat model, and a random one. Distances on the axes are in the l2 norm. Every point is clamped
+    to [0, 1] before it is classified, and the line of a threat model encloses the points that it contains after this.
     Written to TensorBoard (``<stage>/boundary``) and to ``boundaries/`` in the log folder. Source: multi-norm training
     (MNG-AC), its figure of decision boundaries.
 
     Args:
         count: number of images.
-        extent: distance from the image to the border of its picture, in l2.
-        points: along each axis, at least 3.
-        steps: of PGD, which gives the first direction.
-        seed: of PGD and the random direction.
+        extent: distance from the image to the border of the picture, in l2.
+        points: number of points along each axis, at least 3.
+        steps: steps of PGD, for the first direction.
+        seed: seed of PGD and the random direction.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -70,12 +70,12 @@ class DecisionBoundary(Picture):
             check_precision(pl_module, trainer, type(self).__name__)
 
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
-        """One figure, with a picture for each image."""
+        """Draw one figure, with a picture for each image."""
         with global_seed(x.device, self.seed):
             return {"": self.figure(module, x, y)}
 
     def figure(self, module: RobustClassifier, x: Tensor, y: Tensor) -> Figure:
-        """One picture for each of the images ``x`` (B, C, H, W) of labels ``y`` (B,)."""
+        """Draw a picture for each of the images ``x`` (B, C, H, W) with labels ``y`` (B,)."""
         models = module.threat_models(x, module.epsilon)
         x_adv = self.attack(module, next(iter(models.values())), x, y)
         offsets = torch.linspace(-self.extent, self.extent, self.points, device=x.device, dtype=x.dtype)
@@ -87,7 +87,7 @@ class DecisionBoundary(Picture):
             lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
             self._picture(axis, offsets, classes, lines)
             axis.set_title(f"class {int(y[index])}", fontsize=9)
-        if axes[0].get_legend_handles_labels()[0]:  # none where no budget lies in the picture
+        if axes[0].get_legend_handles_labels()[0]:  # no line if no threat model's border is in the picture
             axes[0].legend(fontsize=7, loc="lower left")
         return figure
 
@@ -105,9 +105,9 @@ class DecisionBoundary(Picture):
 
 
 def plane_through(x: Tensor, towards: Tensor, offsets: Tensor) -> Tensor:
-    """Images (P * P, C, H, W) in [0, 1] on the plane through ``x`` (C, H, W); the first direction is the columns'.
+    """Images (P * P, C, H, W) in [0, 1] on the plane through ``x`` (C, H, W); columns follow the first direction.
 
-    The second direction is random. Where ``towards`` is zero, so is the first.
+    The second direction is random. If ``towards`` is zero, the first direction is zero.
     """
     first = towards / towards.norm().clamp_min(1e-12)
     second = torch.randn_like(x)
@@ -119,6 +119,6 @@ def plane_through(x: Tensor, towards: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _contained(threat_model: ThreatModel, index: int, plane: Tensor, x: Tensor) -> Tensor:
-    """Which images of the plane through image ``index`` its threat model contains, as 0 and 1 (P * P,)."""
-    own = threat_model.select(torch.tensor([index], device=x.device))
-    return own.contains(plane, x[index : index + 1].expand_as(plane)).float()
+    """Whether the threat model of image ``index`` contains each image of the plane, as 0 and 1 (P * P,)."""
+    image_threat_model = threat_model.select(torch.tensor([index], device=x.device))
+    return image_threat_model.contains(plane, x[index : index + 1].expand_as(plane)).float()

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 class PixelMeans(Metric):
     """Each pixel's mean over all images of all processes, averaged over regions that differ from image to image.
 
-    Beside the values' own mean on a region it tells what depends on the image from what depends on the place alone.
+    Beside the values' own mean on a region it tells what depends on the image from what depends on the pixel alone.
 
     Args:
         regions: how many there are.

@@ -1,4 +1,4 @@
-"""What the tests of evaluations share."""
+"""Fixtures of the tests of evaluations."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.callbacks.trained import stored
 
 @pytest.fixture(scope="session")
 def trained():
-    """A small network that is right on most test images, and not under attack."""
+    """A small network that is correct on most test images, and misclassifies them under attack."""
     return stored()

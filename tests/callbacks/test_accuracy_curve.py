@@ -1,4 +1,4 @@
-"""The curve against a plain computation; its table, its picture, its settings; two processes."""
+"""Accuracy curves equal a plain computation; the table, the figure, the settings; two processes."""
 
 import copy
 
@@ -26,9 +26,9 @@ def test_points_equal_a_plain_computation(trained, tmp_path):
     for name, attack in ATTACKS.items():
         expected[name] = [(0.0, clean.float().mean().item(), 0.0)]
         for epsilon in (0.02, 0.05):
-            found = attack(trained, LinfBall(epsilon), x, y)
-            share = (clean & (trained(found).argmax(1) == y)).float().mean().item()
-            expected[name].append((epsilon, share, 0.0))
+            x_adv = attack(trained, LinfBall(epsilon), x, y)
+            fraction = (clean & (trained(x_adv).argmax(1) == y)).float().mean().item()
+            expected[name].append((epsilon, fraction, 0.0))
 
     curve = AccuracyCurve(ATTACKS, [0.05, 0.02])
     trainer = trainer_with(curve, default_root_dir=tmp_path)
@@ -38,8 +38,8 @@ def test_points_equal_a_plain_computation(trained, tmp_path):
     assert written.keys() == ATTACKS.keys()
     for name, points in expected.items():
         assert torch.tensor(written[name]).allclose(torch.tensor(points), atol=1e-6)
-        for epsilon, share, _ in points:
-            assert logged[f"test/accuracy_curve/{name}/{epsilon:g}"] == pytest.approx(share, abs=1e-6)
+        for epsilon, fraction, _ in points:
+            assert logged[f"test/accuracy_curve/{name}/{epsilon:g}"] == pytest.approx(fraction, abs=1e-6)
     assert (tmp_path / "accuracy_curve.png").stat().st_size > 5000
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["test/accuracy_curve"]

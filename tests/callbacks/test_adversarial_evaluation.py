@@ -1,4 +1,4 @@
-"""Figures against a plain computation, and what the settings do."""
+"""Adversarial metrics equal a plain computation, and the effects of the settings."""
 
 import copy
 
@@ -23,15 +23,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
-def test_figures_equal_a_plain_computation(trained, inference_mode):
+def test_metrics_equal_a_plain_computation(trained, inference_mode):
     x, y = images()
-    right = {"clean": trained(x).argmax(1) == y}
+    correct = {"clean": trained(x).argmax(1) == y}
     for name, case in CASES.items():
-        found = case.attack(trained, case.threat_model or LinfBall(0.05), x, y)
-        right[name] = right["clean"] & (trained(found).argmax(1) == y)
-    right["linf"] = right["fgsm"] & right["pgd"]
-    right["union"] = right["linf"] & right["l1"] & right["l2"]
-    expected = {f"test/accuracy/{name}": each.float().mean().item() for name, each in right.items()}
+        x_adv = case.attack(trained, case.threat_model or LinfBall(0.05), x, y)
+        correct[name] = correct["clean"] & (trained(x_adv).argmax(1) == y)
+    correct["linf"] = correct["fgsm"] & correct["pgd"]
+    correct["union"] = correct["linf"] & correct["l1"] & correct["l2"]
+    expected = {f"test/accuracy/{name}": mask.float().mean().item() for name, mask in correct.items()}
     expected["test/accuracy/average"] = sum(expected[f"test/accuracy/{group}"] for group in ("linf", "l1", "l2")) / 3
     expected["test/attacked_samples"] = 299
 
@@ -64,7 +64,7 @@ def test_validation_is_attacked_every_n_epochs_and_at_the_end_on_at_most_m_batch
     assert trainer.validate(module, data, verbose=False)[0]["val/attacked_samples"] == 64
 
 
-def test_a_case_without_threat_model_is_judged_in_each_of_the_modules_own():
+def test_a_case_without_threat_model_attacks_in_each_of_the_modules():
     torch.manual_seed(0)
     module = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.02)
     evaluation = AdversarialEvaluation({"fgsm": AttackCase(FGSM()), "mine": AttackCase(FGSM(), LinfBall(0.01), "a")})
@@ -87,19 +87,19 @@ def test_an_attack_that_leaves_the_ball_or_the_range_stops_the_evaluation(traine
 
 
 class Coin(Plain):
-    """Right in so many of ten passes of an image, whatever the image."""
+    """A network that is correct in a fixed fraction of passes, on every image."""
 
     stochastic = True
-    share = 0.6
+    fraction = 0.6
 
     def forward(self, x):
         self.passes = getattr(self, "passes", 0) + len(x)
-        right = (torch.rand(len(x), 1) < self.share).float()
-        return torch.cat([right, 1 - right], 1) * torch.ones(1, 10).cumsum(1)[:, :1]
+        correct = (torch.rand(len(x), 1) < self.fraction).float()
+        return torch.cat([correct, 1 - correct], 1) * torch.ones(1, 10).cumsum(1)[:, :1]
 
 
 class CoinDigits(Digits):
-    """All of class 0."""
+    """Images of class 0 only."""
 
     def load(self, split):
         images = super().load(split)
@@ -107,7 +107,7 @@ class CoinDigits(Digits):
         return images
 
 
-def test_stochastic_networks_are_judged_by_the_mean_over_fresh_passes():
+def test_metrics_of_stochastic_networks_are_means_over_fresh_passes():
     module = Coin(small(), epsilon=0.1)
     module.check_shapes = lambda *_: None
     cases = {name: AttackCase(lambda network, threat_model, x, y: x) for name in ("one", "other")}
@@ -117,15 +117,15 @@ def test_stochastic_networks_are_judged_by_the_mean_over_fresh_passes():
         evaluation = AdversarialEvaluation(cases, num_samples=num_samples)
         measured[num_samples] = trainer_with(evaluation).test(module, CoinDigits(), verbose=False)[0]
         assert module.passes == 299 * (1 + 3 * num_samples)  # clean_error's, and all examples under clean and two cases
-    # binomial: deviations of 0.028 and 0.009
+    # binomial: standard deviations of 0.028 and 0.009
     assert measured[1]["test/accuracy/one"] == pytest.approx(0.6, abs=0.1)
     assert measured[10]["test/accuracy/one"] == pytest.approx(0.6, abs=0.03)
-    # each further attack gives another chance of bad luck: 0.36 in one pass, less so in the mean of many
+    # each further attack lowers a union of single passes (0.36 for two); a mean over many passes falls less
     assert measured[1]["test/accuracy/union"] == pytest.approx(0.36, abs=0.1)
     assert measured[10]["test/accuracy/union"] > 0.5
 
 
-def test_figures_do_not_depend_on_what_ran_before_and_draws_are_given_back(trained):
+def test_metrics_do_not_depend_on_earlier_draws_and_the_generator_is_restored(trained):
     alone = {"noise": AttackCase(lambda network, threat_model, x, y: threat_model.sample(x), LinfBall(0.4))}
     data = Digits(eval_batch_size=100)
     torch.manual_seed(1)

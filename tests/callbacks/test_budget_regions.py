@@ -1,4 +1,4 @@
-"""Mean budgets on the regions of synthetic data, with a generator whose answer is known."""
+"""Mean budgets on the regions of synthetic data, with a generator whose budgets are known."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ SIDE = 28
 
 
 class Handmade(RobustClassifier):
-    """Budgets that are 0.1 plus 0.2 times the image, halved in the left half; images alone decide."""
+    """Budgets of 0.1 plus 0.2 times the image, halved in the left half; they depend on the image alone."""
 
     def __init__(self, image_shape=(1, SIDE, SIDE), num_classes=20):
         size = image_shape[0] * image_shape[1] * image_shape[2]
@@ -37,15 +37,15 @@ class Handmade(RobustClassifier):
 
 def measured(data, module, stage="test"):
     trainer = trainer_with(BudgetRegions())
-    found = getattr(trainer, stage)(module, datamodule=data, verbose=False)[0]
-    return {name: value for name, value in found.items() if "budget" in name}
+    metrics = getattr(trainer, stage)(module, datamodule=data, verbose=False)[0]
+    return {name: value for name, value in metrics.items() if "budget" in name}
 
 
 @pytest.mark.parametrize("compositing", ["max", "add"])
 def test_watermark_digit_and_background(compositing):
     data = WatermarkedDigits(eval_batch_size=64, compositing=compositing)
     module = Handmade()
-    found = measured(data, module)
+    metrics = measured(data, module)
     x, _ = data.images("test")[torch.arange(299)]
     plain, _ = Digits().images("test")[torch.arange(299)]
     made = data.watermarked("test")
@@ -70,9 +70,9 @@ def test_watermark_digit_and_background(compositing):
     }
     for one, other in (("watermark", "digit"), ("watermark", "background"), ("digit", "background")):
         both = ~(means[one].isnan() | means[other].isnan())
-        share = (means[one] < means[other])[both].double().mean().item()
-        expected[f"test/budget_order/handmade/{one}_below_{other}"] = share
-    assert found == pytest.approx(expected, rel=1e-5)
+        fraction = (means[one] < means[other])[both].double().mean().item()
+        expected[f"test/budget_order/handmade/{one}_below_{other}"] = fraction
+    assert metrics == pytest.approx(expected, rel=1e-5)
     assert expected["test/budget_region/handmade/digit"] > expected["test/budget_region/handmade/background"]
     digit = "test/budget_region/handmade/digit"
     assert expected[digit] > 1.02 * expected[f"{digit}/same_pixels"], "these budgets follow the image"
@@ -82,7 +82,7 @@ def test_watermark_digit_and_background(compositing):
 def test_the_decisive_and_the_irrelevant_half():
     data = DoubledDigits(eval_batch_size=50)
     module = Handmade((3, 32, 2 * SIDE), 10)
-    found = measured(data, module, "validate")
+    metrics = measured(data, module, "validate")
     x, _ = data.images("val")[torch.arange(200)]
     budgets = module.threat_models(x, 0.1)["handmade"].budgets.double()
     left, right = budgets[:, :, BORDER:, :SIDE].mean((1, 2, 3)), budgets[:, :, BORDER:, SIDE:].mean((1, 2, 3))
@@ -91,20 +91,20 @@ def test_the_decisive_and_the_irrelevant_half():
     border = budgets[:, :, :BORDER].mean((1, 2, 3))
     assert 0.3 < red.double().mean() < 0.7
     name = "val/budget_region/handmade"
-    assert found[f"{name}/decisive"] == pytest.approx(decisive.mean().item(), rel=1e-5)
-    assert found[f"{name}/irrelevant"] == pytest.approx(irrelevant.mean().item(), rel=1e-5)
+    assert metrics[f"{name}/decisive"] == pytest.approx(decisive.mean().item(), rel=1e-5)
+    assert metrics[f"{name}/irrelevant"] == pytest.approx(irrelevant.mean().item(), rel=1e-5)
     mean = budgets.mean((0, 1))
     halves = mean[BORDER:, :SIDE].mean(), mean[BORDER:, SIDE:].mean()
     same = torch.where(red, *halves).mean().item()
-    assert found[f"{name}/decisive/same_pixels"] == pytest.approx(same, rel=1e-5)
-    assert found[f"{name}/border"] == pytest.approx(border.mean().item(), rel=1e-5)
-    below = found["val/budget_order/handmade/decisive_below_irrelevant"]
+    assert metrics[f"{name}/decisive/same_pixels"] == pytest.approx(same, rel=1e-5)
+    assert metrics[f"{name}/border"] == pytest.approx(border.mean().item(), rel=1e-5)
+    below = metrics["val/budget_order/handmade/decisive_below_irrelevant"]
     assert below == pytest.approx((decisive < irrelevant).double().mean().item())
-    assert below == pytest.approx(red.double().mean().item(), abs=0.02), "the left half's are half as large"
+    assert below == pytest.approx(red.double().mean().item(), abs=0.02), "budgets of the left half are half as large"
 
 
 @pytest.mark.parametrize("data", [WatermarkedDigits(), DoubledDigits()])
-def test_regions_part_the_images(data):
+def test_regions_partition_the_images(data):
     masks = data.regions("val", torch.tensor([0, 7, 3]))
     assert all(mask.shape == (3, 1, *data.image_shape[1:]) for mask in masks.values())
     assert (torch.stack(list(masks.values())).sum(0) == 1).all()

@@ -1,4 +1,4 @@
-"""Verdicts against a direct computation, and what the settings do."""
+"""Verified errors equal a direct computation, and the effects of the settings."""
 
 import pytest
 import pytorch_lightning as pl
@@ -27,7 +27,7 @@ def trainer_with(*callbacks, **settings):
     )  # fmt: skip
 
 
-def test_counts_equal_a_direct_computation_for_each_size_and_threat_model(module):
+def test_errors_equal_a_direct_computation_for_each_size_and_threat_model(module):
     data = Digits(eval_batch_size=64)
     metrics = trainer_with(CertifiedEvaluation(epsilons=[0.002, 0.004])).test(module, data, verbose=False)[0]
     x, y = data.images("test")[torch.arange(299)]
@@ -93,7 +93,7 @@ def test_the_budgets_share_one_colour_scale_with_a_bar():
     )
 
 
-def test_the_papers_own_picture_is_a_row_more():
+def test_white_adds_the_papers_row_of_images():
     budgets = 0.5 * torch.rand(2, 3, 8, 8)
     figure = draw_budgets(torch.rand(2, 3, 8, 8), budgets, white=0.25)
     for index, axis in enumerate(figure.axes[4:6]):

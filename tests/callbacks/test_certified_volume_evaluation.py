@@ -1,4 +1,4 @@
-"""The evaluation by certified volume: figures against a direct computation, resumption, errors."""
+"""The evaluation by certified volume: metrics equal a direct computation; resumption; errors."""
 
 import copy
 import csv
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from callbacks import CertifiedVolume
-from callbacks.evaluation.saved_rows import joined
+from callbacks.evaluation.saved_rows import concatenate
 from datamodules import Digits
 from lightning_modules import StandardTraining
 from robust.bounds import CertifiedBox, FeedForwardVerifier, LargestCertifiedBox
@@ -32,7 +32,7 @@ def volumes(trained, folder, callback, **settings):
 
 
 class Counting(LargestCertifiedBox):
-    """Notes what it searches, and is interrupted before the batch of that number."""
+    """Counts the images of each search, and raises an error before batch ``stop``."""
 
     def __init__(self, stop=math.inf):
         super().__init__(FeedForwardVerifier("ibp"), **QUICK)
@@ -45,16 +45,18 @@ class Counting(LargestCertifiedBox):
         return super().__call__(network, x, y, *rest)
 
 
-def test_figures_equal_a_direct_computation(trained, tmp_path):
+def test_metrics_equal_a_direct_computation(trained, tmp_path):
     callback = CertifiedVolume(ibp(), samples=40, epsilons=[0.05, 0.02], seed=3)
     metrics = volumes(trained, tmp_path, callback)
     x, y = images()
     chosen = torch.randperm(299, generator=torch.Generator().manual_seed(3))[:40].sort().values
-    found = ibp()(trained.classifier, x[chosen], y[chosen])
-    epsilons = found.budgets.double().log().flatten(1).mean(1).exp()
+    largest = ibp()(trained.classifier, x[chosen], y[chosen])
+    epsilons = largest.budgets.double().log().flatten(1).mean(1).exp()
     assert metrics["test/certified_volume/samples"] == 40
-    assert metrics["test/certified_volume/certified"] == pytest.approx(found.certified.double().mean().item())
-    assert metrics["test/certified_volume/epsilon"] == pytest.approx(epsilons[found.certified].mean().item(), rel=1e-4)
+    assert metrics["test/certified_volume/certified"] == pytest.approx(largest.certified.double().mean().item())
+    assert metrics["test/certified_volume/epsilon"] == pytest.approx(
+        epsilons[largest.certified].mean().item(), rel=1e-4
+    )
     errors = []
     for epsilon, suffix in ((0.05, ""), (0.02, "/epsilon_0.02")):
         name = f"test/verified_error/certified_volume{suffix}"
@@ -71,7 +73,7 @@ def test_figures_equal_a_direct_computation(trained, tmp_path):
 
 
 class Fixed(LargestCertifiedBox):
-    """Budgets of 4 in the upper half and of 0.05 in the lower one: the volume of 0.447, of 0.224 if 4 counts as 1."""
+    """Budgets of 4 in the upper and 0.05 in the lower half: the volume of 0.447, or of 0.224 with a cap of 1."""
 
     def __call__(self, network, x, y, *rest):
         budgets = torch.full_like(x, 4.0)
@@ -80,7 +82,7 @@ class Fixed(LargestCertifiedBox):
 
 
 class Zeros(Digits):
-    """All of class 0."""
+    """Images of class 0 only."""
 
     def load(self, split):
         images = super().load(split)
@@ -89,7 +91,7 @@ class Zeros(Digits):
 
 
 def constant():
-    """A network that answers class 0 whatever the image, so that any box is certified rightly."""
+    """A network that always predicts class 0, so that every box is certified correctly."""
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     with torch.no_grad():
         classifier[1].weight.zero_()
@@ -97,7 +99,7 @@ def constant():
     return StandardTraining(classifier, epsilon=0.05)
 
 
-def test_budgets_above_1_count_as_1_in_the_capped_figures(tmp_path):
+def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
     callback = CertifiedVolume(Fixed(), samples=20, epsilons=[0.2, 0.3, 0.5])
     trainer = trainer_with(callback, default_root_dir=tmp_path)
     metrics = trainer.test(constant(), datamodule=Zeros(eval_batch_size=64), verbose=False)[0]
@@ -113,7 +115,7 @@ def test_a_certified_box_that_an_attack_breaks_stops_the_evaluation(trained, tmp
         volumes(copy.deepcopy(trained), tmp_path, CertifiedVolume(Fixed(), samples=20))
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):
+def test_an_interrupted_evaluation_continues(trained, tmp_path):
     settings = {"samples": 30, "batch_size": 8}
     whole = volumes(trained, tmp_path / "whole", CertifiedVolume(Counting(), **settings))
     settings["state_folder"] = str(tmp_path / "state")
@@ -134,7 +136,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(trained, tmp_path):
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_bar_shows_how_many_images_are_done(shown, trained, tmp_path, capsys):
+def test_a_bar_shows_the_number_of_completed_images(shown, trained, tmp_path, capsys):
     trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=shown, logger=False, default_root_dir=tmp_path)
     callback = CertifiedVolume(ibp(steps=3), samples=5, batch_size=2)
     trainer.callbacks.append(callback)
@@ -145,7 +147,7 @@ def test_a_bar_shows_how_many_images_are_done(shown, trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("other", ["search settings", "weights", "images"])
-def test_results_of_something_else_are_refused(other, trained, tmp_path):
+def test_results_that_depend_on_other_values_are_refused(other, trained, tmp_path):
     settings = {"samples": 2, "state_folder": str(tmp_path)}
     volumes(trained, tmp_path / "run", CertifiedVolume(ibp(steps=1), **settings))
     search = ibp(steps=2 if other == "search settings" else 1)
@@ -158,17 +160,17 @@ def test_results_of_something_else_are_refused(other, trained, tmp_path):
         volumes(trained, tmp_path / "run", CertifiedVolume(search, **settings))
 
 
-def test_a_file_that_is_something_else_is_refused(trained, tmp_path):
+def test_a_file_without_results_is_refused(trained, tmp_path):
     (tmp_path / "process-0.pt").write_bytes(b"else")
     with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; .*holds no results"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2, state_folder=str(tmp_path)))
 
 
-def test_rows_that_several_processes_have_are_taken_once():
+def test_a_row_of_several_processes_is_taken_once():
     one = {"index": torch.tensor([4, 1]), "value": torch.tensor([40.0, 10.0])}
     other = {"index": torch.tensor([1, 2]), "value": torch.tensor([11.0, 20.0])}
-    assert joined([{}, {}]) == {}
-    both = joined([one, {}, other])
+    assert concatenate([{}, {}]) == {}
+    both = concatenate([one, {}, other])
     assert both["index"].tolist() == [4, 1, 2]
     assert both["value"].tolist() == [40, 10, 20]
 
@@ -180,7 +182,7 @@ def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=300))
 
 
-def test_a_network_that_cannot_be_bounded_is_found_before_the_second_batch():
+def test_a_network_that_cannot_be_bounded_raises_before_the_second_batch():
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Softplus(), nn.Linear(5, 10))
     seen = []
     other = pl.callbacks.LambdaCallback(on_test_batch_start=lambda *args: seen.append(args[3]))
@@ -199,7 +201,7 @@ def test_wrong_settings(setting, value):
         CertifiedVolume(**{setting: value})
 
 
-def test_the_interval_covers_the_share_of_all_as_often_as_it_says():
+def test_the_interval_covers_the_fraction_of_all_images_at_its_confidence_level():
     assert wilson_interval(0.1, 100, 10**12) == pytest.approx((0.0552, 0.1744), abs=1e-4)  # textbook value
     assert wilson_interval(0.3, 50, 50) == pytest.approx((0.3, 0.3))
     low, high = wilson_interval(0.0, 20, 1000)
@@ -209,7 +211,7 @@ def test_the_interval_covers_the_share_of_all_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     covered = 0
     for _ in range(1000):
-        share = population[torch.randperm(1000, generator=generator)[:300]].double().mean().item()
-        low, high = wilson_interval(share, 300, 1000, confidence=0.9)
+        fraction = population[torch.randperm(1000, generator=generator)[:300]].double().mean().item()
+        low, high = wilson_interval(fraction, 300, 1000, confidence=0.9)
         covered += low <= 0.08 <= high
     assert 0.86 < covered / 1000 < 0.95

@@ -1,4 +1,4 @@
-"""Which examples of the data an evaluation batch holds: told by the data module, or counted behind other loaders."""
+"""Indices in the data of an evaluation batch: from the data module, or counted for other loaders."""
 
 import copy
 from itertools import chain
@@ -15,19 +15,19 @@ from tests.callbacks.trained import images, trainer_with
 
 
 class Indices(Evaluation):
-    """Notes the indices of each batch."""
+    """Records the indices of each batch."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
-        self.noted = []
+        self.batches = []
 
     def evaluate(self, module, x, y):
         assert len(self.indices) == len(x)
-        self.noted.append(self.indices.tolist())
+        self.batches.append(self.indices.tolist())
 
 
 class Shifted(LightningDataModule):
-    """The images from 100 on, by a loader of its own; ``indices`` says so."""
+    """The images from index 100 on, with a custom loader; ``indices`` returns their indices."""
 
     def __init__(self, first=100, step=1):
         super().__init__()
@@ -45,31 +45,31 @@ def flat(lists):
     return list(chain.from_iterable(lists))
 
 
-def test_data_modules_and_plain_loaders_name_the_same_examples(trained):
-    """Also of a trainer that has had a data module before."""
+def test_data_modules_and_plain_loaders_give_the_same_indices(trained):
+    """This holds too for a trainer that had a data module before."""
     evaluation = Indices(max_test_batches=3)
     trainer = trainer_with(evaluation)
     trainer.test(trained, datamodule=Digits(eval_batch_size=128), verbose=False)
     trainer.test(trained, DataLoader(TensorDataset(*images()), 100), verbose=False)
-    assert [len(indices) for indices in evaluation.noted] == [128, 128, 43, 100, 100, 99]
-    assert flat(evaluation.noted[:3]) == flat(evaluation.noted[3:]) == list(range(299))
+    assert [len(indices) for indices in evaluation.batches] == [128, 128, 43, 100, 100, 99]
+    assert flat(evaluation.batches[:3]) == flat(evaluation.batches[3:]) == list(range(299))
 
 
-def test_validation_is_due_in_validate_and_after_every_so_many_epochs_and_the_last(trained):
+def test_validation_is_due_in_validate_and_after_every_n_epochs_and_the_last(trained):
     settings = {"limit_train_batches": 1, "max_epochs": 5}
     for every, expected in ((None, 0), (2, 3), (3, 2), (9, 1)):
         evaluation = Indices(every_n_epochs=every, max_batches=1)
         trainer_with(evaluation, **settings).fit(copy.deepcopy(trained), datamodule=Digits())
-        assert len(evaluation.noted) == expected
+        assert len(evaluation.batches) == expected
     evaluation = Indices(max_batches=2)
     trainer_with(evaluation).validate(trained, datamodule=Digits(eval_batch_size=16), verbose=False)
-    assert evaluation.noted == [list(range(16)), list(range(16, 32))]
+    assert evaluation.batches == [list(range(16)), list(range(16, 32))]
 
 
-def test_a_data_module_of_the_users_names_its_examples(trained):
+def test_a_data_module_of_the_user_gives_its_indices(trained):
     evaluation = Indices()
     trainer_with(evaluation).test(trained, datamodule=Shifted(), verbose=False)
-    assert flat(evaluation.noted) == list(range(100, 120))
+    assert flat(evaluation.batches) == list(range(100, 120))
     wrong = Shifted()
     wrong.indices = lambda split, batch_idx: torch.arange(7)
     with pytest.raises(SettingError, match="data: got '7 indices of 8 images'"):

@@ -11,7 +11,7 @@ from robust.threat_models import L1Ball, L2Ball, LinfBall
 from tests.callbacks.trained import images, trainer_with
 
 
-def test_the_plane_has_the_image_in_its_middle_and_unit_steps_at_right_angles():
+def test_the_plane_is_centred_on_the_image_and_its_directions_are_orthonormal():
     torch.manual_seed(0)
     x, towards = torch.full((1, 20, 20), 0.5), torch.randn(1, 20, 20)
     plane = plane_through(x, towards, torch.linspace(-1, 1, 3)).view(3, 3, 1, 20, 20)
@@ -56,7 +56,7 @@ def test_writes_a_picture(command, stage, trained, tmp_path):
     (picture,) = (tmp_path / "boundaries").iterdir()
     assert picture.name == f"{stage}.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert torch.equal(torch.random.get_rng_state(), before), "torch's generators are left as they are"
+    assert torch.equal(torch.random.get_rng_state(), before), "torch's generators do not change"
 
 
 @pytest.mark.parametrize(("setting", "value"), [("count", 0), ("extent", 0), ("points", 2)])

@@ -7,7 +7,7 @@ from robust.errors import SettingError
 
 
 def test_linear_follows_the_paper():
-    """MNIST: 0 in epoch 1, from epoch 2 up to the full size with the last batch of epoch 61."""
+    """MNIST: 0 in epoch 1, from epoch 2 linear up to the full size at the last batch of epoch 61."""
     schedule, batches = EpsilonScheduler("linear", start_epoch=2, length=60), 215
     assert schedule.value(1, 215, batches) == 0
     assert schedule.value(2, 1, batches) == 0
@@ -21,7 +21,7 @@ def test_linear_follows_the_paper():
 def test_smoothed_has_the_reference_values():
     schedule, full = EpsilonScheduler("smoothed", start_epoch=32, length=160), 8 / 255
     batches = 100
-    values = [full * schedule.value(32 + round(160 * share), 1, batches) for share in (0.1, 0.25, 0.5, 0.75, 1.0)]
+    values = [full * schedule.value(32 + round(160 * fraction), 1, batches) for fraction in (0.1, 0.25, 0.5, 0.75, 1.0)]
     assert values == pytest.approx([6.2e-5, 0.002413, 0.012066, 0.021719, 0.031373], rel=5e-3)
 
 
@@ -38,7 +38,7 @@ def test_smoothed_is_continuous_in_value_and_slope(middle, at_middle):
 
 
 @pytest.mark.parametrize("shape", ["linear", "smoothed"])
-def test_never_falls_and_stays_in_the_unit_interval(shape):
+def test_is_monotone_and_stays_in_the_unit_interval(shape):
     schedule = EpsilonScheduler(shape, start_epoch=2, length=3)
     values = [schedule.value(epoch, batch, 7) for epoch in range(1, 8) for batch in range(1, 8)]
     assert values == sorted(values)
@@ -58,6 +58,6 @@ def test_wrong_settings(setting):
         EpsilonScheduler(**setting)
 
 
-def test_resuming_with_another_schedule_is_noticed():
+def test_resuming_with_another_schedule_warns():
     with pytest.warns(UserWarning, match="epsilon_schedule.length: .* trained with 60, this run has 30"):
         EpsilonScheduler("linear", length=30).load_state_dict(EpsilonScheduler("linear", length=60).state_dict())

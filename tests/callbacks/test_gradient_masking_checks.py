@@ -1,4 +1,4 @@
-"""Masked networks are flagged, an honest one passes."""
+"""Networks with masked gradients fail the checks, another one passes."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from tests.callbacks.trained import Plain, trainer_with
 
 
 class Sharp(nn.Module):
-    """Logits so large that float32's softmax is 0 or 1: the cross-entropy of what is right has no gradient."""
+    """Logits so large that the softmax is 0 or 1 in float32: the gradient of a correct example is zero."""
 
     def __init__(self, network):
         super().__init__()
@@ -24,14 +24,14 @@ class Sharp(nn.Module):
 
 
 class Quantised(Sharp):
-    """Eight grey values: a gradient of zero."""
+    """Rounds pixels to eight grey values: the gradient is zero."""
 
     def forward(self, x):
         return self.network((7 * x).round() / 7)
 
 
 def check(network, epsilon=0.1, **settings):
-    """Metrics and the warnings of failed checks."""
+    """The metrics, and the warnings of failed checks."""
     module = Plain(network, epsilon=epsilon)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -41,7 +41,7 @@ def check(network, epsilon=0.1, **settings):
     return metrics, [message for message in messages if message.startswith("gradient masking: ")]
 
 
-def test_an_honest_network_passes(trained):
+def test_a_network_without_masking_passes(trained):
     metrics, flagged = check(trained.classifier)
     assert flagged == []
     assert metrics["test/masking/failed_checks"] == 0
@@ -94,7 +94,7 @@ def test_wrong_settings(setting, value):
         GradientMaskingChecks(**{setting: value})
 
 
-def test_the_noise_keeps_what_is_misclassified():
+def test_noise_returns_a_misclassified_image():
     from callbacks.evaluation.gradient_masking_checks import _Noise
     from robust.threat_models import LinfBall
 
@@ -103,7 +103,7 @@ def test_the_noise_keeps_what_is_misclassified():
 
     torch.manual_seed(0)
     x, y = torch.full((200, 1, 1, 1), 0.5), torch.zeros(200, dtype=torch.long)
-    found = _Noise(1)(bright, LinfBall(0.2), x, y)
-    assert 0.0 < (found > 0.65).float().mean() < 0.25
-    found = _Noise(100)(bright, LinfBall(0.2), x, y)
-    assert (found > 0.65).all()
+    noisy = _Noise(1)(bright, LinfBall(0.2), x, y)
+    assert 0.0 < (noisy > 0.65).float().mean() < 0.25
+    noisy = _Noise(100)(bright, LinfBall(0.2), x, y)
+    assert (noisy > 0.65).all()

@@ -1,4 +1,4 @@
-"""Certified <= attacked <= clean, in every test and across evaluations; verifiers that are given once."""
+"""Certified <= attacked <= clean, within and between evaluations; the module's verifier is the default."""
 
 import copy
 
@@ -33,7 +33,7 @@ def measured(module, *callbacks, **settings):
 
 
 def measured_where_correct(module, *callbacks):
-    """A test of the images that are classified correctly, of which a plain loader gives batches of 64."""
+    """Test on the correct images, with a plain loader of batches of 64."""
     module = copy.deepcopy(module).eval()
     x, y = images()
     correct = module(x).argmax(1) == y
@@ -41,7 +41,7 @@ def measured_where_correct(module, *callbacks):
     return trainer_with(*callbacks).test(module, loader, verbose=False)[0]
 
 
-def test_every_test_has_an_attack_that_catches_what_is_certified_wrongly(trained):
+def test_the_attack_of_a_test_catches_wrong_certificates(trained):
     with pytest.raises(
         ContradictionError, match=r"AllOfThem certified \d+ of 64 .* by 5 steps of PGD .* in the data at"
     ):
@@ -74,14 +74,14 @@ def test_there_is_no_attack_in_validation_unless_asked(trained):
         assert ("val/pgd_error/uniform" in metrics) == there
 
 
-def test_the_attack_does_not_depend_on_what_ran_before_and_draws_are_given_back(trained):
-    found = []
+def test_the_attack_does_not_depend_on_earlier_draws_and_the_generator_is_restored(trained):
+    metrics = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.append(measured(trained, CertifiedEvaluation(pgd_steps=1, epsilons=[0.02])))
+        metrics.append(measured(trained, CertifiedEvaluation(pgd_steps=1, epsilons=[0.02])))
         assert torch.equal(torch.get_rng_state(), state)
-    assert found[0] == found[1]
+    assert metrics[0] == metrics[1]
 
 
 # the second is inside the first, whichever the kind
@@ -96,7 +96,7 @@ def test_the_attack_does_not_depend_on_what_ran_before_and_draws_are_given_back(
         (AttackCase(PGD(5), L2Ball(3.0)), False),
     ],
 )
-def test_attacks_of_another_evaluation_are_compared_where_they_are_inside(case, caught, first, trained):
+def test_attacks_of_another_evaluation_are_compared_in_subsets(case, caught, first, trained):
     evaluations = [CertifiedEvaluation(AllOfThem(), epsilons=[0.3], pgd_steps=0), AdversarialEvaluation({"mine": case})]
     module = copy.deepcopy(trained)
     module.epsilon = 0.2
@@ -117,9 +117,9 @@ def test_learned_budgets_are_compared_too(trained):
 
 
 def test_an_attack_cannot_make_a_misclassified_image_correct():
-    """With one start PGD returns its last image, which may be classified correctly where the clean one is not."""
+    """With one start PGD returns its last image, which can be correct although the clean image is misclassified."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    with torch.no_grad():  # class 1 for images that are bright on the whole, as a random start in this ball is, else 0
+    with torch.no_grad():  # class 1 for images of a high mean, such as a random start in this ball, else 0
         network[1].weight.zero_()
         network[1].weight[1] = 1.0
         network[1].bias.copy_(torch.tensor([300.0, 0.0] + [-1e6] * 8))
@@ -132,7 +132,7 @@ def test_an_attack_cannot_make_a_misclassified_image_correct():
 
 
 class Residual(nn.Module):
-    """A network that is no plain sequence."""
+    """A network that is not an ``nn.Sequential``."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +175,7 @@ def test_a_verifier_that_cannot_bound_the_network_is_found_before_training(plain
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
 
 
-def test_a_norm_of_which_the_module_has_no_ball_needs_a_radius_before_training():
+def test_a_norm_without_a_ball_of_the_module_needs_a_radius():
     module = StandardTraining(DMSmall(), epsilon=0.05)
     evaluation = AdversarialEvaluation({"mine": AttackCase(PGD(2), norm="l2")})
     with pytest.raises(

@@ -31,7 +31,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_r2_of_the_test_set_its_file_and_its_picture(trained, tmp_path):
+def test_r2_of_the_test_set_its_table_and_its_figure(trained, tmp_path):
     metrics = score(tmp_path, RobustnessScore(FAST), trained)
     x, y = images()
     expected = nearest_boundary(trained, FAST, x)
@@ -39,9 +39,9 @@ def test_r2_of_the_test_set_its_file_and_its_picture(trained, tmp_path):
     assert metrics["test/r2_area"] == pytest.approx(metrics["test/r2"], rel=0.01)
     assert metrics["test/r2_failed"] == 0
     assert metrics["test/r2_samples"] == 299
-    shares = [metrics[f"test/r2_fraction/{name}"] for name in FAST]
-    assert shares == pytest.approx([float((expected.attack == k).float().mean()) for k in range(2)], abs=0.01)
-    assert sum(shares) == pytest.approx(1)
+    fractions = [metrics[f"test/r2_fraction/{name}"] for name in FAST]
+    assert fractions == pytest.approx([float((expected.attack == k).float().mean()) for k in range(2)], abs=0.01)
+    assert sum(fractions) == pytest.approx(1)
     table = rows(tmp_path / "robustness_score" / "test_margins.csv")
     assert [int(row["sample"]) for row in table] == list(range(299))
     assert [int(row["label"]) for row in table] == y.tolist()
@@ -105,7 +105,7 @@ def sampler():
     return OnManifold(autoencoder, samples=6, sigma=1.0)
 
 
-def test_r4_and_what_it_was_measured_on(trained, sampler, tmp_path):
+def test_r4_and_its_record(trained, sampler, tmp_path):
     metrics = score(tmp_path, SampledRobustness(R4(sampler), epsilons=50, seed=4), trained)
     record = torch.load(tmp_path / "robustness_score" / "test_r4.pt", weights_only=True)
     epsilons = draw_epsilons(50, (1, 28, 28), 4)
@@ -132,17 +132,17 @@ def test_r4_and_what_it_was_measured_on(trained, sampler, tmp_path):
     assert metrics["test/r4_samples"] == 299
 
 
-def test_all_models_are_compared_on_the_same_draws(trained, sampler, tmp_path):
+def test_all_models_have_the_same_draws(trained, sampler, tmp_path):
     other = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
-    found = []
+    records = []
     for name, module, batch in (("one", trained, 32), ("two", other, 50)):
-        torch.manual_seed(len(found))
+        torch.manual_seed(len(records))
         trainer = trainer_with(SampledRobustness(R4(sampler), epsilons=20), default_root_dir=tmp_path / name)
         trainer.test(module, datamodule=Digits(eval_batch_size=batch), verbose=False)
-        found.append(torch.load(tmp_path / name / "robustness_score" / "test_r4.pt", weights_only=True))
-    assert torch.equal(found[0]["epsilons"], found[1]["epsilons"])
-    torch.testing.assert_close(found[0]["codes"], found[1]["codes"])
-    assert not torch.equal(found[0]["measure"], found[1]["measure"])
+        records.append(torch.load(tmp_path / name / "robustness_score" / "test_r4.pt", weights_only=True))
+    assert torch.equal(records[0]["epsilons"], records[1]["epsilons"])
+    torch.testing.assert_close(records[0]["codes"], records[1]["codes"])
+    assert not torch.equal(records[0]["measure"], records[1]["measure"])
 
 
 def test_accuracy_of_each_corruption_and_their_mean(written, tmp_path):
@@ -173,7 +173,7 @@ def test_a_part_of_the_corruptions_or_other_data_is_an_error(written, trained, t
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric SampledScore was called before")
-def test_a_score_is_of_at_least_one_image():
+def test_a_score_needs_at_least_one_image():
     assert SampledScore(torch.ones(2), torch.ones(2), 1.0).compute()["mean"].isnan()
 
 

@@ -1,4 +1,4 @@
-"""Networks with noise: every figure against a plain computation, and what noise can and cannot hide."""
+"""Networks with noise: metrics equal a plain computation; gradients that noise masks."""
 
 import copy
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def noisy(trained):
-    """The trained network with noise after its convolution, enough to be wrong at times."""
+    """The trained network with noise after its convolution, enough to change some predictions."""
     network = Noisy(copy.deepcopy(trained.classifier), ["0"], (1, 28, 28), initial_scale=1.0)
     return Plain(network, epsilon=0.05).eval()
 
@@ -26,42 +26,42 @@ def noisy(trained):
 def evaluate(module, attack, **settings):
     evaluation = AdversarialEvaluation({"pgd": AttackCase(attack)}, **settings)
     trainer = trainer_with(evaluation)
-    figures = trainer.test(module, Digits(eval_batch_size=299), verbose=False)[0]
+    metrics = trainer.test(module, Digits(eval_batch_size=299), verbose=False)[0]
     start = "test/accuracy/"
-    return {name.removeprefix(start): value for name, value in figures.items() if name.startswith(start)}
+    return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
 
 
-def test_figures_equal_a_plain_computation(noisy):
+def test_metrics_equal_a_plain_computation(noisy):
     x, y = images()
-    expected, shares = {}, {}
+    expected, fractions = {}, {}
 
-    def judge(name, found):
-        classes = [noisy(found).argmax(1) for _ in range(6)]
-        right = torch.stack([each == y for each in classes]).float()
+    def classify(name, x_adv):
+        classes = [noisy(x_adv).argmax(1) for _ in range(6)]
+        correct = torch.stack([each == y for each in classes]).float()
         votes = torch.stack([sum((each == label).int() for each in classes) for label in range(10)])
-        figures = {name: right.mean(), f"{name}/std": right.mean(1).std()}
-        expected.update(figures | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
-        shares[name] = right.mean(0)
+        metrics = {name: correct.mean(), f"{name}/std": correct.mean(1).std()}
+        expected.update(metrics | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
+        fractions[name] = correct.mean(0)
 
     attacks = {"pgd": PGD(3), "pgd/eot": PGD(3, eot_samples=4)}
     with torch.no_grad():
         with numbered((0,), range(299)), part():
-            judge("clean", x)
+            classify("clean", x)
         for name, attack in attacks.items():
             with numbered((0, 0), range(299)):
                 with part():
-                    found = attack(noisy, LinfBall(0.05), x, y)
+                    x_adv = attack(noisy, LinfBall(0.05), x, y)
                 with part():
-                    judge(name, found)
+                    classify(name, x_adv)
         with numbered((0, 0), range(299)):
             with part(), without_noise(noisy):
-                found = PGD(3)(noisy, LinfBall(0.05), x, y)
+                x_adv = PGD(3)(noisy, LinfBall(0.05), x, y)
             with part():
-                judge("pgd/mean_network", found)
+                classify("pgd/mean_network", x_adv)
         with without_noise(noisy):
-            for name, these in (("clean", x), ("pgd", found)):
+            for name, these in (("clean", x), ("pgd", x_adv)):
                 expected[f"{name}/noise_off"] = (noisy(these).argmax(1) == y).float().mean()
-    worst = torch.stack([shares[name] for name in ("pgd", "pgd/eot", "pgd/mean_network")]).amin(0).mean()
+    worst = torch.stack([fractions[name] for name in ("pgd", "pgd/eot", "pgd/mean_network")]).amin(0).mean()
     expected |= dict.fromkeys(("pgd/worst", "union", "average"), worst)
 
     measured = evaluate(noisy, PGD(3), num_samples=6, eot_samples=4)
@@ -70,14 +70,14 @@ def test_figures_equal_a_plain_computation(noisy):
 
 
 def test_noise_that_hides_the_gradient_is_found_out(noisy):
-    """Of much noise a single draw points anywhere; the mean of many does not, nor does the mean network."""
+    """With much noise a single gradient is random; the mean of many and that of the mean network are not."""
     loud = copy.deepcopy(noisy)
     injections(loud)[0].theta.data.fill_(1.5)
     loud.epsilon = 0.1
-    figures = evaluate(loud, PGD(1, start="clean"))
-    assert figures["pgd/eot"] < figures["pgd"] - 0.02
-    assert figures["pgd/mean_network"] < figures["pgd"] - 0.005
-    assert figures["clean/vote"] > figures["clean"] + 0.02
+    metrics = evaluate(loud, PGD(1, start="clean"))
+    assert metrics["pgd/eot"] < metrics["pgd"] - 0.02
+    assert metrics["pgd/mean_network"] < metrics["pgd"] - 0.005
+    assert metrics["clean/vote"] > metrics["clean"] + 0.02
 
 
 def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(noisy):
@@ -91,7 +91,7 @@ def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(nois
     assert names == {"val/accuracy/pgd", "val/accuracy/pgd/std", "val/accuracy/pgd/vote"}
 
 
-def test_without_noise_it_is_evaluated_like_any_network(noisy):
+def test_without_noise_the_metrics_are_those_of_any_network(noisy):
     with without_noise(noisy):
         assert evaluate(noisy, PGD(1)).keys() == {"clean", "pgd", "union", "average"}
 
@@ -100,8 +100,8 @@ def test_without_noise_the_expectation_is_left_out(trained):
     attack = PGD(2, start="clean", eot_samples=7)
     passes = []
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
-    figures = evaluate(trained, attack)
+    metrics = evaluate(trained, attack)
     hook.remove()
     assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, clean_error, clean, two steps, the verdict
-    assert figures == evaluate(trained, PGD(2, start="clean"))
+    assert metrics == evaluate(trained, PGD(2, start="clean"))
     assert attack.eot_samples == 7

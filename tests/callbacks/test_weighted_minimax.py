@@ -1,4 +1,4 @@
-"""Figures against a plain computation."""
+"""Weighted minimax metrics equal a plain computation."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.callbacks.trained import Plain, images, trainer_with
 
 
 def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
-    """PGD on exp(-alpha * margin) * CE, written out."""
+    """PGD on exp(-alpha * margin) * CE, as a plain loop."""
 
     def loss_and_wrong(x):
         logits = network(x)
@@ -39,7 +39,7 @@ def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
-def test_figures_equal_a_plain_computation(trained, inference_mode):
+def test_metrics_equal_a_plain_computation(trained, inference_mode):
     settings = {"steps": 4, "step_size": 0.01, "epsilon": 0.03, "restarts": 2}
     x, y = images()
     expected = {"test/a_nat": (trained(x).argmax(1) == y).float().mean().item(), "test/a_samples": 299}
@@ -65,16 +65,16 @@ def test_figures_equal_a_plain_computation(trained, inference_mode):
     assert measured["test/a_rob"] < measured["test/a_nat"]
 
 
-def test_alpha_0_weighs_nothing_and_the_radius_is_the_modules_by_default(trained):
-    figures = {}
+def test_alpha_0_gives_equal_weights_and_the_radius_is_the_modules_by_default(trained):
+    metrics = {}
     for epsilon in (None, trained.epsilon, 0.5 * trained.epsilon):
         evaluation = WeightedMinimaxEvaluation(3, 0.02, epsilon, restarts=1, alphas=(0.0,))
-        figures[epsilon] = trainer_with(evaluation).test(trained, Digits(eval_batch_size=100), verbose=False)[0]
-    for figure in figures.values():
-        assert figure["test/a_tr/alpha_0"] == figure["test/a_sa/alpha_0"] == pytest.approx(figure["test/a_rob"])
-        assert figure["test/a_sa/alpha_0/effective_samples"] == figure["test/a_samples"] == 299
-    assert figures[None] == figures[trained.epsilon]
-    assert figures[None]["test/a_rob"] < figures[0.5 * trained.epsilon]["test/a_rob"]
+        metrics[epsilon] = trainer_with(evaluation).test(trained, Digits(eval_batch_size=100), verbose=False)[0]
+    for values in metrics.values():
+        assert values["test/a_tr/alpha_0"] == values["test/a_sa/alpha_0"] == pytest.approx(values["test/a_rob"])
+        assert values["test/a_sa/alpha_0/effective_samples"] == values["test/a_samples"] == 299
+    assert metrics[None] == metrics[trained.epsilon]
+    assert metrics[None]["test/a_rob"] < metrics[0.5 * trained.epsilon]["test/a_rob"]
 
 
 @pytest.mark.parametrize("kind", [WeightedMinimaxEvaluation, GradientMaskingChecks])

@@ -38,7 +38,7 @@ def trainer_with(*callbacks, **settings):
 
 
 def stored():
-    """Right on most test images, and not under attack."""
+    """A network that is correct on most test images, and misclassifies them under attack."""
     network = small()
     with np.load(FILE) as arrays:
         network.load_state_dict({name: torch.from_numpy(arrays[name]).float() for name in arrays.files})
@@ -46,7 +46,7 @@ def stored():
 
 
 def main():
-    """Three epochs."""
+    """Train for three epochs."""
     torch.manual_seed(0)
     module = Plain(small(), epsilon=0.05)
     trainer_with(max_epochs=3, limit_val_batches=0).fit(module, datamodule=Digits(batch_size=32))
