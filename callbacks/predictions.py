@@ -22,6 +22,10 @@ class Predictions(Callback):
     def __init__(self) -> None:
         self._rows: list[tuple[int, int | str, int]] = []
 
+    def on_predict_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
+        """Reset; a stopped prediction may have left rows."""
+        self._rows = []
+
     def on_predict_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: TrainingModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:

@@ -10,11 +10,63 @@ from cli.config_files import dump
 from robust.errors import require
 
 KEY = "config"
+SECTIONS = ("init_args", "dict_kwargs")
 
 
-def ordered(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with dotted keys behind the mappings that they go into, which would replace them otherwise."""
-    return dict(sorted(settings.items(), key=lambda item: str(item[0]).count(".")))
+def expanded(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys as nested mappings, those of a class inside its ``init_args``.
+
+    A dotted key into a file's settings, such as ``classifier.width`` where ``classifier`` is a path, stays behind them.
+
+    Raises:
+        SettingError: if a value is given twice, once by a dotted key.
+    """
+    result: dict[str, Any] = {}
+    for key, value in sorted(settings.items(), key=_depth):
+        *path, name = str(key).split(".") if isinstance(key, str) else [key]
+        parent = _parent(result, path, name)
+        _put(result if parent is None else parent, key if parent is None else name, value, str(key))
+    return result
+
+
+def _depth(item: tuple[Any, Any]) -> tuple[int, bool]:
+    """Mappings before the dotted keys that go into them, and a class before its settings."""
+    key = str(item[0])
+    return key.count("."), not key.endswith(".class_path")
+
+
+def _parent(settings: dict[str, Any], path: list[str], name: str) -> dict[str, Any] | None:
+    """The mapping at a path, made of what is there, that is to hold ``name``; None where a file is on the path."""
+    for step in path:
+        settings = _section(settings, step)
+        child = settings.get(step)
+        if isinstance(child, str) and child.endswith((".yaml", ".yml")):
+            return None
+        if not isinstance(child, dict):
+            child = {} if child is None else {"class_path": child}
+        settings[step] = dict(child)  # a copy, as a YAML anchor may share it
+        settings = settings[step]
+    return _section(settings, name)
+
+
+def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Where a setting of that name belongs: in the ``init_args`` of a class, else in the mapping itself."""
+    if "class_path" not in settings or name in ("class_path", *SECTIONS):
+        return settings
+    settings["init_args"] = dict(settings.get("init_args") or {})
+    arguments: dict[str, Any] = settings["init_args"]
+    return arguments
+
+
+def _put(settings: dict[str, Any], name: Any, value: Any, key: str) -> None:
+    before = settings.get(name)
+    if isinstance(before, dict) and isinstance(value, dict):
+        settings[name] = dict(before)
+        for part, inner in value.items():
+            _put(settings[name], part, inner, f"{key}.{part}")
+    else:
+        require(name not in settings, key, value, "this file gives it twice, once by a dotted key: give it once")
+        settings[name] = value
 
 
 def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespace | None) -> Namespace:
@@ -52,7 +104,8 @@ def _behind(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
     for key, value in before.items(branches=True):
         later = after.get(key)
         if key in kept and _class(value) not in (None, _class(later)):
-            kept[key].pop("init_args", None)
+            for section in SECTIONS:
+                kept[key].pop(section, None)
         elif key in kept and isinstance(value, list) and isinstance(later, list) and len(value) == len(later):
             lists[key] = kept.pop(key)
     if kept != before:

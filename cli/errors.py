@@ -75,8 +75,8 @@ class OneLineParser(LightningArgumentParser):
             settings = load(content)
             if isinstance(settings, dict) and composition.KEY in settings:
                 return composition.compose(self, settings, prev_cfg)
-            if isinstance(settings, dict) and list(ordered := composition.ordered(settings)) != list(settings):
-                content = dump(ordered)
+            if isinstance(settings, dict) and any("." in str(key) for key in settings):
+                content = dump(composition.expanded(settings))
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from robust.errors import SettingError
 from tests.resolved_configs import resolved
 
 BASE = """
@@ -68,6 +69,33 @@ def test_a_dotted_key_keeps_its_value_before_the_mapping_that_it_goes_into(resol
 def test_dotted_keys_come_behind_mappings_in_a_file_without_a_base_too(resolve, tmp_path):
     dotted = resolve("trainer.max_epochs: 9\ntrainer: {max_steps: 8}", tmp_path / "pieces" / "base.yaml")
     assert (dotted["trainer"]["max_epochs"], dotted["trainer"]["max_steps"]) == (9, 8)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        "model: TRADES\nmodel.classifier: ../pieces/small.yaml\nmodel.epsilon: 0.3",
+        "model.class_path: TRADES\nmodel.epsilon: 0.3\nmodel.classifier: ../pieces/small.yaml",
+        "model.epsilon: 0.3\nmodel: {class_path: TRADES, init_args: {classifier: ../pieces/small.yaml}}",
+        "model.epsilon: 0.3\nmodel: {class_path: TRADES}\nmodel.classifier: ../pieces/small.yaml",
+    ],
+)
+def test_dotted_keys_are_settings_of_a_class(own, resolve):
+    data = "data: Digits\n"
+    nested = "model: {class_path: TRADES, init_args: {epsilon: 0.3, classifier: ../pieces/small.yaml}}"
+    assert resolve(data + own) == resolve(data + nested)
+
+
+def test_a_dotted_key_behind_a_class_by_its_name_is_its_setting(resolve):
+    own = "model.optimizer: torch.optim.Adam\nmodel.optimizer.lr: 0.25"
+    optimizer = resolve(f"config: ../pieces/base.yaml\n{own}")["model"]["init_args"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.Adam"
+    assert optimizer["init_args"]["lr"] == 0.25
+
+
+def test_a_value_that_is_given_twice_is_an_error(resolve):
+    with pytest.raises(SettingError, match=r"trainer\.max_epochs: got 4; this file gives it twice"):
+        resolve("trainer.max_epochs: 4\ntrainer: {max_epochs: 5}\nmodel: TRADES\ndata: Digits")
 
 
 def test_a_file_that_is_composed_is_its_parts_behind_one_another(resolve, tmp_path):

@@ -168,7 +168,7 @@ class Evaluation(StageCallback, ABC):
         """Compare this evaluation's verdicts on the batch with those of the evaluations that ran before."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks[: callbacks.index(self)]:
-            if isinstance(other, Evaluation) and torch.equal(self.indices, other.indices):
+            if isinstance(other, Evaluation) and self._rows == other._rows:
                 check_against_others(self.certified, other.misclassified, self.indices)
                 check_against_others(other.certified, self.misclassified, self.indices)
 
@@ -177,7 +177,7 @@ class Evaluation(StageCallback, ABC):
         name = type(self).__name__
         require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        same_class = [other for other in callbacks if type(other) is type(self)]
+        same_class = [other for other in callbacks if isinstance(other, type(self)) or isinstance(self, type(other))]
         same_names = [other for other in same_class if other.namespaces(module) & self.namespaces(module)]
         remedy = "their metrics have the same names; test with one at a time; --trainer.callbacks '[]' after the "
         remedy += "method's config removes the callbacks of that config"
