@@ -20,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli import composition
+from cli import class_changes, composition
 from cli.config_files import RefusedYAMLError, check_file, dump, load
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
@@ -54,6 +54,7 @@ class OneLineParser(LightningArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        class_changes.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
 

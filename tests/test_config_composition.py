@@ -116,6 +116,17 @@ def test_another_class_has_none_of_the_settings_of_the_class_before(resolve):
     assert changed["model"]["init_args"]["attack"]["init_args"]["steps"] == 7
 
 
+def test_another_optimizer_has_none_of_the_settings_of_the_default(resolve):
+    adam = "{class_path: torch.optim.Adam, init_args: {lr: 0.25}}"  # the default is SGD with weight decay
+    plain = (
+        f"model: {{class_path: StandardTraining, init_args: {{classifier: ../pieces/small.yaml, optimizer: {adam}}}}}"
+    )
+    for text in (f"data: Digits\n{plain}", f"config: ../pieces/base.yaml\nmodel: {{optimizer: {adam}}}"):
+        optimizer = resolve(text)["model"]["init_args"]["optimizer"]
+        assert optimizer["init_args"]["lr"] == 0.25
+        assert optimizer["init_args"].get("weight_decay", 0) == 0
+
+
 def test_another_method_has_none_of_the_settings_of_the_method_before(resolve):
     own = "{class_path: AdversarialTraining, init_args: {classifier: ../pieces/small.yaml}}"
     changed = resolve(f"config: ../pieces/base.yaml\nmodel: {own}")
