@@ -40,17 +40,23 @@ def check_classes(config: Any, name: str) -> None:
             _check_schedule(kind, settings, path)
 
 
-def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Full name, class and settings of every mapping with a ``class_path``."""
+def mappings_in(config: Any, name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Full name, mapping and settings of every mapping; those of a class are its ``init_args``."""
     if isinstance(config, list):
         for index, part in enumerate(config):
-            yield from classes_in(part, f"{name}.{index}")
+            yield from mappings_in(part, f"{name}.{index}")
     elif isinstance(config, dict):
         settings = config.get("init_args") or {} if "class_path" in config else config
-        if "class_path" in config:
-            yield name, resolve_name(config["class_path"]), settings
+        yield name, config, settings
         for key, value in settings.items():
-            yield from classes_in(value, f"{name}.{key}")
+            yield from mappings_in(value, f"{name}.{key}")
+
+
+def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Full name, class and settings of every mapping with a ``class_path``."""
+    for path, mapping, settings in mappings_in(config, name):
+        if "class_path" in mapping:
+            yield path, resolve_name(mapping["class_path"]), settings
 
 
 def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
@@ -67,7 +73,7 @@ def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
     names = {
         f"{path}.{name}"
         for part, settings in parts.items()
-        for path, _, own in classes_in(settings, part)
+        for path, _, own in mappings_in(settings, part)
         if name in own and given in _printed(own[name])
     }
     if len(names) == 1:

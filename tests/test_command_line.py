@@ -392,12 +392,14 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, capsys):
         ("steps", 5, "steps: got 5; remedy"),  # two attacks have it: the path is ambiguous
         ("steps", 7, "steps: got 7; remedy"),
         ("steps", 10, "trainer.callbacks.0.attacks.c.steps: got 10; remedy"),
+        ("epsilon", 5.0, "trainer.callbacks.0.attacks.d.epsilon: got 5.0; remedy"),  # not of a class
     ],
 )
 def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
     generator = {"class_path": "robust.networks.BudgetGenerator", "init_args": {"image_shape": [1, 8, 8]}}
     attacks = {key: {"class_path": "robust.attacks.PGD", "init_args": {"steps": 5}} for key in "ab"}
     attacks["c"] = {"class_path": "robust.attacks.APGD", "init_args": {"steps": 10}}
+    attacks["d"] = {"attack": "robust.attacks.FGSM", "norm": "linf", "epsilon": 5.0}
     model = {"alpha_low": 1.5, "generator": generator}
     evaluation = {"class_path": "callbacks.AdversarialEvaluation", "init_args": {"attacks": attacks}}
     config = {
