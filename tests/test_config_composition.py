@@ -1,6 +1,9 @@
 """Config files that name others under ``config``."""
 
+from typing import Any
+
 import pytest
+from torch import nn
 
 from robust.errors import SettingError
 from tests.resolved_configs import resolved
@@ -114,6 +117,26 @@ def test_another_class_has_none_of_the_settings_of_the_class_before(resolve):
     assert changed["model"]["init_args"]["optimizer"] == expected["model"]["init_args"]["optimizer"]
     assert changed["data"] == expected["data"]
     assert changed["model"]["init_args"]["attack"]["init_args"]["steps"] == 7
+
+
+class AnyNetwork(nn.Module):
+    """A network with unnamed settings."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+
+
+class OtherNetwork(AnyNetwork):
+    """Another one."""
+
+
+def test_another_class_has_none_of_the_unnamed_settings_of_the_class_before(resolve, tmp_path):
+    network = "{class_path: tests.test_config_composition.AnyNetwork, dict_kwargs: {width: 1}}"
+    (tmp_path / "any.yaml").write_text(f"config: pieces/base.yaml\nmodel: {{classifier: {network}}}")
+    other = "{class_path: tests.test_config_composition.OtherNetwork}"
+    classifier = resolve(f"config: ../any.yaml\nmodel: {{classifier: {other}}}")["model"]["init_args"]["classifier"]
+    assert classifier["class_path"].endswith("OtherNetwork")
+    assert not classifier.get("dict_kwargs")
 
 
 def test_another_optimizer_has_none_of_the_settings_of_the_default(resolve):

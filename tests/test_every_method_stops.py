@@ -9,8 +9,8 @@ from pytorch_lightning import Callback
 
 from callbacks import InterruptedRunError
 from tests.every_method import METHODS, settings_of
-from tests.test_interruption import SignalAt, assert_ends_equal
-from tests.testers import last_checkpoint, run
+from tests.test_interruption import SignalAt, StopAt
+from tests.testers import assert_ends_equal, last_checkpoint, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("method", METHODS)]
 STOP = 7  # of 15 steps: after the first batch of the third epoch
@@ -49,6 +49,15 @@ def test_max_steps_inside_an_epoch(settings, whole, tmp_path):
     twice = [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}", f"--trainer.max_steps={STOP + 1}"]
     run("fit", twice, tmp_path / "twice")
     end, _ = run("fit", [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'twice')}"], tmp_path / "end")
+    assert_ends_equal(end, whole)
+
+
+@pytest.mark.filterwarnings("ignore:epsilon_schedule.length")  # of a run that is stopped in its ramp
+def test_a_stop_inside_an_epoch(settings, whole, tmp_path):
+    stop = [f"--trainer.callbacks+={StopAt.__module__}.StopAt", f"--trainer.callbacks.batch={STOP - 1}"]
+    stopped, _ = run("fit", [*settings, *stop], tmp_path / "stopped")
+    assert stopped["global_step"] == STOP
+    end, _ = run("fit", [*settings, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
     assert_ends_equal(end, whole)
 
 

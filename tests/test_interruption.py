@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 
 from callbacks import InterruptedRunError
 from tests.small_run import SMALL
-from tests.testers import PARTS, QUIET, ROOT, assert_equal, last_checkpoint, outcome, run
+from tests.testers import QUIET, ROOT, assert_ends_equal, last_checkpoint, outcome, run
 
 
 class SignalAt(Callback):
@@ -30,14 +30,41 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
-def assert_ends_equal(one, other):
-    for part in PARTS & one.keys():
-        assert_equal(one[part], other[part], part)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return run("fit", SMALL, tmp_path_factory.mktemp("whole"))
+
+
+class StopAt(Callback):
+    """Ends the training behind a batch, as early stopping does."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.fit_loop.epoch_loop.total_batch_idx == self.batch
+
+
+class Slowly(Callback):
+    """Waits in each batch."""
+
+    def on_train_batch_start(self, *_):
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        [f"--trainer.callbacks+={__name__}.StopAt", "--trainer.callbacks.batch=4"],
+        [f"--trainer.callbacks+={__name__}.Slowly", "--trainer.max_time=00:00:00:01"],
+    ],
+    ids=["should_stop", "max_time"],
+)
+def test_a_run_that_stops_inside_an_epoch_continues_there(whole, stop, tmp_path):
+    checkpoint, _ = run("fit", [*SMALL, *stop], tmp_path / "stopped")
+    assert 0 < checkpoint["global_step"] < whole[0]["global_step"]
+    end, _ = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
+    assert_ends_equal(end, whole[0])
 
 
 @pytest.mark.parametrize("limits", [[5], [4, 8], [6], [11]], ids=str)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 import zipfile
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,6 +21,7 @@ import train
 from cli import checkpoints
 from lightning_modules import TrainingModule
 from robust.errors import SettingError
+from tests import testers
 from tests.testers import ROOT, last_checkpoint
 from tests.wrong_settings import WRONG
 
@@ -120,18 +120,11 @@ def untrained(monkeypatch):
 
 
 def error_of(arguments, capsys):
-    """The one line on standard error with which a command line ends, without its beginning."""
-    capsys.readouterr()
+    """The line with which a command line ends; in time."""
     begun = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(SystemExit) as stop:
-            train.main(arguments)
+    line = testers.error_of(arguments, capsys)
     assert time.process_time() - begun < SECONDS
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
+    return line
 
 
 CASES = [(kind, *case) for kind, cases in WRONG.items() for case in cases]

@@ -15,12 +15,12 @@ from robust.threat_models import diameter
 
 
 class Margins(NamedTuple):
-    """What the attacks have found of B images; attacks are numbered in their order."""
+    """The attacks' results on B images; attacks are numbered in their order."""
 
-    margin: Tensor  # (B,) distance in l2 to the nearest image of another class; the cube's diameter where none is found
-    attack: Tensor  # (B,) which attack found it, the first of equal ones; -1 for none
+    margin: Tensor  # (B,) l2 distance to the nearest image of another class; the cube's diameter where all fail
+    attack: Tensor  # (B,) which attack gave it, the first of equal ones; -1 for none
     distances: Tensor  # (B, A) of each attack's point on the boundary; infinite where it failed
-    nearest: Tensor  # (B, C, H, W) the images; where none is found, the image itself
+    nearest: Tensor  # (B, C, H, W) these images; where every attack fails, the image itself
 
 
 def nearest_boundary(
@@ -35,20 +35,20 @@ def nearest_boundary(
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
     >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
     >>> x = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2)
-    >>> found = nearest_boundary(network, {"grid": FGSMGrid(), "linearized": LinearizedBoundary()}, x)
-    >>> round(found.margin.item(), 2)  # (3/4 - 1/4) / sqrt(2)
+    >>> margins = nearest_boundary(network, {"grid": FGSMGrid(), "linearized": LinearizedBoundary()}, x)
+    >>> round(margins.margin.item(), 2)  # (3/4 - 1/4) / sqrt(2)
     0.35
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
         attacks: by name.
         x: images (B, C, H, W) in [0, 1].
-        halvings: of the segment from the image to what the attack found.
+        halvings: of the segment from the image to the attack's point.
 
     Raises:
         SettingError: if images, logits or weights are not as said.
         NonFiniteLogitsError: if logits are NaN or infinite.
-        RuntimeError: if a point found does not change the class or leaves [0, 1]; the margin would be wrong.
+        RuntimeError: if an attack's point does not change the class or leaves [0, 1]; the margin would be wrong.
     """
     check_precision(network, "scores")
     check_images(x)
@@ -58,12 +58,10 @@ def nearest_boundary(
         points, distances = [], []
         for name, attack in attacks.items():
             point, distance = to_boundary(network, x, attack(network, x, y), y, halvings)
-            failed = distance.isinf()
-            valid = (failed | (_classes(network, point) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(1)
-            if not valid.all():
-                raise RuntimeError(
-                    f"invalid attack {name}: {int((~valid).sum())} of {len(x)} images keep their class or leave [0, 1]"
-                )
+            valid = (distance.isinf() | (_classes(network, point) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(
+                1
+            )
+            _check_valid(name, valid)
             points.append(point)
             distances.append(distance)
         table = torch.stack(distances, 1)
@@ -78,6 +76,12 @@ def nearest_boundary(
         )
 
 
+def _check_valid(name: str, valid: Tensor) -> None:
+    if not valid.all():
+        invalid = f"{int((~valid).sum())} of {len(valid)} images keep their class or leave [0, 1]"
+        raise RuntimeError(f"invalid attack {name}: {invalid}")
+
+
 def _classes(network: nn.Module, x: Tensor) -> Tensor:
     logits = network(x)
     check_logits(logits, len(x))
@@ -86,7 +90,7 @@ def _classes(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def margin_curve(margins: Tensor, epsilons: Tensor) -> Tensor:
-    """Share of images (E,) whose margin (N,) is above each radius (E,): eq. 6 by samples.
+    """Fraction of images (E,) whose margin (N,) is above each radius (E,): eq. 6 by samples.
 
     >>> margin_curve(torch.tensor([1.0, 2.0, 4.0, 4.0]), torch.tensor([0.0, 1.0, 3.0]))
     tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)

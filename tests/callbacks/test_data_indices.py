@@ -5,9 +5,10 @@ from itertools import chain
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import Callback, LightningDataModule
 from torch.utils.data import DataLoader, TensorDataset
 
+from callbacks import Predictions
 from callbacks.evaluation.base import Evaluation
 from datamodules import Digits
 from robust.errors import SettingError
@@ -76,3 +77,45 @@ def test_a_data_module_of_the_user_gives_its_indices(trained):
         trainer_with(Indices()).test(trained, datamodule=wrong, verbose=False)
     with pytest.raises(SettingError, match="they must rise in equal steps"):
         trainer_with(Indices()).test(trained, datamodule=Shifted(step=-1), verbose=False)
+
+
+class Counted(Shifted):
+    """Data with an attribute ``indices`` of another meaning."""
+
+    indices = torch.arange(40)
+
+
+def test_an_attribute_indices_of_another_meaning_is_left_alone(trained):
+    evaluation = Indices()
+    trainer_with(evaluation).test(trained, datamodule=Counted(), verbose=False)
+    assert flat(evaluation.batches) == list(range(20))
+
+
+class MoreIndices(Indices):
+    """A subclass, whose metrics have the same names."""
+
+
+@pytest.mark.parametrize("second", [Indices, MoreIndices])
+def test_metrics_of_the_same_names_are_refused_for_subclasses_too(second, trained):
+    with pytest.raises(SettingError, match=r"trainer\.callbacks: got '2 x .*'; their metrics have the same names"):
+        trainer_with(Indices(), second()).test(trained, datamodule=Digits(), verbose=False)
+
+
+class StopsAtSecondBatch(Callback):
+    """Fails once, in the second batch of a prediction."""
+
+    failed = False
+
+    def on_predict_batch_start(self, trainer, module, batch, batch_idx, *_):
+        if batch_idx == 1 and not self.failed:
+            self.failed = True
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_prediction_leaves_no_rows(trained, tmp_path):
+    trainer = trainer_with(Predictions(), StopsAtSecondBatch(), default_root_dir=tmp_path)
+    with pytest.raises(SystemExit):
+        trainer.predict(trained, datamodule=Digits(eval_batch_size=100))
+    trainer.predict(trained, datamodule=Digits(eval_batch_size=100))
+    (table,) = tmp_path.rglob("predictions.csv")
+    assert len(table.read_text().splitlines()) == 1 + 299

@@ -1,0 +1,290 @@
+"""Wrong input to the command line: it ends in one line with the remedy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cli.class_settings import with_path
+from lightning_modules import ContextualBudgets
+from robust.errors import SettingError
+from tests.command_line import FEW_BATCHES, QUICKSTART, TINY, run
+from tests.testers import error_of, last_checkpoint
+
+STEP = "torch.optim.lr_scheduler.MultiStepLR"
+PIECEWISE = "{class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0, 1]}}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The log folder of a training."""
+    return run("fit", tmp_path_factory.mktemp("trained"), *FEW_BATCHES)
+
+
+# -- settings that cannot be read ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        # unknown names, at each level
+        ("modl=x", "modl: got 'x'; no such setting, did you mean model?"),
+        ("trainer.max_epch=3", "trainer.max_epch: got '3'; no such setting, did you mean trainer.max_epochs?"),
+        ("model.epsilonn=0.2", "model.epsilonn: got '0.2'; no such setting, did you mean model.epsilon?"),
+        ("model.init_args.epsilonn=0.2", "model.epsilonn: got '0.2'; no such setting, did you mean model.epsilon?"),
+        (
+            "model.classifier.num_classs=3",
+            "model.classifier.num_classs: got '3'; no such setting, did you mean model.classifier.num_classes?",
+        ),
+        ("model.optimizer.lrr=3", "model.optimizer.lrr: got '3'; no such setting, did you mean model.optimizer.lr?"),
+        ("model.foo.bar=3", "model.foo.bar: got '3'; no such setting, see classifier, "),
+        ("data.batchsize=3", "data.batchsize: got '3'; no such setting, did you mean data.batch_size?"),
+        (
+            "epsilon_schedule.lenght=3",
+            "epsilon_schedule.lenght: got '3'; no such setting, did you mean epsilon_schedule.length?",
+        ),
+        ("checkpoint.monitr=x", "checkpoint.monitr: got 'x'; no such setting, did you mean checkpoint.monitor?"),
+        ("foo=3", "foo: got '3'; no such setting, see train.py fit --help"),
+        # abbreviations, which argparse would take
+        ("trainer.max_epoch=3", "trainer.max_epoch: got '3'; no such setting, did you mean trainer.max_epochs?"),
+        ("model.alpha_hig=3", "model.alpha_hig: got '3'; no such setting, did you mean model.alpha_high?"),
+        # values of another kind
+        ("model.epsilon=high", "model.epsilon: got 'high'; give a number"),
+        ("model.classifier.num_classes=x", "model.classifier.num_classes: got 'x'; give a whole number"),
+        (
+            "model.classifier.image_shape=[1,2]",
+            "model.classifier.image_shape: got '[1, 2]'; give a tuple with 3 elements",
+        ),
+        ("model.optimizer.lr=fast", "model.optimizer.lr: got 'fast'; give a number"),
+        ("data.batch_size=x", "data.batch_size: got 'x'; give a whole number"),
+        ("trainer.max_epochs=x", "trainer.max_epochs: got 'x'; give a whole number or null"),
+        (
+            "epsilon_schedule.shape=square",
+            "epsilon_schedule.shape: got 'square'; give one of ['constant', 'linear', 'smoothed']",
+        ),
+        ("test_after_fit=perhaps", "test_after_fit: got 'perhaps'; give true or false"),
+        # classes
+        ("model=ContextualBudget", "model: got 'ContextualBudget'; no such class, did you mean lightning_modules.Con"),
+        ("data=Nothing", "data: got 'Nothing'; no such class, give its import path, such as package.module.Class"),
+        (
+            "model.classifier=robust.networks.DMsmall",
+            "model.classifier: got 'robust.networks.DMsmall'; no such class, did you mean robust.networks.DMSmall?",
+        ),
+        ("model.classifier=nowhere.Net", "model.classifier: got 'nowhere.Net'; no such class, give its import path"),
+        ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
+        ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
+        ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that is made from it"),
+        (
+            "model.verifier=FeedForwardVerifier",
+            "model.verifier: got 'FeedForwardVerifier'; no such class, did you mean r",
+        ),
+        ("model.classifier=torch.optim.Adam", "model.classifier: got 'torch.optim.Adam'; it is no Module; give one"),
+    ],
+)
+def test_wrong_setting_on_the_command_line(setting, expected, capsys):
+    assert error_of(["fit", *QUICKSTART, f"--{setting}"], capsys).startswith(expected)
+    name, value = setting.split("=")
+    assert error_of(["fit", *QUICKSTART, f"--{name}", value], capsys).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("modl: 1", "modl: got 1; no such setting, did you mean model?"),
+        ("trainer: {max_epoch: 3}", "trainer.max_epoch: got 3; no such setting, did you mean trainer.max_epochs?"),
+        ("trainer: {max_epochs: x}", "trainer.max_epochs: got 'x'; give a whole number or null"),
+        ("model: {init_args: {epsilonn: 1}}", "model.epsilonn: got 1; no such setting, did you mean model.epsilon?"),
+        ("model: {init_args: {epsilon: x}}", "model.epsilon: got 'x'; give a number"),
+        (
+            "model: {init_args: {classifier: {init_args: {num_classs: 3}}}}",
+            "model.classifier.num_classs: got 3; no such setting, did you mean model.classifier.num_classes?",
+        ),
+        ("data: {class_path: Digit}", "data: got 'Digit'; no such class, did you mean datamodules.Digits?"),
+        (
+            "trainer: {callbacks: [{class_path: CertifiedEvaluation, init_args: {epsilon: 2}}]}",
+            "trainer.callbacks.epsilon: got 2; no such setting, did you mean trainer.callbacks.epsilons?",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: CertifiedEvaluation, init_args: {epsilons: x}}]}",
+            "trainer.callbacks.epsilons: got 'x'; give a list or null",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: CertifiedEvaluations}]}",
+            "trainer.callbacks: got 'CertifiedEvaluations'; no such class, did you mean callbacks.CertifiedEvaluation?",
+        ),
+        (
+            "model: {class_path: ContextualBudgets, epsilon: 1}",
+            "model.class_path: got 'ContextualBudgets'; settings beside it belong inside init_args",
+        ),
+        ("trainer: [", "config: got '{path}'; give a YAML file of settings (Problems parsing config: while parsing"),
+        ("just text", "config: got '{path}'; give a YAML file of settings (Unexpected config: just text)"),
+    ],
+)
+def test_wrong_setting_in_a_file(text, expected, tmp_path, capsys):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    line = error_of(["fit", *QUICKSTART, "--config", str(path)], capsys)
+    assert line.startswith(expected.replace("{path}", str(path)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], 'expected "subcommand" to be one of {fit,validate,test,predict}'),
+        (["train"], "argument subcommand: invalid choice: 'train' (choose from"),
+        (["fit"], "data, model: not given; put it in the config file or add --data"),
+        (["fit", "--data=Digits"], "model: not given; put it in the config file or add --model"),
+        (
+            ["fit", "--data=Digits", "--model=ContextualBudgets"],
+            "model.classifier: not given; put it in the config file or add --model.classifier",
+        ),
+        (["fit", "--config=nowhere.yaml"], "config: got '{here}/nowhere.yaml'; no such file, give the path of a YAML"),
+        (["fit", *QUICKSTART, "--trainer.max_epochs"], "argument --trainer.max_epochs: expected one argument"),
+    ],
+)
+def test_incomplete_command_line(arguments, expected, capsys):
+    assert error_of(arguments, capsys).startswith(expected.replace("{here}", str(Path.cwd())))
+
+
+# -- settings that cannot work ---------------------------------------------------------------------------------------
+
+
+class Unsupported(nn.Sequential):
+    """A classifier with a layer that the default verifier cannot bound."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.GELU())
+
+
+class OtherMethod(ContextualBudgets):
+    """Another method."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("model.epsilon=1.5", "model.epsilon: got 1.5; give epsilon0 in (0, 1]"),
+        ("model.epsilon=0", "model.epsilon: got 0.0; give epsilon0 in (0, 1]"),
+        ("model.alpha_low=1.5", "model.alpha_low: got 1.5; give a value in (0, 1]"),
+        ("model.alpha_high=0.5", "model.alpha_high: got 0.5; give a value of at least 1"),
+        ("model.classifier.num_classes=7", "model.classifier: got 'DMSmall with output (7,)'; the data has 10 classes"),
+        (
+            "model.classifier.image_shape=[3,28,28]",
+            "model.classifier: got 'DMSmall'; the data's images are (1, 28, 28)",
+        ),
+        (
+            "model.generator.image_shape=[1,20,20]",
+            "model.generator.image_shape: got (1, 20, 20); the images have shape (1, 28, 28); give that",
+        ),
+        (
+            "model.generator=torch.nn.Flatten",
+            "model.generator: got 'Flatten with output (784,)'; give one with output (1, 28, 28)",
+        ),
+        (
+            f"model.classifier={__name__}.Unsupported",
+            "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
+        ),
+        (
+            f"model.lr_scheduler={PIECEWISE}",
+            "model.lr_scheduler.epochs: got [2.0, 1.0]; give increasing epochs, at least one",
+        ),
+        ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
+        ("model.epsilon=null", "model.epsilon: got None; give a number"),
+        ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
+        ("model.generator.image_shape=null", "model.generator.image_shape: got 'None'; give tuple"),
+        ("trainer.strategy=nonsense", "trainer.strategy: got 'nonsense'; give one of auto, ddp, "),
+        ("trainer.accelerator=nonsense", "trainer.accelerator: got 'nonsense'; give one of auto, "),
+        ("epsilon_schedule.length=0", "epsilon_schedule.length: got 0; give at least 1 epoch"),
+        ("trainer.gradient_clip_val=1", "trainer.gradient_clip_val: got 1; leave it out and set model.gradient_clip"),
+        ("ckpt_path=nowhere.ckpt", "ckpt_path: got 'nowhere.ckpt'; no such file; give a checkpoint that fit wrote"),
+    ],
+)
+def test_setting_that_cannot_work(setting, expected, tmp_path, capsys):
+    arguments = ["fit", *TINY, *FEW_BATCHES, f"--{setting}", f"--trainer.default_root_dir={tmp_path}"]
+    assert error_of(arguments, capsys).startswith(expected)
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "(No such file or directory); add --data.download true"),
+        (b"cut off", "is damaged (7 bytes instead of 47,040,016); delete it and add --data.download true"),
+    ],
+    ids=["missing", "truncated"],
+)
+def test_data_files(content, expected, tmp_path, capsys):
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    if content:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    data = ["--data=MNIST", f"--data.root={tmp_path}"]
+    line = error_of(["fit", *TINY, *data, f"--trainer.default_root_dir={tmp_path}"], capsys)
+    assert line.startswith(f"data.root: got '{tmp_path}'; ")
+    assert str(file) in line
+    assert expected in line
+
+
+def test_checkpoint_that_does_not_fit(trained, tmp_path, capsys):
+    def error(path, *settings):
+        folder = f"--trainer.default_root_dir={tmp_path}"
+        return error_of(["test", *TINY, *settings, f"--ckpt_path={path}", folder], capsys)
+
+    path = last_checkpoint(trained)
+    other_method = error(path, f"--model={__name__}.OtherMethod")
+    assert other_method.startswith(
+        "ckpt_path: got 'a checkpoint of ContextualBudgets'; this is OtherMethod; give one of"
+    )
+    other_network = error(path, "--model.generator=null")
+    assert other_network.startswith("ckpt_path: got 'a checkpoint that differs in 6 tensors, the first is generator.")
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(path.read_bytes()[:1000])
+    assert error(truncated).startswith(f"ckpt_path: got '{truncated}'; its end is missing, or it is of another kind")
+
+
+def test_schedule_longer_than_the_run_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"epsilon_schedule.length: the ramp ends with epoch 10, after trainer"):
+        run("fit", tmp_path, *FEW_BATCHES, "--epsilon_schedule.length=9")
+
+
+def test_loss_that_is_not_finite_stops_training(tmp_path, capsys):
+    explode = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.001", "--model.gradient_clip=null"]
+    explode += [f"--model.lr_scheduler={STEP}", "--model.lr_scheduler.milestones=[1]", "--model.lr_scheduler.gamma=1e9"]
+    few = ["--trainer.limit_val_batches=1", "--test_after_fit=false", f"--trainer.default_root_dir={tmp_path}"]
+    line = error_of(["fit", *TINY, *explode, *few], capsys)
+    assert line.startswith(("loss: got nan in epoch 1; training stopped", "loss: got inf in epoch 1; training stopped"))
+
+    path = last_checkpoint(tmp_path / "lightning_logs" / "version_0")
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
+    resumed = run("fit", tmp_path, *explode, *few[:2], f"--ckpt_path={path}", "--model.gradient_clip=1e-12")
+    assert torch.load(last_checkpoint(resumed), weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("alpha_low", 1.5, "model.alpha_low: got 1.5; remedy"),
+        ("image_shape", (1, 8, 8), "model.generator.image_shape: got (1, 8, 8); remedy"),
+        ("generator", "BudgetGenerator", "model.generator: got 'BudgetGenerator'; remedy"),
+        ("steps", 5, "steps: got 5; remedy"),  # two attacks have it: the path is ambiguous
+        ("steps", 7, "steps: got 7; remedy"),
+        ("steps", 10, "trainer.callbacks.0.attacks.c.steps: got 10; remedy"),
+        ("epsilon", 5.0, "trainer.callbacks.0.attacks.d.epsilon: got 5.0; remedy"),  # not of a class
+    ],
+)
+def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
+    generator = {"class_path": "robust.networks.BudgetGenerator", "init_args": {"image_shape": [1, 8, 8]}}
+    attacks = {key: {"class_path": "robust.attacks.PGD", "init_args": {"steps": 5}} for key in "ab"}
+    attacks["c"] = {"class_path": "robust.attacks.APGD", "init_args": {"steps": 10}}
+    attacks["d"] = {"attack": "robust.attacks.FGSM", "norm": "linf", "epsilon": 5.0}
+    model = {"alpha_low": 1.5, "generator": generator}
+    evaluation = {"class_path": "callbacks.AdversarialEvaluation", "init_args": {"attacks": attacks}}
+    config = {
+        "model": {"class_path": "lightning_modules.ContextualBudgets", "init_args": model},
+        "data": None,
+        "trainer": {"callbacks": [evaluation]},
+    }
+    assert str(with_path(SettingError(name, value, "remedy"), config)) == expected
