@@ -101,7 +101,8 @@ class RobustCLI(LightningCLI):
         """Store the settings for the record, and check them before anything is built."""
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
-        self.results.config = plain = yaml.safe_load(dumped)
+        # Lightning makes the same dump once more unless it finds this one
+        self.results.config = self.config_dump = plain = yaml.safe_load(dumped)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
         check_trainer(config.trainer, str(self.subcommand))

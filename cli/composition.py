@@ -2,30 +2,169 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]
+import yaml
 
-from cli.config_files import dump
-from robust.errors import require
+from cli.config_files import RefusedYAMLError, check_file, load
+from robust.errors import SettingError, require
 
 KEY = "config"
 SECTIONS = ("init_args", "dict_kwargs")
+Settings = dict[str, Any]
 
 
-def expanded(settings: dict[str, Any]) -> dict[str, Any]:
+def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) -> Settings:
+    """Merge the files that settings name under ``config``, in their order, and the settings behind them.
+
+    Mappings merge at every level; lists and plain values replace the previous value. Another class keeps nothing that
+    was given to the previous class: the learning rate of SGD is none for Adam.
+
+    Args:
+        settings: of a config file.
+        folder: of this file; paths in the settings are relative to it.
+        inside: the files that led to this one, to find one that names itself.
+
+    Raises:
+        SettingError: if ``config`` holds no path of a YAML file, or a value is given twice.
+    """
+    files = settings[KEY] if isinstance(settings.get(KEY), list) else [settings[KEY]] if KEY in settings else []
+    result: Settings = {}
+    for file in files:
+        require(isinstance(file, str), KEY, file, "give the path of a YAML file of settings, or a list of such paths")
+        result = merged(result, _read(folder / file, inside))
+    own = {key: value for key, value in settings.items() if key != KEY}
+    result.update(merged(result, expanded(_with_files(own, folder, section=True))))
+    return result
+
+
+def _read(path: Path, inside: tuple[Path, ...]) -> Settings:
+    """Composed settings of a file."""
+    path = path.resolve()
+    require(path not in inside, KEY, str(path), "this file names itself; remove it from the list of files")
+    remedy = "this is no file; give the path of a YAML file" if not path.is_file() else check_file(str(path))
+    try:
+        settings = None if remedy else load(path.read_text(encoding="utf-8"))
+    except RefusedYAMLError as error:
+        remedy = error.reason
+    except yaml.YAMLError as error:
+        remedy = f"give a YAML file of settings ({' '.join(str(error).split())})"
+    if remedy or not isinstance(settings, dict):
+        raise SettingError(KEY, str(path), remedy or "give a YAML file of settings")
+    return composed(settings, path.parent, (*inside, path))
+
+
+def _with_files(value: Any, folder: Path, section: bool = False) -> Any:
+    """Replace the paths of files that hold a class, or a list of classes, by the settings in these files.
+
+    Args:
+        value: a setting.
+        folder: of the file with this setting; paths are relative to it.
+        section: the file of a section, such as ``trainer: quick.yaml``, need not name a class.
+    """
+    if isinstance(value, dict):
+        return {key: _with_file(part, folder, section) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_file(part, folder) for part in value]
+    return value
+
+
+def _with_file(value: Any, folder: Path, section: bool = False) -> Any:
+    path = folder / value if isinstance(value, str) and value.endswith((".yaml", ".yml")) else None
+    if path and path.is_file() and not check_file(str(path)):
+        with suppress(RefusedYAMLError, yaml.YAMLError):  # the parser says what is wrong with it
+            content = load(path.read_text(encoding="utf-8"))
+            if _is_class(content) or (section and isinstance(content, dict)):
+                return _with_files(content, path.parent)
+    return _with_files(value, folder)
+
+
+def _is_class(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and "class_path" in part for part in content)
+    return isinstance(content, dict) and "class_path" in content
+
+
+def merged(before: Any, after: Any, name: str = "") -> Any:
+    """One value behind another: mappings merge unless they are settings of different classes, other values replace.
+
+    Args:
+        before: value of the files before.
+        after: value of the file itself.
+        name: full name of the setting.
+
+    Raises:
+        SettingError: if a class is named behind settings of a class that no file names.
+    """
+    if isinstance(before, str) and isinstance(after, dict):
+        before = {"class_path": before}
+    if isinstance(after, str) and isinstance(before, dict) and "class_path" in before:
+        after = {"class_path": after}
+    if not isinstance(after, dict):
+        return after
+    before = before if isinstance(before, dict) else {}
+    if "class_path" in after and before:
+        require(
+            "class_path" in before,
+            name,
+            after["class_path"],
+            "a previous file gives settings without a class; name the class there",
+        )
+        before = before if _same_class(before["class_path"], after["class_path"]) else {}
+    if any(key in part for part in (before, after) for key in ("class_path", *SECTIONS)):
+        before, after = _in_sections(before), _in_sections(after)
+    result = dict(before)
+    for key, value in sorted(after.items(), key=lambda item: str(item[0]).endswith("+")):
+        _set(result, key, value, name if key == "init_args" else f"{name}.{key}".lstrip("."))
+    return result
+
+
+def _set(result: Settings, key: Any, value: Any, name: str) -> None:
+    """Put a setting behind the previous ones; ``callbacks+`` appends to ``callbacks``, or to another ``callbacks+``."""
+    if not str(key).endswith("+"):
+        result[key] = merged(result.get(key), value, name)
+        result.pop(f"{key}+", None)
+        return
+    target = key[:-1] if key[:-1] in result else key
+    result[target] = [*_listed(result.get(target)), *_listed(value)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _in_sections(settings: Settings) -> Settings:
+    """Settings of a class, those beside ``init_args`` inside it."""
+    own = {key: value for key, value in settings.items() if key not in ("class_path", *SECTIONS)}
+    rest = {key: value for key, value in settings.items() if key not in own}
+    if own:
+        rest["init_args"] = {**(rest.get("init_args") or {}), **own}
+    return rest
+
+
+def _same_class(one: str, other: str) -> bool:
+    """Whether two names are those of one class; a name without a module is the last part of the other's path."""
+    if "." in one and "." in other:
+        try:
+            return resolve_name(one) is resolve_name(other)
+        except (ImportError, AttributeError, ValueError):
+            return one == other
+    return one.split(".")[-1] == other.split(".")[-1]
+
+
+def expanded(settings: Settings) -> Settings:
     """Settings with dotted keys as nested mappings, those of a class inside its ``init_args``.
-
-    A dotted key into a file's settings, such as ``classifier.width`` where ``classifier`` is a path, stays behind them.
 
     Raises:
         SettingError: if a value is given twice, once by a dotted key.
     """
-    result: dict[str, Any] = {}
+    result: Settings = {}
     for key, value in sorted(settings.items(), key=_depth):
         *path, name = str(key).split(".") if isinstance(key, str) else [key]
-        parent = _parent(result, path, name)
-        _put(result if parent is None else parent, key if parent is None else name, value, str(key))
+        _put(_parent(result, path, name), name, value, str(key))
     return result
 
 
@@ -35,13 +174,11 @@ def _depth(item: tuple[Any, Any]) -> tuple[int, bool]:
     return key.count("."), not key.endswith(".class_path")
 
 
-def _parent(settings: dict[str, Any], path: list[str], name: str) -> dict[str, Any] | None:
-    """The mapping at a path, made of what is there, that is to hold ``name``; None where a file is on the path."""
+def _parent(settings: Settings, path: list[str], name: str) -> Settings:
+    """The mapping at a path, made of what is there, that is to hold ``name``."""
     for step in path:
         settings = _section(settings, step)
         child = settings.get(step)
-        if isinstance(child, str) and child.endswith((".yaml", ".yml")):
-            return None
         if not isinstance(child, dict):
             child = {} if child is None else {"class_path": child}
         settings[step] = dict(child)  # a copy, as a YAML anchor may share it
@@ -49,16 +186,16 @@ def _parent(settings: dict[str, Any], path: list[str], name: str) -> dict[str, A
     return _section(settings, name)
 
 
-def _section(settings: dict[str, Any], name: str) -> dict[str, Any]:
+def _section(settings: Settings, name: str) -> Settings:
     """Where a setting of that name belongs: in the ``init_args`` of a class, else in the mapping itself."""
     if "class_path" not in settings or name in ("class_path", *SECTIONS):
         return settings
     settings["init_args"] = dict(settings.get("init_args") or {})
-    arguments: dict[str, Any] = settings["init_args"]
+    arguments: Settings = settings["init_args"]
     return arguments
 
 
-def _put(settings: dict[str, Any], name: Any, value: Any, key: str) -> None:
+def _put(settings: Settings, name: Any, value: Any, key: str) -> None:
     before = settings.get(name)
     if isinstance(before, dict) and isinstance(value, dict):
         settings[name] = dict(before)
@@ -67,59 +204,3 @@ def _put(settings: dict[str, Any], name: Any, value: Any, key: str) -> None:
     else:
         require(name not in settings, key, value, "this file gives it twice, once by a dotted key: give it once")
         settings[name] = value
-
-
-def compose(parser: ArgumentParser, settings: dict[str, Any], previous: Namespace | None) -> Namespace:
-    """Merge the files that settings name under ``config``, one behind the other, and the settings behind them.
-
-    Mappings merge at every level; lists and plain values replace what was there. Another class keeps nothing that was
-    given to the class before: the learning rate of SGD is none for Adam.
-
-    Args:
-        parser: of the command line; it reads the files, and paths are relative to the folder it is in.
-        settings: of a config file; ``config`` holds a path or a list of paths.
-        previous: settings of the config files before this one; ``callbacks+`` adds to theirs.
-
-    Raises:
-        SettingError: if ``config`` holds no path.
-    """
-    files = settings[KEY] if isinstance(settings[KEY], list) else [settings[KEY]]
-    for file in files:
-        require(isinstance(file, str), KEY, file, "give the path of a YAML file of settings, or a list of such paths")
-    composed = previous.clone() if previous else Namespace()  # type: ignore[no-untyped-call]
-    for part in [*files, dump({key: value for key, value in settings.items() if key != KEY})]:
-        composed = _behind(parser, composed, part)
-    composed.pop(KEY)
-    return composed
-
-
-def _behind(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
-    """Settings of a file, or of YAML, behind others, of which the classes and lists that it replaces leave nothing.
-
-    jsonargparse hands the settings of a class on to the next class and, in lists of one length, to the next element.
-    Only what it makes of the file tells what is replaced, so the file is applied again to what is kept.
-    """
-    after = _applied(parser, before, part)
-    kept, lists = before.clone(), {}
-    for key, value in before.items(branches=True):
-        later = after.get(key)
-        if key in kept and _class(value) not in (None, _class(later)):
-            for section in SECTIONS:
-                kept[key].pop(section, None)
-        elif key in kept and isinstance(value, list) and isinstance(later, list) and len(value) == len(later):
-            lists[key] = kept.pop(key)
-    if kept != before:
-        after = _applied(parser, kept, part)
-        for key, value in lists.items():
-            after[key] = after.get(key, value)
-    return after
-
-
-def _applied(parser: ArgumentParser, before: Namespace, part: str) -> Namespace:
-    after = before.clone()
-    ActionConfigFile.apply_config(parser, after, KEY, part)
-    return after
-
-
-def _class(value: Any) -> Any:
-    return value.get("class_path") if isinstance(value, Namespace) else None

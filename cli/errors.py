@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from pkgutil import resolve_name
 from textwrap import shorten
 from types import NoneType
@@ -74,10 +75,8 @@ class OneLineParser(LightningArgumentParser):
         """Read a config file's settings, behind those of the files that it names under ``config``."""
         with suppress(yaml.YAMLError):  # the parser says what is wrong with it
             settings = load(content)
-            if isinstance(settings, dict) and composition.KEY in settings:
-                return composition.compose(self, settings, prev_cfg)
-            if isinstance(settings, dict) and any("." in str(key) for key in settings):
-                content = dump(composition.expanded(settings))
+            if isinstance(settings, dict):
+                content = dump(composition.composed(settings, Path.cwd()))  # the parser reads a file in its folder
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:

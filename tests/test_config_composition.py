@@ -196,6 +196,60 @@ def test_callbacks_of_a_piece_add_to_those_of_the_file_before(resolve, tmp_path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("config: missing.yaml", "missing.yaml'; this is no file; give the path of a YAML file"),
+        ("config: ../pieces", "pieces'; this is no file; give the path of a YAML file"),
+        ("config: top.yaml", "top.yaml'; this file names itself; remove it from the list of files"),
+        ("config: ../broken.yaml", "broken.yaml'; give a YAML file of settings (while parsing a flow mapping"),
+        ("config: ../twice.yaml", "twice.yaml'; 'trainer' is given twice, in line 1 and 2; keep one of them"),
+        ("config: ../plain.yaml", "plain.yaml'; give a YAML file of settings"),
+        (
+            "config: ../nameless.yaml\nmodel: {optimizer: {class_path: torch.optim.SGD}}",
+            "model.optimizer: got 'torch.optim.SGD'; a previous file gives settings without a class; name the class",
+        ),
+    ],
+)
+def test_a_wrong_base_is_an_error(text, message, resolve, tmp_path):
+    (tmp_path / "broken.yaml").write_text("model: {class_path")
+    (tmp_path / "twice.yaml").write_text("trainer: {}\ntrainer: {}")
+    (tmp_path / "plain.yaml").write_text("3")
+    (tmp_path / "nameless.yaml").write_text("model: {class_path: TRADES, init_args: {optimizer: {lr: 0.3}}}")
+    with pytest.raises(SettingError) as error:
+        resolve(text)
+    assert message in str(error.value)
+
+
+def test_pieces_in_their_folders_are_composed(resolve, tmp_path):
+    """Paths in a file are relative to its folder, also in the files that this file names."""
+    (tmp_path / "pieces" / "trainer.yaml").write_text("max_epochs: 5\ncallbacks: certified.yaml")
+    (tmp_path / "pieces" / "certified.yaml").write_text(
+        "- {class_path: CertifiedEvaluation, init_args: {pgd_steps: 7}}"
+    )
+    (tmp_path / "pieces" / "images.yaml").write_text("{class_path: BudgetImages, init_args: {count: 3}}")
+    (tmp_path / "pieces" / "pieced.yaml").write_text("config: base.yaml\ntrainer: trainer.yaml")
+    own = "model.classifier.num_classes: 8\ntrainer.callbacks+: [../pieces/images.yaml]"
+    config = resolve(f"config: ../pieces/pieced.yaml\n{own}")
+    assert config["model"]["init_args"]["classifier"]["init_args"]["num_classes"] == 8
+    assert config["trainer"]["max_epochs"] == 5
+    certified, images = config["trainer"]["callbacks"]
+    assert certified["init_args"]["pgd_steps"] == 7
+    assert images["init_args"]["count"] == 3
+
+
+def test_callbacks_are_appended_in_the_order_of_the_files(resolve, tmp_path):
+    for name, count in (("one", 1), ("two", 2)):
+        callback = f"{{class_path: BudgetImages, init_args: {{count: {count}}}}}"
+        (tmp_path / f"{name}.yaml").write_text(f"trainer: {{callbacks+: [{callback}]}}")
+    own = "trainer: {callbacks+: {class_path: BudgetImages, init_args: {count: 3}}}"
+    before = tmp_path / "pieces" / "base.yaml"
+    callbacks = resolve(f"config: [../one.yaml, ../two.yaml]\n{own}", before)["trainer"]["callbacks"]
+    assert [callback["init_args"].get("count") for callback in callbacks] == [None, 1, 2, 3]
+    replaced = resolve("config: ../one.yaml\ntrainer: {callbacks: []}", before)["trainer"]["callbacks"]
+    assert replaced == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("config: 3", "config: got 3; give the path of a YAML file of settings, or a list of such paths"),
         ("config: null", "config: got None; give the path"),
         ("config: [../pieces/base.yaml, {model: TRADES}]", "config: got {'model': 'TRADES'}; give the path"),
@@ -210,12 +264,10 @@ def test_a_base_that_is_no_path_is_an_error(text, message, resolve):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("config: missing.yaml", "missing.yaml"),
-        ("config: top.yaml", "top.yaml"),
         ("config: ../pieces/base.yaml\nmodel: {epsilonn: 0.1}", "did you mean model.epsilon?"),
     ],
 )
-def test_a_wrong_base_or_setting_is_an_error_in_one_line(text, message, resolve, capsys):
+def test_a_wrong_setting_is_an_error_in_one_line(text, message, resolve, capsys):
     with pytest.raises(SystemExit):
         resolve(text)
     error = capsys.readouterr().err

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import train
+from cli.composition import composed
 from robust.networks import Autoencoder
-from tests.resolved_configs import CONFIGS, EXPERIMENTS, resolved
+from tests.resolved_configs import CONFIGS, EXPERIMENTS
 from tests.testers import results_in
 
 PARTS = [
@@ -39,12 +40,13 @@ FIGURES = {
 
 
 def name_of(part):
-    return part["class_path"].split(".")[-1]
+    """Name of the class of a setting, which is its name or a mapping; empty if there is none."""
+    return (part["class_path"] if isinstance(part, dict) else part or "").split(".")[-1]
 
 
 def first_callback(config):
     """Name of the first callback; None where there is none."""
-    callbacks = config["trainer"]["callbacks"]
+    callbacks = config["trainer"].get("callbacks")
     return callbacks and name_of(callbacks[0])
 
 
@@ -60,7 +62,7 @@ def quicker(config, folder):
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
     attacks = ("attack", "attack_l1", "attack_l2", "attack_linf")
     arguments += [f"--model.{attack}.steps=2" for attack in attacks if model.get(attack)]
-    classifier = model.get("classifier", {"class_path": ""})["class_path"]
+    classifier = name_of(model.get("classifier"))
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
     if classifier.endswith("DMLarge"):  # one batch before the ramp, one on it, and one small checkpoint
@@ -87,7 +89,7 @@ def quicker(config, folder):
 
 def large(config):
     """Whether a pass through its network takes long."""
-    classifier = config["model"]["init_args"].get("classifier", {"class_path": ""})["class_path"]
+    classifier = name_of(config["model"]["init_args"].get("classifier"))
     return classifier.endswith(("DMLarge", "PreActResNet18", "WideResNet"))
 
 
@@ -100,7 +102,7 @@ def large(config):
     ],
 )
 def test_runs_from_its_config(name, part, tmp_path, written):
-    config = resolved(name)
+    config = composed({"config": name}, CONFIGS)
     nested = "labelled." if name_of(config["data"]) == "SemiSupervised" else ""
     sizes = [f"{nested}batch_size", f"{nested}eval_batch_size"]
     arguments = [
