@@ -61,14 +61,14 @@ def quicker(config, folder):
     if first == "RobustnessScore":
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
     attacks = ("attack", "attack_l1", "attack_l2", "attack_linf")
-    arguments += [f"--model.{attack}.steps=2" for attack in attacks if model.get(attack)]
+    arguments += [f"--model.{attack}.steps={1 if large(config) else 2}" for attack in attacks if model.get(attack)]
     classifier = name_of(model.get("classifier"))
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
     if classifier.endswith("DMLarge"):  # one batch before the ramp, one on it, and one small checkpoint
         arguments += ["--trainer.max_epochs=1", "--epsilon_schedule.start_epoch=1"]
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
-    if classifier.endswith("PreActResNet18"):
+    if classifier.endswith("ResNet18"):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if "replays" in model:
@@ -90,7 +90,7 @@ def quicker(config, folder):
 def large(config):
     """Whether a pass through its network takes long."""
     classifier = name_of(config["model"]["init_args"].get("classifier"))
-    return classifier.endswith(("DMLarge", "PreActResNet18", "WideResNet"))
+    return classifier.endswith(("DMLarge", "ResNet18", "WideResNet"))
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")

@@ -189,7 +189,7 @@ def test_it_learns_to_be_certified_on_real_digits():
     fast = lambda params: torch.optim.Adam(params, lr=3e-3)  # noqa: E731
     module.optimizer = module.generator_optimizer = fast
     schedule = EpsilonScheduler("linear", start_epoch=1, length=5)
-    evaluation = CertifiedEvaluation(pgd_steps=20)
+    evaluation = CertifiedEvaluation(pgd_steps=5)
     trainer = pl.Trainer(
         max_epochs=7, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
