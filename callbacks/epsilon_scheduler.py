@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
 from lightning_modules.base import RobustClassifier
@@ -79,10 +79,10 @@ class EpsilonScheduler(Callback):
         """Check that there is a threat model to ramp.
 
         Raises:
-            SettingError: if ``shape`` is not constant and the module has no threat model.
+            SettingError: if ``shape`` is not constant and the module's training has no epsilon.
         """
-        fits = self.shape == "constant" or isinstance(pl_module, RobustClassifier)
-        remedy = f"{type(pl_module).__name__} has no threat model to ramp; give constant"
+        fits = self.shape == "constant" or _is_ramped(pl_module)
+        remedy = f"the training of {type(pl_module).__name__} has no epsilon to ramp; give constant"
         require(fits, "epsilon_schedule.shape", self.shape, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
@@ -97,8 +97,7 @@ class EpsilonScheduler(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Warn if a time limit or an early stop ended the training before the ramp."""
-        stopped = trainer.should_stop and isinstance(pl_module, RobustClassifier)
-        if self.shape != "constant" and stopped and pl_module.ramp < 1:
+        if self.shape != "constant" and trainer.should_stop and pl_module.ramp < 1:
             self._warn(f"the training stopped in epoch {trainer.current_epoch}, inside the ramp", pl_module)
 
     @staticmethod
@@ -109,8 +108,8 @@ class EpsilonScheduler(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Set the ramp and log epsilon; only classifiers have them."""
-        if not isinstance(pl_module, RobustClassifier):
+        """Set the ramp and log epsilon, for methods that use them."""
+        if not _is_ramped(pl_module):
             return
         pl_module.ramp = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
         pl_module.log("train/epsilon", pl_module.current_epsilon)
@@ -125,3 +124,7 @@ class EpsilonScheduler(Callback):
         changed = {name: (old, getattr(self, name)) for name, old in state_dict.items() if old != getattr(self, name)}
         for name, (old, new) in changed.items():
             rank_zero_warn(f"epsilon_schedule.{name}: the checkpoint was trained with {old!r}, this run has {new!r}")
+
+
+def _is_ramped(module: LightningModule) -> bool:
+    return isinstance(module, RobustClassifier) and module.ramped

@@ -137,12 +137,12 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _in_sections(settings: Settings) -> Settings:
-    """Settings of a class, those beside ``init_args`` inside it."""
-    own = {key: value for key, value in settings.items() if key not in ("class_path", *SECTIONS)}
-    rest = {key: value for key, value in settings.items() if key not in own}
-    if own:
-        rest["init_args"] = {**(rest.get("init_args") or {}), **own}
-    return rest
+    """Settings for a class that another file names, inside ``init_args``; beside a class they stay, for an error."""
+    own = {key: value for key, value in settings.items() if key not in SECTIONS}
+    if "class_path" in settings or not own:
+        return settings
+    rest = {key: value for key, value in settings.items() if key in SECTIONS}
+    return {**rest, "init_args": {**(rest.get("init_args") or {}), **own}}
 
 
 def _same_class(one: str, other: str) -> bool:

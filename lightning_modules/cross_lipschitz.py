@@ -41,6 +41,8 @@ class CrossLipschitz(RobustClassifier):
         SettingError: if a setting is out of its range.
     """
 
+    ramped = False
+
     def __init__(
         self,
         classifier: nn.Module,

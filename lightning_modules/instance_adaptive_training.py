@@ -40,6 +40,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         SettingError: if a setting is out of its range, or the data module has no ``indices``.
     """
 
+    ramped = False
     radii: Tensor
 
     def __init__(

@@ -38,6 +38,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
     """
 
+    ramped = False
     code_low: Tensor
     code_high: Tensor
 

@@ -35,7 +35,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained; frozen here.
         score_weight: lambda, not negative; choose it on validation data.
         sigma: std of the noise on the codes.
-        samples: M, number of samples for each image.
+        num_samples: M, number of samples for each image.
         radii: number of radii drawn for a step.
         smallest_radius: lower limit of the radii.
         grad_through_reference: let the term's gradient flow through f(x), too.
@@ -45,6 +45,8 @@ class OnManifoldRobustness(ManifoldClassifier):
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
     """
 
+    ramped = False
+
     def __init__(
         self,
         classifier: nn.Module,
@@ -52,7 +54,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         *,
         score_weight: float = 1.0,
         sigma: float = 0.06,
-        samples: int = 10,
+        num_samples: int = 10,
         radii: int = 10,
         smallest_radius: float = 1e-3,
         grad_through_reference: bool = True,
@@ -60,11 +62,11 @@ class OnManifoldRobustness(ManifoldClassifier):
     ) -> None:
         require(score_weight >= 0, "model.score_weight", score_weight, "give a weight of 0 or more")
         require(sigma > 0, "model.sigma", sigma, "give a positive std")
-        for name, count in (("samples", samples), ("radii", radii)):
+        for name, count in (("num_samples", num_samples), ("radii", radii)):
             require(count >= 1, f"model.{name}", count, "give at least 1")
         require(smallest_radius > 0, "model.smallest_radius", smallest_radius, "give a positive distance")
         super().__init__(classifier, autoencoder, **settings)
-        self.score_weight, self.sigma, self.samples = score_weight, sigma, samples
+        self.score_weight, self.sigma, self.num_samples = score_weight, sigma, num_samples
         self.radii, self.smallest_radius = radii, smallest_radius
         self.grad_through_reference = grad_through_reference
 
@@ -77,7 +79,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         logits = self(x)
         reference = (logits if self.grad_through_reference else logits.detach())[:, None]
         others = self(neighbours.flatten(0, 1))
-        disagreement = soft_cross_entropy(others, reference.expand(-1, self.samples, -1).flatten(0, 1))
+        disagreement = soft_cross_entropy(others, reference.expand(-1, self.num_samples, -1).flatten(0, 1))
         term = (weights * disagreement.view(weights.shape)).sum(1)
         loss = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         self.descend(loss, self.all_optimizers()[0])
@@ -87,9 +89,9 @@ class OnManifoldRobustness(ManifoldClassifier):
     @torch.no_grad()
     def neighbours(self, x: Tensor) -> Tensor:
         """S(x): samples (B, M, C, H, W) in [0, 1] of images (B, C, H, W)."""
-        codes = self.autoencoder.encode(x)[:, None].expand(-1, self.samples, -1)
+        codes = self.autoencoder.encode(x)[:, None].expand(-1, self.num_samples, -1)
         decoded = self.autoencoder.decode((codes + self.sigma * self.noise(codes)).flatten(0, 1))
-        return decoded.clamp(0.0, 1.0).view(len(x), self.samples, *x.shape[1:])
+        return decoded.clamp(0.0, 1.0).view(len(x), self.num_samples, *x.shape[1:])
 
     def noise(self, codes: Tensor) -> Tensor:
         """Standard normal noise of the codes' shape (B, M, Z)."""

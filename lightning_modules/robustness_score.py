@@ -62,6 +62,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
     """
 
     generator: nn.Module
+    ramped = False
     training_batches = 2
 
     def __init__(

@@ -13,6 +13,7 @@ class StandardTraining(RobustClassifier):
     Arguments are those of :class:`RobustClassifier`; training does not use ``epsilon``.
     """
 
+    ramped = False
     half_precision = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

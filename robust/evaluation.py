@@ -83,7 +83,7 @@ def attack_variants(
 
     For stochastic networks these are also ``<name>/eot``, whose gradients are means over passes, and
     ``<name>/mean_network``, whose gradients are those of the network without noise. Attacks that have no setting
-    ``eot_samples``, or one above 1, take care of the noise themselves. Without noise all passes are the same, and one
+    ``num_samples``, or one above 1, take care of the noise themselves. Without noise all passes are the same, and one
     is enough. Source: Learn2Perturb's evaluation.
 
     Args:
@@ -95,10 +95,10 @@ def attack_variants(
 
     >>> from robust.attacks import PGD
     >>> variants = attack_variants("pgd", PGD(5), nn.Flatten(), stochastic=True, num_samples=30)
-    >>> {name: attack.eot_samples for name, attack in variants.items()}
+    >>> {name: attack.num_samples for name, attack in variants.items()}
     {'pgd': 1, 'pgd/eot': 30}
     """
-    own = getattr(attack, "eot_samples", None)
+    own = getattr(attack, "num_samples", None)
     if not stochastic:
         return {name: attack if own in (None, 1) else _with_expectation(attack, 1)}
     if own != 1:
@@ -109,7 +109,7 @@ def attack_variants(
 
 def _with_expectation(attack: Any, num_samples: int) -> Attack:
     averaging: Any = copy.copy(attack)
-    averaging.eot_samples = num_samples
+    averaging.num_samples = num_samples
     return averaging  # type: ignore[no-any-return]
 
 

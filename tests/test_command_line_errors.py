@@ -9,7 +9,7 @@ from torch import nn
 from cli.class_settings import with_path
 from lightning_modules import ContextualBudgets
 from robust.errors import SettingError
-from tests.command_line import FEW_BATCHES, QUICKSTART, TINY, run
+from tests.command_line import CONFIGS, FEW_BATCHES, QUICKSTART, TINY, run
 from tests.testers import error_of, last_checkpoint
 
 STEP = "torch.optim.lr_scheduler.MultiStepLR"
@@ -288,3 +288,11 @@ def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
         "trainer": {"callbacks": [evaluation]},
     }
     assert str(with_path(SettingError(name, value, "remedy"), config)) == expected
+
+
+@pytest.mark.parametrize("method", ["standard_training", "instance_adaptive_training", "wasserstein_autoencoder"])
+def test_a_ramp_of_a_training_without_epsilon_is_an_error(method, tmp_path, capsys):
+    arguments = ["fit", f"--config={CONFIGS / method / 'digits.yaml'}", "--epsilon_schedule.shape=linear"]
+    name = method.title().replace("_", "")
+    expected = f"epsilon_schedule.shape: got 'linear'; the training of {name} has no epsilon to ramp; give constant"
+    assert error_of([*arguments, f"--trainer.default_root_dir={tmp_path}"], capsys) == expected

@@ -74,7 +74,7 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name == "mnist_c":
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     if name.startswith("certified_volume"):
-        few = ["--trainer.callbacks.samples=3", "--trainer.callbacks.search.init_args.steps=2"]
+        few = ["--trainer.callbacks.num_samples=3", "--trainer.callbacks.search.init_args.steps=2"]
     few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
@@ -200,11 +200,11 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
 
     adversarial = {"attacks": {"a": pgd("LinfBall", 0.05) | {"group": "linf"}, "b": pgd("L2Ball", 1.0)}}
     weighted = {"steps": 1, "step_size": 1e-7, "epsilon": 1e-7, "restarts": 2, "alphas": [1.0, 2.0]}
-    sampler = {"class_path": "robust.scores.OnManifold", "init_args": {"samples": 3}}
+    sampler = {"class_path": "robust.scores.OnManifold", "init_args": {"num_samples": 3}}
     sampler["init_args"]["autoencoder"] = {"class_path": "robust.networks.Autoencoder", "init_args": {"width": 1}}
     r4 = {"class_path": "robust.scores.R4", "init_args": {"sampler": sampler}}
     search = {"class_path": "robust.bounds.LargestCertifiedBox", "init_args": {"steps": 20, "learning_rate": 0.03}}
-    volume = {"search": search, "samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
+    volume = {"search": search, "num_samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
     callbacks = [
         {"class_path": "AdversarialEvaluation", "init_args": adversarial},
         {"class_path": "WeightedMinimaxEvaluation", "init_args": weighted},

@@ -66,7 +66,7 @@ def evaluations(stochastic, few):
         "apgd": attack("APGD", steps=3) | {"norm": "l1", "epsilon": 2.0},
         "square": attack("Square", queries=4) | {"threat_model": linf},
     }
-    adversarial = {"attacks": cases, "num_samples": 3, "eot_samples": 2}
+    adversarial = {"attacks": cases, "num_samples": 3, "gradient_samples": 2}
     masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
     curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "num_samples": 3}
     weighted = {"steps": 2, "step_size": 0.03, "epsilon": 0.1, "restarts": 2}
@@ -77,7 +77,7 @@ def evaluations(stochastic, few):
         masking |= {"steps": 1, "restarts": 1, "queries": 1, "max_batches": 1}
     if not stochastic:
         pgd = {"class_path": "robust.attacks.GrowingPGD", "init_args": {"steps": 3}}
-        sampler = {"class_path": "robust.scores.UniformBall", "init_args": {"samples": 2}}
+        sampler = {"class_path": "robust.scores.UniformBall", "init_args": {"num_samples": 2}}
         chosen["RobustnessScore"] = {"attacks": {"pgd": pgd, "fgsm": "robust.attacks.FGSMGrid"}}
         score = {"class_path": "robust.scores.R1", "init_args": {"sampler": sampler}}
         chosen["SampledRobustness"] = {"score": score, "epsilons": 4}

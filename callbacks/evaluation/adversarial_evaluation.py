@@ -81,9 +81,9 @@ class AdversarialEvaluation(Evaluation):
     - ``.../vote``: accuracy of the class that most passes predict
     - ``clean/noise_off``: accuracy without noise
 
-    and, outside ``fit``, for each attack whose setting ``eot_samples`` is 1:
+    and, outside ``fit``, for each attack whose setting ``num_samples`` is 1:
 
-    - ``.../eot``: the same with gradients averaged over ``eot_samples`` passes
+    - ``.../eot``: the same with gradients averaged over ``gradient_samples`` passes
     - ``.../mean_network``: the same with gradients of the network without noise
     - ``.../noise_off``: accuracy without noise on the images of ``mean_network``
     - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; only for cases without group
@@ -101,7 +101,7 @@ class AdversarialEvaluation(Evaluation):
         max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
             the test; ``attacked_samples`` gives the number of examples.
         num_samples: number of passes that classify each image, for networks with noise.
-        eot_samples: number of passes over which gradients of networks with noise are averaged.
+        gradient_samples: number of passes over which gradients of networks with noise are averaged.
         seed: seed of the attacks' random draws.
 
     Raises:
@@ -116,7 +116,7 @@ class AdversarialEvaluation(Evaluation):
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
         num_samples: int = 10,
-        eot_samples: int = 30,
+        gradient_samples: int = 30,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, every_n_epochs, max_batches)
@@ -128,9 +128,9 @@ class AdversarialEvaluation(Evaluation):
         for metric in RESERVED:
             require(metric not in groups, f"{name}.attacks", metric, "give the group a name that no other metric has")
         require(num_samples >= 1, f"{name}.num_samples", num_samples, "give at least 1")
-        require(eot_samples >= 1, f"{name}.eot_samples", eot_samples, "give at least 1")
+        require(gradient_samples >= 1, f"{name}.gradient_samples", gradient_samples, "give at least 1")
         self.attacks = attacks
-        self.num_samples, self.eot_samples = num_samples, eot_samples
+        self.num_samples, self.gradient_samples = num_samples, gradient_samples
         self._groups: list[str] = []
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
@@ -176,7 +176,7 @@ class AdversarialEvaluation(Evaluation):
         """The variants of an attack by the metric's name; in training only the attack itself, to save time."""
         if module.stochastic and module.trainer.state.fn == "fit":
             return {name: attack}
-        return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.eot_samples)
+        return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.gradient_samples)
 
     def _judge(self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor) -> Tensor:
         """Number of passes that classify each image (B, C, H, W) correctly, int64 (B,); 0 outside ``remaining``."""

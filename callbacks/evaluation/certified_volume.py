@@ -57,7 +57,7 @@ class CertifiedVolume(Evaluation):
     Args:
         search: search for the box. If it has no verifier, it uses the module's verifier, unless that is a
             ``FeedForwardVerifier``; then CROWN-IBP.
-        samples: number of images; null for all.
+        num_samples: number of images; null for all.
         epsilons: sizes in (0, 1] to compare volumes with; by default the module's epsilon.
         batch_size: number of images that a process searches at a time.
         seed: seed of the choice of images.
@@ -77,7 +77,7 @@ class CertifiedVolume(Evaluation):
     def __init__(
         self,
         search: LargestCertifiedBox | None = None,
-        samples: int | None = 500,
+        num_samples: int | None = 500,
         epsilons: list[float] | None = None,
         batch_size: int = 50,
         seed: int = 0,
@@ -85,14 +85,16 @@ class CertifiedVolume(Evaluation):
         state_folder: str | None = None,
     ) -> None:
         super().__init__(seed)
-        require(samples is None or samples >= 1, f"{NAME}.samples", samples, "give at least 1, or null for all images")
+        fits = num_samples is None or num_samples >= 1
+        require(fits, f"{NAME}.num_samples", num_samples, "give at least 1, or null for all images")
         require(batch_size >= 1, f"{NAME}.batch_size", batch_size, "give at least 1")
         require(0 < confidence < 1, f"{NAME}.confidence", confidence, "give a probability in (0, 1)")
         for epsilon in epsilons or []:
             require(0 < epsilon <= 1, f"{NAME}.epsilons", epsilon, "give sizes in (0, 1], in pixel units")
         self.search = LargestCertifiedBox() if search is None else search
         self._attack = PGD(CHECK_STEPS, early_stop=True)
-        self.samples, self.epsilons, self.batch_size, self.confidence = samples, epsilons, batch_size, confidence
+        self.num_samples, self.epsilons, self.batch_size = num_samples, epsilons, batch_size
+        self.confidence = confidence
         self.state_folder = None if state_folder is None else Path(state_folder)
         self._chosen = torch.zeros(0, dtype=torch.bool)
         self._table: Rows = {}
@@ -101,13 +103,14 @@ class CertifiedVolume(Evaluation):
         """Choose the images."""
         super().on_start(stage, trainer, module)
         limit = trainer.limit_test_batches
-        remedy = f"leave it out: the images are drawn from all; {NAME}.samples is their number"
+        remedy = f"leave it out: the images are drawn from all; {NAME}.num_samples is their number"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         loader: Any = trainer.test_dataloaders
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
-        samples = count if self.samples is None else self.samples
-        require(samples <= count, f"{NAME}.samples", samples, f"the test has {count} images; give at most that")
-        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:samples]
+        num_samples = count if self.num_samples is None else self.num_samples
+        remedy = f"the test has {count} images; give at most that"
+        require(num_samples <= count, f"{NAME}.num_samples", num_samples, remedy)
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:num_samples]
         self._chosen = torch.zeros(count, dtype=torch.bool).index_fill_(0, drawn, True)
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:

@@ -65,7 +65,7 @@ class GradientMaskingChecks(Evaluation):
         queries: queries of Square.
         max_batches: maximum number of batches of each process.
         tolerance: fraction of the examples by which a comparison may be violated, e.g. by chance.
-        eot_samples: number of passes over which gradients of networks with noise are averaged.
+        gradient_samples: number of passes over which gradients of networks with noise are averaged.
         seed: seed of the attacks' random draws.
 
     Raises:
@@ -82,7 +82,7 @@ class GradientMaskingChecks(Evaluation):
         queries: int = 500,
         max_batches: int = 1,
         tolerance: float = 0.02,
-        eot_samples: int = 1,
+        gradient_samples: int = 1,
         seed: int = 0,
     ) -> None:
         name = "GradientMaskingChecks"
@@ -91,7 +91,7 @@ class GradientMaskingChecks(Evaluation):
             ("restarts", restarts),
             ("queries", queries),
             ("max_batches", max_batches),
-            ("eot_samples", eot_samples),
+            ("gradient_samples", gradient_samples),
         ):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
         require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
@@ -99,14 +99,14 @@ class GradientMaskingChecks(Evaluation):
         super().__init__(seed, max_test_batches=max_batches)
         self.epsilon = epsilon
         self.tolerance = tolerance
-        pgd = partial(PGD, early_stop=True, eot_samples=eot_samples)
+        pgd = partial(PGD, early_stop=True, num_samples=gradient_samples)
         self.attacks: dict[str, Attack] = {
-            "one_step": FGSM(eot_samples=eot_samples),
+            "one_step": FGSM(num_samples=gradient_samples),
             "pgd": pgd(steps),
             "more_steps": pgd(5 * steps),
             "more_restarts": pgd(steps, restarts=restarts),
             "noise": _Noise(steps),
-            "square": Square(queries, eot_samples=eot_samples),
+            "square": Square(queries, num_samples=gradient_samples),
         }
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:

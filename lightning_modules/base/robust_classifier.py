@@ -31,12 +31,14 @@ class RobustClassifier(TrainingModule):
     Attributes:
         largest_epsilon: largest allowed ``epsilon``: 1 in linf, infinity in other norms.
         ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
+        ramped: whether the training uses ``ramp``; if not, only a constant schedule is accepted.
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon].
     """
 
     largest_epsilon: float = 1.0
+    ramped: bool = True
 
     def __init__(self, classifier: nn.Module, epsilon: float = 8 / 255, **settings: Any) -> None:
         super().__init__(**settings)

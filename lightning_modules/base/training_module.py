@@ -52,6 +52,7 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         self.check_trainer(stage)
         self.check_strategy(self.partially_used if stage == "fit" else [])
         self.begin_run()
+        self._metric_attributes = None  # Lightning finds metrics by their identity, which a copy of a module has not
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the batch, step the schedules, and seed the step.

@@ -32,7 +32,7 @@ class APGD:
         loss: ``"cross_entropy"``, ``"dlr"``, ``"targeted_dlr"`` (one run for each target), or a function (logits,
             labels) -> (B,).
         targets: number of other classes that ``"targeted_dlr"`` aims at, most likely ones first; at most K - 1 are.
-        eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
+        num_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
         wide_start: in l1, search balls of 3 and 2 times the radius first.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
@@ -46,7 +46,7 @@ class APGD:
         restarts: int = 1,
         loss: Literal["cross_entropy", "margin", "dlr", "targeted_dlr"] | Loss = "cross_entropy",
         targets: int = 9,
-        eot_samples: int = 1,
+        num_samples: int = 1,
         wide_start: bool = True,
         mode: Mode = "eval",
     ) -> None:
@@ -54,7 +54,7 @@ class APGD:
             ("steps", steps),
             ("restarts", restarts),
             ("targets", targets),
-            ("eot_samples", eot_samples),
+            ("num_samples", num_samples),
         ):
             require(count >= 1, name, count, "give at least 1")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
@@ -62,7 +62,7 @@ class APGD:
         self.steps = steps
         self.restarts = restarts
         self.targets = targets
-        self.eot_samples = eot_samples
+        self.num_samples = num_samples
         self.wide_start = wide_start
         self.mode: Mode = mode
 
@@ -77,7 +77,7 @@ class APGD:
         """
         with attacking(network, self.mode, x, y) as (checked, x, y):
             x_adv = x.clone()
-            _, wrong = judge(checked, margin, x, y, self.eot_samples)
+            _, wrong = judge(checked, margin, x, y, self.num_samples)
             remaining = (~wrong).nonzero().squeeze(1)
             for loss in self._losses(checked, x, y):
                 if len(remaining) == 0:
@@ -108,12 +108,12 @@ class APGD:
     ) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,)."""
         if threat_model.norm != "l1" or not self.wide_start:
-            climb = _Climb(network, threat_model, x, y, loss, self.eot_samples)
+            climb = _Climb(network, threat_model, x, y, loss, self.num_samples)
             return climb.run(threat_model.sample(x), self.steps, stop=True)
         start = x + randn_like(x)
         for fraction, multiple in _RADII_OF_L1:
             wide = ball("l1", multiple * float(threat_model.radius))
-            climb = _Climb(network, wide, x, y, loss, self.eot_samples)
+            climb = _Climb(network, wide, x, y, loss, self.num_samples)
             x_adv, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
             start = climb.best
         return x_adv, wrong

@@ -42,7 +42,7 @@ class PGD:
         loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
-        eot_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
+        num_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
         sparsity: fraction of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
             update of batch normalisation's running statistics. Restored afterwards.
@@ -60,11 +60,11 @@ class PGD:
         restarts: int = 1,
         loss: Literal["cross_entropy", "margin", "dlr"] | Loss = "cross_entropy",
         early_stop: bool = False,
-        eot_samples: int = 1,
+        num_samples: int = 1,
         sparsity: float = 0.01,
         mode: Mode = "eval",
     ) -> None:
-        for name, count in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
+        for name, count in (("steps", steps), ("restarts", restarts), ("num_samples", num_samples)):
             require(count >= 1, name, count, "give at least 1")
         fits = step_size is None or 0 < step_size < float("inf")
         require(fits, "step_size", step_size, "give a positive, finite fraction of the radius")
@@ -79,7 +79,7 @@ class PGD:
         self.restarts = restarts
         self.loss = named_loss(loss)
         self.early_stop = early_stop
-        self.eot_samples = eot_samples
+        self.num_samples = num_samples
         self.sparsity = sparsity
         self.mode: Mode = mode
 
@@ -114,7 +114,7 @@ class PGD:
     def _strongest(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         """Best of no perturbation and all restarts: misclassified first, loss second."""
         best = x.clone()
-        best_loss, broken = judge(network, loss, x, y, self.eot_samples)
+        best_loss, broken = judge(network, loss, x, y, self.num_samples)
         for _ in range(self.restarts):
             remaining = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
             if len(remaining) == 0:
@@ -122,7 +122,7 @@ class PGD:
             images, labels = x[remaining], y[remaining]
             with part(remaining if self.early_stop else None):
                 x_adv = self.ascend(network, threat_model.select(remaining), images, labels, loss)
-                value, wrong = judge(network, loss, x_adv, labels, self.eot_samples)
+                value, wrong = judge(network, loss, x_adv, labels, self.num_samples)
             better = (wrong & ~broken[remaining]) | ((wrong == broken[remaining]) & (value > best_loss[remaining]))
             chosen = remaining[better]
             best[chosen], best_loss[chosen], broken[chosen] = x_adv[better], value[better], wrong[better]
@@ -138,7 +138,7 @@ class PGD:
         last, remaining = x_adv.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             with part(remaining if self.early_stop else None):
-                gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.eot_samples)
+                gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.num_samples)
             if self.early_stop and wrong.any():
                 last[remaining] = x_adv
                 on = ~wrong
@@ -172,7 +172,7 @@ class FGSM(PGD):
             al. 2020).
         random_start: begin at a random point of the threat model instead of the image.
         loss: what is ascended.
-        eot_samples: passes over which the gradient is averaged.
+        num_samples: passes over which the gradient is averaged.
         mode: the network's mode meanwhile.
 
     Raises:
@@ -184,8 +184,8 @@ class FGSM(PGD):
         step_size: float = 1.0,
         random_start: bool = False,
         loss: Literal["cross_entropy", "margin", "dlr"] | Loss = "cross_entropy",
-        eot_samples: int = 1,
+        num_samples: int = 1,
         mode: Mode = "eval",
     ) -> None:
         start: Start = "random" if random_start else "clean"
-        super().__init__(1, step_size, start=start, loss=loss, eot_samples=eot_samples, mode=mode)
+        super().__init__(1, step_size, start=start, loss=loss, num_samples=num_samples, mode=mode)

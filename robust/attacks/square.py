@@ -25,21 +25,21 @@ class Square:
     Args:
         queries: passes of each example at most; those that are misclassified are left out of the rest.
         first_area: fraction of the image that the first squares cover.
-        eot_samples: loss and verdict are taken over so many passes, for networks that draw random numbers (EOT).
+        num_samples: loss and verdict are taken over so many passes, for networks that draw random numbers (EOT).
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:
         SettingError: if a setting is out of its range; on use, if the threat model is not a box.
     """
 
-    def __init__(self, queries: int = 5000, first_area: float = 0.8, eot_samples: int = 1, mode: Mode = "eval") -> None:
+    def __init__(self, queries: int = 5000, first_area: float = 0.8, num_samples: int = 1, mode: Mode = "eval") -> None:
         require(queries >= 1, "queries", queries, "give at least 1")
         require(0 < first_area <= 1, "first_area", first_area, "give a fraction of the image in (0, 1]")
-        require(eot_samples >= 1, "eot_samples", eot_samples, "give at least 1")
+        require(num_samples >= 1, "num_samples", num_samples, "give at least 1")
         require(mode in MODES, "mode", mode, f"give one of {', '.join(MODES)}")
         self.queries = queries
         self.first_area = first_area
-        self.eot_samples = eot_samples
+        self.num_samples = num_samples
         self.mode: Mode = mode
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Square:
         require(threat_model.is_box, "threat_model", kind, "take APGD: Square searches boxes only")
         with attacking(network, self.mode, x, y) as (checked, x, y):
             best = x.clone()
-            loss, wrong = judge(checked, margin, x, y, self.eot_samples)
+            loss, wrong = judge(checked, margin, x, y, self.num_samples)
             remaining = (~wrong).nonzero().squeeze(1)
             budgets = torch.as_tensor(threat_model.radius).to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
@@ -71,7 +71,7 @@ class Square:
                             self._squares(images, query), images + _signs(images) * ends, best[remaining]
                         )
                     tried = PixelBox(ends).project(moved, images)
-                    value, wrong = judge(checked, margin, tried, y[remaining], self.eot_samples)
+                    value, wrong = judge(checked, margin, tried, y[remaining], self.num_samples)
                 better = (value > loss[remaining]) | wrong
                 chosen = remaining[better]
                 best[chosen], loss[chosen] = tried[better], value[better]

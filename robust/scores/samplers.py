@@ -42,33 +42,33 @@ class UniformBall:
     See :mod:`robust.scores.cut_ball`. Drawn on the CPU; memory for E * samples images.
 
     >>> x, epsilons = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0.1, 0.3])
-    >>> found = UniformBall(samples=50)(x, epsilons, keys=[0])
+    >>> found = UniformBall(num_samples=50)(x, epsilons, keys=[0])
     >>> distance = (found.images - x).flatten(2).norm(dim=2)
     >>> [bool((distance[0, inside] < epsilon).all()) for inside, epsilon in zip(found.inside[0], epsilons)]
     [True, True]
 
     Args:
-        samples: for each image and radius.
+        num_samples: for each image and radius.
 
     Raises:
         SettingError: if there are none; on use, if images are outside [0, 1] or radii negative or not finite.
     """
 
-    def __init__(self, samples: int = 100) -> None:
-        require(samples >= 1, "samples", samples, "give at least 1")
-        self.samples = samples
+    def __init__(self, num_samples: int = 100) -> None:
+        require(num_samples >= 1, "num_samples", num_samples, "give at least 1")
+        self.num_samples = num_samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
-        """Uniform draws around ``x`` (B, C, H, W) for radii (E,): N = E * samples, those of each radius in its ball."""
+        """Uniform draws around ``x`` (B, C, H, W), N = E * num_samples: those of each of the radii (E,) in its ball."""
         check_images(x)
         fits = bool(((epsilons >= 0) & epsilons.isfinite()).all())
         require(fits, "epsilons", epsilons.tolist(), "give finite radii of at least 0")
-        E, count = len(epsilons), len(epsilons) * self.samples
+        E, count = len(epsilons), len(epsilons) * self.num_samples
         images = torch.empty(len(x), count, *x.shape[1:], dtype=x.dtype)
         for image, own, key in zip(images, x.cpu(), keys, strict=True):
-            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.samples, generator(key, 0))
+            delta = draw_from_cut_balls(own.flatten(), epsilons.cpu(), self.num_samples, generator(key, 0))
             image.copy_((own.double() + delta.view_as(image)).clamp(0.0, 1.0))
-        index = torch.arange(count, device=x.device) // self.samples
+        index = torch.arange(count, device=x.device) // self.num_samples
         inside = index == torch.arange(E, device=x.device)[:, None]
         return Neighbours(images.to(x.device), inside.expand(len(x), -1, -1))
 
@@ -83,7 +83,7 @@ class OnManifold:
             checkpoint.
         checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
         sigma: std of the noise on the codes.
-        samples: for each image.
+        num_samples: for each image.
 
     Raises:
         SettingError: if a setting is out of its range, the checkpoint does not fit, or neither of both is given.
@@ -94,10 +94,10 @@ class OnManifold:
         autoencoder: Autoencoder | None = None,
         checkpoint: str | None = None,
         sigma: float = 0.06,
-        samples: int = 50,
+        num_samples: int = 50,
     ) -> None:
         require(sigma > 0, "sigma", sigma, "give a positive std")
-        require(samples >= 1, "samples", samples, "give at least 1")
+        require(num_samples >= 1, "num_samples", num_samples, "give at least 1")
         if autoencoder is None:
             if checkpoint is None:
                 raise SettingError(
@@ -107,18 +107,18 @@ class OnManifold:
         elif checkpoint is not None:
             load_autoencoder(autoencoder, checkpoint, "checkpoint")
         self.autoencoder = autoencoder.requires_grad_(False).eval()
-        self.sigma, self.samples = sigma, samples
+        self.sigma, self.num_samples = sigma, num_samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
         """Images decoded near the codes of ``x`` (B, C, H, W): the same N for all radii (E,)."""
         autoencoder = self.autoencoder.to(x)
         with torch.no_grad():
             codes = autoencoder.encode(x)
-            size = (self.samples, codes.shape[1])
+            size = (self.num_samples, codes.shape[1])
             noise = torch.stack([torch.randn(size, generator=generator(key, 0), dtype=codes.dtype) for key in keys])
             codes = codes[:, None] + self.sigma * noise.to(x.device)
             images = autoencoder.decode(codes.flatten(0, 1)).clamp(0.0, 1.0)
-        images = images.view(len(x), self.samples, *x.shape[1:])
+        images = images.view(len(x), self.num_samples, *x.shape[1:])
         return Neighbours(images, _inside(x, images, epsilons), codes)
 
 

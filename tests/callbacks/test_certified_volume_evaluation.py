@@ -46,7 +46,7 @@ class Counting(LargestCertifiedBox):
 
 
 def test_metrics_equal_a_direct_computation(trained, tmp_path):
-    callback = CertifiedVolume(ibp(), samples=40, epsilons=[0.05, 0.02], seed=3)
+    callback = CertifiedVolume(ibp(), num_samples=40, epsilons=[0.05, 0.02], seed=3)
     metrics = volumes(trained, tmp_path, callback)
     x, y = images()
     chosen = torch.randperm(299, generator=torch.Generator().manual_seed(3))[:40].sort().values
@@ -100,7 +100,7 @@ def constant():
 
 
 def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
-    callback = CertifiedVolume(Fixed(), samples=20, epsilons=[0.2, 0.3, 0.5])
+    callback = CertifiedVolume(Fixed(), num_samples=20, epsilons=[0.2, 0.3, 0.5])
     trainer = trainer_with(callback, default_root_dir=tmp_path)
     metrics = trainer.test(constant(), datamodule=Zeros(eval_batch_size=64), verbose=False)[0]
     name = "test/verified_error/certified_volume"
@@ -112,11 +112,11 @@ def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
 def test_a_certified_box_that_an_attack_breaks_stops_the_evaluation(trained, tmp_path):
     message = r"unsound bound: FeedForwardVerifier certified \d+ of 20 .* in the box that it found, in the data at \d+"
     with pytest.raises(ContradictionError, match=message):
-        volumes(copy.deepcopy(trained), tmp_path, CertifiedVolume(Fixed(), samples=20))
+        volumes(copy.deepcopy(trained), tmp_path, CertifiedVolume(Fixed(), num_samples=20))
 
 
 def test_an_interrupted_evaluation_continues(trained, tmp_path):
-    settings = {"samples": 30, "batch_size": 8}
+    settings = {"num_samples": 30, "batch_size": 8}
     whole = volumes(trained, tmp_path / "whole", CertifiedVolume(Counting(), **settings))
     settings["state_folder"] = str(tmp_path / "state")
     with pytest.raises(KilledError):
@@ -138,7 +138,7 @@ def test_an_interrupted_evaluation_continues(trained, tmp_path):
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_bar_shows_the_number_of_completed_images(shown, trained, tmp_path, capsys):
     trainer = pl.Trainer(accelerator="cpu", enable_progress_bar=shown, logger=False, default_root_dir=tmp_path)
-    callback = CertifiedVolume(ibp(steps=3), samples=5, batch_size=2)
+    callback = CertifiedVolume(ibp(steps=3), num_samples=5, batch_size=2)
     trainer.callbacks.append(callback)
     trainer.test(trained, datamodule=Digits(), verbose=False)
     printed = capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_a_bar_shows_the_number_of_completed_images(shown, trained, tmp_path, ca
 
 @pytest.mark.parametrize("other", ["search settings", "weights", "images"])
 def test_results_that_depend_on_other_values_are_refused(other, trained, tmp_path):
-    settings = {"samples": 2, "state_folder": str(tmp_path)}
+    settings = {"num_samples": 2, "state_folder": str(tmp_path)}
     volumes(trained, tmp_path / "run", CertifiedVolume(ibp(steps=1), **settings))
     search = ibp(steps=2 if other == "search settings" else 1)
     if other == "weights":
@@ -163,7 +163,7 @@ def test_results_that_depend_on_other_values_are_refused(other, trained, tmp_pat
 def test_a_file_without_results_is_refused(trained, tmp_path):
     (tmp_path / "process-0.pt").write_bytes(b"else")
     with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; .*holds no results"):
-        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2, state_folder=str(tmp_path)))
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=2, state_folder=str(tmp_path)))
 
 
 def test_a_row_of_several_processes_is_taken_once():
@@ -176,17 +176,17 @@ def test_a_row_of_several_processes_is_taken_once():
 
 
 def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
-    with pytest.raises(SettingError, match=r"trainer.limit_test_batches: got 1; .*CertifiedVolume.samples"):
-        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=2), limit_test_batches=1)
-    with pytest.raises(SettingError, match=r"CertifiedVolume.samples: got 300; the test has 299 images"):
-        volumes(trained, tmp_path, CertifiedVolume(ibp(), samples=300))
+    with pytest.raises(SettingError, match=r"trainer.limit_test_batches: got 1; .*CertifiedVolume.num_samples"):
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=2), limit_test_batches=1)
+    with pytest.raises(SettingError, match=r"CertifiedVolume.num_samples: got 300; the test has 299 images"):
+        volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=300))
 
 
 def test_a_network_that_cannot_be_bounded_raises_before_the_second_batch():
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Softplus(), nn.Linear(5, 10))
     seen = []
     other = pl.callbacks.LambdaCallback(on_test_batch_start=lambda *args: seen.append(args[3]))
-    trainer = trainer_with(other, CertifiedVolume(ibp(), samples=2))
+    trainer = trainer_with(other, CertifiedVolume(ibp(), num_samples=2))
     with pytest.raises(UnsupportedLayerError, match="Softplus"):
         trainer.test(StandardTraining(classifier), Digits(eval_batch_size=64))
     assert len(seen) == 1
@@ -194,7 +194,7 @@ def test_a_network_that_cannot_be_bounded_raises_before_the_second_batch():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("samples", 0), ("batch_size", 0), ("confidence", 1.0), ("epsilons", [0.1, 0.0]), ("epsilons", [1.5])],
+    [("num_samples", 0), ("batch_size", 0), ("confidence", 1.0), ("epsilons", [0.1, 0.0]), ("epsilons", [1.5])],
 )
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"^CertifiedVolume\.{setting}: got"):

@@ -32,6 +32,13 @@ def measured(module, *callbacks, **settings):
     ]
 
 
+def test_a_copy_of_a_tested_module_can_be_tested():
+    module = StandardTraining(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
+    first, again = (measured(module, limit_test_batches=1) for _ in range(2))
+    trainer_with(limit_test_batches=1).test(module, Digits(eval_batch_size=64), verbose=False)
+    assert measured(module, limit_test_batches=1) == again == first
+
+
 def measured_where_correct(module, *callbacks):
     """Test on the correct images, with a plain loader of batches of 64."""
     module = copy.deepcopy(module).eval()
@@ -147,10 +154,10 @@ class Residual(nn.Module):
 def test_evaluations_use_the_modules_verifier(tmp_path):
     module = ContextualBudgets(Residual(), verifier=LirpaVerifier(), epsilon=0.01)
     search = LargestCertifiedBox(steps=2)
-    metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, samples=2), default_root_dir=tmp_path)
+    metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, num_samples=2), default_root_dir=tmp_path)
     assert metrics["test/clean_error"] <= metrics["test/verified_error/uniform"]
     assert metrics["test/certified_volume/samples"] == 2
-    other = CertifiedVolume(LargestCertifiedBox(FeedForwardVerifier("ibp"), steps=2), samples=2)
+    other = CertifiedVolume(LargestCertifiedBox(FeedForwardVerifier("ibp"), steps=2), num_samples=2)
     with pytest.raises(SettingError, match=r"CertifiedVolume.search.init_args.verifier: got 'FeedForwardVerifier'"):
         measured(module, other)
 

@@ -102,7 +102,7 @@ def sampler():
         for name, parameter in autoencoder.named_parameters():
             if name.endswith("weight"):
                 parameter.mul_(30)  # images that are not grey all over
-    return OnManifold(autoencoder, samples=6, sigma=1.0)
+    return OnManifold(autoencoder, num_samples=6, sigma=1.0)
 
 
 def test_r4_and_its_record(trained, sampler, tmp_path):

@@ -43,7 +43,7 @@ def test_metrics_equal_a_plain_computation(noisy):
         expected.update(metrics | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
         fractions[name] = correct.mean(0)
 
-    attacks = {"pgd": PGD(3), "pgd/eot": PGD(3, eot_samples=4)}
+    attacks = {"pgd": PGD(3), "pgd/eot": PGD(3, num_samples=4)}
     with torch.no_grad():
         with numbered((0,), range(299)), part():
             classify("clean", x)
@@ -64,7 +64,7 @@ def test_metrics_equal_a_plain_computation(noisy):
     worst = torch.stack([fractions[name] for name in ("pgd", "pgd/eot", "pgd/mean_network")]).amin(0).mean()
     expected |= dict.fromkeys(("pgd/worst", "union", "average"), worst)
 
-    measured = evaluate(noisy, PGD(3), num_samples=6, eot_samples=4)
+    measured = evaluate(noisy, PGD(3), num_samples=6, gradient_samples=4)
     assert measured == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-6)
     assert 0 < measured["pgd/std"] < measured["pgd/worst"] < measured["pgd"] < measured["clean"] < 1
 
@@ -81,7 +81,7 @@ def test_noise_that_hides_the_gradient_is_found_out(noisy):
 
 
 def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(noisy):
-    own = evaluate(noisy, PGD(1, eot_samples=2), num_samples=2)
+    own = evaluate(noisy, PGD(1, num_samples=2), num_samples=2)
     assert {name for name in own if name.startswith("pgd")} == {"pgd", "pgd/std", "pgd/vote"}
 
     evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))}, every_n_epochs=1, num_samples=2)
@@ -97,11 +97,11 @@ def test_without_noise_the_metrics_are_those_of_any_network(noisy):
 
 
 def test_without_noise_the_expectation_is_left_out(trained):
-    attack = PGD(2, start="clean", eot_samples=7)
+    attack = PGD(2, start="clean", num_samples=7)
     passes = []
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
     metrics = evaluate(trained, attack)
     hook.remove()
     assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, clean_error, clean, two steps, the verdict
     assert metrics == evaluate(trained, PGD(2, start="clean"))
-    assert attack.eot_samples == 7
+    assert attack.num_samples == 7

@@ -47,7 +47,7 @@ def test_stochastic_methods_and_their_baseline_learn(method, tmp_path, undefende
     """Under gradients of one draw, of the mean of several draws, and of the network without noise."""
     settings = ["--model.attack.steps=3"]
     noisy = method != "mixed_adversarial_training"
-    settings += ["--trainer.callbacks.eot_samples=5"] if noisy else []
+    settings += ["--trainer.callbacks.gradient_samples=5"] if noisy else []
     settings += ["--model.noise_delay=1", "--model.adversarial_delay=2"] if method == "learn2perturb" else []
     metric = "pgd/worst" if noisy else "pgd"
     assert robust_accuracy(method, tmp_path, *settings, metric=metric) > undefended + MARGIN

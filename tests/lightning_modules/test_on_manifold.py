@@ -91,7 +91,7 @@ def test_a_step_of_r4_training(trained, through):
         autoencoder_checkpoint=trained,
         score_weight=0.7,
         sigma=0.5,
-        samples=4,
+        num_samples=4,
         optimizer=sgd,
     )
     module.grad_through_reference = through
@@ -253,7 +253,7 @@ def test_input_noise_is_in_training_alone():
     [
         (lambda: OnManifoldRobustness(classifier(), autoencoder(), score_weight=-1), r"model\.score_weight: got -1"),
         (lambda: OnManifoldRobustness(classifier(), autoencoder(), sigma=0), r"model\.sigma: got 0"),
-        (lambda: OnManifoldRobustness(classifier(), autoencoder(), samples=0), r"model\.samples: got 0"),
+        (lambda: OnManifoldRobustness(classifier(), autoencoder(), num_samples=0), r"model\.num_samples: got 0"),
         (lambda: OnManifoldRobustness(classifier(), autoencoder(), radii=0), r"model\.radii: got 0"),
         (lambda: OnManifoldRobustness(classifier(), autoencoder(), smallest_radius=0), r"model\.smallest_radius"),
         (lambda: OnManifoldAdversarialTraining(classifier(), autoencoder(), safe_code=0), r"model\.safe_code: got 0"),

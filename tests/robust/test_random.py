@@ -146,7 +146,7 @@ def noisy(kind):
 
 ATTACKS = {
     "pgd": (PGD(4), LinfBall(0.1)),
-    "early stop": (PGD(4, restarts=3, early_stop=True, eot_samples=2), LinfBall(0.1)),
+    "early stop": (PGD(4, restarts=3, early_stop=True, num_samples=2), LinfBall(0.1)),
     "restarts": (PGD(3, restarts=2, start="gaussian"), L2Ball(0.5)),
     "apgd": (APGD(5, restarts=2), LinfBall(0.1)),
     "apgd l1": (APGD(9, restarts=2), L1Ball(2.0)),

@@ -69,7 +69,7 @@ def test_r1_of_two_gaussians_is_the_integral_of_the_distance_to_the_boundary():
     assert len(walls) == 2
     expected = (GRID[:, None] - walls).abs().amin(1).mean()
     epsilons = (torch.arange(15) + 0.5).double() / 15
-    found = estimated(R1(UniformBall(samples=100)), bayes, torch.zeros(1500, 1, 1, 1).double(), epsilons)
+    found = estimated(R1(UniformBall(num_samples=100)), bayes, torch.zeros(1500, 1, 1, 1).double(), epsilons)
     assert found["integral"] == pytest.approx(float(expected), rel=0.03)
     assert found["normalized"] == pytest.approx(float(expected), rel=0.03)
 
@@ -81,7 +81,7 @@ def test_r2_of_two_gaussians_by_samples_weighs_by_the_density():
     expected = ((GRID[:, None] - walls).abs().amin(1) * weights).sum() / weights.sum()
     x = mixture(500, torch.Generator().manual_seed(0))
     epsilons = (torch.arange(40) + 0.5).double() / 40
-    found = estimated(R2(UniformBall(samples=150)), bayes, x, epsilons)
+    found = estimated(R2(UniformBall(num_samples=150)), bayes, x, epsilons)
     assert found["integral"] == pytest.approx(float(expected), rel=0.05)
 
 
@@ -161,7 +161,7 @@ def test_draws_depend_on_the_key_alone():
         autoencoder.decoder[-2].weight.mul_(100)
     x = torch.rand(3, 1, 16, 16)
     epsilons = torch.tensor([1.0, 4.0])
-    for sampler in (UniformBall(4), OnManifold(autoencoder, samples=4)):
+    for sampler in (UniformBall(4), OnManifold(autoencoder, num_samples=4)):
         together = sampler(x, epsilons, [5, 6, 7])
         torch.manual_seed(99)
         alone = sampler(x[1:2], epsilons, [6])
@@ -176,7 +176,7 @@ def test_on_the_manifold_samples_are_decoded_noisy_codes():
         autoencoder.decoder[-2].weight.mul_(100)  # an image that is not grey all over
     before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
     x = torch.rand(2, 1, 16, 16)
-    found = OnManifold(autoencoder, sigma=0.5, samples=500)(x, torch.tensor([0.01, 8.0, 20.0]), [1, 2])
+    found = OnManifold(autoencoder, sigma=0.5, num_samples=500)(x, torch.tensor([0.01, 8.0, 20.0]), [1, 2])
     noise = (found.codes - autoencoder.encode(x)[:, None]) / 0.5
     assert noise.mean().abs() < 0.05
     assert noise.std() == pytest.approx(1, abs=0.05)
@@ -231,9 +231,9 @@ def test_radii_are_uniform_up_to_the_diameter_and_belong_to_the_seed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UniformBall(samples=0), "samples: got 0"),
+        (lambda: UniformBall(num_samples=0), "num_samples: got 0"),
         (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), sigma=0), "sigma: got 0"),
-        (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), samples=0), "samples: got 0"),
+        (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), num_samples=0), "num_samples: got 0"),
         (lambda: OnManifold(Autoencoder((1, 16, 16), 2, 2), "absent.ckpt"), "checkpoint: got 'absent.ckpt'; no such"),
     ],
 )

@@ -146,7 +146,7 @@ class Noisy(nn.Module):
 def test_expectation_over_randomness_is_the_mean_of_independent_gradients():
     network, x, y, w = linear()
     noisy = Noisy(network)
-    x_adv = PGD(1, 0.1, True, "clean", loss="margin", eot_samples=7)(noisy, L2Ball(1.0), x, y)
+    x_adv = PGD(1, 0.1, True, "clean", loss="margin", num_samples=7)(noisy, L2Ball(1.0), x, y)
     assert len(noisy.drawn) == 7  # a pass each: a network may draw once for a whole batch
     mean = torch.stack(noisy.drawn).mean(0).flatten()
     gradient = (mean * (1 - 2 * y))[:, None] * w
