@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -22,7 +21,7 @@ import lightning_modules
 from cli import checkpoints
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
-from cli.data_sizes import sizes_from_data
+from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
@@ -133,7 +132,7 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         settings = config.data
         try:
-            config.data = self._parser(self.subcommand).instantiate_classes(Namespace(data=settings)).data
+            config.data = build_data(self._parser(self.subcommand), settings)
             for key, value in sizes_from_data(self.results.config["model"], config.data).items():
                 config.model[key] = value
             super().instantiate_classes()

@@ -7,12 +7,18 @@ from inspect import isclass
 from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
 from datamodules import ImageDataModule
 
-NAMES = ("num_classes", "image_shape")
+_NAMES = ("num_classes", "image_shape")
+
+
+def build_data(parser: ArgumentParser, settings: Namespace) -> ImageDataModule:
+    """The data module of its settings, built before the model."""
+    data: ImageDataModule = parser.instantiate_classes(Namespace(data=settings)).data  # type: ignore[no-untyped-call]
+    return data
 
 
 def sizes_from_data(model: dict[str, Any], data: ImageDataModule) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def sizes_from_data(model: dict[str, Any], data: ImageDataModule) -> dict[str, A
     Returns:
         The new values by the settings' keys, such as ``init_args.classifier.init_args.num_classes``.
     """
-    values = {name: getattr(data, name) for name in NAMES if hasattr(data, name)}
+    values = {name: getattr(data, name) for name in _NAMES if hasattr(data, name)}
     changed: dict[str, Any] = {}
     for key, kind, settings in _classes(model, ""):
         names = [name for name in values if name in settings and not _equal(settings[name], values[name])]

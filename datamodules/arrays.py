@@ -133,7 +133,7 @@ def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
         if place.suffix == ".npz":
             with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file}
-            return {name: partial(torch.Tensor.view_as, array, array) for name, array in arrays.items()}
+            return {name: partial(torch.as_tensor, array) for name, array in arrays.items()}
         from safetensors import safe_open
 
         tensors: Any = safe_open(place, framework="pt")

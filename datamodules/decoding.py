@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from robust.errors import SettingError, require
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PALETTE = 3
 _ORIENTATION = 0x112  # EXIF tag
 # EXIF orientation to: whether rows and columns are exchanged, then the flipped dimensions of (C, H, W)
 _TURNS = {2: (False, [2]), 3: (False, [1, 2]), 4: (False, [1]), 5: (True, []), 6: (True, [2]), 7: (True, [1, 2])}
@@ -98,33 +99,59 @@ def _decoded(path: Path, setting: str) -> Tensor:
         content = path.read_bytes()  # torchvision's own reading does not say why it fails
         if not content:
             raise ValueError("the file is empty")
-        # torchvision fills in a wrong alpha channel for palettes and bits without transparency, hence RGB for these
-        mode = ImageReadMode.RGB_ALPHA if _png_has_alpha(content) else ImageReadMode.RGB
-        webp = content[8:12] == b"WEBP"
-        mode = ImageReadMode.UNCHANGED if webp else mode
+        webp, png = content[8:12] == b"WEBP", content.startswith(_PNG)
+        mode = ImageReadMode.UNCHANGED if webp else _png_mode(content) if png else ImageReadMode.RGB
         image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, True)
         if webp:
             image = _turned(image, content)
+        elif png and len(image) == 3:
+            image = _without_colour(image, content)
         if image.ndim != 3:
             raise ValueError("it has several frames")
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0].split(", ")[-1]
+        reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0]
+        reason = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", reason)  # place in torchvision's source
         error_ = SettingError(setting, str(path), f"cannot read this image ({reason}); repair or remove the file")
         raise ImageFileError(str(error_)) from error
     return image.float().div(257) if image.dtype == torch.uint16 else image.float()
 
 
-def _png_has_alpha(content: bytes) -> bool:
-    """Whether a PNG has an alpha channel, or a chunk tRNS before its pixels."""
-    return content.startswith(_PNG) and (content[25] in (4, 6) or b"tRNS" in _png_chunks(content))
+def _png_mode(content: bytes) -> Any:
+    """RGB_ALPHA for an alpha channel or a palette with transparency, else RGB.
+
+    torchvision would fill in a wrong alpha channel for palettes and bits without transparency.
+    """
+    from torchvision.io import ImageReadMode
+
+    kind = content[25]
+    has_alpha = kind in (4, 6) or (kind == _PALETTE and _transparency(content) is not None)
+    return ImageReadMode.RGB_ALPHA if has_alpha else ImageReadMode.RGB
 
 
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    """Names of the chunks before the pixels."""
+def _transparency(content: bytes) -> bytes | None:
+    """The chunk tRNS of a PNG, which comes before its pixels."""
     start = len(_PNG)
     while start + 8 <= len(content) and (name := content[start + 4 : start + 8]) != b"IDAT":
-        yield name
-        start += 12 + int.from_bytes(content[start : start + 4], "big")
+        size = int.from_bytes(content[start : start + 4], "big")
+        if name == b"tRNS":
+            return content[start + 8 : start + 8 + size]
+        start += 12 + size
+    return None
+
+
+def _without_colour(image: Tensor, content: bytes) -> Tensor:
+    """Make the pixels (3, H, W) white whose colour the PNG declares transparent, which torchvision ignores."""
+    chunk = _transparency(content)
+    if chunk is None:
+        return image
+    bits = content[24]
+    largest = 2**bits - 1
+    # samples of 2 bytes, of which the image's bits count; torchvision spreads fewer than 8 bits over a byte
+    samples = [int.from_bytes(chunk[i : i + 2], "big") & largest for i in range(0, len(chunk), 2)]
+    colour = torch.tensor(samples).view(-1, 1, 1) * (255 // largest if bits < 8 else 1)
+    white = 255 if bits <= 8 else largest
+    whole = image.to(torch.int32)  # torch does not compare uint16
+    return whole.masked_fill((whole == colour).all(0), white).to(image.dtype)
 
 
 def _turned(image: Tensor, content: bytes) -> Tensor:

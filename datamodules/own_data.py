@@ -244,8 +244,9 @@ class OwnImages(OwnData):
         files = FileImages(paths, labels, self.image_shape, read)
         size = len(paths) * self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
         kept = size <= LARGEST_IN_MEMORY if self.in_memory is None else self.in_memory
-        place = "kept in memory" if kept else f"decoded by {self.num_workers or 'no'} workers (data.num_workers)"
-        rank_zero_info(f"Data: {len(paths):,} {part} images, {size / 1e6:,.1f} MB of pixels, are {place}")
+        place = "kept in memory" if kept else f"decoded for each batch by data.num_workers {self.num_workers}"
+        what = f"{len(paths):,} images without labels" if part == "predict" else f"the {part} images"
+        rank_zero_info(f"Data: {what}, {size / 1e6:,.1f} MB of pixels, are {place}")
         return files.in_memory(self.num_classes) if kept else files
 
 
