@@ -73,8 +73,8 @@ class Predictions(Callback):
             return
         predictions = outputs["prediction"]
         parts = batch if isinstance(batch, list | tuple) else [batch]
-        labels = parts[1] if len(parts) > 1 else torch.full_like(predictions, -1)
-        columns = {"label": labels, "prediction": predictions}
+        columns = {"label": parts[1]} if len(parts) > 1 else {}
+        columns["prediction"] = predictions
         if "logits" in outputs:
             columns["probability"] = outputs["logits"].float().softmax(1)
         if self._certifies:
@@ -130,7 +130,7 @@ def _table(rows: dict[str, list[Any]], data: Any) -> Iterator[list[Any]]:
     files = data.file_names(data.predict_part) if hasattr(data, "file_names") else None
     columns: dict[str, list[Any]] = {
         "sample": rows["index"],
-        "label": ["" if label < 0 else label for label in rows["label"]],
+        "label": rows.get("label", [""] * len(rows["index"])),
         "prediction": rows["prediction"],
     }
     if names:
