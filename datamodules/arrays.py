@@ -63,7 +63,7 @@ class Arrays(OwnData):
         self._by_split = "train_images" in self._arrays
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}
         count = 1 + max(int(labels.max()) for labels in self._labels.values())
-        names = self.given_names or [str(index) for index in range(count)]
+        names = [str(index) for index in range(count)] if self.given_names is None else self.given_names
         remedy = f"the labels go up to {count - 1}: name {count} classes or more"
         require(len(names) >= count, "data.class_names", self.given_names, remedy)
         self.set_classes(names, "data.path" if self.given_names is None else "data.class_names")

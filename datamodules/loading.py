@@ -96,8 +96,7 @@ class TensorImages(LabelledImages):
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images at ``indices`` (B,), uint8 of shape (B, C, H, W)."""
-        # index_select copies whole images, ten times as fast as indexing
-        return self.images.index_select(0, indices)
+        return self.images.index_select(0, indices)  # copies whole images, ten times as fast as indexing
 
 
 class ImageFileError(SettingError):
@@ -133,8 +132,11 @@ class FileImages(LabelledImages):
 
     def in_memory(self, num_classes: int) -> TensorImages:
         """All images, decoded in parallel."""
+        images = torch.empty(len(self.paths), *self.image_shape, dtype=torch.uint8)
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-            return TensorImages(torch.stack(list(pool.map(self.read, self.paths))), self.labels, num_classes)
+            for index, image in enumerate(pool.map(self.read, self.paths)):
+                images[index] = image
+        return TensorImages(images, self.labels, num_classes)
 
 
 class RawImages(Dataset[Batch]):

@@ -252,4 +252,5 @@ class OwnImages(OwnData):
 
 def _sorted(names: set[str]) -> list[str]:
     """Sorted as text, or as numbers if all are whole numbers."""
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import train
-from callbacks import Predictions
+from callbacks import DecisionBoundary, Predictions
+from callbacks.pictures.base import class_name
+from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
 from robust.bounds import FeedForwardVerifier, certify
 from robust.errors import SettingError
@@ -141,6 +143,19 @@ def test_two_processes_write_each_prediction_once(trained, tmp_path):
     assert [row["file"] for row in one] == [row["file"] for row in two]
     assert [row["certified_epsilon/learned"] for row in one] == [row["certified_epsilon/learned"] for row in two]
     assert list(tmp_path.rglob("predictions*.csv")) == [tmp_path / name / "predictions.csv" for name in ("one", "two")]
+
+
+def test_pictures_name_the_classes(tmp_path):
+    module, data = stored(), Digits()
+    assert class_name(module, 3) == "class 3"
+    data.class_names = tuple("abcdefghij")
+    trainer_with(DecisionBoundary(count=2, points=3), default_root_dir=tmp_path).test(module, data, verbose=False)
+    assert class_name(module, 3) == "d"
+    x, y = data.images("test")[[0, 1]]
+    figure = DecisionBoundary(count=2, points=3).figure(module, x, y)
+    assert [axis.get_title() for axis in figure.axes] == [data.class_names[label] for label in y.tolist()]
+    figure = draw_budgets(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), names=["a", "b"])
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["a", "b"]
 
 
 class TestPredictions:

@@ -220,7 +220,7 @@ class TestTable:
         rows = [("ü 1.png", "10", "train"), ("b.png", "9", "test")]
         data = self.table(tmp_path, rows, ("file", "kind", "part"), root=str(tmp_path / "bilder"),
                           path_column="file", label_column="kind", split_column="part")  # fmt: skip
-        assert data.class_names == ("9", "10")
+        assert data.class_names == ("9", "10")  # sorted as numbers
         assert data.file_names("train") == ["ü 1.png"]
         assert data.images("test").labels.tolist() == [0]
 
