@@ -35,14 +35,14 @@ class Predictions(Callback):
       perturbed image provably has the predicted class, 0 if there is none; rounding errors are bounded, as in tests
       (:func:`robust.bounds.certify`)
 
-    Every run of ``train.py predict`` has this callback; one in ``trainer.callbacks`` takes its place.
+    Every run of ``train.py predict`` has this callback; one that certifies, in ``trainer.callbacks``, takes its place.
 
     Args:
         verifier: certifies the predictions; by default, with ``epsilons``, the module's, else IBP.
         epsilons: sizes of the threat models in (0, 1], in pixel units; by default, with ``verifier``, the module's.
 
     Raises:
-        SettingError: if a size is out of range, or the verifier cannot bound the network.
+        SettingError: if a size is out of range, the verifier cannot bound the network, or two callbacks certify.
     """
 
     def __init__(self, verifier: Verifier | None = None, epsilons: list[float] | None = None) -> None:
@@ -53,13 +53,14 @@ class Predictions(Callback):
         self._rows: Gathered | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the predictions can be certified, if they are to be."""
-        if stage == "predict" and self._certifies:
-            kind = type(pl_module).__name__
-            require(
-                isinstance(pl_module, RobustClassifier), "model", kind, "it is no classifier; no Predictions.verifier"
-            )
-            check_precision(pl_module, trainer, type(self).__name__)
+        """Check that the predictions can be certified, if they are to be, and that no other callback does it."""
+        if stage != "predict" or not self._certifies:
+            return
+        count = sum(other._certifies for other in _of_run(trainer))
+        require(count == 1, "trainer.callbacks", f"{count} x Predictions", "give one with verifier or epsilons")
+        remedy = "it is no classifier; leave out Predictions.verifier and epsilons"
+        require(isinstance(pl_module, RobustClassifier), "model", type(pl_module).__name__, remedy)
+        check_precision(pl_module, trainer, type(self).__name__)
 
     def on_predict_start(self, trainer: Trainer, pl_module: TrainingModule) -> None:  # type: ignore[override]
         """Reset; a stopped prediction may have left rows."""
@@ -103,9 +104,8 @@ class Predictions(Callback):
         return self.verifier is not None or self.epsilons is not None
 
     def _writes(self, trainer: Trainer) -> bool:
-        """Whether this is the run's first such callback: the command line's own comes after the user's."""
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, Predictions)) is self
+        """Whether this callback writes the file: the one that certifies, else the first."""
+        return self is next((other for other in _of_run(trainer) if other._certifies), _of_run(trainer)[0])
 
     def _certified(self, module: RobustClassifier, images: Tensor, predictions: Tensor) -> dict[str, Tensor]:
         """The largest certified size of each image in each threat model, (B,), by column."""
@@ -122,6 +122,12 @@ class Predictions(Callback):
                     before = sizes.get(column, torch.zeros(len(x), dtype=torch.float64, device=x.device))
                     sizes[column] = torch.where(certified, epsilon, before)
         return sizes
+
+
+def _of_run(trainer: Trainer) -> list[Predictions]:
+    """The run's callbacks of this class; the last is the command line's own."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Predictions)]
 
 
 def _table(rows: dict[str, list[Any]], data: Any) -> Iterator[list[Any]]:

@@ -15,6 +15,7 @@ from robust.errors import SettingError
 from robust.threat_models import LinfBall
 from tests.callbacks.trained import stored, trainer_with
 from tests.datamodules.pictures import save, write_classes
+from tests.datamodules.test_loaders import Recorder
 from tests.testers import DDP, QUIET, assert_ends_equal, error_of, last_checkpoint, results_in
 from tests.two_processes import run_together
 
@@ -162,8 +163,8 @@ class TestPredictions:
     def test_data_with_labels_and_without_names(self, tmp_path):
         """The certified size is the largest one whose box the verifier certifies."""
         module = stored()
-        first, second = Predictions(epsilons=[0.01, 1.0, 0.001]), Predictions()
-        trainer_with(first, second, default_root_dir=tmp_path).predict(module, datamodule=Digits())
+        own, certifying = Predictions(), Predictions(epsilons=[0.01, 1.0, 0.001])
+        trainer_with(own, certifying, default_root_dir=tmp_path).predict(module, datamodule=Digits())
         rows = rows_in(tmp_path)
         assert list(rows[0])[:4] == ["sample", "label", "prediction", "probability/0"]
         assert len(rows) == 299
@@ -189,6 +190,13 @@ class TestPredictions:
         module.classifier.append(torch.nn.Softmax(1))
         with pytest.raises(SettingError, match=r"^Predictions\.verifier: got 'FeedForwardVerifier'; .*Softmax"):
             trainer_with(Predictions(epsilons=[0.1]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
+
+    def test_two_that_certify_and_a_model_that_is_no_classifier(self, tmp_path):
+        one, other = Predictions(epsilons=[0.1]), Predictions(verifier=FeedForwardVerifier())
+        with pytest.raises(SettingError, match=r"^trainer\.callbacks: got '2 x Predictions'; give one with verifier"):
+            trainer_with(one, other, default_root_dir=tmp_path).predict(stored(), datamodule=Digits())
+        with pytest.raises(SettingError, match=r"^model: got 'Recorder'; it is no classifier; leave out"):
+            trainer_with(one, default_root_dir=tmp_path).predict(Recorder(), datamodule=Digits())
 
     def test_weights_of_half_precision_are_not_certified(self, tmp_path):
         trainer = trainer_with(Predictions(epsilons=[0.1]), default_root_dir=tmp_path, precision="bf16-true")
