@@ -21,6 +21,7 @@ import lightning_modules
 from cli import checkpoints
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
+from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
@@ -128,8 +129,13 @@ class RobustCLI(LightningCLI):
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer, and raise their errors without the text that jsonargparse adds."""
+        """Build data, model and trainer, and raise their errors without the text that jsonargparse adds."""
+        config = self.config[self.subcommand]
+        settings = config.data
         try:
+            config.data = build_data(self._parser(self.subcommand), settings)
+            for key, value in sizes_from_data(self.results.config["model"], config.data).items():
+                config.model[key] = value
             super().instantiate_classes()
         except ValueError as error:
             for cause in causes(error):
@@ -138,6 +144,8 @@ class RobustCLI(LightningCLI):
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
             raise
+        finally:
+            config.data = settings
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         word = self.config[self.subcommand].get("ckpt_path")
         if word in WORDS:

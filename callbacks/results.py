@@ -40,9 +40,9 @@ class Results(Callback):
 
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
     ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]), ``command``, ``method``, ``epochs``,
-    ``config``, ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and
-    ``wall_time`` (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or
-    ``inf``.
+    ``config``, ``class_names`` (null if the data does not name them), ``optimizers`` (as they were used), ``seed``,
+    ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds). Numbers that are not finite are null;
+    ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -95,6 +95,7 @@ class Results(Callback):
             "versions": {"python": platform.python_version(), **installed_versions()},
             "device": describe_device(trainer),
             "optimizers": getattr(module, "used_optimizers", []),
+            "class_names": getattr(getattr(trainer, "datamodule", None), "class_names", None),
             "samples": {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")},
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,

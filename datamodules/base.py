@@ -14,10 +14,11 @@ from torch import Tensor
 from datamodules.augmentation import CropAndFlip, Placement
 from datamodules.loading import (
     Batch,
+    LabelledImages,
     RawImages,
     ResumableLoader,
     ShardedBatches,
-    TensorImages,
+    Unlabelled,
     part_of_batch,
     scaled,
     seeded,
@@ -25,13 +26,9 @@ from datamodules.loading import (
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]
+Part = Split | Literal["predict"]  # the splits, and pictures without labels
 
-_SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("test",),
-}
+_SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _LARGEST_SEED = 2**32 - 1
 
 
@@ -52,6 +49,8 @@ class ImageDataModule(LightningDataModule, ABC):
     Attributes:
         num_classes: number of classes.
         image_shape: (channels, height, width).
+        class_names: name of each class; None if the classes have only numbers.
+        predict_part: images that ``predict`` takes: the test split, or ``predict`` for images without labels.
         shuffle_seed: the seed in use, which a resumed run loads from the checkpoint.
 
     Raises:
@@ -60,6 +59,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     num_classes: int
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None = None
+    predict_part: Literal["test", "predict"] = "test"
 
     def __init__(
         self,
@@ -81,21 +82,29 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle_seed = self._seed_of_run()
-        self._images: dict[Split, TensorImages] = {}
-        self._indices: dict[Split, tuple[tuple[int, int], list[Tensor]]] = {}
+        self._images: dict[Part, LabelledImages] = {}
+        self._indices: dict[Part, tuple[tuple[int, int], list[Tensor]]] = {}
 
     @abstractmethod
-    def load(self, split: Split) -> TensorImages:
+    def load(self, split: Split) -> LabelledImages:
         """Read one split; data sets must implement this method alone (and ``prepare_data``, if they can download)."""
 
-    def images(self, split: Split) -> TensorImages:
-        """The images of a split, read at the first call."""
-        if split not in self._images:
-            loaded = self.load(split)
-            shape = tuple(loaded.images.shape[1:])
-            require(shape == self.image_shape, f"{split} images", shape, f"give the shape {self.image_shape}")
-            self._images[split] = loaded
-        return self._images[split]
+    def load_unlabelled(self) -> LabelledImages:
+        """Read the images without labels, if ``predict_part`` is ``predict``; their labels are not used."""
+        raise NotImplementedError
+
+    def file_names(self, part: Part) -> list[str] | None:
+        """The file of each image of a part, in the order of its indices; None if images have no file of their own."""
+        return None
+
+    def images(self, part: Part) -> LabelledImages:
+        """The images of a split, or those without labels, read at the first call."""
+        if part not in self._images:
+            loaded = self.load_unlabelled() if part == "predict" else self.load(part)
+            shape = loaded.image_shape
+            require(shape == self.image_shape, f"{part} images", shape, f"give the shape {self.image_shape}")
+            self._images[part] = loaded
+        return self._images[part]
 
     def setup(self, stage: str) -> None:
         """Read the splits of ``stage`` ("fit", "validate", "test" or "predict") and set the seed.
@@ -107,16 +116,16 @@ class ImageDataModule(LightningDataModule, ABC):
         require(overfit == 0, "trainer.overfit_batches", overfit, "leave it at 0 and use trainer.limit_train_batches")
         if stage == "fit" and self.augmentation is not None:
             self.augmentation.check(self.image_shape)
-        for split in _SPLITS_OF_STAGE[stage]:
-            self.images(split)
+        for part in _SPLITS_OF_STAGE.get(stage, (self.predict_part,)):
+            self.images(part)
         self._indices = {}
         if stage == "fit":
             self.shuffle_seed = self._seed_of_run()
             if self.trainer is not None:  # with different seeds, the batches of processes would overlap
                 self.shuffle_seed = int(self.trainer.strategy.broadcast(self.shuffle_seed))
 
-    def indices(self, split: Split, batch_idx: int) -> Tensor:
-        """Which images of a split this process has in a batch, int64 (B,).
+    def indices(self, split: Part, batch_idx: int) -> Tensor:
+        """Which images of a split, or of those without labels, this process has in a batch, int64 (B,).
 
         Training batches are those of the current epoch, the first of each step's for a module that asks for several.
         """
@@ -151,8 +160,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
-        """Test batches in order."""
-        return self._loader("test")
+        """Test batches in order, or those of the images without labels."""
+        return self._loader(self.predict_part)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training batches and scale images to [0, 1], on the batch's device."""
@@ -162,6 +171,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _prepare(self, batch: Any, stream: int) -> Any:
         assert self.trainer is not None
+        if isinstance(batch, Tensor):  # without labels
+            return self.trainer.precision_plugin.convert_input(scaled(batch))
         images, labels = batch
         if self.augmentation is not None and self.trainer.training:
             images = self.augmentation.apply(images, self._placement(self.augmentation, stream))
@@ -178,28 +189,33 @@ class ImageDataModule(LightningDataModule, ABC):
         return Placement(*(values[own] for values in drawn))
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, so that a resumed run uses it under another ``seed_everything``, too."""
-        return {"shuffle_seed": self.shuffle_seed}
+        """The seed of the order, so that a resumed run uses it under another ``seed_everything``, and the classes."""
+        names = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        return {"shuffle_seed": self.shuffle_seed, **names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the checkpoint's seed.
 
         Raises:
-            SettingError: if the checkpoint has no valid seed.
+            SettingError: if the checkpoint has no valid seed, or other classes than the data.
         """
-        seed = state_dict.get("shuffle_seed") if isinstance(state_dict, dict) else None
+        state = state_dict if isinstance(state_dict, dict) else {}
+        seed, names = state.get("shuffle_seed"), state.get("class_names")
         fits = isinstance(seed, int) and 0 <= seed <= _LARGEST_SEED
         require(fits, "ckpt_path", f"a data module's seed of {seed!r}", "give a checkpoint that fit wrote")
         assert isinstance(seed, int)
         self.shuffle_seed = seed
+        if names is not None and self.class_names is not None:
+            remedy = f"the checkpoint was trained with the classes {names}: give data of these, in this order"
+            require(names == list(self.class_names), "data.class_names", list(self.class_names), remedy)
 
-    def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
+    def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """Sampler of this process's indices in each batch; data sets override it to compose other training batches."""
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
-    def _batches(self, split: Split) -> ShardedBatches:
-        size = self.batch_size if split == "train" else self.eval_batch_size
-        return self.batches(self.images(split), size, train=split == "train")
+    def _batches(self, part: Part) -> ShardedBatches:
+        size = self.batch_size if part == "train" else self.eval_batch_size
+        return self.batches(self.images(part), size, train=part == "train")
 
     def _stream_seed(self, stream: int) -> int:
         """Seed of one of the independent orders; the first order has ``shuffle_seed``."""
@@ -208,15 +224,16 @@ class ImageDataModule(LightningDataModule, ABC):
     def _seed_of_run(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def _loader(self, split: Split) -> ResumableLoader:
-        images = self.images(split)
+    def _loader(self, part: Part) -> ResumableLoader:
+        images = self.images(part)
         # with a trainer, on_after_batch_transfer scales the images
-        dataset = images if self.trainer is None else RawImages(images)
+        dataset: Any = images if self.trainer is None else RawImages(images)
+        dataset = Unlabelled(images) if part == "predict" else dataset
         # keyword arguments, since Lightning rebuilds the loader of predict from them
         return ResumableLoader(
             dataset=dataset,
             batch_size=None,
-            sampler=self._batches(split),
+            sampler=self._batches(part),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -88,7 +88,7 @@ class _Pairs(ImageDataModule):
         Returns:
             Masks, bool (B, 1, H, W), that partition each image.
         """
-        images = self.images(split).images[indices]
+        images = self.images(split).pixels(indices)
         border, left = torch.zeros(2, len(images), 1, *images.shape[2:], dtype=torch.bool)
         border[:, :, :BORDER] = True
         left[:, :, BORDER:, : images.shape[3] // 2] = True
@@ -99,7 +99,7 @@ class _Pairs(ImageDataModule):
 
     def load(self, split: Split) -> TensorImages:
         """Read one split and pair its images."""
-        plain = super().load(split)  # type: ignore[safe-super]
+        plain: Any = super().load(split)  # type: ignore[safe-super]
         generator = seeded(self.pairing_seed, _SPLITS.index(split))
         return TensorImages(*double(plain.images, plain.labels, generator, self.pairing), self.num_classes)
 

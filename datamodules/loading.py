@@ -1,11 +1,14 @@
-"""Images in memory, the order of the batches, and loaders that resume exactly.
+"""Labelled images, the order of the batches, and loaders that resume exactly.
 
 ``batch_size`` is always that of the global batch: the images of one step over all processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +18,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from robust.errors import require
+from robust.errors import SettingError, require
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -37,8 +40,38 @@ def scaled(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-class TensorImages(Dataset[Batch]):
-    """Labelled images held in memory as bytes, read a whole batch at a time.
+class LabelledImages(Dataset[Batch], ABC):
+    """Labelled images that are read a whole batch at a time.
+
+    Args:
+        labels: int64, shape (N,).
+        image_shape: (C, H, W).
+    """
+
+    def __init__(self, labels: Tensor, image_shape: Sequence[int]) -> None:
+        self.labels = labels
+        self.image_shape = tuple(image_shape)
+
+    @abstractmethod
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (B,), uint8 or float32 in [0, 1], shape (B, C, H, W)."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor | list[int]) -> Batch:
+        """The batch of images at ``indices``, shape (B,)."""
+        images, labels = self.raw(torch.as_tensor(indices))
+        return Batch(scaled(images), labels)
+
+    def raw(self, indices: Tensor) -> Batch:
+        """The batch at ``indices``, with images as they are stored."""
+        return Batch(self.pixels(indices), self.labels.index_select(0, indices))
+
+
+class TensorImages(LabelledImages):
+    """Labelled images held in memory as bytes.
 
     Args:
         images: uint8, shape (N, C, H, W).
@@ -58,22 +91,52 @@ class TensorImages(Dataset[Batch]):
         require(fits, "labels", given, f"give int64 of shape ({len(images)},), one for each image")
         span = (int(labels.min()), int(labels.max()))
         require(span[0] >= 0 and span[1] < num_classes, "labels", span, f"give classes from 0 to {num_classes - 1}")
+        super().__init__(labels, images.shape[1:])
         self.images = images
-        self.labels = labels
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (B,), uint8 of shape (B, C, H, W)."""
+        return self.images.index_select(0, indices)  # copies whole images, ten times as fast as indexing
 
-    def __getitem__(self, indices: Tensor | list[int]) -> Batch:
-        """The batch of images at ``indices``, shape (B,)."""
-        images, labels = self.raw(torch.as_tensor(indices))
-        return Batch(scaled(images), labels)
 
-    def raw(self, indices: Tensor) -> Batch:
-        """The batch at ``indices`` with images as bytes."""
-        # index_select copies whole images, ten times as fast as indexing
-        return Batch(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+class ImageFileError(SettingError):
+    """A file that is no image; it can pass from a loader's worker to the run.
+
+    Args:
+        message: the whole message, or the traceback of a worker, whose last line is the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message.rstrip().split("\n")[-1].split("ImageFileError: ")[-1])
+
+
+class FileImages(LabelledImages):
+    """Labelled images that are decoded from their files when a batch asks for them.
+
+    Args:
+        paths: files of the N images.
+        labels: int64, shape (N,).
+        image_shape: (C, H, W).
+        read: decodes a file to uint8 of shape (C, H, W), and raises :class:`ImageFileError`.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Tensor, image_shape: Sequence[int], read: Callable[[Path], Tensor]
+    ) -> None:
+        super().__init__(labels, image_shape)
+        self.paths, self.read = paths, read
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (B,), uint8 of shape (B, C, H, W)."""
+        return torch.stack([self.read(self.paths[index]) for index in indices.tolist()])
+
+    def in_memory(self, num_classes: int) -> TensorImages:
+        """All images, decoded in parallel."""
+        images = torch.empty(len(self.paths), *self.image_shape, dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+            for index, image in enumerate(pool.map(self.read, self.paths)):
+                images[index] = image
+        return TensorImages(images, self.labels, num_classes)
 
 
 class RawImages(Dataset[Batch]):
@@ -83,7 +146,7 @@ class RawImages(Dataset[Batch]):
         images: images to read.
     """
 
-    def __init__(self, images: TensorImages) -> None:
+    def __init__(self, images: LabelledImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -91,8 +154,27 @@ class RawImages(Dataset[Batch]):
         return len(self.images)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        """The batch of images at ``indices``, shape (B,), as bytes."""
+        """The batch of images at ``indices``, shape (B,), as they are stored."""
         return self.images.raw(indices)
+
+
+class Unlabelled(Dataset[Tensor]):
+    """Images without their labels.
+
+    Args:
+        images: images to read.
+    """
+
+    def __init__(self, images: LabelledImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """The images at ``indices``, shape (B,), as they are stored."""
+        return self.images.pixels(indices)
 
 
 def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
@@ -129,7 +211,7 @@ class ShardedBatches(DistributedSampler[Tensor]):
 
     def __init__(
         self,
-        dataset: TensorImages,
+        dataset: LabelledImages,
         batch_size: int,
         *,
         shuffle: bool,

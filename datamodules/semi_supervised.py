@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, Split
-from datamodules.loading import ShardedBatches, TensorImages, seeded
+from datamodules.loading import LabelledImages, ShardedBatches, TensorImages, seeded
 from datamodules.pickles import read_trusted
 from robust.errors import SettingError, require
 
@@ -63,6 +63,7 @@ class SemiSupervised(ImageDataModule):
         self.labelled_in_batch = round(count)
         self.num_classes = labelled.num_classes
         self.image_shape = labelled.image_shape
+        self.class_names = labelled.class_names
 
     def prepare_data(self) -> None:
         """Prepare the labelled data."""
@@ -71,12 +72,15 @@ class SemiSupervised(ImageDataModule):
     def load(self, split: Split) -> TensorImages:
         """Read one split of the labelled images; append the pseudo-labelled images to the training split."""
         plain = self.labelled.load(split)
+        remedy = "give labelled images in memory: data.labelled.in_memory true"
+        require(isinstance(plain, TensorImages), "data.labelled", type(self.labelled).__name__, remedy)
+        assert isinstance(plain, TensorImages)
         if split != "train":
             return plain
         images, labels = self._read()
         return TensorImages(torch.cat([plain.images, images]), torch.cat([plain.labels, labels]), self.num_classes)
 
-    def batches(self, images: TensorImages, batch_size: int, *, train: bool) -> ShardedBatches:
+    def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """Sampler that mixes labelled and pseudo-labelled images in training; the usual sampler otherwise."""
         if not train:
             return super().batches(images, batch_size, train=train)
@@ -149,7 +153,7 @@ class MixedBatches(ShardedBatches):
 
     def __init__(
         self,
-        dataset: TensorImages,
+        dataset: LabelledImages,
         batch_size: int,
         pseudo_labelled: int,
         labelled_in_batch: int,

@@ -100,7 +100,7 @@ class _Watermarks(ImageDataModule):
 
     def watermarked(self, split: Split) -> Watermarked:
         """Images and labels of a split, and the positions of their watermarks."""
-        plain = super().load(split)  # type: ignore[safe-super]
+        plain: Any = super().load(split)  # type: ignore[safe-super]
         generator = seeded(self.watermark_seed, _SPLITS.index(split))
         return watermark(plain.images, plain.labels, generator, self.compositing)
 
@@ -117,8 +117,9 @@ class _Watermarks(ImageDataModule):
             Masks, bool (B, 1, H, W), that partition each image.
         """
         if split not in self._plain:
-            self._plain[split] = super().load(split).images  # type: ignore[safe-super]
-        plain, watermarked = self._plain[split][indices], self.images(split).images[indices]
+            images: Any = super().load(split)  # type: ignore[safe-super]
+            self._plain[split] = images.images
+        plain, watermarked = self._plain[split][indices], self.images(split).pixels(indices)
         mark = watermarked != plain
         digit = (plain > 0) & ~mark
         return {"watermark": mark, "digit": digit, "background": ~mark & ~digit}

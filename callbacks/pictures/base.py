@@ -66,6 +66,13 @@ class Picture(StageCallback, ABC):
                 rank_zero_info(f"Picture of the {self.tag}: {path}")
 
 
+def class_name(module: RobustClassifier, label: int) -> str:
+    """The name of a class, ``class 3`` if the data does not name its classes."""
+    trainer = module._trainer  # None outside a run, where the property raises an error
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return f"class {label}" if names is None else str(names[label])
+
+
 def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path, dpi: int = 100) -> None:
     """Write a figure to TensorBoard, under ``name``, and to a file."""
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that self.log uses

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.pictures.base import Picture
+from callbacks.pictures.base import Picture, class_name
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 
 
-def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float | None = None) -> Figure:
+def draw_budgets(
+    images: Tensor, budgets: Tensor, title: str = "", white: float | None = None, names: Sequence[str] = ()
+) -> Figure:
     """Draw images above and their budgets below, with one colour scale for all budgets.
 
     Args:
@@ -21,6 +24,7 @@ def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float 
         budgets: (N, C, H, W) in [0, 1]; the mean over channels is drawn.
         title: title of the figure.
         white: adds a row as in the paper: the budgets divided by this one, as an image with its channels.
+        names: text above each image; none by default.
     """
     count, means, rows = len(images), budgets.mean(1), 2 if white is None else 3
     stretch = math.sqrt(images.shape[3] / images.shape[2])  # so that images of all aspect ratios have the same area
@@ -32,6 +36,8 @@ def draw_budgets(images: Tensor, budgets: Tensor, title: str = "", white: float 
         drawn = axes[1, column].imshow(means[column].cpu().numpy(), cmap="viridis", vmin=low, vmax=high)
         if white is not None:
             _show(axes[2, column], (budgets[column] / white).clamp(max=1.0))
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.set_title(name, fontsize=8)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -87,9 +93,10 @@ class BudgetImages(Picture):
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
         """Draw a figure for each threat model with a budget for each image and pixel."""
         white = self.white if self.white_over_epsilon is None else self.white_over_epsilon * module.epsilon
+        names = [class_name(module, label) for label in y.tolist()]
         figures: dict[str, Figure] = {}
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if threat_model.per_pixel is not None:
                 title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
-                figures[name] = draw_budgets(x, threat_model.per_pixel, title, white)
+                figures[name] = draw_budgets(x, threat_model.per_pixel, title, white, names)
         return figures

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.pictures.base import Picture
+from callbacks.pictures.base import Picture, class_name
 from lightning_modules.base import RobustClassifier, check_precision
 from robust.attacks import PGD
 from robust.errors import require
@@ -86,7 +86,7 @@ class DecisionBoundary(Picture):
             classes = torch.cat([module(part).argmax(1) for part in torch.split(plane, 256)])
             lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
             self._picture(axis, offsets, classes, lines)
-            axis.set_title(f"class {int(y[index])}", fontsize=9)
+            axis.set_title(class_name(module, int(y[index])), fontsize=9)
         if axes[0].get_legend_handles_labels()[0]:  # no line if no threat model's border is in the picture
             axes[0].legend(fontsize=7, loc="lower left")
         return figure

@@ -65,7 +65,8 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     data: Any = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
     indices = getattr(data, "indices", None)
     if isinstance(data, LightningDataModule) and callable(indices):
-        return _as_range(indices(split, batch_idx).tolist(), count)
+        part = getattr(data, "predict_part", split) if trainer.predicting else split
+        return _as_range(indices(part, batch_idx).tolist(), count)
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
 

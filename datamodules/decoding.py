@@ -1,0 +1,192 @@
+"""Reads image files of any size and colour mode to bytes of one shape; each step is fixed and documented."""
+
+from __future__ import annotations
+
+import math
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.loading import ImageFileError
+from robust.errors import SettingError, require
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PALETTE = 3
+_ORIENTATION = 0x112  # EXIF tag
+# EXIF orientation to: whether rows and columns are exchanged, then the flipped dimensions of (C, H, W)
+_TURNS = {2: (False, [2]), 3: (False, [1, 2]), 4: (False, [1]), 5: (True, []), 6: (True, [2]), 7: (True, [1, 2])}
+_TURNS[8] = (True, [1])
+
+
+def list_images(folder: Path, setting: str) -> list[Path]:
+    """All images in a folder and its subfolders, sorted by path; hidden files and those of file managers are skipped.
+
+    Args:
+        folder: existing folder.
+        setting: setting that names the folder, for errors.
+
+    Raises:
+        SettingError: if a file is of another format, or there is no image.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    for path in files:
+        require(is_image(path), setting, str(path), f"it is none of {', '.join(EXTENSIONS)}; convert or remove it")
+    require(len(files) > 0, setting, str(folder), f"the folder has no images; give files of {', '.join(EXTENSIONS)}")
+    return files
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file's name has one of :data:`EXTENSIONS`."""
+    return path.suffix.lower() in EXTENSIONS
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name)))
+
+
+def existing_folder(folder: str, setting: str) -> Path:
+    """The folder.
+
+    Raises:
+        SettingError: if there is none.
+    """
+    path = Path(folder).expanduser()
+    require(path.is_dir(), setting, folder, "there is no such folder; give the path of one")
+    return path
+
+
+def read_image(
+    path: Path, image_shape: tuple[int, int, int], resize: Literal["crop", "stretch"], setting: str
+) -> Tensor:
+    """Decode a file and bring it to ``image_shape``.
+
+    In this order: rotate by the EXIF orientation; reduce 16 bits a channel to 8; composite transparent pixels on white;
+    resize (antialiased, bilinear), by ``crop`` so that the image covers the target, whose middle is kept, or by
+    ``stretch`` without regard to the aspect ratio; for one channel, take the luma of ITU-R BT.601. An image of the
+    right size and mode keeps its bytes.
+
+    Args:
+        path: file of one of :data:`EXTENSIONS`; its content decides how it is decoded.
+        image_shape: (channels, height, width), channels 1 or 3.
+        resize: the rule for other sizes.
+        setting: setting that the file comes from, for errors.
+
+    Returns:
+        uint8 of shape ``image_shape``.
+
+    Raises:
+        ImageFileError: if the file is absent or damaged.
+    """
+    channels, height, width = image_shape
+    image = _on_white(_decoded(path, setting))
+    if image.shape[1:] != (height, width):
+        image = _resized(image, height, width, resize)
+    return image.round().clamp(0, 255).byte() if channels == 3 else _grey(image)
+
+
+def _decoded(path: Path, setting: str) -> Tensor:
+    """The image as floats in [0, 255], shape (3, H, W) or (4, H, W)."""
+    from torchvision.io import ImageReadMode, decode_image  # here, since the import takes seconds
+
+    try:
+        content = path.read_bytes()  # torchvision's own reading does not say why it fails
+        if not content:
+            raise ValueError("the file is empty")
+        webp, png = content[8:12] == b"WEBP", content.startswith(_PNG)
+        mode = ImageReadMode.UNCHANGED if webp else _png_mode(content) if png else ImageReadMode.RGB
+        image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, True)
+        if webp:
+            image = _turned(image, content)
+        elif png and len(image) == 3:
+            image = _without_colour(image, content)
+        if image.ndim != 3:
+            raise ValueError("it has several frames")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0]
+        reason = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", reason)  # place in torchvision's source
+        error_ = SettingError(setting, str(path), f"cannot read this image ({reason}); repair or remove the file")
+        raise ImageFileError(str(error_)) from error
+    return image.float().div(257) if image.dtype == torch.uint16 else image.float()
+
+
+def _png_mode(content: bytes) -> Any:
+    """RGB_ALPHA for an alpha channel or a palette with transparency, else RGB.
+
+    torchvision would fill in a wrong alpha channel for palettes and bits without transparency.
+    """
+    from torchvision.io import ImageReadMode
+
+    kind = content[25]
+    has_alpha = kind in (4, 6) or (kind == _PALETTE and _transparency(content) is not None)
+    return ImageReadMode.RGB_ALPHA if has_alpha else ImageReadMode.RGB
+
+
+def _transparency(content: bytes) -> bytes | None:
+    """The chunk tRNS of a PNG, which comes before its pixels."""
+    start = len(_PNG)
+    while start + 8 <= len(content) and (name := content[start + 4 : start + 8]) != b"IDAT":
+        size = int.from_bytes(content[start : start + 4], "big")
+        if name == b"tRNS":
+            return content[start + 8 : start + 8 + size]
+        start += 12 + size
+    return None
+
+
+def _without_colour(image: Tensor, content: bytes) -> Tensor:
+    """Make the pixels (3, H, W) white whose colour the PNG declares transparent, which torchvision ignores."""
+    chunk = _transparency(content)
+    if chunk is None:
+        return image
+    bits = content[24]
+    largest = 2**bits - 1
+    # samples of 2 bytes, of which the image's bits count; torchvision spreads fewer than 8 bits over a byte
+    samples = [int.from_bytes(chunk[i : i + 2], "big") & largest for i in range(0, len(chunk), 2)]
+    colour = torch.tensor(samples).view(-1, 1, 1) * (255 // largest if bits < 8 else 1)
+    white = 255 if bits <= 8 else largest
+    whole = image.to(torch.int32)  # torch does not compare uint16
+    return whole.masked_fill((whole == colour).all(0), white).to(image.dtype)
+
+
+def _turned(image: Tensor, content: bytes) -> Tensor:
+    """Rotate by the EXIF orientation of a WebP file, which torchvision ignores."""
+    from PIL import Image
+
+    with Image.open(BytesIO(content)) as opened:
+        exchange, flips = _TURNS.get(opened.getexif().get(_ORIENTATION, 1), (False, []))
+    return (image.transpose(1, 2) if exchange else image).flip(flips)
+
+
+def _on_white(image: Tensor) -> Tensor:
+    """Composite (4, H, W) on white, to (3, H, W)."""
+    if len(image) == 3:
+        return image
+    alpha = image[3:] / 255
+    return image[:3] * alpha + 255 * (1 - alpha)
+
+
+def _resized(image: Tensor, height: int, width: int, resize: Literal["crop", "stretch"]) -> Tensor:
+    rows, columns = height, width
+    if resize == "crop":
+        scale = max(height / image.shape[1], width / image.shape[2])
+        rows = max(height, math.floor(image.shape[1] * scale + 0.5))
+        columns = max(width, math.floor(image.shape[2] * scale + 0.5))
+    if image.shape[1:] != (rows, columns):
+        image = F.interpolate(image[None], (rows, columns), mode="bilinear", antialias=True)[0]
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return image[:, top : top + height, left : left + width]
+
+
+def _grey(image: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (image * weights).sum(0, keepdim=True).round().clamp(0, 255).byte()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts) or path.name in ("Thumbs.db", "desktop.ini")

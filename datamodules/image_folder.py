@@ -1,0 +1,74 @@
+"""A folder of images of the user's own, with a subfolder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import Split
+from datamodules.csv_rows import read_rows, split_of
+from datamodules.decoding import existing_folder, is_image, list_images, subfolders
+from datamodules.own_data import SPLITS, OwnImages, Sample
+from robust.errors import SettingError, require
+
+
+class ImageFolder(OwnImages):
+    """Images in a subfolder for each class: ``root/cat/1.png``, or ``root/train/cat/1.png`` with a folder a split.
+
+    Classes are the sorted names of the subfolders. All files below them must be images; hidden files are skipped.
+
+    Args:
+        root: the folder; with ``class_names`` and ``predict_from``, ``predict`` does not need it.
+        split: ``folders`` for the subfolders train, val (may be absent) and test; ``fraction`` to divide each class;
+            the path of a CSV file with the columns ``path`` (relative to ``root``) and ``split``; by default
+            ``folders`` where ``root`` has the subfolders train and test and no others but val, else ``fraction``.
+        **settings: those of :class:`OwnImages`.
+
+    Raises:
+        SettingError: if a folder is absent or has no image, or a file does not fit; the message names it.
+    """
+
+    def __init__(self, *, root: str, split: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root, self.split = root, split
+        self.read_classes()
+
+    @property
+    def source(self) -> tuple[str, Path]:
+        """The setting ``data.root`` and its folder."""
+        return "data.root", Path(self.root).expanduser()
+
+    def list_samples(self) -> list[Sample]:
+        """All images below the folders of the classes."""
+        root = existing_folder(self.root, "data.root")
+        names = {folder.name for folder in subfolders(root)}
+        by_folders = {"train", "test"} <= names <= set(SPLITS) if self.split is None else self.split == "folders"
+        if by_folders:
+            remedy = f"{root} needs the subfolders train and test; it has {sorted(names)}"
+            require({"train", "test"} <= names, "data.split", self.split, remedy)
+            return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
+        samples = self._classes(root, None)
+        return samples if self.split in (None, "fraction") else self._with_splits(root, samples, str(self.split))
+
+    def _classes(self, folder: Path, split: Split | None) -> list[Sample]:
+        outside = next((path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)), None)
+        remedy = "it is in no class's subfolder; move it into one (images without classes: data.predict_from)"
+        require(outside is None, "data.root", str(outside), remedy)
+        classes = subfolders(folder)
+        remedy = "the folder has no subfolders; give one for each class, with its images"
+        require(len(classes) > 0, "data.root", str(folder), remedy)
+        return [Sample(path, kind.name, split) for kind in classes for path in list_images(kind, "data.root")]
+
+    def _with_splits(self, root: Path, samples: list[Sample], file: str) -> list[Sample]:
+        """The samples with the splits of a CSV file."""
+        splits: dict[Path, Split] = {}
+        known = {sample.path for sample in samples}
+        for row in read_rows(file, "data.split", ["path", "split"]):
+            path = root / row["path"]
+            remedy = f"there is no such image below the classes' folders of {root}; correct the path"
+            require(path in known, row.where, row["path"], remedy)
+            splits[path] = split_of(row, "split")
+        for path, _, _ in samples:
+            if path not in splits:
+                raise SettingError("data.split", file, f"it has no row for {path.relative_to(root)}; add one")
+        return [Sample(path, label, splits[path]) for path, label, _ in samples]
