@@ -71,6 +71,7 @@ class RobustCLI(LightningCLI):
                     self.results,
                     callbacks.Predictions(),
                     callbacks.Monitors(),
+                    callbacks.Progress(),
                 ]
             },
             save_config_callback=callbacks.RunConfig,

@@ -18,6 +18,7 @@ from callbacks.peers import Peers, watch_launcher
 from callbacks.pictures.budget_images import BudgetImages
 from callbacks.pictures.decision_boundary import DecisionBoundary
 from callbacks.predictions import Predictions
+from callbacks.progress import Progress
 from callbacks.results import Results
 from callbacks.run_config import RunConfig
 
@@ -39,6 +40,7 @@ __all__ = [
     "Monitors",
     "Peers",
     "Predictions",
+    "Progress",
     "Results",
     "RobustnessScore",
     "RunConfig",
