@@ -70,6 +70,7 @@ class Progress(Callback):
             task = bar.test_progress_bar_id if trainer.testing else bar.val_progress_bar_id
             if task is not None:
                 bar.progress.update(task, completed=batches)
+                bar.refresh()
         elif isinstance(bar, TQDMProgressBar):
             line = bar.test_progress_bar if trainer.testing else bar.val_progress_bar
             line.n = round(batches, 2)

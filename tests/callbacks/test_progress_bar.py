@@ -63,8 +63,11 @@ def run(command, slow, tmp_path, *others, **settings):
 @pytest.mark.parametrize("command", ["test", "validate"])
 def test_the_bar_moves_inside_a_batch(command, bar, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
+    refreshed, refresh = [], RichProgressBar.refresh
+    monkeypatch.setattr(RichProgressBar, "refresh", lambda *args, **kw: refreshed.append(0) or refresh(*args, **kw))
     slow = Slow()
     run(command, slow, tmp_path, bar)
+    assert len(refreshed) > 8 or isinstance(bar, TQDMProgressBar)  # which draws at once
     assert slow.shown == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
 
 
