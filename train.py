@@ -72,6 +72,8 @@ class RobustCLI(LightningCLI):
                     callbacks.Predictions(),
                     callbacks.Monitors(),
                     callbacks.Progress(),
+                    callbacks.TensorBoard(),
+                    callbacks.AdversarialExamples(),
                 ]
             },
             save_config_callback=callbacks.RunConfig,
