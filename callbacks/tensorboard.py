@@ -47,12 +47,16 @@ class TensorBoard(Callback):
     def __init__(self) -> None:
         self._images = 0
         self._start = 0.0
+        self._folders: set[str] = set()  # with settings: a test after a training has the same
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the settings, the command and the layout."""
         for logger in _tensorboards(trainer):
+            if logger.log_dir in self._folders:
+                continue
+            self._folders.add(logger.log_dir)
             writer = logger.experiment
             writer.add_text("run/command", f"    {shlex.join(['python', *sys.argv])}")
             text = yaml.safe_dump(_settings(trainer), sort_keys=False)
