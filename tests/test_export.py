@@ -200,6 +200,17 @@ def test_a_module_without_boxes_needs_a_radius_and_an_autoencoder_is_no_classifi
     assert error == "model: got 'WassersteinAutoencoder'; it is no classifier; give one"
 
 
+def test_the_command_says_that_a_network_with_noise_is_exported_without_it(tmp_path, capsys, caplog):
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    few += ["--model.noise_delay=0", "--trainer.callbacks=[]", "--test_after_fit=false", "--checkpoint.monitor=null"]
+    settings = [f"--config={CONFIGS / 'learn2perturb' / 'digits.yaml'}", *few]
+    run("fit", settings, tmp_path)
+    for to in ("onnx", "safetensors"):
+        train.main(["export", *settings, f"--ckpt_path={last_checkpoint(tmp_path)}", f"--to={to}"])
+    assert "This is the mean network: the trained noise is off" in caplog.text + capsys.readouterr().err
+    assert "the weights include its scales" in (tmp_path / "export" / "last.md").read_text()
+
+
 def test_a_damaged_record_is_named(trained, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(last_checkpoint(trained), last_checkpoint(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -45,7 +45,10 @@ class AdversarialExamples(Picture):
 
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
         """Whether to draw this batch: with TensorBoard, and after the last epoch too."""
-        if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers) or batch_idx > 0:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        first = next(each for each in callbacks if isinstance(each, AdversarialExamples))
+        shown = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        if batch_idx > 0 or not shown or first is not self:  # the command line's own comes after the user's
             return False
         last = trainer.current_epoch + 1 == trainer.max_epochs and not trainer.sanity_checking
         return last or super().is_due(stage, trainer, batch_idx)

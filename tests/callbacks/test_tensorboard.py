@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from callbacks import AdversarialExamples
 from callbacks.pictures.adversarial_examples import draw_examples
 from lightning_modules import AdversarialTraining
 from robust.errors import SettingError
+from robust.progress import unwatch, watch
+from robust.threat_models import LinfBall
 from tests.callbacks.trained import images, stored
 from tests.small_run import SMALL
-from tests.testers import DDP, QUIET, last_checkpoint
+from tests.testers import DDP, QUIET, ROOT, last_checkpoint
 from tests.two_processes import run_together
 
 LOUD = [setting for setting in QUIET if "logger" not in setting]
@@ -93,6 +96,32 @@ def test_hparams_have_the_settings_and_the_final_metrics(folder):
 def test_adversarial_examples_are_drawn_after_the_last_epoch_and_in_the_test(log, folder):
     assert set(log.Tags()["images"]) == {f"{stage}/adversarial_examples/linf" for stage in ("val", "test")}
     assert {path.name for path in (folder / "adversarial_examples").iterdir()} == {"val_linf.png", "test_linf.png"}
+
+
+def test_the_pages_blocks_work(tmp_path):
+    page = (ROOT / "docs" / "tensorboard.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(block.replace("count: 16, every_n_epochs: 5", "count: 3, every_n_epochs: 1"))
+    settings = [
+        f"--config={tmp_path / 'mine.yaml'}",
+        "--trainer.max_epochs=2",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
+    train.main(["fit", *SMALL, *LOUD, *settings])
+    log = events(tmp_path / "lightning_logs" / "version_0")
+    pictures = log.Images("val/adversarial_examples/linf")
+    assert len(pictures) == 2
+    assert {picture.width for picture in pictures} == {370}  # of three images, not eight
+
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(block, "tensorboard.md", "exec"), names)
+    (x, y), module, fractions = images(), stored(), []
+    watch(fractions.append)
+    x_adv = names["random_search"](module, LinfBall(0.1), x[:4], y[:4])
+    unwatch()
+    assert LinfBall(0.1).contains(x_adv, x[:4]).all()
+    assert len(fractions) == 1000
 
 
 def test_a_resumed_run_continues_the_steps(folder, tmp_path):
