@@ -145,11 +145,9 @@ def _count(batch: Any) -> int:
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Names and plain values of nested settings, without the levels ``init_args``; a class stands for itself."""
+    """Names and plain values of nested settings, without the levels ``init_args``; a class is its last name."""
+    if isinstance(value, dict) and "class_path" in value:
+        return [(name, value["class_path"].rpartition(".")[2]), *_flat(name, value.get("init_args", {}))]
     if isinstance(value, dict):
-        parts = [(key.replace("class_path", ""), part) for key, part in value.items()]
-        named = [("" if key == "init_args" else key, part) for key, part in parts]
-        return [pair for key, part in named for pair in _flat(f"{name}.{key}".rstrip("."), part)]
-    if isinstance(value, list | tuple):
-        return [(name, str(value))]
-    return [(name, value)]
+        return [pair for key, part in value.items() for pair in _flat(f"{name}.{key}", part)]
+    return [(name, str(value) if isinstance(value, list | tuple) else value)]

@@ -83,7 +83,7 @@ def test_hparams_have_the_settings_and_the_final_metrics(folder):
     assert "_hparams_/experiment" not in content  # it would fix the columns of all runs
     data = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"])
     settings = data.session_start_info.hparams
-    assert settings["model"].string_value.endswith("AdversarialTraining")
+    assert settings["model"].string_value == "AdversarialTraining"
     assert settings["model.epsilon"].number_value == pytest.approx(0.1)
     assert settings["model.lr_scheduler.gamma"].number_value == 0.5
     assert "val/clean_error" in log.Tags()["scalars"]
