@@ -136,7 +136,6 @@ def test_a_card_without_results_and_licence_says_so(trained, tmp_path):
     card = (tmp_path / "export" / "last.md").read_text()
     assert "None: there is no `results.json` beside the checkpoint." in card
     assert "**Licence**: not stated" in card
-    (tmp_path / "results.json").write_text("{")
 
 
 def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module):
@@ -200,6 +199,7 @@ def test_a_module_without_boxes_needs_a_radius_and_an_autoencoder_is_no_classifi
     assert error == "model: got 'WassersteinAutoencoder'; it is no classifier; give one"
 
 
+@pytest.mark.slow
 def test_the_command_says_that_a_network_with_noise_is_exported_without_it(tmp_path, capsys, caplog):
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
     few += ["--model.noise_delay=0", "--trainer.callbacks=[]", "--test_after_fit=false", "--checkpoint.monitor=null"]
@@ -302,6 +302,7 @@ def test_bounds_are_decimals_without_exponent(tmp_path):
     assert (tmp_path / "instances.csv").read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run(trained, tmp_path, monkeypatch):
     text = (ROOT / "docs" / "export.md").read_text()
     blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
