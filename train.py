@@ -1,4 +1,4 @@
-"""The command line: ``train.py {fit,validate,test,predict} --config FILE [--config FILE ...] [--name value ...]``."""
+"""The command line: ``train.py {fit,validate,test,predict,export} --config FILE [--config FILE] [--name value]``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
+from cli.export import ExportTrainer
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
 from cli.user_modules import add_working_folder
@@ -60,6 +61,7 @@ class RobustCLI(LightningCLI):
         super().__init__(
             lightning_modules.TrainingModule,
             datamodules.ImageDataModule,
+            trainer_class=ExportTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
@@ -70,6 +72,9 @@ class RobustCLI(LightningCLI):
                     self.results,
                     callbacks.Predictions(),
                     callbacks.Monitors(),
+                    callbacks.Progress(),
+                    callbacks.TensorBoard(),
+                    callbacks.AdversarialExamples(),
                 ]
             },
             save_config_callback=callbacks.RunConfig,
@@ -118,7 +123,7 @@ class RobustCLI(LightningCLI):
 
     def _find_checkpoint(self, path: Any) -> None:
         """Check the checkpoint at a path, or download it from a URL; a word needs the run's folder and comes later."""
-        if path is None and self.subcommand != "fit":
+        if path is None and self.subcommand not in ("fit", "export"):
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
         if path is None or path in WORDS:
             return
@@ -165,8 +170,9 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands without the options for its table of metrics and for code in checkpoints."""
-        return {name: skipped | {"verbose", "weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+        """Lightning's subcommands without the options for its table of metrics and for code in checkpoints; export."""
+        skipped = LightningCLI.subcommands() | {"export": {"model", "datamodule", "config"}}
+        return {name: arguments | {"verbose", "weights_only"} for name, arguments in skipped.items()}
 
     def fit(self, **kwargs: Any) -> None:
         """Train, and run no code from the checkpoint."""
@@ -183,6 +189,11 @@ class RobustCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Predict, and run no code from the checkpoint."""
         self.trainer.predict(**kwargs, weights_only=True)
+
+    def export(self, **kwargs: Any) -> None:
+        """Export, with the settings for the model card."""
+        assert isinstance(self.trainer, ExportTrainer)
+        self.trainer.export(**kwargs, config=self.results.config)
 
     def after_fit(self) -> None:
         """Test the final weights if ``test_after_fit`` is set."""

@@ -15,15 +15,19 @@ from callbacks.evaluation.weighted_minimax import WeightedMinimaxEvaluation
 from callbacks.interruption import InterruptedRunError, Interruption
 from callbacks.monitors import Monitors
 from callbacks.peers import Peers, watch_launcher
+from callbacks.pictures.adversarial_examples import AdversarialExamples
 from callbacks.pictures.budget_images import BudgetImages
 from callbacks.pictures.decision_boundary import DecisionBoundary
 from callbacks.predictions import Predictions
+from callbacks.progress import Progress
 from callbacks.results import Results
 from callbacks.run_config import RunConfig
+from callbacks.tensorboard import TensorBoard
 
 __all__ = [
     "AccuracyCurve",
     "AdversarialEvaluation",
+    "AdversarialExamples",
     "AttackCase",
     "BudgetImages",
     "BudgetRegions",
@@ -39,10 +43,12 @@ __all__ = [
     "Monitors",
     "Peers",
     "Predictions",
+    "Progress",
     "Results",
     "RobustnessScore",
     "RunConfig",
     "SampledRobustness",
+    "TensorBoard",
     "WeightedMinimaxEvaluation",
     "watch_launcher",
 ]

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
+from robust.progress import advance
 
 Stage = Literal["val", "test"]
 
@@ -90,6 +91,7 @@ class StageCallback(Callback):
         """Process a validation batch if it is due."""
         if self.is_due("val", trainer, batch_idx):
             self.on_batch("val", trainer, pl_module, batch, batch_idx)
+            advance()
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -97,6 +99,7 @@ class StageCallback(Callback):
         """Process a test batch if it is due."""
         if self.is_due("test", trainer, batch_idx):
             self.on_batch("test", trainer, pl_module, batch, batch_idx)
+            advance()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Finish the validation."""

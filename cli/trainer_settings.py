@@ -35,9 +35,10 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         name = f"limit_{part}_batches"
         value = trainer.get(name)
         require(value is None or _is_limit(value), f"trainer.{name}", value, _FRACTION_OR_COUNT)
-    name = f"limit_{_LIMITS[command]}_batches"
-    remedy = f"nothing would be left to {command}; {_FRACTION_OR_COUNT}"
-    require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
+    if command in _LIMITS:
+        name = f"limit_{_LIMITS[command]}_batches"
+        remedy = f"nothing would be left to {command}; {_FRACTION_OR_COUNT}"
+        require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
     _check_length(trainer, command)
     _check_devices(trainer)
     strategy = trainer.get("strategy")

@@ -131,7 +131,7 @@ def test_wrong_setting_in_a_file(text, expected, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], 'expected "subcommand" to be one of {fit,validate,test,predict}'),
+        ([], 'expected "subcommand" to be one of {fit,validate,test,predict,export}'),
         (["train"], "argument subcommand: invalid choice: 'train' (choose from"),
         (["fit"], "data, model: not given; put it in the config file or add --data"),
         (["fit", "--data=Digits"], "model: not given; put it in the config file or add --model"),

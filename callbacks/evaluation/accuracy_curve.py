@@ -19,6 +19,7 @@ from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
 from robust.evaluation import Attack, checked_attack, judge_repeatedly
 from robust.metrics import Accuracy, AccuracyStd
+from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import Norm, ball
 
@@ -88,9 +89,9 @@ class AccuracyCurve(Evaluation):
         with self.seeded(x):
             clean, _ = judge_repeatedly(module, x, y, num_samples)
         remaining = (clean.any(0) | module.stochastic).nonzero().squeeze(1)
-        for index, (name, attack) in enumerate(self.attacks.items()):
+        for index, (name, attack) in enumerate(tracked(list(self.attacks.items()))):
             self._update(name, 0.0, clean)
-            for epsilon, threat_model in self.balls.items():
+            for epsilon, threat_model in tracked(list(self.balls.items())):
                 correct = torch.zeros_like(clean)
                 if len(remaining) > 0:
                     with self.seeded(x, index), part(remaining):

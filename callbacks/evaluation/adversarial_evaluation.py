@@ -18,6 +18,7 @@ from robust.errors import require
 from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
 from robust.metrics import Accuracy, AccuracyStd
 from robust.networks import noise_sources, without_noise
+from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
 
@@ -144,11 +145,11 @@ class AdversarialEvaluation(Evaluation):
             counts = {"clean": self._judge("clean", module, x, y, all_examples)}
         remaining = all_examples if module.stochastic else counts["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
-        for index, (name, case) in enumerate(self.attacks.items()):
-            for metric, threat_model in _threat_models(name, case, module, x):
+        for index, (name, case) in enumerate(tracked(list(self.attacks.items()))):
+            for metric, threat_model in tracked(list(_threat_models(name, case, module, x))):
                 variants = self._variants(metric, case.attack, module)
                 group = case.group or (metric if len(variants) == 1 else f"{metric}/worst")
-                for variant, attack in variants.items():
+                for variant, attack in tracked(list(variants.items())):
                     with self.seeded(x, index):
                         x_adv = x.clone()
                         if len(remaining) > 0:

@@ -21,6 +21,7 @@ from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
 from robust.metrics import ErrorRate
+from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import ThreatModel
 
@@ -106,9 +107,9 @@ class CertifiedEvaluation(Evaluation):
         with full_precision(x.device):
             clean = module(x).argmax(1) == y
         index = 0
-        for epsilon in self.epsilons or [module.epsilon]:
+        for epsilon in tracked(self.epsilons or [module.epsilon]):
             suffix = "" if epsilon == module.epsilon else f"/epsilon_{epsilon:g}"
-            for name, threat_model in self._threat_models(module, x, epsilon).items():
+            for name, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):
                 self._certify(module, f"{name}{suffix}", threat_model, x, y, clean, index)
                 if threat_model.per_pixel is not None:
                     prefix = "budget" if self.budgets is None else f"budget/{name}"

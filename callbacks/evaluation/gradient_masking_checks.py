@@ -19,6 +19,7 @@ from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
 from robust.evaluation import Attack, checked_attack
 from robust.metrics import Accuracy
+from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import LinfBall, ThreatModel
 
@@ -121,7 +122,7 @@ class GradientMaskingChecks(Evaluation):
         epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
         cases += [(f"pgd/epsilon_{size:.3g}", self.attacks["pgd"], size) for size in _doubled_sizes(epsilon)]
-        for index, (name, attack, size) in enumerate(cases):
+        for index, (name, attack, size) in enumerate(tracked(cases)):
             correct = torch.zeros_like(clean)
             if clean.any():
                 with self.seeded(x, index), part(clean):

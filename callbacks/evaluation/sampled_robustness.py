@@ -15,6 +15,7 @@ from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
+from robust.progress import tracked
 from robust.scores import Score, diameter, draw_epsilons, predicted
 
 CHUNK_SIZE = 2048
@@ -69,7 +70,7 @@ class SampledRobustness(Evaluation):
         keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 
         def classify(images: Tensor) -> Tensor:
-            return torch.cat([predicted(module, part) for part in torch.split(images, CHUNK_SIZE)])
+            return torch.cat([predicted(module, part) for part in tracked(torch.split(images, CHUNK_SIZE))])
 
         measure, points = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
         weights = self.score.weight.of_radius(epsilons)

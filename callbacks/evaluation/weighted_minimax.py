@@ -17,6 +17,7 @@ from robust.errors import require
 from robust.evaluation import checked_attack
 from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
 from robust.metrics import Accuracy, WeightedAccuracy
+from robust.progress import advance, loop
 from robust.threat_models import ThreatModel
 
 
@@ -86,6 +87,12 @@ class WeightedMinimaxEvaluation(Evaluation):
         with self.seeded(x):
             clean = module(x)
         self.update("a_nat", Accuracy, clean.argmax(1) == y)
+        with loop(1 + len(self.alphas)):
+            self._attack_all(module, x, y, clean)
+        self.update("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
+
+    def _attack_all(self, module: RobustClassifier, x: Tensor, y: Tensor, clean: Tensor) -> None:
+        """Update the metrics of each attack."""
         margins, correct = self._attack(module, cross_entropy, x, y, clean)
         self.note_misclassified(module, self._ball(module, x), ~correct, "WeightedMinimaxEvaluation's attack")
         self.update("a_rob", Accuracy, correct)
@@ -93,7 +100,6 @@ class WeightedMinimaxEvaluation(Evaluation):
         for alpha in self.alphas:
             margins, correct = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean)
             self.update(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, correct)
-        self.update("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def _ball(self, module: RobustClassifier, x: Tensor) -> ThreatModel:
         return norm_ball("WeightedMinimaxEvaluation.epsilon", "linf", self.epsilon, module, x)
@@ -109,6 +115,7 @@ class WeightedMinimaxEvaluation(Evaluation):
         if not module.stochastic:  # an attack that leaves a misclassified image unchanged keeps it misclassified
             repaired = (logits.argmax(1) == y) & (clean.argmax(1) != y)
             logits = torch.where(repaired[:, None], clean, logits)
+        advance()
         logits = logits.double()
         return probability_margin(logits, y), logits.argmax(1) == y
 

@@ -13,6 +13,7 @@ from robust.attacks._checked import Checked, attacking, input_gradient, judge, n
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
 from robust.modes import MODES, Mode
+from robust.progress import tracked
 from robust.random import part, randn_like
 from robust.threat_models import ThreatModel, ball
 
@@ -79,7 +80,7 @@ class APGD:
             x_adv = x.clone()
             _, wrong = judge(checked, margin, x, y, self.num_samples)
             remaining = (~wrong).nonzero().squeeze(1)
-            for loss in self._losses(checked, x, y):
+            for loss in tracked(list(self._losses(checked, x, y))):
                 if len(remaining) == 0:
                     break
                 with part(remaining):
@@ -143,7 +144,7 @@ class _Climb:
         self.best, best_gradient, best_loss = x_adv, gradient, loss
         first_wrong = x_adv
         pace = _Thinning(self.x, x_adv, steps) if self.threat_model.norm == "l1" else _Halving(loss, steps)
-        for _ in range(steps):
+        for _ in tracked(range(steps)):
             if stop and wrong.all():
                 break
             x_adv, before = self._step(x_adv, before, gradient, pace), x_adv

@@ -18,6 +18,7 @@ from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 from robust.folders import check_writable
 from robust.losses import margin
+from robust.progress import advance, loop
 from robust.random import part, rewound
 from robust.threat_models import Norm, ThreatModel
 
@@ -93,14 +94,15 @@ class AutoAttack:
             runner = self._runner(checked, draws.outside(checked), norm, epsilon, x, y)
             path = self._state_path(checked, norm, epsilon, x, y)
             state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
-            for attack in runner.attacks_to_run:
-                remaining = state["robust"].nonzero().squeeze(1)
-                with draws, part(remaining):  # entered for what is done too, so that the next attack draws the same
-                    if attack not in state["done"] and len(remaining):
-                        self._attack(
-                            runner, attack, checked, threat_model, (x[remaining], y[remaining], remaining), state
-                        )
-                        _save(path, state)
+            with loop(sum(_passes(runner, attack) * _cost(attack) for attack in runner.attacks_to_run)):
+                for attack in runner.attacks_to_run:
+                    remaining = state["robust"].nonzero().squeeze(1)
+                    with draws, part(remaining):  # entered for what is done too, so that the next one draws the same
+                        if attack not in state["done"] and len(remaining):
+                            batch = (x[remaining], y[remaining], remaining)
+                            self._attack(runner, attack, checked, threat_model, batch, state)
+                            _save(path, state)
+                    advance(_passes(runner, attack) * _cost(attack))
             x_adv: Tensor = state["x_adv"]
             return x_adv
 
@@ -120,17 +122,19 @@ class AutoAttack:
         method.seed = self.seed
         if method is runner.apgd:
             method.loss = attack.removeprefix("apgd-")
-        for first in range(0, len(x), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            with rewound(x.device), part(torch.arange(len(x), device=x.device)[rows]):  # each chunk draws anew
-                if self.version == "rand":
-                    x_adv = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
-                else:
-                    x_adv = method.perturb(x[rows], y[rows]).detach()
-                broken = network(x_adv).argmax(1) != y[rows]
-            replaced = torch.ones_like(broken) if self.version == "rand" else broken
-            state["x_adv"][remaining[rows][replaced]] = x_adv[replaced]
-            state["robust"][remaining[rows][broken]] = False
+        starts, passes = range(0, len(x), self.batch_size), _passes(runner, attack)
+        with loop(passes * len(starts), covers=passes * _cost(attack)), _counted(network):
+            for first in starts:
+                rows = slice(first, first + self.batch_size)
+                with rewound(x.device), part(torch.arange(len(x), device=x.device)[rows]):  # each chunk draws anew
+                    if self.version == "rand":
+                        x_adv = threat_model.project(_perturb_all(method, x[rows], y[rows]), x[rows])
+                    else:
+                        x_adv = method.perturb(x[rows], y[rows]).detach()
+                    broken = network(x_adv).argmax(1) != y[rows]
+                replaced = torch.ones_like(broken) if self.version == "rand" else broken
+                state["x_adv"][remaining[rows][replaced]] = x_adv[replaced]
+                state["robust"][remaining[rows][broken]] = False
         state["done"].append(attack)
 
     def _runner(self, network: Checked, attacked: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:
@@ -163,6 +167,32 @@ class AutoAttack:
         check_writable(self.state_folder, "state_folder")
         self.state_folder.mkdir(parents=True, exist_ok=True)
         return self.state_folder / f"autoattack-{digest.hexdigest()[:16]}.pt"
+
+
+def _passes(runner: Any, attack: str) -> int:
+    """About the number of passes that an attack of the ensemble makes of a batch; FAB makes two an iteration."""
+    targeted, fab = runner.apgd_targeted, runner.fab
+    numbers = {
+        "apgd-t": targeted.n_iter * targeted.n_target_classes,
+        "fab-t": 2 * fab.n_iter * fab.n_target_classes,
+        "square": runner.square.n_queries,
+    }
+    return int(numbers.get(attack, runner.apgd.n_iter * runner.apgd.eot_iter))
+
+
+def _cost(attack: str) -> int:
+    """About the cost of a pass, measured on small networks; on large ones the passes of Square cost relatively more."""
+    return {"square": 1, "fab-t": 8}.get(attack, 6)
+
+
+@contextmanager
+def _counted(network: nn.Module) -> Iterator[None]:
+    """Count each pass as a step of the innermost loop: the library's own loops report nothing."""
+    hook = network.register_forward_hook(lambda *_: advance())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _perturb_all(part: Any, x: Tensor, y: Tensor) -> Tensor:

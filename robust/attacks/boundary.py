@@ -13,6 +13,7 @@ from robust.attacks.pgd import PGD
 from robust.checks import check_label_shape, check_points
 from robust.errors import require
 from robust.losses import cross_entropy
+from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import L2Ball, diameter
 
@@ -42,7 +43,7 @@ class FGSMGrid:
         with attacking(network, "eval", x, y) as (checked, x, y):
             gradient, _, _ = input_gradient(checked, cross_entropy, x, y, 1)
             x_adv, remaining = x.clone(), torch.arange(len(x), device=x.device)
-            for epsilon in self.epsilons:
+            for epsilon in tracked(self.epsilons):
                 at = (x[remaining] + epsilon * gradient[remaining].sign()).clamp(0.0, 1.0)
                 with part(remaining):
                     flipped = checked(at).argmax(1) != y[remaining]
@@ -73,17 +74,22 @@ class GrowingPGD:
         """The images of the first ball that succeeds (B, C, H, W); see :data:`BoundaryAttack`."""
         with attacking(network, "eval", x, y) as (checked, x, y):
             x_adv, remaining = x.clone(), torch.arange(len(x), device=x.device)
-            radius = self.first_radius
-            while len(remaining) > 0:
+            for radius in tracked(self._radii(diameter(tuple(x.shape[1:])))):
                 with part(remaining):
                     at = self.attack.ascend(checked, L2Ball(radius), x[remaining], y[remaining], cross_entropy)
                     flipped = checked(at).argmax(1) != y[remaining]
                 x_adv[remaining[flipped]] = at[flipped]
                 remaining = remaining[~flipped]
-                if radius >= diameter(tuple(x.shape[1:])):
+                if len(remaining) == 0:
                     break
-                radius *= 2
             return x_adv
+
+    def _radii(self, largest: float) -> list[float]:
+        """Doubled radii; the last ball holds all images."""
+        radii = [self.first_radius]
+        while radii[-1] < largest:
+            radii.append(2 * radii[-1])
+        return radii
 
 
 def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halvings: int = 25) -> tuple[Tensor, Tensor]:

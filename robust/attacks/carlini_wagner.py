@@ -9,6 +9,7 @@ from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.errors import require
 from robust.losses import margin
 from robust.modes import MODES, Mode
+from robust.progress import tracked
 from robust.threat_models import ThreatModel
 
 
@@ -74,7 +75,7 @@ class CarliniWagnerL2:
             nearest, distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
             _, gap, _ = input_gradient(checked, margin, x, y, 1)  # the gradient is only checked
             distance[gap > self.confidence] = 0.0
-            for target in _nearest_classes(checked, x, y)[:, : self.targets].unbind(1):
+            for target in tracked(_nearest_classes(checked, x, y)[:, : self.targets].unbind(1)):
                 x_adv, square = self._search(checked, x, y, target)
                 nearer = square < distance
                 nearest[nearer], distance[nearer] = x_adv[nearer], square[nearer]
@@ -85,7 +86,7 @@ class CarliniWagnerL2:
         c = torch.full((len(x),), self.first_c, dtype=x.dtype, device=x.device)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         nearest, distance = x.clone(), torch.full_like(c, torch.inf)
-        for _ in range(self.searches):
+        for _ in tracked(range(self.searches)):
             x_adv, square = self._minimise(network, x, y, target, c)
             succeeded, nearer = square.isfinite(), square < distance
             nearest[nearer], distance[nearer] = x_adv[nearer], square[nearer]
@@ -98,7 +99,7 @@ class CarliniWagnerL2:
         nearest, distance = x.clone(), torch.full_like(c, torch.inf)
         w = torch.atanh((2 * x - 1) * 0.999).requires_grad_()  # nearer to black and white Adam would not get away
         adam = torch.optim.Adam([w], lr=self.learning_rate)
-        for _ in range(self.steps):
+        for _ in tracked(range(self.steps)):
             with torch.enable_grad():
                 x_adv = 0.5 * (torch.tanh(w) + 1)
                 square = (x_adv - x).square().flatten(1).sum(1)

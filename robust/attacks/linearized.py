@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robust.attacks._checked import Checked, attacking
 from robust.errors import require
+from robust.progress import tracked
 
 
 class BoxedHalfspace:
@@ -141,7 +142,7 @@ class _Search:
 
     def run(self, limit: int) -> Tensor:
         """The nearest images found (B, C, H, W)."""
-        for _ in range(limit):
+        for _ in tracked(range(limit)):
             self._try()
             # a bracket that is narrow enough, or above what another target has reached, is closed
             self.open &= self.high_norm - self.low_norm > self.tolerance

@@ -11,6 +11,7 @@ from robust.attacks._checked import attacking, input_gradient, judge
 from robust.errors import require
 from robust.losses import cross_entropy
 from robust.modes import MODES, Mode
+from robust.progress import tracked
 from robust.threat_models import Norm, ThreatModel
 
 
@@ -62,7 +63,7 @@ class MultiSteepestDescent:
         """
         with attacking(network, self.mode, x, y) as (checked, x, y):
             x_adv = x
-            for _ in range(self.steps):
+            for _ in tracked(range(self.steps)):
                 gradient, _, _ = input_gradient(checked, cross_entropy, x_adv, y, draws=1)
                 tried = torch.stack([self._step(norm, ball, gradient, x_adv, x) for norm, ball in balls.items()])
                 losses = torch.stack([judge(checked, cross_entropy, images, y, draws=1)[0] for images in tried])

@@ -11,6 +11,7 @@ from robust.attacks._checked import Checked, attacking, input_gradient, judge, n
 from robust.errors import require
 from robust.losses import Loss
 from robust.modes import MODES, Mode
+from robust.progress import tracked
 from robust.random import part, randn_like
 from robust.threat_models import ThreatModel
 
@@ -115,7 +116,7 @@ class PGD:
         """Best of no perturbation and all restarts: misclassified first, loss second."""
         best = x.clone()
         best_loss, broken = judge(network, loss, x, y, self.num_samples)
-        for _ in range(self.restarts):
+        for _ in tracked(range(self.restarts)):
             remaining = (~broken).nonzero().squeeze(1) if self.early_stop else torch.arange(len(x), device=x.device)
             if len(remaining) == 0:
                 break
@@ -136,7 +137,7 @@ class PGD:
     def _ascend(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         x_adv = self._started(threat_model, x)
         last, remaining = x_adv.clone(), torch.arange(len(x), device=x.device)
-        for _ in range(self.steps):
+        for _ in tracked(range(self.steps)):
             with part(remaining if self.early_stop else None):
                 gradient, _, wrong = input_gradient(network, loss, x_adv, y, self.num_samples)
             if self.early_stop and wrong.any():

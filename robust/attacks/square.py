@@ -9,6 +9,7 @@ from robust.attacks._checked import attacking, judge
 from robust.errors import require
 from robust.losses import margin
 from robust.modes import MODES, Mode
+from robust.progress import tracked
 from robust.random import part, rand
 from robust.threat_models import PixelBox, ThreatModel
 
@@ -59,7 +60,7 @@ class Square:
             remaining = (~wrong).nonzero().squeeze(1)
             budgets = torch.as_tensor(threat_model.radius).to(x).expand_as(x)
             stripes = _signs(x[:, :, :1, :])
-            for query in range(self.queries):
+            for query in tracked(range(self.queries)):
                 if len(remaining) == 0:
                     break
                 images, ends = x[remaining], budgets[remaining]

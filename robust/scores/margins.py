@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robust.attacks import BoundaryAttack, to_boundary
 from robust.checks import check_images, check_logits, check_precision
 from robust.modes import attack_mode
+from robust.progress import tracked
 from robust.threat_models import diameter
 
 
@@ -56,7 +57,7 @@ def nearest_boundary(
         x = x.clone()
         y = _classes(network, x)
         points, distances = [], []
-        for name, attack in attacks.items():
+        for name, attack in tracked(list(attacks.items())):
             point, distance = to_boundary(network, x, attack(network, x, y), y, halvings)
             valid = (distance.isinf() | (_classes(network, point) != y)) & ((point >= 0) & (point <= 1)).flatten(1).all(
                 1

@@ -1,0 +1,77 @@
+"""The progress inside a batch of an evaluation, in Lightning's progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+
+from callbacks._stages import Stage, StageCallback
+from robust.progress import unwatch, watch
+
+SECONDS = 0.5
+
+
+class Progress(Callback):
+    """Moves the bar of validation and test inside a batch too, so that it shows the remaining time from the start.
+
+    Attacks and evaluations report their steps (:mod:`robust.progress`). Without a terminal or a progress bar nothing is
+    written.
+    """
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def on_validation_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Watch the evaluations of this batch."""
+        self._watch("val", trainer, batch_idx)
+
+    def on_test_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        """Watch the evaluations of this batch."""
+        self._watch("test", trainer, batch_idx)
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """Stop watching."""
+        unwatch()
+
+    def on_test_epoch_end(self, *_: Any) -> None:
+        """Stop watching."""
+        unwatch()
+
+    def on_exception(self, *_: Any) -> None:
+        """Stop watching."""
+        unwatch()
+
+    def _watch(self, stage: Stage, trainer: Trainer, batch_idx: int) -> None:
+        if trainer.progress_bar_callback is None or not sys.stdout.isatty():
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        staged = [callback for callback in callbacks if isinstance(callback, StageCallback)]
+        self._shown = time.monotonic()
+        watch(
+            lambda fraction: self._show(trainer, batch_idx + fraction),
+            total=sum(callback.is_due(stage, trainer, batch_idx) for callback in staged),
+        )
+
+    def _show(self, trainer: Trainer, batches: float) -> None:
+        """Move the bar to a number of batches, at most twice a second."""
+        if time.monotonic() - self._shown < SECONDS:
+            return
+        self._shown = time.monotonic()
+        bar = trainer.progress_bar_callback
+        if isinstance(bar, RichProgressBar) and bar.progress is not None:
+            task = bar.test_progress_bar_id if trainer.testing else bar.val_progress_bar_id
+            if task is not None:
+                bar.progress.update(task, completed=batches)
+                bar.refresh()
+        elif isinstance(bar, TQDMProgressBar):
+            line = bar.test_progress_bar if trainer.testing else bar.val_progress_bar
+            line.n = round(batches, 2)
+            line.refresh()

@@ -1,0 +1,153 @@
+"""What TensorBoard shows of every run beside its metrics: settings, command, rates, throughput, HPARAMS, a layout."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from typing import Any
+
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from callbacks.results import Results
+
+LAYOUT = {
+    "Overview": {
+        "loss": ["Multiline", ["^train/loss$"]],
+        "clean and robust error": ["Multiline", ["^(val|test)/(clean|verified|pgd)_error"]],
+        "clean and robust accuracy": ["Multiline", ["^(val|test)/(certified_)?accuracy/"]],
+        "epsilon": ["Multiline", ["^train/epsilon$"]],
+    },
+    "Optimization": {
+        "learning rate": ["Multiline", ["^train/learning_rate"]],
+        "images per second": ["Multiline", ["^train/images_per_second$"]],
+    },
+}  # titles of sections and charts, and patterns of the metrics that a chart shows
+_PARTS = ("model", "data", "epsilon_schedule")  # of the settings that HPARAMS lists
+
+
+class TensorBoard(Callback):
+    """Adds settings, rates, throughput, HPARAMS and a layout to TensorBoard, under the same names for every method.
+
+    - TEXT: ``run/command`` and ``run/settings``.
+    - SCALARS: ``train/learning_rate``, with ``_2`` for a second optimizer, in the method's order; and
+      ``train/images_per_second``, over all processes and without the time of validation. Other loggers get these, too.
+    - HPARAMS: the settings of model, data and schedule with the last metrics: those of validation after a training,
+      those of the test after a test.
+    - CUSTOM SCALARS: first loss, errors, accuracies and epsilon, then rates and throughput.
+
+    Without loggers it does nothing. The first process writes.
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._start = 0.0
+        self._folders: set[str] = set()  # with settings: a test after a training has the same
+
+    # -- settings ------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the settings, the command and the layout."""
+        for logger in _tensorboards(trainer):
+            if logger.log_dir in self._folders:
+                continue
+            self._folders.add(logger.log_dir)
+            writer = logger.experiment
+            writer.add_text("run/command", f"    {shlex.join(['python', *sys.argv])}")
+            text = yaml.safe_dump(_settings(trainer), sort_keys=False)
+            writer.add_text("run/settings", "".join(f"    {line}\n" for line in text.splitlines()))
+            if stage == "fit":
+                writer.add_custom_scalars(LAYOUT)
+
+    # -- rates and throughput ------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again, without the time of validation."""
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images, and log at the steps at which Lightning logs."""
+        self._images += _count(batch) * trainer.world_size
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not trainer.loggers or not trainer.log_every_n_steps or (step + 1) % trainer.log_every_n_steps:
+            return
+        values = _learning_rates(trainer)
+        values["train/images_per_second"] = self._images / max(time.perf_counter() - self._start, 1e-9)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._images, self._start = 0, time.perf_counter()
+
+    # -- HPARAMS -------------------------------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the settings with the last validation's metrics."""
+        self._write_hparams(trainer, "val/")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the settings with the test's metrics."""
+        self._write_hparams(trainer, "test/")
+
+    def _write_hparams(self, trainer: Trainer, prefix: str) -> None:
+        """Write a session of HPARAMS into a folder of its own, where it has these metrics alone."""
+        metrics = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith(prefix)}
+        settings = _settings(trainer)
+        flat = {"seed": settings.get("seed_everything")} | {
+            name: value for part in _PARTS for name, value in _flat(part, settings.get(part))
+        }
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        for logger in _tensorboards(trainer):
+            # without the experiment's summary, which would fix one run's metrics as the columns of all
+            given = {name: value for name, value in flat.items() if value is not None}
+            _, start, end = hparams(given, {})  # type: ignore[no-untyped-call]
+            with SummaryWriter(f"{logger.log_dir}/hparams") as writer:
+                file = writer._get_file_writer()
+                file.add_summary(start)
+                file.add_summary(end)
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, step)
+
+
+def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The TensorBoard loggers, in the first process alone."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero]
+
+
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.config for callback in callbacks if isinstance(callback, Results)), {})
+
+
+def _learning_rates(trainer: Trainer) -> dict[str, float]:
+    """The rate of the first parameter group of each optimizer."""
+    rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in trainer.optimizers]
+    return {f"train/learning_rate{'' if index == 0 else f'_{index + 1}'}": rate for index, rate in enumerate(rates)}
+
+
+def _count(batch: Any) -> int:
+    """Number of images in a batch, or in a list of batches."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() == 4 else 0
+    return sum(_count(part) for part in batch) if isinstance(batch, list | tuple) else 0
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Names and plain values of nested settings, without the levels ``init_args``; a class is its last name."""
+    if isinstance(value, dict) and "class_path" in value:
+        return [(name, value["class_path"].rpartition(".")[2]), *_flat(name, value.get("init_args", {}))]
+    if isinstance(value, dict):
+        return [pair for key, part in value.items() for pair in _flat(f"{name}.{key}", part)]
+    return [(name, str(value) if isinstance(value, list | tuple) else value)]

@@ -1,0 +1,110 @@
+"""The model card beside an exported network: what was trained, how, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robust.errors import SettingError
+
+_SETTINGS = ("seed_everything", "model", "data", "epsilon_schedule")  # of a run's config; others concern the machine
+
+
+@dataclass
+class ExportedModel:
+    """What a model card says.
+
+    Args:
+        file: name of the exported file.
+        method: class of the method.
+        data: class of the data module.
+        image_shape: (C, H, W).
+        num_classes: number of classes.
+        settings: the training's resolved settings as plain data.
+        records: those of ``results.json``, by name.
+        license: SPDX identifier of the licence of the weights; None if it is not stated.
+        notes: sentences about the exported network.
+    """
+
+    file: str
+    method: str
+    data: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    settings: dict[str, Any]
+    records: dict[str, Any]
+    license: str | None
+    notes: list[str]
+
+
+def model_card(model: ExportedModel) -> str:
+    """The card in Markdown, with the header in YAML that model hubs read."""
+    header: dict[str, Any] = {"library_name": "pytorch", "pipeline_tag": "image-classification"}
+    header |= {"tags": ["robustness", model.method], "datasets": [model.data]}
+    if model.license is not None:
+        header["license"] = model.license
+    channels, height, width = model.image_shape
+    settings = {name: model.settings[name] for name in _SETTINGS if name in model.settings}
+    parts = [
+        f"---\n{_yaml(header)}---\n",
+        f"# {model.file}\n",
+        f"An image classifier that `{model.method}` of robust-lightning trained on `{model.data}`.\n",
+        f"* **Input**: float32 images in [0, 1], shape (B, {channels}, {height}, {width}), without normalisation.\n"
+        f"* **Output**: {model.num_classes} logits.\n"
+        f"* **Licence**: {model.license or 'not stated; ask the authors before use'}.",
+        *(f"* {note}" for note in model.notes),
+        "\n## Measured results\n",
+        *(_results(model.records) or ["None: there is no `results.json` beside the checkpoint.\n"]),
+        f"## Settings\n\n```yaml\n{_yaml(settings)}```\n",
+    ]
+    return "\n".join(parts)
+
+
+def read_records(folder: Path) -> dict[str, Any]:
+    """The records of ``results.json`` in a run's folder; none if there is no such file.
+
+    Raises:
+        SettingError: if the file is damaged.
+    """
+    path = folder / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SettingError("results.json", str(path), f"it is no JSON ({error}); move it away") from error
+    return records if isinstance(records, dict) else {}
+
+
+def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the recorded training, the last one after resuming; without record those of this command."""
+    trainings = [record["config"] for name, record in records.items() if name.split("-")[0] == "fit"]
+    settings: dict[str, Any] = trainings[-1] if trainings else config
+    return settings
+
+
+def _results(records: dict[str, Any]) -> list[str]:
+    """A table for each record, with the weights that it measured."""
+    parts = []
+    for name, record in records.items():
+        checkpoint = record["config"].get("ckpt_path")
+        trained = name.split("-")[0] == "fit"
+        weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
+        rows = [f"| {metric} | {_number(value)} |" for metric, value in record["metrics"].items()]
+        about = f"Commit {record['commit']}, seed {record['seed']}, on {record['device']}."
+        parts.append(f"`{name}`, weights: {weights}. {about}\n\n| metric | value |\n| --- | --- |")
+        parts.append("\n".join(rows) + "\n")
+    return parts
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return text
