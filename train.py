@@ -24,7 +24,8 @@ from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.trainer_settings import check_trainer, num_processes
-from cli.user_modules import add_working_folder
+from cli.user_code import constructor_error
+from cli.user_modules import add_folder
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
@@ -130,12 +131,14 @@ class RobustCLI(LightningCLI):
         """Build model, data and trainer, and raise their errors without the text that jsonargparse adds."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except Exception as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
                     raise cause from None
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
+            if failed := constructor_error(cause, self.results.config):
+                raise failed from cause
             raise
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         word = self.config[self.subcommand].get("ckpt_path")
@@ -192,7 +195,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     callbacks.watch_launcher()
     try:
-        add_working_folder()
+        add_folder(Path.cwd())
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError) as error:
         known = error if isinstance(error, ONE_LINE) else known_error(error)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from pkgutil import resolve_name
 from textwrap import shorten
 from types import NoneType
@@ -20,8 +21,9 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli import class_changes, composition
+from cli import class_changes, composition, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
+from cli.user_modules import add_folder
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -33,6 +35,7 @@ CLASSES = {
 KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number", "list": "a list", "NoneType": "null"}
 
 CLASS_ERRORS = [
+    (rf"'(\S+)'; ({user_code.IMPORTS} .*)", "{1}"),
     (
         r"Not a valid subclass of \w+\. Got value: (.*?)\s*(?:Subclass types|$)",
         "give class_path, and inside init_args its settings",
@@ -55,14 +58,17 @@ class OneLineParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         class_changes.install()
+        user_code.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a config file, and store its path for errors that do not name it."""
+        """Read a config file, store its path for errors that do not name it, and find the modules beside it."""
         self._reading = str(path)
         if remedy := check_file(self._reading):
             raise SettingError("config", self._reading, remedy)
+        if (file := Path(self._reading)).is_file():
+            add_folder(file.resolve().parent)
         try:
             return super().parse_path(path, *args, **kwargs)
         except RefusedYAMLError as error:
