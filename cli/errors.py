@@ -21,7 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli import class_changes, composition, user_code
+from cli import class_changes, composition, function_settings, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
 from cli.user_modules import add_folder
 from robust import attacks, bounds, networks
@@ -59,6 +59,7 @@ class OneLineParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         class_changes.install()
         user_code.install()
+        function_settings.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
 
