@@ -215,7 +215,7 @@ def value_and_remedy(text: str, root: str) -> str:
     kinds = [kind for kind in kinds if not re.match("an? (path|dot|instantiatable)", kind)]
     values = re.findall(r"(?:Got|Given) value: (.*)", text)
     of_class = re.search("class_path|[Ii]mport path|subclass|attribute|instantiatable", text)
-    if not values or not kinds or (of_class and set(kinds) <= {"a list", "null"}):
+    if not values or not kinds or (of_class and set(kinds) <= {"a list", "null", "one of ['auto']"}):
         return class_and_remedy(text, root)
     return f"got {shorten(values[-1], 80)!r}; give {' or '.join(kinds)}"
 

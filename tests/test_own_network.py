@@ -11,6 +11,7 @@ import train
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, choose_verifier
 from robust.checkpoints import load_weights
 from robust.errors import SettingError
+from tests.lirpa_cases import needs_lirpa
 from tests.testers import QUIET, error_of, last_checkpoint, results_in
 
 SMALL = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", *QUIET]
@@ -69,7 +70,11 @@ def test_a_network_of_timm_takes_any_setting_of_its_own(tmp_path, capsys):
     pytest.importorskip("timm")
     stored = fit(tmp_path / "one", *timm_settings(in_chans=1, num_classes=10))["config"]["model"]["init_args"]
     assert stored["classifier"]["dict_kwargs"] == {"in_chans": 1, "num_classes": 10}
-    later = ["--model.classifier.num_classes=10", "--model.classifier.pretrained=false", "--model.classifier.in_chans=1"]
+    later = [
+        "--model.classifier.num_classes=10",
+        "--model.classifier.pretrained=false",
+        "--model.classifier.in_chans=1",
+    ]
     fit(tmp_path / "two", *timm_settings(in_chans=3), *later)
     wrong = error_of(["fit", *timm_settings(in_chns=1, num_classes=10), *SMALL], capsys)
     assert "model.classifier: got 'timm.models._factory.create_model'; building it fails at " in wrong
@@ -80,7 +85,7 @@ def test_a_network_of_timm_takes_any_setting_of_its_own(tmp_path, capsys):
     ("settings", "expected"),
     [
         (["--model.classifier.num_classes=10"], "the data's images are (1, 28, 28); Given groups=1, weight of size"),
-        (["--model.classifier.num_clases=10"], "model.classifier: got 'torchvision.models.resnet18'; building it"),
+        (["--model.classifier.num_clases=10"], "got an unexpected keyword argument 'num_clases'; correct it, or give"),
     ],
     ids=["channels", "typo"],
 )
@@ -88,7 +93,7 @@ def test_a_network_of_torchvision_that_does_not_fit_is_named(settings, expected,
     network = ["--model.classifier=torchvision.models.resnet18", *settings]
     line = error_of(["fit", *STANDARD, *network, *SMALL, f"--trainer.default_root_dir={tmp_path}"], capsys)
     assert line.startswith("model.classifier")
-    assert expected in line or "no such setting, did you mean model.classifier.num_classes?" in line
+    assert expected in line
 
 
 # -- weights --------------------------------------------------------------------------------------------------------
@@ -157,11 +162,10 @@ def test_the_verifier_suits_the_network():
     assert residual.reason == "FeedForwardVerifier has no bound for Residual, which is no nn.Sequential"
 
 
+@needs_lirpa
 @pytest.mark.parametrize(("network", "chosen"), [("Plain", "FeedForwardVerifier"), ("Residual", "LirpaVerifier")])
 @pytest.mark.parametrize("method", ["StandardTraining", "ContextualBudgets"])
 def test_training_and_certificates_use_it_and_the_log_says_so_once(network, chosen, method, tmp_path, caplog):
-    if chosen == "LirpaVerifier":
-        pytest.importorskip("auto_LiRPA")
     network = f"--model.classifier={__name__}.{network}"
     with caplog.at_level("INFO", "pytorch_lightning.utilities.rank_zero"):
         record = fit(tmp_path, f"--model={method}", network, "--model.epsilon=0.01", *CERTIFY)
@@ -169,11 +173,13 @@ def test_training_and_certificates_use_it_and_the_log_says_so_once(network, chos
     assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"] <= 1
 
 
+@needs_lirpa
 def test_a_network_that_none_can_bound_is_named_before_training_and_is_trained_and_attacked(tmp_path, capsys):
     network = [f"--model.classifier={__name__}.Sorted", f"--trainer.default_root_dir={tmp_path}"]
+    layer = "network layer '2' (Sorting): got 'onnx::TopK'; auto_LiRPA cannot trace it; replace that layer"
     for settings in ([*STANDARD, *CERTIFY], ["--model=ContextualBudgets"]):
         line = error_of(["fit", *settings, *network, *SMALL], capsys)
-        assert "network layer '2'" in line
+        assert line.endswith(layer), line
         assert not list(tmp_path.rglob("*.ckpt"))
     adversarial = ["--model=AdversarialTraining", "--model.attack=robust.attacks.PGD", "--model.attack.steps=1"]
     record = fit(tmp_path, *adversarial, network[0])
