@@ -19,10 +19,12 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli import checkpoints
+from cli.checkpoint_settings import gives_model, path_in, read_model
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
+from cli.sources import settings_in, settings_in_arguments, sources_of
 from cli.trainer_settings import check_trainer, num_processes
 from cli.user_code import constructor_error
 from cli.user_modules import add_folder
@@ -48,7 +50,10 @@ class RobustCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
         self._downloaded: checkpoints.Downloaded | None = None
+        self._arguments = sys.argv[1:] if args is None else list(args)
+        self._model: dict[str, Any] | None = None  # settings of the checkpoint's model
         try:
+            self._read_checkpoint_settings()
             self._run(args)
         except SettingError as error:
             raise with_path(error, self.results.config) from error.__cause__
@@ -78,11 +83,23 @@ class RobustCLI(LightningCLI):
             args=args,
         )
 
+    def _read_checkpoint_settings(self) -> None:
+        """Read the model's settings from the checkpoint of an evaluation; the command line and files change them."""
+        path, (command, *others) = path_in(self._arguments), self._arguments or [""]
+        if path is None or path in WORDS or command not in ("validate", "test", "predict"):
+            return
+        if "://" in path:
+            self._downloaded = checkpoints.download(path)
+        file = path if self._downloaded is None else self._downloaded.path
+        self._model = read_model(file, path, needed=not gives_model(others))
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside model, data and trainer."""
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}"})
+        if self._model is not None:
+            parser.set_defaults({"model": self._model})
         parser.add_argument(
             "--resume_settings",
             type=ResumeSettings | None,
@@ -103,6 +120,10 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.results.config = plain = yaml.safe_load(dumped)
+        parser: Any = self._parser(self.subcommand)
+        given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
+        given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
+        self.results.sources = sources_of(plain, given)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
         check_trainer(config.trainer, str(self.subcommand))
@@ -123,7 +144,7 @@ class RobustCLI(LightningCLI):
             return
         config = self.config[self.subcommand]
         if "://" in str(path):
-            self._downloaded = checkpoints.download(str(path))
+            self._downloaded = self._downloaded or checkpoints.download(str(path))
             config.ckpt_path = self._downloaded.path
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
@@ -140,6 +161,7 @@ class RobustCLI(LightningCLI):
             if failed := constructor_error(cause, self.results.config):
                 raise failed from cause
             raise
+        self.model.settings = self.results.config["model"]
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         word = self.config[self.subcommand].get("ckpt_path")
         if word in WORDS:

@@ -23,6 +23,7 @@ import datamodules
 import lightning_modules
 from cli import class_changes, composition, function_settings, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
+from cli.sources import settings_in
 from cli.user_modules import add_folder
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
@@ -54,6 +55,9 @@ class OneLineParser(LightningArgumentParser):
     """Reports a wrong setting in one line: its full name, its value and the remedy.
 
     It accepts no abbreviated names, since a new setting could make them ambiguous.
+
+    Attributes:
+        read_settings: names and values of the settings in all config files that were read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +66,7 @@ class OneLineParser(LightningArgumentParser):
         function_settings.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
+        self.read_settings: list[tuple[str, Any]] = []
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a config file, store its path for errors that do not name it, and find the modules beside it."""
@@ -81,6 +86,7 @@ class OneLineParser(LightningArgumentParser):
         """Read a config file's settings, behind those of the files that it names under ``config``."""
         with suppress(yaml.YAMLError):  # the parser says what is wrong with it
             settings = load(content)
+            self.read_settings += settings_in(settings)
             if isinstance(settings, dict) and composition.KEY in settings:
                 return composition.compose(self, settings, prev_cfg)
             if isinstance(settings, dict) and any("." in str(key) for key in settings):
