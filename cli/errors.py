@@ -21,7 +21,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli import class_changes, composition, function_settings, user_code
+from cli import class_changes, composition, function_settings, help, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
 from cli.sources import settings_in
 from cli.user_modules import add_folder
@@ -64,9 +64,15 @@ class OneLineParser(LightningArgumentParser):
         class_changes.install()
         user_code.install()
         function_settings.install()
+        help.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
         self.read_settings: list[tuple[str, Any]] = []
+
+    def format_help(self) -> str:  # type: ignore[override]
+        """The help, behind an example where it lists the subcommands."""
+        text: str = super().format_help()
+        return help.EXAMPLE + text if self._subparsers is not None else text
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a config file, store its path for errors that do not name it, and find the modules beside it."""

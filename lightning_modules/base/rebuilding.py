@@ -7,6 +7,7 @@ import math
 import warnings
 from pathlib import Path
 from pkgutil import resolve_name
+from textwrap import shorten
 from types import FrameType
 from typing import Any, Self
 
@@ -93,7 +94,10 @@ def _build(cls: type, described: Any, settings: dict[str, Any], path: str) -> pl
     except SettingError:
         raise
     except Exception as error:  # of jsonargparse, of an import, or of a constructor
-        reason = " ".join(str(error).split())[-300:]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = shorten(str(cause), 300)
         remedy = "its classes must be importable, with the settings of its training"
         raise SettingError(NAME, path, f"its module cannot be built ({reason}); {remedy}") from error
 
