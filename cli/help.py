@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import _typehints
 
 OURS = ("robust.networks.", "robust.attacks.", "robust.schedules.", "lightning_modules.", "datamodules.", "callbacks.")
-MOST = 4
+MOST = 3
 EXAMPLE = """\
 example, a network that is trained and certified on the digits of scikit-learn in a minute:
 
@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def _known_classes(action: Any) -> str:
-    """The classes of this project that a setting takes, or else those of others; four at most."""
+    """The classes of this project that a setting takes, or else those of others; three at most."""
     paths = _typehints.get_all_subclass_paths(action._typehint, closed_types=False)
     ours = [path for path in paths if path.startswith(OURS)] or paths
     names = ", ".join(ours[:MOST])
