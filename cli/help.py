@@ -12,7 +12,7 @@ EXAMPLE = """\
 example, a network that is trained and certified on the digits of scikit-learn in a minute:
 
   train.py fit --config configs/quickstart.yaml --model.epsilon 0.1 --trainer.default_root_dir logs/mine
-  train.py test --ckpt_path logs/mine/checkpoints/last.ckpt --data Digits --trainer.callbacks CertifiedEvaluation
+  train.py test --ckpt_path logs/mine/lightning_logs/version_0/checkpoints/last.ckpt --data Digits
   train.py fit --model.help ContextualBudgets       # the settings of a method
   train.py fit --config mine.yaml --print_config    # all settings of a run
 

@@ -11,6 +11,7 @@ import train
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, choose_verifier
 from robust.checkpoints import load_weights
 from robust.errors import SettingError
+from robust.threat_models import LinfBall
 from tests.lirpa_cases import needs_lirpa
 from tests.testers import QUIET, error_of, last_checkpoint, results_in
 
@@ -184,3 +185,15 @@ def test_a_network_that_none_can_bound_is_named_before_training_and_is_trained_a
     adversarial = ["--model=AdversarialTraining", "--model.attack=robust.attacks.PGD", "--model.attack.steps=1"]
     record = fit(tmp_path, *adversarial, network[0])
     assert 0 <= record["metrics"]["val/clean_error"] <= 1
+
+
+@needs_lirpa
+def test_pooling_of_windows_that_overlap_is_bounded_by_intervals():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(18, 3)).eval()
+    choice = choose_verifier(network)
+    assert str(choice).endswith(
+        "layer '1' (MaxPool2d); by method ibp, since auto_LiRPA has no linear bounds for network layer '1'"
+    )
+    x = torch.rand(2, 1, 8, 8)
+    margins = choice.verifier.margins(network, LinfBall(0.01).interval(x), torch.tensor([0, 1]))
+    assert margins.shape == (2, 2)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from robust.bounds._lirpa_causes import odd_pooling
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
 from robust.bounds.sequential import feed_forward
@@ -45,5 +46,9 @@ def choose_verifier(network: nn.Module) -> Choice:
         name = str(error).partition("'")[2].partition("'")[0]  # of "network layer 'name': got ..."
         kind = type(network.get_submodule(name)).__name__
         layer = f"network layer '{name}' ({kind})" if name else f"{kind}, which is no nn.Sequential"
-        return Choice(LirpaVerifier(), f"FeedForwardVerifier has no bound for {layer}")
+        reason = f"FeedForwardVerifier has no bound for {layer}"
+        if (pooling := odd_pooling(network)) is not None:
+            remark = f"{reason}; by method ibp, since auto_LiRPA has no linear bounds for {pooling.name}"
+            return Choice(LirpaVerifier(method="ibp"), remark)
+        return Choice(LirpaVerifier(), reason)
     return Choice(FeedForwardVerifier(), "the network is a sequence of layers that it bounds")
