@@ -19,7 +19,7 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli import checkpoints
-from cli.checkpoint_settings import gives_model, path_in, read_model
+from cli.checkpoint_settings import importable, read_model, values_of
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
@@ -85,13 +85,15 @@ class RobustCLI(LightningCLI):
 
     def _read_checkpoint_settings(self) -> None:
         """Read the model's settings from the checkpoint of an evaluation; the command line and files change them."""
-        path, (command, *others) = path_in(self._arguments), self._arguments or [""]
-        if path is None or path in WORDS or command not in ("validate", "test", "predict"):
+        command, paths = "".join(self._arguments[:1]), values_of(self._arguments, "--ckpt_path")
+        if not paths or paths[-1] in WORDS or command not in ("validate", "test", "predict"):
             return
+        path, configs = paths[-1], values_of(self._arguments, "--config", "-c")
         if "://" in path:
             self._downloaded = checkpoints.download(path)
         file = path if self._downloaded is None else self._downloaded.path
-        self._model = read_model(file, path, needed=not gives_model(others))
+        model = read_model(file, path, needed=not configs and not values_of(self._arguments, "--model"))
+        self._model = model and importable(model, path, configs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside model, data and trainer."""
@@ -161,7 +163,7 @@ class RobustCLI(LightningCLI):
             if failed := constructor_error(cause, self.results.config):
                 raise failed from cause
             raise
-        self.model.settings = self.results.config["model"]
+        self.model.constructor_settings = self.results.config["model"]
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         word = self.config[self.subcommand].get("ckpt_path")
         if word in WORDS:

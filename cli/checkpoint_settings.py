@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from cli.user_code import import_or_explain
+from cli.user_modules import add_folder
 from robust.checkpoints import read_saved
-from robust.errors import require
+from robust.errors import SettingError, require
 
 NAME = "ckpt_path"
 _REMEDY = "give a checkpoint that fit wrote"
 _CONFIG = "give the config of its training before it: --config FILE (config.yaml in the run's folder)"
 
 
-def path_in(arguments: list[str]) -> str | None:
-    """Path of the checkpoint on a command line; None if there is none."""
-    found = None
-    for index, argument in enumerate(arguments):
-        if argument == f"--{NAME}" and index + 1 < len(arguments):
-            found = arguments[index + 1]
-        elif argument.startswith(f"--{NAME}="):
-            found = argument.partition("=")[2]
-    return found
+def values_of(arguments: list[str], *options: str) -> list[str]:
+    """Values of options on a command line, ``--name value`` or ``--name=value``."""
+    values = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in options:
+            values.append(value if equals else following)
+    return values
 
 
-def gives_model(arguments: list[str]) -> bool:
-    """Whether a command line has a model or a config file, which may have one."""
-    return any(argument.partition("=")[0] in ("--model", "--config") for argument in arguments)
+def importable(model: dict[str, Any], path: str, configs: list[str]) -> dict[str, Any]:
+    """The settings of a checkpoint's model, if its class can be imported; modules may be beside the config files.
+
+    Raises:
+        SettingError: if it cannot be.
+    """
+    for config in configs:
+        if Path(config).is_file():
+            add_folder(Path(config).resolve().parent)
+    try:
+        import_or_explain(model["class_path"])
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "call train.py in the folder of its module, or give a config file beside it"
+        reason = f"its model {model['class_path']} cannot be imported ({error}); {remedy}"
+        raise SettingError(NAME, path, reason) from error
+    return model
 
 
 def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
@@ -40,12 +55,13 @@ def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
         SettingError: if the file cannot be read, or has no complete settings and these are needed.
     """
     content = read_saved(path, NAME, _REMEDY, given=given)
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("init_args"), dict):
+    model: Any = content.get("model") if isinstance(content, dict) else None
+    parts = (model.get("class_path"), model.get("init_args")) if isinstance(model, dict) else (None, None)
+    if not isinstance(parts[0], str) or not isinstance(parts[1], dict):
         is_checkpoint = isinstance(content, dict) and "state_dict" in content
         require(not (needed and is_checkpoint), NAME, given, f"it holds no settings of its model; {_CONFIG}")
         return None
     objects = model.get("objects", [])
     remedy = f"its model was built in Python, its settings lack {', '.join(objects)}; {_CONFIG}"
     require(not (needed and objects), NAME, given, remedy)
-    return None if objects else {"class_path": model.get("class_path"), "init_args": model["init_args"]}
+    return None if objects else {"class_path": model["class_path"], "init_args": model["init_args"]}

@@ -1,5 +1,7 @@
 """Checkpoints carry their settings: modules are rebuilt from them, evaluations need no config."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -132,3 +134,29 @@ def test_weights_to_start_from_are_not_read_again(tmp_path):
     fresh = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     StandardTraining.load_from_checkpoint(tmp_path / "end.ckpt", classifier=fresh)
     assert torch.equal(fresh[1].weight, network[1].weight)
+
+
+METHOD = "from lightning_modules import StandardTraining\n\n\nclass Mine(StandardTraining):\n    pass\n"
+
+
+def test_a_method_beside_the_config_file_is_found_and_a_missing_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "method_of_mine.py").write_text(METHOD)
+    config = tmp_path / "own" / "mine.yaml"
+    config.write_text("model: {class_path: method_of_mine.Mine}\nmodel.classifier: robust.networks.DMSmall\n")
+    few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", *QUIET]
+    train.main(
+        ["fit", f"--config={config}", *DATA, *few, "--model.epsilon=0.2", f"--trainer.default_root_dir={tmp_path}"]
+    )
+    path = last_checkpoint(tmp_path)
+    sys.path.remove(str(config.parent))
+    del sys.modules["method_of_mine"]
+    line = error_of(["test", *DATA, f"--ckpt_path={path}"], capsys)
+    remedy = "call train.py in the folder of its module, or give a config file beside it"
+    assert line.startswith(f"ckpt_path: got '{path}'; its model method_of_mine.Mine cannot be imported (No module")
+    assert line.endswith(remedy)
+    folder = tmp_path / "test"
+    command = ["test", "--config", str(config), *DATA, *QUIET, f"--ckpt_path={path}"]
+    train.main([*command, f"--trainer.default_root_dir={folder}"])
+    assert results_in(folder / "results.json")["config"]["model"]["init_args"]["epsilon"] == 0.2

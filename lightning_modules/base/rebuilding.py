@@ -28,19 +28,19 @@ class Rebuilding(pl.LightningModule):
     """A module whose checkpoints hold its settings.
 
     Attributes:
-        settings: ``class_path`` and ``init_args`` of the module as plain data, with networks and other objects as such
+        constructor_settings: ``class_path`` and ``init_args`` as plain data, with networks and other objects as such
             mappings, too. The command line sets it. A module that was built in Python has its plain arguments, and
             under ``objects`` the names of the others.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.settings = _given_settings(self)
+        self.constructor_settings = _given_settings(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the settings, without the file of weights to start from: the checkpoint has its own."""
-        arguments = {name: value for name, value in self.settings["init_args"].items() if name != "weights"}
-        checkpoint[KEY] = {**self.settings, "init_args": arguments}
+        arguments = {name: value for name, value in self.constructor_settings["init_args"].items() if name != "weights"}
+        checkpoint[KEY] = {**self.constructor_settings, "init_args": arguments}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -89,7 +89,7 @@ def _build(cls: type, described: Any, settings: dict[str, Any], path: str) -> pl
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made: pl.LightningModule = parser.instantiate(parsed).module
-        made.settings = {"class_path": described["class_path"], "init_args": arguments}  # type: ignore[assignment]
+        made.constructor_settings = {"class_path": described["class_path"], "init_args": arguments}  # type: ignore[assignment]
         return made
     except SettingError:
         raise
