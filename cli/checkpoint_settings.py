@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _CONFIG = "give the config of its training before it: --config FILE (config.yaml
 def values_of(arguments: list[str], *options: str) -> list[str]:
     """Values of options on a command line, ``--name value`` or ``--name=value``."""
     values = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if name in options:
             values.append(value if equals else following)
