@@ -19,14 +19,17 @@ import callbacks
 import datamodules
 import lightning_modules
 from cli import checkpoints
+from cli.checkpoint_settings import importable, read_model, values_of
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.export import ExportTrainer
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
+from cli.sources import settings_in, settings_in_arguments, sources_of
 from cli.trainer_settings import check_trainer, num_processes
-from cli.user_modules import add_working_folder
+from cli.user_code import constructor_error
+from cli.user_modules import add_folder
 from lightning_modules.base.settings import ResumeSettings
 from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
@@ -49,7 +52,10 @@ class RobustCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
         self._downloaded: checkpoints.Downloaded | None = None
+        self._arguments = sys.argv[1:] if args is None else list(args)
+        self._model: dict[str, Any] | None = None  # settings of the checkpoint's model
         try:
+            self._read_checkpoint_settings()
             self._run(args)
         except SettingError as error:
             raise with_path(error, self.results.config) from error.__cause__
@@ -83,11 +89,25 @@ class RobustCLI(LightningCLI):
             args=args,
         )
 
+    def _read_checkpoint_settings(self) -> None:
+        """Read the model's settings from the checkpoint of an evaluation; the command line and files change them."""
+        command, paths = "".join(self._arguments[:1]), values_of(self._arguments, "--ckpt_path")
+        if not paths or paths[-1] in WORDS or command not in ("validate", "test", "predict"):
+            return
+        path, configs = paths[-1], values_of(self._arguments, "--config", "-c")
+        if "://" in path:
+            self._downloaded = checkpoints.download(path)
+        file = path if self._downloaded is None else self._downloaded.path
+        model = read_model(file, path, needed=not configs and not values_of(self._arguments, "--model"))
+        self._model = model and importable(model, path, configs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside model, data and trainer."""
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}"})
+        if self._model is not None:
+            parser.set_defaults({"model": self._model})
         parser.add_argument(
             "--resume_settings",
             type=ResumeSettings | None,
@@ -109,6 +129,10 @@ class RobustCLI(LightningCLI):
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         # Lightning makes the same dump once more unless it finds this one
         self.results.config = self.config_dump = plain = yaml.safe_load(dumped)
+        parser: Any = self._parser(self.subcommand)
+        given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
+        given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
+        self.results.sources = sources_of(plain, given)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
         check_trainer(config.trainer, str(self.subcommand))
@@ -129,7 +153,7 @@ class RobustCLI(LightningCLI):
             return
         config = self.config[self.subcommand]
         if "://" in str(path):
-            self._downloaded = checkpoints.download(str(path))
+            self._downloaded = self._downloaded or checkpoints.download(str(path))
             config.ckpt_path = self._downloaded.path
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 
@@ -142,15 +166,18 @@ class RobustCLI(LightningCLI):
             for key, value in sizes_from_data(self.results.config["model"], config.data).items():
                 config.model[key] = value
             super().instantiate_classes()
-        except ValueError as error:
+        except Exception as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):
                     raise cause from None
                 if choice := lightnings_choice(str(cause)) or known_error(cause):
                     raise choice from None
+            if failed := constructor_error(cause, self.results.config):
+                raise failed from cause
             raise
         finally:
             config.data = settings
+        self.model.constructor_settings = self.results.config["model"]
         self.model.resume_settings = self.config[self.subcommand].get("resume_settings")
         word = self.config[self.subcommand].get("ckpt_path")
         if word in WORDS:
@@ -212,7 +239,7 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     callbacks.watch_launcher()
     try:
-        add_working_folder()
+        add_folder(Path.cwd())
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError) as error:
         known = error if isinstance(error, ONE_LINE) else known_error(error)

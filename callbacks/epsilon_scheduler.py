@@ -47,6 +47,7 @@ class EpsilonScheduler(Callback):
         require(exponent > 1, f"{name}.exponent", exponent, "give a power above 1")
         self.shape, self.start_epoch, self.length = shape, start_epoch, length
         self.middle, self.exponent = middle, exponent
+        self._trains = True
 
     def value(self, epoch: int, batch: int, batches: int) -> float:
         """Fraction of the full epsilon, in [0, 1].
@@ -74,6 +75,10 @@ class EpsilonScheduler(Callback):
             return float(scale * middle * (steps / middle) ** self.exponent)
         at_middle = scale * middle
         return at_middle + (1 - at_middle) * (steps - middle) / (length - middle)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Store whether the run trains: an evaluation uses no schedule."""
+        self._trains = stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Check that there is a threat model to ramp.
@@ -121,6 +126,8 @@ class EpsilonScheduler(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the resumed run's schedule differs from the checkpoint's."""
+        if not self._trains:
+            return
         changed = {name: (old, getattr(self, name)) for name, old in state_dict.items() if old != getattr(self, name)}
         for name, (old, new) in changed.items():
             rank_zero_warn(f"epsilon_schedule.{name}: the checkpoint was trained with {old!r}, this run has {new!r}")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from callbacks._atomic import replacing
 from callbacks._folders import log_folder
-from callbacks.evaluation.verifiers import module_verifier, try_verifier
+from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier, TrainingModule, check_precision
-from robust.bounds import FeedForwardVerifier, Verifier, certify
+from robust.bounds import Auto, Verifier, certify
 from robust.errors import require
 from robust.metrics import Gathered
 
@@ -38,14 +38,14 @@ class Predictions(Callback):
     Every run of ``train.py predict`` has this callback; one that certifies, in ``trainer.callbacks``, takes its place.
 
     Args:
-        verifier: certifies the predictions; by default, with ``epsilons``, the module's, else IBP.
+        verifier: certifies the predictions; ``auto`` and, with ``epsilons``, null: the module's.
         epsilons: sizes of the threat models in (0, 1], in pixel units; by default, with ``verifier``, the module's.
 
     Raises:
         SettingError: if a size is out of range, the verifier cannot bound the network, or two callbacks certify.
     """
 
-    def __init__(self, verifier: Verifier | None = None, epsilons: list[float] | None = None) -> None:
+    def __init__(self, verifier: Verifier | Auto | None = None, epsilons: list[float] | None = None) -> None:
         require(epsilons != [], "Predictions.epsilons", epsilons, "give at least one size, or leave it out")
         for epsilon in epsilons or []:
             require(0 < epsilon <= 1, "Predictions.epsilons", epsilon, "give sizes in (0, 1], in pixel units")
@@ -109,7 +109,7 @@ class Predictions(Callback):
 
     def _certified(self, module: RobustClassifier, images: Tensor, predictions: Tensor) -> dict[str, Tensor]:
         """The largest certified size of each image in each threat model, (B,), by column."""
-        verifier = self.verifier or module_verifier(module) or FeedForwardVerifier()
+        verifier = module.verifier if self.verifier is None or isinstance(self.verifier, str) else self.verifier
         sizes: dict[str, Tensor] = {}
         with torch.inference_mode(False), torch.no_grad():
             x, y = images.clone(), predictions.clone()

@@ -40,16 +40,19 @@ class Results(Callback):
 
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
     ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]), ``command``, ``method``, ``epochs``,
-    ``config``, ``class_names`` (null if the data does not name them), ``optimizers`` (as they were used), ``seed``,
-    ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds). Numbers that are not finite are null;
-    ``not_finite`` maps their paths to ``nan`` or ``inf``.
+    ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them), ``optimizers`` (as
+    they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds). Numbers
+    that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
+        sources: names of the settings that come from the ``command line``, a ``file`` or a ``checkpoint``; all others
+            have their defaults.
     """
 
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
+        self.sources: dict[str, list[str]] = {}
         self._start = 0.0
         self._folder = Path()
         self._own: set[Path] = set()
@@ -99,6 +102,7 @@ class Results(Callback):
             "samples": {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")},
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
+            "sources": self.sources,
         }
         path = self._folder / "results.json"
         if not is_dry(trainer):

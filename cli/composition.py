@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cli.config_files import RefusedYAMLError, check_file, load
+from cli.user_modules import add_folder
 from robust.errors import SettingError, require
 
 KEY = "config"
@@ -54,6 +55,7 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Settings:
         remedy = f"give a YAML file of settings ({' '.join(str(error).split())})"
     if remedy or not isinstance(settings, dict):
         raise SettingError(KEY, str(path), remedy or "give a YAML file of settings")
+    add_folder(path.parent)
     return composed(settings, path.parent, (*inside, path))
 
 

@@ -21,8 +21,10 @@ from pytorch_lightning.cli import LightningArgumentParser
 import callbacks
 import datamodules
 import lightning_modules
-from cli import class_changes, composition
+from cli import class_changes, composition, function_settings, help, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
+from cli.sources import settings_in
+from cli.user_modules import add_folder
 from robust import attacks, bounds, networks
 from robust.errors import SettingError, require
 
@@ -34,6 +36,7 @@ CLASSES = {
 KINDS = {"bool": "true or false", "float": "a number", "int": "a whole number", "list": "a list", "NoneType": "null"}
 
 CLASS_ERRORS = [
+    (rf"'(\S+)'; ({user_code.IMPORTS} .*)", "{1}"),
     (
         r"Not a valid subclass of \w+\. Got value: (.*?)\s*(?:Subclass types|$)",
         "give class_path, and inside init_args its settings",
@@ -52,18 +55,32 @@ class OneLineParser(LightningArgumentParser):
     """Reports a wrong setting in one line: its full name, its value and the remedy.
 
     It accepts no abbreviated names, since a new setting could make them ambiguous.
+
+    Attributes:
+        read_settings: names and values of the settings in all config files that were read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         class_changes.install()
+        user_code.install()
+        function_settings.install()
+        help.install()
         super().__init__(*args, **kwargs, allow_abbrev=False)
         self._reading = ""
+        self.read_settings: list[tuple[str, Any]] = []
+
+    def format_help(self) -> str:  # type: ignore[override]
+        """The help, behind an example where it lists the subcommands."""
+        text: str = super().format_help()
+        return help.EXAMPLE + text if self._subparsers is not None else text
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a config file, and store its path for errors that do not name it."""
+        """Read a config file, store its path for errors that do not name it, and find the modules beside it."""
         self._reading = str(path)
         if remedy := check_file(self._reading):
             raise SettingError("config", self._reading, remedy)
+        if (file := Path(self._reading)).is_file():
+            add_folder(file.resolve().parent)
         try:
             return super().parse_path(path, *args, **kwargs)
         except RefusedYAMLError as error:
@@ -76,7 +93,9 @@ class OneLineParser(LightningArgumentParser):
         with suppress(yaml.YAMLError):  # the parser says what is wrong with it
             settings = load(content)
             if isinstance(settings, dict):
-                content = dump(composition.composed(settings, Path.cwd()))  # the parser reads a file in its folder
+                settings = composition.composed(settings, Path.cwd())  # the parser reads a file in its folder
+                self.read_settings += settings_in(settings)
+                content = dump(settings)
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
 
     def validate(self, namespace: Any, *args: Any, **kwargs: Any) -> None:
@@ -207,7 +226,7 @@ def value_and_remedy(text: str, root: str) -> str:
     kinds = [kind for kind in kinds if not re.match("an? (path|dot|instantiatable)", kind)]
     values = re.findall(r"(?:Got|Given) value: (.*)", text)
     of_class = re.search("class_path|[Ii]mport path|subclass|attribute|instantiatable", text)
-    if not values or not kinds or (of_class and set(kinds) <= {"a list", "null"}):
+    if not values or not kinds or (of_class and set(kinds) <= {"a list", "null", "one of ['auto']"}):
         return class_and_remedy(text, root)
     return f"got {shorten(values[-1], 80)!r}; give {' or '.join(kinds)}"
 

@@ -1,4 +1,4 @@
-"""The user's own modules: those in the folder where the command line is called."""
+"""The user's own modules: those in the folder where the command line is called, and beside its config files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from robust.errors import SettingError
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def add_working_folder() -> None:
-    """Let ``class_path`` name modules in the working folder.
+def add_folder(folder: Path) -> None:
+    """Let ``class_path`` name modules in a folder: that of the call, and those of config files.
 
-    The folder comes last on ``sys.path``: no file in it hides a module of the checkout or an installed package.
+    The folder comes last on ``sys.path``: no file in it hides a module of the checkout, an installed package, or a
+    module of a folder that was added before.
 
     Raises:
         SettingError: if it has a module of a name that the checkout takes, which could never be imported.
     """
-    folder = Path.cwd()
-    if folder == CHECKOUT:
+    folder = folder.resolve()
+    if folder == CHECKOUT or str(folder) in sys.path:
         return
     for name in checkout_names():
         module, package = folder / f"{name}.py", folder / name
         if module.exists() or any(package.glob("*.py")):  # a folder train/ of images is none
             found = module if module.exists() else package
             raise SettingError(name, str(found), "robust-lightning has a module of this name; rename yours")
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    sys.path.append(str(folder))
 
 
 def checkout_names() -> list[str]:

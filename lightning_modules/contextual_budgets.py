@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightning_modules.base import Batch, GeneratorClassifier
-from robust.bounds import FeedForwardVerifier, Verifier
+from robust.bounds import Auto, Verifier
 from robust.budgets import check_budget_range, relative_budgets
 from robust.errors import require
 from robust.threat_models import LinfBall, PixelBox, ThreatModel
@@ -38,7 +38,8 @@ class ContextualBudgets(GeneratorClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
-        verifier: verifier that bounds the training loss.
+        verifier: verifier that bounds the training loss; ``auto``: ``FeedForwardVerifier`` where it can bound the
+            classifier, else ``LirpaVerifier``.
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
@@ -58,7 +59,7 @@ class ContextualBudgets(GeneratorClassifier):
         classifier: nn.Module,
         generator: nn.Module | None = None,
         *,
-        verifier: Verifier | None = None,
+        verifier: Verifier | Auto = "auto",
         epsilon: float = 0.4,
         alpha_low: float = 0.5,
         alpha_high: float = 2.0,
@@ -79,7 +80,8 @@ class ContextualBudgets(GeneratorClassifier):
             generator_optimizer=generator_optimizer,
             **settings,
         )
-        self.verifier = FeedForwardVerifier() if verifier is None else verifier
+        if not isinstance(verifier, str):
+            self.verifier = verifier
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
 
     def threat_model(self, x: Tensor, epsilon: float) -> PixelBox:

@@ -49,6 +49,62 @@ def read_saved(
         raise SettingError(setting, name, f"{_reason(error)}; {remedy}") from error
 
 
+def load_weights(network: nn.Module, path: str, setting: str) -> None:
+    """Load a network's weights from a file of its own.
+
+    Args:
+        network: the network that gets them.
+        path: a ``.safetensors`` file; or a file of ``torch.save`` with a ``state_dict``, alone or under that name. Of a
+            checkpoint of a training, the classifier is loaded.
+        setting: name of the path's setting, for the errors.
+
+    Raises:
+        SettingError: if the file is absent, cannot be read or holds no such weights; or if names or shapes differ.
+    """
+    remedy = "give a .safetensors file, or a .pth file of a state_dict"
+    content = _read_safetensors(path, setting, remedy) if path.endswith(".safetensors") else None
+    content = read_saved(path, setting, remedy) if content is None else content
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    fits = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
+    require(fits, setting, path, f"it holds no state_dict of tensors; {remedy}")
+    assert isinstance(state, dict)
+    if "method" in content:  # a checkpoint of fit
+        state = read_part(path, "classifier", setting)[1]
+    wrong = _differences(network.state_dict(), state)
+    require(not wrong, setting, path, f"{wrong}; give weights of this network, or the network's settings of that file")
+    network.load_state_dict(state)
+
+
+def _differences(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """The names that differ between two states and the shapes of those that have the same name, in words."""
+    shapes = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in given and own[name].shape != given[name].shape
+    ]
+    groups = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "wrong shape": shapes,
+    }
+    return "; ".join(f"{kind}: {_first(names)}" for kind, names in groups.items() if names)
+
+
+def _first(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _read_safetensors(path: str, setting: str, remedy: str) -> dict[str, Tensor]:
+    require(Path(path).is_file(), setting, path, f"no such file; {remedy}")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SettingError(setting, path, f"it cannot be read ({error}); {remedy}") from error
+
+
 def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[str, Any]:
     """Take the weights of one network from a checkpoint that holds several.
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -94,3 +95,26 @@ def test_later_configs_win_setting_by_setting(tmp_path, capsys):
     assert (model["epsilon"], model["alpha_low"], model["alpha_high"]) == (0.05, 0.25, 2.0)
     assert model["classifier"]["init_args"]["num_classes"] == 7
     assert model["classifier"]["init_args"]["image_shape"] == [1, 28, 28]
+
+
+def helped(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_help_of_a_method_fits_in_two_screens(capsys, monkeypatch):
+    lines = helped(["fit", "--model.help=ContextualBudgets"], capsys, monkeypatch)
+    assert len(lines) <= 100
+    text = " ".join(line.strip() for line in lines)
+    assert "known subclasses: robust.networks.DMSmall, " in text
+    assert re.search(r"known subclasses: [^)]* and \d+ more\)", text)
+
+
+def test_help_starts_with_an_example(capsys, monkeypatch):
+    lines = helped(["--help"], capsys, monkeypatch)
+    assert lines[0].startswith("example")
+    assert "train.py fit --config configs/quickstart.yaml" in lines[2]
+    assert any(line.startswith("usage: ") for line in lines)

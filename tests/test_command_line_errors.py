@@ -151,7 +151,7 @@ def test_incomplete_command_line(arguments, expected, capsys):
 
 
 class Unsupported(nn.Sequential):
-    """A classifier with a layer that the default verifier cannot bound."""
+    """A classifier with a layer that no verifier can bound."""
 
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.GELU())
@@ -183,7 +183,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "network layer '2': got \"GELU(approximate='none')\"; FeedForwardVerifier has no bound for it",
+            "network layer '2' (GELU): got 'onnx::Erf'; auto_LiRPA cannot trace it; replace that layer",
         ),
         (
             f"model.lr_scheduler={PIECEWISE}",

@@ -18,7 +18,7 @@ from tests.testers import ROOT, error_of
 ARGUMENTS = ["fit", f"--config={ROOT / 'configs' / 'trades' / 'digits.yaml'}", "--data=WatermarkedDigits"]
 YOPO_ARGUMENTS = ["fit", f"--config={ROOT / 'configs' / 'yopo' / 'digits.yaml'}"]
 OWN = {"classifier", "beta", "attack", "optimizer"}
-HANDED_ON = {"epsilon", "norm", "lr_scheduler", "gradient_clip"}
+HANDED_ON = {"epsilon", "weights", "norm", "lr_scheduler", "gradient_clip"}
 
 
 def concrete(package, base):

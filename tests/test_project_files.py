@@ -11,7 +11,8 @@ import yaml
 from tests.testers import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-OPTIONAL = {"auto_LiRPA": "lirpa", "pyautoattack": "eval", "torchmetrics": "metrics"}  # module, and its group or extra
+# module, and its group or extra
+OPTIONAL = {"auto_LiRPA": "lirpa", "pyautoattack": "eval", "torchmetrics": "metrics", "safetensors": "app"}
 FOLDERS = r"(?:configs|docs|tests|robust|datamodules|lightning_modules|callbacks|cli|\.ci)"
 FILE = re.compile(FOLDERS + r"/[\w./-]*\w(?![\w</])")  # no <placeholders>
 

@@ -13,10 +13,10 @@ from torchmetrics import MaxMetric, MinMetric, SumMetric
 
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import Verdict, check_order
-from callbacks.evaluation.verifiers import module_verifier, try_verifier
+from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
-from robust.bounds import FeedForwardVerifier, Verifier, certify
+from robust.bounds import Auto, Verifier, certify
 from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
@@ -50,8 +50,8 @@ class CertifiedEvaluation(Evaluation):
     has learned: ``<stage>/verified_error/<name>``, ``<stage>/budget/<name>/min``, and so on.
 
     Args:
-        verifier: computes the margins; by default the module's verifier, and for a module without one IBP of
-            feed-forward networks. It is tried on a blank image first.
+        verifier: computes the margins; ``auto``: the module's verifier, which is chosen by the classifier's layers
+            unless the module has another. It is tried on a blank image first.
         epsilons: sizes of the threat models in (0, 1]; by default the module's epsilon.
         every_n_epochs: certify in validation at this interval, in epochs of training.
         max_batches: maximum number of batches of each process in validation; tests certify all.
@@ -70,7 +70,7 @@ class CertifiedEvaluation(Evaluation):
 
     def __init__(
         self,
-        verifier: Verifier | None = None,
+        verifier: Verifier | Auto = "auto",
         epsilons: list[float] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
@@ -141,7 +141,7 @@ class CertifiedEvaluation(Evaluation):
         self.update(f"verified_error/{name}", ErrorRate, ~verified)
 
     def _verifier(self, module: RobustClassifier) -> Verifier:
-        return self.verifier or module_verifier(module) or FeedForwardVerifier()
+        return module.verifier if isinstance(self.verifier, str) else self.verifier
 
     def _threat_models(self, module: RobustClassifier, x: Tensor, epsilon: float) -> Mapping[str, ThreatModel]:
         if self.budgets is None:

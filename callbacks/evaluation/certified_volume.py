@@ -18,7 +18,7 @@ from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, digest, plain_values
-from callbacks.evaluation.verifiers import module_verifier, try_verifier
+from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
@@ -119,10 +119,9 @@ class CertifiedVolume(Evaluation):
 
     def _module_search(self, module: RobustClassifier) -> LargestCertifiedBox:
         """The search, by default with the module's verifier unless that is a ``FeedForwardVerifier``."""
-        verifier = module_verifier(module)
-        if verifier is None or isinstance(verifier, FeedForwardVerifier):
+        if isinstance(module.verifier, FeedForwardVerifier):
             return self.search
-        return self.search.by_default(verifier)
+        return self.search.by_default(module.verifier)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Store the chosen images."""

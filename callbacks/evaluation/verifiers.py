@@ -1,4 +1,4 @@
-"""The module's verifier, and a check that a verifier can bound the network."""
+"""Check that a verifier can bound the network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from lightning_modules.base import RobustClassifier
 from robust.bounds import Verifier
 from robust.errors import SettingError
 from robust.threat_models import Box
-
-
-def module_verifier(module: RobustClassifier) -> Verifier | None:
-    """The module's attribute ``verifier``, which it trains with; None if it has none."""
-    verifier: Verifier | None = getattr(module, "verifier", None)
-    return verifier
 
 
 def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box: Box, y: Tensor) -> None:

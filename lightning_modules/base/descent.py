@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -13,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from lightning_modules.base.rebuilding import Rebuilding
 from robust.errors import NonFiniteLossError, require
 
 
@@ -24,7 +24,7 @@ class OptimizerSpec(NamedTuple):
     lr_scheduler: LRSchedulerCallable | None = None
 
 
-class Descent(pl.LightningModule):
+class Descent(Rebuilding):
     """Steps its own optimizers, so that a method may alternate between several.
 
     Args:

@@ -86,6 +86,7 @@ class Resuming(AcrossProcesses):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the method, the seed, and the settings that a resumed run is compared with."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
         if self._trainer is None:

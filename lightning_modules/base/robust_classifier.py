@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import check_training_mode, images_of, run_blank
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
+from robust.bounds import Verifier, choose_verifier
+from robust.checkpoints import load_weights
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
 from robust.metrics import ErrorRate
@@ -26,6 +30,7 @@ class RobustClassifier(TrainingModule):
     Args:
         classifier: network from images to logits (B, K) that normalises its input itself.
         epsilon: size of the threat model in pixel units.
+        weights: file of the classifier's weights to start from: ``.safetensors``, or a ``.pth`` that holds tensors.
         **settings: those of :class:`Descent`; ``optimizer`` updates the classifier.
 
     Attributes:
@@ -34,16 +39,20 @@ class RobustClassifier(TrainingModule):
         ramped: whether the training uses ``ramp``; if not, only a constant schedule is accepted.
 
     Raises:
-        SettingError: if ``epsilon`` is outside (0, largest_epsilon].
+        SettingError: if ``epsilon`` is outside (0, largest_epsilon], or the weights do not fit the classifier.
     """
 
     largest_epsilon: float = 1.0
     ramped: bool = True
 
-    def __init__(self, classifier: nn.Module, epsilon: float = 8 / 255, **settings: Any) -> None:
+    def __init__(
+        self, classifier: nn.Module, epsilon: float = 8 / 255, *, weights: str | None = None, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         remedy = f"give a size in (0, {self.largest_epsilon:g}], in pixel units"
         require(0 < epsilon <= self.largest_epsilon, "model.epsilon", epsilon, remedy)
+        if weights is not None:
+            load_weights(classifier, weights, "model.weights")
         self.classifier = classifier
         self.epsilon = epsilon
         self.ramp = 1.0
@@ -58,6 +67,13 @@ class RobustClassifier(TrainingModule):
     def current_epsilon(self) -> float:
         """Size of the threat model to train with, in pixel units."""
         return self.ramp * self.epsilon
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """Verifier of certified evaluations, chosen by the classifier's layers; some methods have it as a setting."""
+        choice = choose_verifier(self.classifier)
+        rank_zero_info(f"Verifier: {choice}")
+        return choice.verifier
 
     @property
     def stochastic(self) -> bool:

@@ -1,5 +1,6 @@
 """Certified bounds over per-pixel boxes: own ones for feed-forward networks, auto_LiRPA's for any other."""
 
+from robust.bounds.automatic import Auto, choose_verifier
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.largest_box import CertifiedBox, LargestCertifiedBox
 from robust.bounds.lirpa import LirpaVerifier
@@ -7,6 +8,7 @@ from robust.bounds.verdicts import Verdicts, certify
 from robust.bounds.verifier import Verifier
 
 __all__ = [
+    "Auto",
     "CertifiedBox",
     "FeedForwardVerifier",
     "LargestCertifiedBox",
@@ -14,4 +16,5 @@ __all__ = [
     "Verdicts",
     "Verifier",
     "certify",
+    "choose_verifier",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,31 @@ def _remedy(module: nn.Module) -> str | None:
     if isinstance(module, _NormBase) and not module.track_running_stats:
         return "an image's logits depend on the others in its batch; set track_running_stats to true"
     return None
+
+
+def failing_layer(network: nn.Module, images: Tensor, fails: Callable[[nn.Module, Tensor], bool]) -> str | None:
+    """Name of the innermost layer that fails alone, on its inputs in a forward pass; None if only the whole fails.
+
+    Args:
+        network: network in evaluation mode.
+        images: (B, C, H, W).
+        fails: whether a layer fails on such inputs.
+    """
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, arguments: tuple[object, ...]) -> None:
+        if len(arguments) == 1 and isinstance(arguments[0], Tensor):
+            inputs.setdefault(module, arguments[0])
+
+    hooks = [module.register_forward_pre_hook(note) for module in network.modules()]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    inner_first = reversed([(name, module) for name, module in network.named_modules() if name and module in inputs])
+    failing = ((name, module) for name, module in inner_first if fails(module, inputs[module]))
+    return next((f"network layer '{name}' ({type(module).__name__})" for name, module in failing), None)
 
 
 def odd_pooling(network: nn.Module) -> Cause | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.bounds import _lirpa_shims
-from robust.bounds._lirpa_causes import find_cause, odd_pooling
+from robust.bounds._lirpa_causes import failing_layer, find_cause, odd_pooling
 from robust.errors import UnsupportedLayerError, require
 from robust.threat_models import Box
 
@@ -43,7 +43,10 @@ class LirpaGraph:
                 raise
             except Exception as error:
                 operation = ", ".join(unsupported) or _first_line(error)
-                raise UnsupportedLayerError(self.name, operation, "auto_LiRPA cannot trace it") from error
+                name = failing_layer(traced, self._images, lambda layer, x: _failure(layer, x, optimiser) == operation)
+                raise UnsupportedLayerError(
+                    name or self.name, operation, "auto_LiRPA cannot trace it; replace that layer"
+                ) from error
             require(logits.ndim == 2, self.name, tuple(logits.shape), "its logits must have shape (B, K)")
             self.num_classes = logits.shape[1]
             if not self._gives(self.module, logits):
@@ -187,6 +190,16 @@ def _trace(network: nn.Module, images: Tensor, optimiser: dict[str, float], *, p
         if all(map(_exact_as_patches, module._modules.values())):
             return module, True
     return lirpa.BoundedModule(network, images, bound_opts={**options, "conv_mode": "matrix"}), False
+
+
+def _failure(network: nn.Module, images: Tensor, optimiser: dict[str, float]) -> str | None:
+    """What auto_LiRPA cannot trace in a network or a part of one; None if it can trace it."""
+    with _lirpa_shims.tracing() as unsupported:
+        try:
+            _trace(copy.deepcopy(network), images, optimiser, patches=False)
+        except Exception as error:
+            return ", ".join(unsupported) or _first_line(error)
+    return None
 
 
 def _exact_as_patches(node: nn.Module | None) -> bool:

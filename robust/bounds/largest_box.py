@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust.bounds.automatic import Auto
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.verifier import Verifier
 from robust.errors import require
@@ -54,7 +55,8 @@ class LargestCertifiedBox:
     (tensor([True]), True)
 
     Args:
-        verifier: gives the margins and their gradient; by default CROWN-IBP of feed-forward networks.
+        verifier: gives the margins and their gradient; ``auto``: CROWN-IBP, by ``FeedForwardVerifier``; evaluations of
+            a network that it cannot bound take their module's.
         steps: of descent.
         optimizer: ``adam``, whose steps do not depend on the Lagrangian's scale, or ``sgd``, as published.
         learning_rate: of the steps in v, the budgets' square roots.
@@ -80,7 +82,7 @@ class LargestCertifiedBox:
 
     def __init__(
         self,
-        verifier: Verifier | None = None,
+        verifier: Verifier | Auto = "auto",
         steps: int = 400,
         optimizer: Optimizer = "adam",
         learning_rate: float = 1e-2,
@@ -110,8 +112,8 @@ class LargestCertifiedBox:
         require(cap is None or cap >= initial, "cap", cap, f"give a budget of at least initial, {initial:g}")
         require(0 < shrink < 1, "shrink", shrink, "give a factor in (0, 1)")
         require(max_shrinks >= 0, "max_shrinks", max_shrinks, "give 0 or more")
-        self._has_own_verifier = verifier is not None
-        self.verifier: Verifier = FeedForwardVerifier("crown-ibp") if verifier is None else verifier
+        self._has_own_verifier = not isinstance(verifier, str)
+        self.verifier: Verifier = FeedForwardVerifier("crown-ibp") if isinstance(verifier, str) else verifier
         self.steps, self.optimizer, self.learning_rate = steps, optimizer, learning_rate
         self.initial, self.slack = initial, slack
         self.dual_every = dual_every

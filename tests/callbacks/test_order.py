@@ -175,7 +175,9 @@ def test_a_verifier_that_cannot_bound_the_network_is_found_before_training(plain
     before = copy.deepcopy(module.state_dict())
     x, y = images()
     data = loaders(x[:16], y[:16]) if plain else {"datamodule": Digits()}
-    trainer = trainer_with(CertifiedEvaluation(every_n_epochs=5), max_epochs=5, num_sanity_val_steps=0)
+    trainer = trainer_with(
+        CertifiedEvaluation(FeedForwardVerifier(), every_n_epochs=5), max_epochs=5, num_sanity_val_steps=0
+    )
     message = r"^CertifiedEvaluation.verifier: got 'FeedForwardVerifier'; .*set the verifier to robust.bounds.LirpaV"
     with pytest.raises(SettingError, match=message):
         trainer.fit(module, **data)

@@ -187,7 +187,10 @@ def test_a_network_that_cannot_be_traced_is_named_with_its_operation():
     x, y, budgets = case()
     box = PixelBox(budgets).interval(x)
     network = nn.Sequential(nn.Flatten(), Lambda(lambda h: torch.cumprod(h, 1)), nn.Linear(108, 4))
-    with pytest.raises(UnsupportedLayerError, match=r"Sequential: got 'cumprod'; auto_LiRPA cannot trace it$"):
+    with pytest.raises(
+        UnsupportedLayerError,
+        match=r"layer '1' \(Lambda\): got 'cumprod'; auto_LiRPA cannot trace it; replace that layer$",
+    ):
         LirpaVerifier().margins(network, box, y)
     network = nn.Sequential(nn.Flatten(), nn.Softplus(), nn.Linear(108, 4))
     with pytest.raises(UnsupportedLayerError, match=r"Softplus.*; auto_LiRPA cannot bound it$"):

@@ -1,0 +1,36 @@
+"""Help in two screens: few classes for a setting instead of each subclass in torch, and an example first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import _typehints
+
+OURS = ("robust.networks.", "robust.attacks.", "robust.schedules.", "lightning_modules.", "datamodules.", "callbacks.")
+MOST = 3
+EXAMPLE = """\
+example, a network that is trained and certified on the digits of scikit-learn in a minute:
+
+  train.py fit --config configs/quickstart.yaml --model.epsilon 0.1 --trainer.default_root_dir logs/mine
+  train.py test --ckpt_path logs/mine/lightning_logs/version_0/checkpoints/last.ckpt --data Digits
+  train.py fit --model.help ContextualBudgets       # the settings of a method
+  train.py fit --config mine.yaml --print_config    # all settings of a run
+
+"""
+
+
+def install() -> None:
+    """Let every parser's help name few classes for a setting."""
+    _typehints.ActionTypeHint.extra_help = _known_classes  # type: ignore[method-assign]
+
+
+def _known_classes(action: Any) -> str:
+    """The classes of this project that a setting takes, or else those of others; three at most."""
+    paths = _typehints.get_all_subclass_paths(action._typehint, closed_types=False)
+    ours = [path for path in paths if path.startswith(OURS)] or paths
+    names = ", ".join(ours[:MOST])
+    return (
+        f", known subclasses: {names}{f' and {len(paths) - len(ours[:MOST])} more' if len(paths) > MOST else ''}"
+        if names
+        else ""
+    )

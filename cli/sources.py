@@ -1,0 +1,50 @@
+"""Where each setting comes from: the command line, a config file, or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+SECTIONS = ("init_args", "dict_kwargs")
+
+
+def sources_of(config: dict[str, Any], given: dict[str, list[tuple[str, Any]]]) -> dict[str, list[str]]:
+    """Full names, without ``init_args``, of the settings of each source; all others have their defaults.
+
+    Args:
+        config: all settings as plain dicts and lists.
+        given: for each source, names and values of its settings; a setting is of the first that gives it.
+    """
+    names = known = [name for name, _ in settings_in(config)]
+    found: dict[str, list[str]] = {}
+    for source, settings in given.items():
+        covering = {_covered(name, value, known) for name, value in settings}
+        found[source] = [n for n in names if any(n == other or n.startswith(f"{other}.") for other in covering)]
+        names = [name for name in names if name not in found[source]]
+    return found
+
+
+def settings_in(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of each setting that is no mapping."""
+    if not isinstance(settings, dict) or not settings:
+        yield name, settings
+        return
+    for key, value in settings.items():
+        yield from settings_in(value, ".".join(part for part in (name, plain_name(str(key))) if part))
+
+
+def settings_in_arguments(arguments: Iterable[str]) -> list[tuple[str, Any]]:
+    """Name and value of each setting on a command line; the value is empty where it is the next argument."""
+    named = [argument[2:].partition("=") for argument in arguments if argument.startswith("--")]
+    return [(plain_name(name), value) for name, _, value in named if name != "config"]
+
+
+def plain_name(name: str) -> str:
+    """A setting's name without ``init_args`` and without the ``+`` of lists."""
+    return ".".join(part for part in name.removesuffix("+").split(".") if part not in SECTIONS)
+
+
+def _covered(name: str, value: Any, names: list[str]) -> str:
+    """The setting that a value gives: where a class is named alone, its ``class_path`` without its settings."""
+    of_class = f"{name}.class_path" in names and not str(value).startswith("{")
+    return f"{name}.class_path" if of_class and not str(value).endswith((".yaml", ".yml")) else name

@@ -1,0 +1,98 @@
+"""Errors in the user's own code: the file, the line and the cause, where jsonargparse would hide them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jsonargparse import _typehints
+
+from cli.class_settings import classes_in
+from robust.errors import SettingError
+
+IMPORTS = "its module fails at"
+_import_object = _typehints.import_object  # type: ignore[attr-defined]
+_LIBRARIES = (str(Path(traceback.__file__).parent), "site-packages", "<frozen ")
+
+
+def install() -> None:
+    """Let every parser report the cause of a module that fails, instead of taking its class for unknown."""
+    _typehints.import_object = import_or_explain  # type: ignore[attr-defined]
+
+
+def import_or_explain(name: str, *args: Any, **kwargs: Any) -> Any:
+    """The object at an import path.
+
+    Raises:
+        ImportError: if its module is found and fails, with the place and the cause.
+    """
+    try:
+        return _import_object(name, *args, **kwargs)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        if not _module_fails(error, name):
+            raise
+        raise ImportError(f"{name!r}; {IMPORTS} {place_and_cause(error)}") from None
+
+
+def _module_fails(error: Exception, name: str) -> bool:
+    """Whether a module was found and its code raises the error; otherwise the name or its class does not exist."""
+    if isinstance(error, SyntaxError):
+        return True
+    missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+    return not missing and any(frame.f_code.co_name == "<module>" for frame, _ in _imported(error))
+
+
+def _imported(error: Exception) -> Iterator[tuple[FrameType, int]]:
+    """The frames behind the import of the name, without those of the program that asks for it."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    start = next(i for i, (frame, _) in enumerate(frames) if frame.f_code is _import_object.__code__)
+    yield from frames[start + 1 :]
+
+
+def place_and_cause(error: BaseException, tail: list[tuple[FrameType, int]] | None = None) -> str:
+    """The innermost file and line outside of libraries, and class and message of an error.
+
+    Args:
+        error: the error.
+        tail: the frames to look at; by default all of its traceback.
+    """
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}; correct it"
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename} line {error.lineno}: {type(error).__name__}: {error.msg}; correct it"
+    frames = list(traceback.walk_tb(error.__traceback__)) if tail is None else tail
+    places = [(frame.f_code.co_filename, line) for frame, line in frames]
+    file, line = next((place for place in reversed(places) if not _in_library(place[0])), places[-1])
+    return f"{file} line {line}: {reason}"
+
+
+def constructor_error(error: BaseException, config: dict[str, Any]) -> SettingError | None:
+    """The error for a class or function of the configuration that raises while it is built; None for other errors.
+
+    Args:
+        error: the first cause, as the constructor raised it.
+        config: all settings as plain dicts and lists.
+    """
+    parts = {part: config.get(part) for part in ("model", "data")}
+    parts["trainer.callbacks"] = config.get("trainer", {}).get("callbacks")
+    built = [entry for part, settings in parts.items() for entry in classes_in(settings, part)]
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for index in reversed(range(len(frames))):
+        for path, kind, _settings in built:
+            if _builds(frames[index][0], kind):
+                remedy = f"building it fails at {place_and_cause(error, frames[index:])}, or give other settings"
+                return SettingError(path, f"{kind.__module__}.{kind.__qualname__}", remedy)
+    return None
+
+
+def _builds(frame: FrameType, kind: Any) -> bool:
+    """Whether the frame is the constructor of that class, or the call of that function."""
+    if not isinstance(kind, type):
+        return frame.f_code is getattr(kind, "__code__", None)
+    return frame.f_code.co_name == "__init__" and type(frame.f_locals.get("self")) is kind
+
+
+def _in_library(file: str) -> bool:
+    return any(part in file for part in _LIBRARIES)
