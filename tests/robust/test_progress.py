@@ -69,7 +69,11 @@ def test_nobody_watches_and_nothing_happens():
         advance()
 
 
-@pytest.mark.parametrize("attack", [PGD(20), PGD(5, restarts=4), APGD(steps=20), Square(queries=20)], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(20), PGD(5, restarts=4), APGD(steps=20), Square(queries=20)],
+    ids=["PGD", "restarts", "APGD", "Square"],
+)
 def test_attacks_report_their_steps(attack, seen):
     x, y = images()
     attack(stored(), LinfBall(0.01), x[:8], y[:8])
