@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_modules.base import RobustClassifier
-from robust.bounds import Verifier
+from robust.bounds import LirpaVerifier, Verifier, choose_verifier
 from robust.errors import SettingError
 from robust.threat_models import Box
 
@@ -19,4 +19,6 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     try:
         verifier.margins(module.classifier, box, y)
     except SettingError as error:
-        raise type(error)(setting, type(verifier).__name__, str(error)) from error
+        unnamed = isinstance(verifier, LirpaVerifier) and "network layer" not in str(error)
+        other = f", and {choose_verifier(module.classifier).reason}" if unnamed else ""
+        raise type(error)(setting, type(verifier).__name__, f"{error}{other}") from error

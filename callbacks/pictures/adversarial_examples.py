@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from callbacks._stages import Stage
-from callbacks.pictures.base import Picture
+from callbacks.pictures.base import Picture, class_name
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import GradientError, NonFiniteLogitsError, SettingError
 from robust.modes import attack_mode
 from robust.random import global_seed
+
+GAP = 2  # pixels between images
 
 
 class AdversarialExamples(Picture):
@@ -67,10 +72,17 @@ class AdversarialExamples(Picture):
                 predictions = [module(images).argmax(1) for images in (x, x_adv)]
         except (GradientError, NonFiniteLogitsError, SettingError):
             return {}
-        return {name: draw_examples(x, x_adv, predictions[0], predictions[1], y)}
+        return {name: draw_examples(x, x_adv, predictions[0], predictions[1], y, partial(class_name, module))}
 
 
-def draw_examples(x: Tensor, x_adv: Tensor, before: Tensor, after: Tensor, y: Tensor) -> Figure:
+def draw_examples(
+    x: Tensor,
+    x_adv: Tensor,
+    before: Tensor,
+    after: Tensor,
+    y: Tensor,
+    name_of: Callable[[int], str] = "class {}".format,
+) -> Figure:
     """Draw a column for each image: the image, the attacked image and their difference.
 
     The difference is divided by twice its largest size and added to grey.
@@ -81,20 +93,29 @@ def draw_examples(x: Tensor, x_adv: Tensor, before: Tensor, after: Tensor, y: Te
         before: predicted classes of the images, (B,).
         after: predicted classes of the attacked images, (B,).
         y: labels (B,).
+        name_of: name of a class.
     """
     difference = x_adv - x
     largest = float(difference.abs().max())
     shown = 0.5 + difference / (2 * max(largest, 1e-12))
-    figure = Figure(figsize=(1.1 * len(x) + 0.4, 4.2), layout="constrained")
-    axes = figure.subplots(3, len(x), squeeze=False)
-    for row, images in enumerate((x, x_adv, shown)):
-        for column, image in enumerate(images):
-            axes[row, column].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
-            axes[row, column].set(xticks=[], yticks=[])
-    for row, classes in enumerate((before, after)):
+    width = x.shape[3] + GAP
+    names = ("image", "attacked", f"difference\n(largest {largest:.3g})")
+    figure = Figure(figsize=(1.1 * len(x) + 0.6, 4.2))
+    axes = figure.subplots(3, 1, gridspec_kw={"left": 0.07, "right": 0.99, "top": 0.94, "bottom": 0.01, "hspace": 0.2})
+    for axis, images, name in zip(axes, (x, x_adv, shown), names, strict=True):
+        axis.imshow(_side_by_side(images), vmin=0, vmax=1)
+        axis.set_axis_off()
+        axis.text(-GAP, x.shape[2] / 2, name, fontsize=9, rotation=90, ha="right", va="center")
+    for axis, classes in zip(axes, (before, after), strict=False):
         for column, (predicted, label) in enumerate(zip(classes.tolist(), y.tolist(), strict=True)):
             colour = "black" if predicted == label else "firebrick"
-            axes[row, column].set_title(f"class {predicted}", fontsize=9, color=colour)
-    for row, name in enumerate(("image", "attacked", f"difference\n(largest {largest:.3g})")):
-        axes[row, 0].set_ylabel(name, fontsize=9)
+            middle = column * width + x.shape[3] / 2
+            axis.text(middle, -GAP, name_of(predicted), fontsize=9, color=colour, ha="center", va="bottom")
     return figure
+
+
+def _side_by_side(images: Tensor) -> Any:
+    """Images (B, C, H, W) as one array (H, B * (W + GAP), 3), white between them: a tenth of the time of many axes."""
+    colour = images.clamp(0, 1).cpu()
+    colour = colour.expand(-1, 3, -1, -1) if colour.shape[1] == 1 else colour
+    return torch.nn.functional.pad(colour, (0, GAP), value=1.0).permute(2, 0, 3, 1).flatten(1, 2).numpy()

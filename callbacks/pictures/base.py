@@ -6,8 +6,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_info
@@ -74,10 +77,14 @@ def class_name(module: RobustClassifier, label: int) -> str:
 
 
 def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a figure to TensorBoard, under ``name``, and to a file."""
+    """Write a figure to TensorBoard, under ``name``, and to a file; it is drawn once."""
+    figure.set_dpi(dpi)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that self.log uses
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, step)
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    imsave(path, pixels)
