@@ -13,27 +13,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-import datamodules
-import datamodules.files
-import datamodules.mnist
-from tests import quick_command_line
-from tests.datamodules import layouts
-from tests.payload import Payload
 
 # One thread, since two workers share two cores; child processes inherit it. Set it to test with more threads.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("ROBUST_TEST_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-quick_command_line.install()
 
 ROOT = Path(__file__).parents[1]
 
+# Fixtures import torch and ours, which takes seconds: the process that starts the workers needs neither.
+
 
 @pytest.fixture(scope="session", autouse=True)
-def no_arguments():
-    """Clear pytest's own arguments: LightningCLI warns if it gets arguments and the program has some too."""
+def session():
+    """Threads, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
+    import torch
+
+    from tests import quick_command_line
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    quick_command_line.install()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         yield
@@ -50,6 +47,8 @@ def mnist_root():
 
 @pytest.fixture(scope="session")
 def _written(tmp_path_factory):
+    from tests.datamodules import layouts
+
     root = tmp_path_factory.mktemp("layouts")
     layouts.write_all(root)
     return root
@@ -58,6 +57,11 @@ def _written(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     """Sizes as those of the small files."""
+    import datamodules
+    import datamodules.files
+    import datamodules.mnist
+    from tests.datamodules import layouts
+
     for module in (datamodules.files, datamodules.mnist):
         monkeypatch.setattr(module, "VALIDATION_IMAGES", layouts.VALIDATION)
     monkeypatch.setattr(datamodules.TinyImageNet, "sizes", (layouts.SIZES["train"], layouts.SIZES["test"]))
@@ -74,6 +78,8 @@ def written(_written, small):
 @pytest.fixture
 def payload(tmp_path):
     """It is live, and has not run when the test is over."""
+    from tests.payload import Payload
+
     live = tmp_path / "live"
     pickle.loads(pickle.dumps(Payload(live)))
     assert live.is_dir()

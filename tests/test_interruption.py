@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,8 +9,9 @@ import torch
 from pytorch_lightning import Callback
 
 from callbacks import InterruptedRunError
+from tests.programs import Program
 from tests.small_run import SMALL
-from tests.testers import QUIET, ROOT, assert_ends_equal, last_checkpoint, outcome, run
+from tests.testers import QUIET, assert_ends_equal, last_checkpoint, outcome, run
 
 
 class SignalAt(Callback):
@@ -119,13 +118,12 @@ class SignalInEvaluation(Callback):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_program_exits_with_the_signals_status(signum, code, tmp_path):
     long = ["--trainer.max_epochs=10000", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
-    program = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *QUIET, *long, "--checkpoint.every_n_epochs=1"]
-    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not last_checkpoint(tmp_path).exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signum)
-        assert process.wait(60) == code
+    program = Program(["fit", *SMALL, *QUIET, *long, "--checkpoint.every_n_epochs=1"], tmp_path)
+    while not last_checkpoint(tmp_path).exists():
+        assert program.process.is_alive()
+        time.sleep(0.1)
+    os.kill(program.process.pid, signum)
+    assert program.wait(60) == code
     checkpoint, _ = torch.load(last_checkpoint(tmp_path), weights_only=True), None
     assert checkpoint["global_step"] >= 3
 
@@ -164,24 +162,23 @@ def test_a_longer_training_resumes_from_the_final_checkpoint(whole, tmp_path):
     assert_ends_equal(resumed, whole[0])
 
 
+def die_while_saving():
+    """Let the process end when a checkpoint is half written."""
+    save = torch.save
+
+    def killed(checkpoint, path):
+        save(checkpoint, path)
+        os.truncate(path, 1000)
+        os._exit(9)
+
+    torch.save = killed
+
+
 def test_a_killed_writer_leaves_the_target_and_one_file_that_the_next_run_removes(tmp_path, monkeypatch):
     run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
     before = last_checkpoint(tmp_path).read_bytes()
-    program = """
-import os, sys, torch
-save = torch.save
-def killed(checkpoint, path):
-    save(checkpoint, path)
-    with open(path, "r+b") as file:
-        file.truncate(1000)
-    os._exit(9)
-torch.save = killed
-import train
-train.main(sys.argv[1:])
-"""
     resume = [*SMALL, *QUIET, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={last_checkpoint(tmp_path)}"]
-    process = subprocess.run([sys.executable, "-c", program, "fit", *resume], cwd=ROOT, capture_output=True)
-    assert process.returncode == 9
+    assert Program(["fit", *resume], tmp_path, before=die_while_saving).wait() == 9
     assert last_checkpoint(tmp_path).read_bytes() == before
     assert len(list((tmp_path / "checkpoints").glob("*.unfinished"))) == 1
     run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path)

@@ -2,12 +2,12 @@
 
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 
 import train
+from tests.programs import Program
 from tests.testers import ROOT, results_in
 
 BLOCK = re.compile(r"```(python|yaml|bash)\n(.*?)```", re.DOTALL)
@@ -30,11 +30,6 @@ def commands(page):
     return [shlex.split(line.partition("train.py")[2]) for line in lines]
 
 
-def call(program, folder):
-    done = subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture
 def user(tmp_path, monkeypatch):
     """The user's folder, where the commands are called."""
@@ -47,7 +42,8 @@ def test_method_metric_callback_and_attack_of_ones_own(user, capsys):
     save_files("own_code.md", user)
     few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false"]
     fit, test, predict = commands("own_code.md")
-    call([str(ROOT / "train.py"), *fit, *few], user)
+    program = Program([*fit, *few], user)
+    assert program.wait() == 0, program.stderr
     versions = user / "logs" / "mine" / "lightning_logs"
     metrics = results_in(versions / "version_0" / "results.json")["metrics"]
     assert 0 <= metrics["test/clean_error"] <= metrics["test/worst_class_error"] <= 1

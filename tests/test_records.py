@@ -3,14 +3,13 @@
 import json
 import math
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
 from pytorch_lightning import Callback
 
 from callbacks.results import add_record
+from tests.programs import Program
 from tests.small_run import SMALL
 from tests.testers import QUIET, ROOT, assert_equal, last_checkpoint, run
 
@@ -85,9 +84,10 @@ def test_a_record_is_strict_json_and_its_command_runs_again(tmp_path, monkeypatc
 def test_the_command_can_be_run_again(tmp_path):
     folder = tmp_path / "with space and 'quote'"
     small = [*SMALL, *ONE, "--trainer.limit_train_batches=1", *QUIET, f"--trainer.default_root_dir={folder}"]
-    subprocess.run([sys.executable, "train.py", "fit", *small], cwd=ROOT, check=True, capture_output=True)
+    program = Program(["fit", *small], tmp_path)
+    assert program.wait() == 0, program.stderr
     command = json.loads((folder / "results.json").read_text())["fit"]["command"]
-    assert shlex.split(command) == ["python", "train.py", "fit", *small]
+    assert shlex.split(command) == ["python", str(ROOT / "train.py"), "fit", *small]
 
 
 def test_a_dry_run_writes_no_files(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 import train
 from cli.user_modules import checkout_names
+from tests.programs import Program
 from tests.testers import QUIET, ROOT, error_of, results_in
 
 NETWORK = """
@@ -20,22 +21,15 @@ class Net(nn.Sequential):
 SMALL = ["--data=Digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
 
 
-def run_in(folder, classifier):
-    """Run ``fit`` as users do who call it from another folder."""
-    program = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "fit",
-        "--model=StandardTraining",
-        f"--model.classifier={classifier}",
-    ]
-    return subprocess.run([*program, *SMALL, *QUIET], cwd=folder, capture_output=True, text=True, timeout=120)
+def fit(classifier):
+    """Arguments of ``fit`` with a network."""
+    return ["fit", "--model=StandardTraining", f"--model.classifier={classifier}", *SMALL, *QUIET]
 
 
 def test_a_network_in_the_folder_of_the_call_is_found(tmp_path):
     (tmp_path / "my_networks.py").write_text(NETWORK)
-    done = run_in(tmp_path, "my_networks.Net")
-    assert done.returncode == 0, done.stderr
+    program = Program(fit("my_networks.Net"), tmp_path)
+    assert program.wait() == 0, program.stderr
     assert results_in(tmp_path / "results.json")["method"] == "StandardTraining"
 
 
@@ -44,7 +38,8 @@ def test_the_folder_hides_no_installed_package(tmp_path):
     (tmp_path / "random.py").write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "yaml.py").write_text("raise RuntimeError('the wrong module')")
     (tmp_path / "train" / "dog").mkdir(parents=True)  # data, no package
-    done = run_in(tmp_path, "my_networks.Net")
+    program = [sys.executable, str(ROOT / "train.py"), *fit("my_networks.Net")]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,11 +47,11 @@ def test_the_folder_hides_no_installed_package(tmp_path):
 def test_a_module_of_a_name_that_the_checkout_takes_is_an_error_in_one_line(name, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(NETWORK)
-    done = run_in(tmp_path, f"{name.removesuffix('.py').replace('/', '.')}.Net")
+    program = Program(fit(f"{name.removesuffix('.py').replace('/', '.')}.Net"), tmp_path)
     clash = name.split("/")[0]
     remedy = "robust-lightning has a module of this name; rename yours"
-    assert done.returncode == 2
-    assert done.stderr == f"error: {clash.removesuffix('.py')}: got '{tmp_path / clash}'; {remedy}\n"
+    assert program.wait() == 2
+    assert program.stderr == f"error: {clash.removesuffix('.py')}: got '{tmp_path / clash}'; {remedy}\n"
 
 
 def test_the_checkouts_names_are_those_of_its_layers():
