@@ -15,7 +15,7 @@ from robust.networks.noise import (
 )
 from robust.networks.noise_generator import NoiseGenerator
 from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, NoisyWeights, WeightNoise, divergence
-from robust.networks.normalize import Normalize
+from robust.networks.normalize import Normalize, Normalized
 from robust.networks.plain_cnn import PlainCNN
 from robust.networks.resnet import ResNet18
 from robust.networks.resnet_v1 import ResNetV1
@@ -35,6 +35,7 @@ __all__ = [
     "Noisy",
     "NoisyWeights",
     "Normalize",
+    "Normalized",
     "PerturbationInjection",
     "PlainCNN",
     "PreActResNet18",

@@ -37,3 +37,22 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images of shape (B, C, H, W)."""
         return (x - self.mean) / self.std
+
+
+class Normalized(nn.Sequential):
+    """A network behind its normalisation, for networks that expect normalised images, such as torchvision's.
+
+    >>> Normalized(nn.Flatten(), [0.5], [0.25])(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3))
+    tensor([[-2.,  0.,  2.]])
+
+    Args:
+        network: from normalised images (B, C, H, W) to logits (B, K).
+        mean: one value a channel, in [0, 1].
+        std: one positive value a channel.
+
+    Raises:
+        SettingError: as :class:`Normalize`.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(Normalize(mean, std), network)
