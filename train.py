@@ -92,7 +92,7 @@ class RobustCLI(LightningCLI):
     def _read_checkpoint_settings(self) -> None:
         """Read the model's settings from the checkpoint of an evaluation; the command line and files change them."""
         command, paths = "".join(self._arguments[:1]), values_of(self._arguments, "--ckpt_path")
-        if not paths or paths[-1] in WORDS or command not in ("validate", "test", "predict", "export"):
+        if not paths or paths[-1] in (*WORDS, "null") or command not in ("validate", "test", "predict", "export"):
             return
         path, configs = paths[-1], values_of(self._arguments, "--config", "-c")
         if "://" in path:
