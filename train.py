@@ -163,7 +163,8 @@ class RobustCLI(LightningCLI):
         settings = config.data
         try:
             config.data = build_data(self._parser(self.subcommand), settings)
-            for key, value in sizes_from_data(self.results.config["model"], config.data).items():
+            given = {name for names in self.results.sources.values() for name in names}
+            for key, value in sizes_from_data(self.results.config["model"], config.data, given).items():
                 config.model[key] = value
             super().instantiate_classes()
         except Exception as error:

@@ -21,14 +21,16 @@ def build_data(parser: ArgumentParser, settings: Namespace) -> ImageDataModule:
     return data
 
 
-def sizes_from_data(model: dict[str, Any], data: ImageDataModule) -> dict[str, Any]:
-    """Values of the settings ``num_classes`` and ``image_shape`` that are defaults and differ from the data's.
+def sizes_from_data(model: dict[str, Any], data: ImageDataModule, given: set[str]) -> dict[str, Any]:
+    """Values of the settings ``num_classes`` and ``image_shape`` that nobody gave and that differ from the data's.
 
-    A setting with another value than its default is kept; if it does not fit the data, the module's check says so.
+    A given setting is kept, and so is one with another value than its default; if it does not fit the data, the
+    module's check says so.
 
     Args:
         model: settings of the model as plain dicts and lists; they get the new values.
         data: the data.
+        given: full names, without ``init_args``, of the settings that the command line, a file or a checkpoint gives.
 
     Returns:
         The new values by the settings' keys, such as ``init_args.classifier.init_args.num_classes``.
@@ -39,8 +41,8 @@ def sizes_from_data(model: dict[str, Any], data: ImageDataModule) -> dict[str, A
         names = [name for name in values if name in settings and not _equal(settings[name], values[name])]
         defaults = _defaults(kind) if names else {}
         for name in names:
-            if name in defaults and _equal(settings[name], defaults[name]):
-                setting = f"model.{key}{name}".replace("init_args.", "")
+            setting = f"model.{key}{name}".replace("init_args.", "")
+            if setting not in given and name in defaults and _equal(settings[name], defaults[name]):
                 rank_zero_info(f"{setting}: {values[name]}, from the data (default {settings[name]})")
                 settings[name] = list(values[name]) if name == "image_shape" else values[name]
                 changed[f"{key}{name}"] = values[name]

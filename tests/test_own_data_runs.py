@@ -92,10 +92,11 @@ def test_predictions_of_images_without_labels(trained):
     assert any(row["certified_epsilon/learned"] != "0" for row in rows)
 
 
-def test_another_value_than_the_default_is_kept_and_refused(trained, tmp_path, capsys):
-    error = error_of(["fit", *settings(trained, "--model.classifier.num_classes=7"), *QUIET,
-                      f"--trainer.default_root_dir={tmp_path}"], capsys)  # fmt: skip
-    assert "output (7,)'; the data has 3 classes" in error
+@pytest.mark.parametrize("classes", [7, 10], ids=["another value", "the default"])
+def test_a_given_number_of_classes_is_kept_and_refused(classes, trained, tmp_path, capsys):
+    given = settings(trained, f"--model.classifier.num_classes={classes}")
+    error = error_of(["fit", *given, *QUIET, f"--trainer.default_root_dir={tmp_path}"], capsys)
+    assert f"output ({classes},)'; the data has 3 classes" in error
 
 
 def test_other_classes_than_the_checkpoint_are_refused(trained, tmp_path, capsys):
