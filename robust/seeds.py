@@ -13,7 +13,7 @@ def seed(*key: int) -> int:
     >>> seed(0, 1) == seed(0, 1), seed(0, 1) == seed(1, 0)
     (True, False)
     """
-    return key[0] if len(key) == 1 else hash(key) % 2**63  # Python hashes integers alike in every process
+    return key[0] if len(key) == 1 else hash(key) % 2**63  # Python hashes integers to the same value in every process
 
 
 def generator(*key: int) -> torch.Generator:

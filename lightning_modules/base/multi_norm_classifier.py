@@ -19,7 +19,7 @@ class MultiNormClassifier(RobustClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        epsilon: radius in linf, in pixel units. A schedule of epsilon scales all three alike.
+        epsilon: radius in linf, in pixel units. A schedule of epsilon scales all three equally.
         epsilon_l2: radius in l2.
         epsilon_l1: radius in l1.
         optimizer: optimizer of the classifier.

@@ -1,4 +1,4 @@
-"""Share of examples that fail a per-example verdict."""
+"""Fraction of examples that fail a per-example verdict."""
 
 from __future__ import annotations
 

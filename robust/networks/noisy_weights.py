@@ -100,7 +100,7 @@ class BayesianWeights(nn.Module):
         initial_std: see :class:`GaussianWeight`.
 
     Raises:
-        SettingError: if the deviation is not positive, or the network has no parameters.
+        SettingError: if the std is not positive, or the network has no parameters.
     """
 
     def __init__(self, network: nn.Module, initial_std: float = 0.08) -> None:
