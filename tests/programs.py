@@ -1,5 +1,6 @@
 """``python train.py ...`` as users call it, in a process that is forked with the imports, which take seconds."""
 
+import importlib
 import os
 import runpy
 import sys
@@ -9,17 +10,18 @@ from tests.two_processes import ROOT, forkserver
 
 
 class Program:
-    """A running ``train.py``.
+    """A running ``train.py``, or another script beside it.
 
     Args:
         arguments: of the command line.
         folder: where it is called; standard output and error are written beside it.
         before: called first, in the process.
+        script: name of the script.
     """
 
-    def __init__(self, arguments, folder, before=None):
+    def __init__(self, arguments, folder, before=None, script="train"):
         self.output = [Path(f"{folder}.{name}") for name in ("out", "err")]
-        target = (arguments, str(folder), [str(path) for path in self.output], before)
+        target = (script, arguments, str(folder), [str(path) for path in self.output], before)
         self.process = forkserver().Process(target=_main, args=target, daemon=True)
         self.process.start()
 
@@ -36,12 +38,15 @@ class Program:
         return self.process.exitcode
 
 
-def _main(arguments, folder, output, before):
+def _main(script, arguments, folder, output, before):
     os.chdir(folder)
     for descriptor, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    sys.argv = [str(Path(ROOT) / "train.py"), *arguments]
+    sys.argv = [str(Path(ROOT) / f"{script}.py"), *arguments]
     sys.path[:] = [ROOT, *(path for path in sys.path if path not in ("", ROOT))]  # as Python does for a script
     if before is not None:
         before()
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if script == "train":
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        importlib.import_module(script).main(arguments)

@@ -1,0 +1,181 @@
+"""Sweeps: ``sweep.py STUDY.yaml [--processes N]`` tries settings of a training, and prints the Pareto front.
+
+A sweep that was stopped goes on where it stopped, with the same command. Trials that were running start again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import train
+from cli.pruning import current
+from cli.study import StudyFile, read_study
+from robust.errors import SettingError
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Lock
+
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+except ImportError:
+    sys.exit("error: optuna: not installed; run uv sync --group sweep, or pip install optuna")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run or continue a sweep; a wrong setting ends it in one line and status 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="YAML file, such as configs/sweeps/r2_weight.yaml")
+    parser.add_argument("--processes", type=int, default=1, help="trials that run at the same time")
+    given = parser.parse_args(args)
+    try:
+        study_file = read_study(given.study)
+        if given.processes < 1:
+            raise SettingError("processes", given.processes, "give at least 1")
+    except (SettingError, ValueError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    study = open_study(study_file)
+    restart_stopped(study)
+    context = get_context("spawn")
+    lock = context.Lock()
+    if given.processes == 1:
+        run_trials(study_file, lock, 0)
+    else:
+        workers = [context.Process(target=run_trials, args=(study_file, lock, k)) for k in range(given.processes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if any(worker.exitcode for worker in workers):
+            sys.exit(2)
+    report(study, study_file)
+
+
+def open_study(study_file: StudyFile, worker: int = 0) -> Study:
+    """The study in its folder, created if it is not there."""
+    folder = Path(study_file.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = JournalFileBackend(str(folder / "study.journal"))
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(file),
+        sampler=optuna.samplers.TPESampler(seed=worker),
+        pruner=optuna.pruners.MedianPruner() if study_file.prune else optuna.pruners.NopPruner(),
+        study_name="sweep",
+        directions=list(study_file.objectives.values()),
+        load_if_exists=True,
+    )
+    names = list(study_file.objectives)
+    if study.user_attrs.get("objectives", names) != names:
+        message = f"this folder has a sweep for {study.user_attrs['objectives']}; give another folder"
+        raise SettingError("folder", study_file.folder, message)
+    study.set_user_attr("objectives", names)
+    return study
+
+
+def restart_stopped(study: Study) -> None:
+    """Queue the settings of trials that a stopped sweep left running."""
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def run_trials(study_file: StudyFile, lock: Lock, worker: int) -> None:
+    """Run trials until the study has its number of them."""
+    study = open_study(study_file, worker)
+    while (trial := next_trial(study, study_file, lock)) is not None:
+        settings = study_file.suggest(trial)
+        try:
+            values = objectives(study_file, trial, settings)
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise
+        else:
+            study.tell(trial, values)
+
+
+def next_trial(study: Study, study_file: StudyFile, lock: Lock) -> Trial | None:
+    """A new trial; None if there are enough."""
+    counted = (state for state in optuna.trial.TrialState if state not in _UNCOUNTED)
+    with lock:
+        enough = len(study.get_trials(deepcopy=False, states=tuple(counted))) >= study_file.trials
+        return None if enough else study.ask()
+
+
+_UNCOUNTED = (optuna.trial.TrialState.FAIL, optuna.trial.TrialState.WAITING)
+
+
+def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) -> list[float]:
+    """Mean of each objective over the seeds; the trial gets their values as attributes."""
+    measured: list[list[float]] = []
+    for seed in study_file.seeds:
+        folder = Path(study_file.folder) / f"trial_{trial.number}" / f"seed_{seed}"
+        arguments = ["fit", *(f"--config={path}" for path in study_file.config)]
+        arguments += [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+        arguments += [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", "--trainer.logger=false"]
+        arguments += ["--test_after_fit=false"]
+        if study_file.prune and seed == study_file.seeds[0]:
+            arguments.append("--trainer.callbacks+=cli.pruning.Pruning")
+        token = current.set((trial, next(iter(study_file.objectives))))
+        try:
+            train.main(arguments)
+        finally:
+            current.reset(token)
+        metrics = json.loads((folder / "results.json").read_text())["fit"]["metrics"]
+        missing = [name for name in study_file.objectives if metrics.get(name) is None]
+        if missing:
+            logged = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+            raise SettingError("objectives", missing[0], f"the training does not log it; it logs {logged}")
+        measured.append([metrics[name] for name in study_file.objectives])
+    trial.set_user_attr("by_seed", measured)
+    return [statistics.fmean(column) for column in zip(*measured, strict=True)]
+
+
+def report(study: Study, study_file: StudyFile) -> None:
+    """Print the trials that no other is better than in all objectives, and write all to ``trials.json``."""
+    best = {trial.number for trial in study.best_trials}
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "settings": trial.params,
+            "objectives": dict(zip(study_file.objectives, trial.values or [], strict=False)),
+            "by_seed": trial.user_attrs.get("by_seed"),
+            "best": trial.number in best,
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    path = Path(study_file.folder) / "trials.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"Best of {len(rows)} trials ({', '.join(f'{d} {n}' for n, d in study_file.objectives.items())}):")
+    for trial in sorted(study.best_trials, key=_values):
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(study_file.objectives, _values(trial), strict=True)
+        )
+        chosen = ", ".join(f"--{name} {value}" for name, value in trial.params.items())
+        print(f"  trial {trial.number}: {shown}: {chosen}")
+    print(f"Trials: {path}")
+
+
+def _values(trial: FrozenTrial) -> list[float]:
+    return trial.values or []
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SettingError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)

@@ -1,0 +1,153 @@
+"""Sweeps: settings are tried, a stopped sweep goes on, several processes share one, wrong files are named."""
+
+import json
+import os
+
+import optuna
+import pytest
+import yaml
+
+import sweep
+from cli.study import StudyFile, read_study
+from robust.errors import SettingError
+from tests.command_line import CONFIGS
+from tests.programs import Program
+from tests.small_run import SMALL
+from tests.testers import ROOT
+
+STUDY = {
+    "config": "small.yaml",
+    "settings": {"model.optimizer.lr": {"log_uniform": [0.001, 0.1]}, "model.attack.steps": {"choice": [1, 2]}},
+    "objectives": {"val/clean_error": "minimize", "train/loss": "minimize"},
+    "trials": 3,
+    "seeds": [0, 1],
+}
+
+
+def write(folder, **changes):
+    """A study of small trainings in a folder."""
+    settings = dict(argument.removeprefix("--").split("=", 1) for argument in SMALL)
+    base = settings.pop("config")
+    plain = {name: yaml.safe_load(value) for name, value in settings.items()}
+    plain |= {"trainer.enable_progress_bar": False, "trainer.max_epochs": 1}
+    (folder / "small.yaml").write_text(yaml.safe_dump({"config": base} | plain))
+    study = STUDY | {"objectives": {"val/clean_error": "minimize"}, "folder": str(folder / "sweep")} | changes
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    return str(folder / "study.yaml")
+
+
+def trials(folder):
+    return json.loads((folder / "sweep" / "trials.json").read_text())
+
+
+def test_every_trial_trains_with_its_settings_and_all_seeds(tmp_path, capsys):
+    sweep.main([write(tmp_path)])
+    rows = trials(tmp_path)
+    assert len(rows) == 3
+    assert "Best of 3 trials" in capsys.readouterr().out
+    for row in rows:
+        records = [
+            json.loads((tmp_path / "sweep" / f"trial_{row['trial']}" / f"seed_{seed}" / "results.json").read_text())[
+                "fit"
+            ]
+            for seed in (0, 1)
+        ]
+        assert [record["seed"] for record in records] == [0, 1]
+        for record in records:
+            model = record["config"]["model"]["init_args"]
+            assert model["optimizer"]["init_args"]["lr"] == row["settings"]["model.optimizer.lr"]
+            assert model["attack"]["init_args"]["steps"] == row["settings"]["model.attack.steps"]
+        errors = [record["metrics"]["val/clean_error"] for record in records]
+        assert row["objectives"]["val/clean_error"] == pytest.approx(sum(errors) / 2)
+    lowest = min(row["objectives"]["val/clean_error"] for row in rows)
+    assert {row["trial"] for row in rows if row["best"]} & {
+        row["trial"] for row in rows if row["objectives"]["val/clean_error"] == lowest
+    }
+    sweep.main([write(tmp_path)])  # all trials are there
+    assert trials(tmp_path) == rows
+
+
+def die_in_the_second_trial():
+    """End the process when the second trial starts."""
+    ask = sweep.next_trial
+
+    def dying(study, *others):
+        trial = ask(study, *others)
+        if trial.number == 1:
+            sweep.StudyFile.suggest(read_study("study.yaml"), trial)
+            os._exit(9)
+        return trial
+
+    sweep.next_trial = dying
+
+
+def test_a_killed_sweep_goes_on_with_the_settings_of_the_killed_trial(tmp_path):
+    path = write(tmp_path, seeds=[0], trials=2)
+    program = Program([path], tmp_path, before=die_in_the_second_trial, script="sweep")
+    assert program.wait() == 9, program.stderr
+    sweep.main([path])
+    first, killed, again = trials(tmp_path)
+    assert [first["state"], killed["state"], again["state"]] == ["complete", "fail", "complete"]
+    assert again["settings"] == killed["settings"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trials(tmp_path):
+    sweep.main([write(tmp_path, seeds=[0], trials=4), "--processes=2"])
+    assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
+
+
+def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda: optuna.pruners.ThresholdPruner(upper=-1.0))
+    sweep.main([write(tmp_path, seeds=[0], trials=2, prune=True)])
+    assert [row["state"] for row in trials(tmp_path)] == ["pruned"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objectives": {"test/clean_error": "minimize"}}, "objectives: got 'test/clean_error'; give a metric of"),
+        ({"objectives": {"val/clean_error": "lower"}}, "objectives.val/clean_error: got 'lower'; give maximize or"),
+        ({"objectives": {}}, "objectives: got {}; name at least one metric"),
+        ({"settings": {}}, "settings: got {}; name at least one setting"),
+        ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),
+        ({"settings": {"model.epsilon": {"uniform": [1, 0]}}}, "settings.model.epsilon.uniform: got [1, 0]; give [low"),
+        (
+            {"settings": {"a": {"log_uniform": [0, 1]}}},
+            "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
+        ),
+        ({"trials": 0}, "trials: got 0; give at least 1"),
+        ({"seeds": []}, "seeds: got []; give at least one"),
+        (
+            {"prune": True, "objectives": {"val/a": "minimize", "val/b": "maximize"}},
+            "prune: got True; give one objective",
+        ),
+        ({"trails": 3}, "study: got 'trails'; no such setting; give config, folder, objectives"),
+    ],
+)
+def test_wrong_studies_are_named(change, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep.main([write(tmp_path, **change)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_an_objective_that_is_not_logged_and_another_sweep_in_the_folder_are_named(tmp_path):
+    with pytest.raises(SettingError, match=r"objectives: got 'val/none'; the training does not log it; it logs val/"):
+        sweep.main([write(tmp_path, objectives={"val/none": "minimize"})])
+    with pytest.raises(SettingError, match=r"folder: got .*; this folder has a sweep for"):
+        sweep.main([write(tmp_path)])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_settings_exist(path, capsys):
+    import train
+
+    study = read_study(str(path))
+    assert isinstance(study, StudyFile)
+    values = {name: next(iter(kind.values()))[0] for name, kind in study.settings.items()}
+    with pytest.raises(SystemExit) as end:
+        train.main(["fit", *(f"--config={file}" for file in study.config),
+                    *(f"--{name}={value}" for name, value in values.items()), "--print_config"])  # fmt: skip
+    assert end.value.code == 0
+    assert str(ROOT) not in study.folder
