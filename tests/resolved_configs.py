@@ -8,7 +8,8 @@ import train
 from tests.testers import ROOT
 
 CONFIGS = ROOT / "configs"
-PIECES = ("common", "data", "evaluation", "networks", "parts", "sweeps")  # folders of files that are no experiment by themselves
+# folders of files that are no experiment by themselves
+PIECES = ("common", "data", "evaluation", "networks", "parts", "sweeps")
 EXPERIMENTS = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
