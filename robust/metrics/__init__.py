@@ -1,6 +1,7 @@
 """torchmetrics classes, exact under distributed evaluation."""
 
 from robust.metrics.accuracy import Accuracy, AccuracyStd
+from robust.metrics.common_variance import CommonVariance
 from robust.metrics.error_rate import ErrorRate
 from robust.metrics.gathered import Gathered
 from robust.metrics.pixel_means import PixelMeans
