@@ -8,4 +8,13 @@ from robust.metrics.pixel_means import PixelMeans
 from robust.metrics.sampled_score import SampledScore
 from robust.metrics.weighted_accuracy import WeightedAccuracy
 
-__all__ = ["Accuracy", "AccuracyStd", "ErrorRate", "Gathered", "PixelMeans", "SampledScore", "WeightedAccuracy"]
+__all__ = [
+    "Accuracy",
+    "AccuracyStd",
+    "CommonVariance",
+    "ErrorRate",
+    "Gathered",
+    "PixelMeans",
+    "SampledScore",
+    "WeightedAccuracy",
+]
