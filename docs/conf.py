@@ -30,7 +30,6 @@ templates_path = ["_templates"]
 
 myst_heading_anchors = 3  # as GitHub: a link to page.md#heading
 
-autodoc_class_signature = "separated"
 autodoc_inherit_docstrings = False  # torch's docstrings refer to pages of torch
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -42,22 +41,23 @@ napoleon_use_rtype = False
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
+OTHERS = "torch|nn|pytorch_lightning|torchmetrics|jsonargparse|numpy|matplotlib|collections|typing|pathlib|abc|datetime"
 nitpick_ignore_regex = [  # other libraries: the build needs no network
-    ("py:.*", r"(torch|pytorch_lightning|torchmetrics|collections|typing|pathlib|abc|matplotlib|nn|numpy)\..*"),
-    (
-        "py:(class|exc)",
-        "Path|Split|Tensor|Size|UnpicklingError|DataLoader|DistributedSampler|OptimizerCallable|LRSchedulerCallable",
-    ),
+    ("py:.*", rf"({OTHERS})\..*"),
+    ("py:class", "Tensor|Size|Dataset|DataLoader|DistributedSampler|OptimizerCallable|LRSchedulerCallable"),
+    ("py:(class|exc)", "Path|Split|UnpicklingError"),
     ("py:class", r".*\.(Item|Choice|Read|Placement|Checked)"),  # names of their module alone
     ("py:.*", r"(.*\.)?_\w+"),  # private bases
 ]
 
 html_theme = "furo"
 html_title = "robust-lightning"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
-html_theme_options = {"top_of_page_buttons": []}
+html_theme_options = {"top_of_page_buttons": []}  # no public repository to edit
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
@@ -74,7 +74,13 @@ def find_by_last_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, co
     return make_refnode(app.builder, node["refdoc"], page, anchor, content)
 
 
+def skip_fields(app: Sphinx, kind: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Skip the fields of named tuples, which the docstring of their class describes."""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the site's own resolver of references."""
+    """Register the site's own handlers."""
     app.connect("missing-reference", find_by_last_name)
+    app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True}
