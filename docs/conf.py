@@ -25,13 +25,14 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_templates"]
+exclude_patterns = ["_templates", "README.md"]  # index.md includes it
 templates_path = ["_templates"]
 
 myst_heading_anchors = 3  # as GitHub: a link to page.md#heading
 
 autodoc_inherit_docstrings = False  # torch's docstrings refer to pages of torch
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autosummary_ignore_module_all = False
 # A page for each name of these, one page for all names of any other module.

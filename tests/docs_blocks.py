@@ -6,6 +6,8 @@ reason, what is not run as the page shows it:
 * ``<!-- slow: ... -->``: it runs in the slow tests,
 * ``<!-- parsed: ... -->``: it never runs, but ``train.py`` accepts its arguments,
 * ``<!-- not run: ... -->``: only its syntax is checked.
+
+A block's first line may name its file (``# mine.yaml``). Settings without data come behind those of an experiment.
 """
 
 import re
@@ -122,9 +124,11 @@ def check(block, folder):
         for script, arguments in calls(block, folder) if block.marker != "not run" else ():
             if script == "train.py":
                 accept(arguments)
-    elif block.marker != "not run":
-        alone = {"config", "data"} & yaml.safe_load(block.text).keys()
-        accept(["fit", *([] if alone else ["--config=CONFIG"]), f"--config={block.name}"])
+    else:
+        settings = yaml.safe_load(block.text)
+        before = [] if {"config", "data"} & settings.keys() else ["--config=CONFIG"]
+        if block.marker != "not run":
+            accept(["fit", *before, f"--config={block.name}"])
 
 
 def run(block, folder, settings):
@@ -141,3 +145,10 @@ def run(block, folder, settings):
     for script, arguments in calls(block, folder) if block.language == "bash" else ():
         assert script == "train.py", f"{block.page.name}:{block.line} runs {script}: mark it"
         train.main([*arguments, *settings])
+
+
+def run_page(page, folder, settings):
+    """Run the blocks of a page, one after the other."""
+    for block in blocks(page):
+        if block.marker in (None, "slow"):
+            run(block, folder, settings)

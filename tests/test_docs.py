@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 
-from tests.docs_blocks import PAGES, blocks, check, prepare, run
+from tests.docs_blocks import PAGES, blocks, check, prepare, run_page
 from tests.testers import results_in
 
 # A new marker needs a reason, and a change here.
-MARKED = {"parsed": 19, "not run": 10, "slow": 4}
+MARKED = {"parsed": 20, "not run": 10, "slow": 3}
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FEW = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
 SHORTER = {"own_code": FEW, "own_network": [*FEW, "--data.batch_size=8", "--data.eval_batch_size=8"]}
@@ -74,9 +74,14 @@ def export(folder, _output):
 
 
 def quickstart(folder, _output):
-    runs = [results_in(path)["metrics"] for path in folder.rglob("results.json")]
-    assert len(runs) == 3
-    assert all(run["test/clean_error"] <= run["test/verified_error/uniform"] for run in runs)
+    runs = folder / "logs" / "quickstart" / "lightning_logs"
+    metrics = results_in(runs / "version_0" / "results.json")["metrics"]
+    for budgets in ("learned", "uniform"):
+        clean, attacked, verified = (
+            f"test/{name}" for name in ("clean_error", f"pgd_error/{budgets}", f"verified_error/{budgets}")
+        )
+        assert metrics[clean] <= metrics[attacked] <= metrics[verified]
+    assert "test/accuracy/union" in results_in(runs / "version_1" / "results.json")["metrics"]
 
 
 OUTCOMES = {check.__name__: check for check in (own_data, own_code, own_network, export, quickstart)}
@@ -99,9 +104,7 @@ def test_the_blocks_are_accepted(page, user):
 def test_the_blocks_run(page, user, capfd):
     if page.stem == "own_network":
         pytest.importorskip("timm")
-    for block in blocks(page):
-        if block.marker in (None, "slow"):
-            run(block, user, [*QUIET, *SHORTER.get(page.stem, [])])
+    run_page(page, user, [*QUIET, *SHORTER.get(page.stem, [])])
     if page.stem in OUTCOMES:
         OUTCOMES[page.stem](user, capfd.readouterr().out)
 
@@ -116,3 +119,19 @@ def test_every_block_is_found():
         markers = re.findall(r"^ *<!--", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert len(fences) == len(blocks(page)), page
         assert len(markers) == sum(block.marker is not None for block in blocks(page)), page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```bash\nuv run tensorboard --logdir logs\n```\n", "tensorboard: mark it"),
+        ("```bash\ncurl example.org\n```\n", "curl: command not found"),
+        ("```\nuv run train.py fit\n```\n", "a block without a language"),
+        ("```bash\nuv run train.py fit --modle 3\n```\n", "2"),  # the status of train.py
+    ],
+)
+def test_a_block_that_cannot_run_needs_a_marker(text, message, user):
+    page = user / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises((AssertionError, SystemExit), match=message):
+        run_page(page, user, [])
