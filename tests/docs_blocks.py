@@ -141,7 +141,9 @@ def run(block, folder, settings):
     """
     path = block.save(folder)
     if block.language == "python" and not block.session:
-        runpy.run_path(str(path), run_name="__main__")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(folder)  # as Python does for a script
+            runpy.run_path(str(path), run_name="__main__")
     for script, arguments in calls(block, folder) if block.language == "bash" else ():
         assert script == "train.py", f"{block.page.name}:{block.line} runs {script}: mark it"
         train.main([*arguments, *settings])

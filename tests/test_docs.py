@@ -31,7 +31,7 @@ def cost(page):
 def user(tmp_path, monkeypatch):
     """A user's folder, the working directory; modules in it are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # train.py finds the folder itself
     prepare(tmp_path)
     known = set(sys.modules)
     yield tmp_path
