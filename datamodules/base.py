@@ -33,7 +33,7 @@ _LARGEST_SEED = 2**32 - 1
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Base of the data modules; a data set sets its classes and shape, and implements :meth:`load`.
+    """Base of the data modules; a data set sets its classes and shape, and implements ``load``.
 
     The order of training images depends on the seed alone, not on the number of processes or workers, and is the same
     after resuming. Validation, test and prediction (of the test images) use each image exactly once.

@@ -42,7 +42,7 @@ def list_images(folder: Path, setting: str) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the file's name has one of :data:`EXTENSIONS`."""
+    """Whether the file's name has one of ``EXTENSIONS``."""
     return path.suffix.lower() in EXTENSIONS
 
 
@@ -73,7 +73,7 @@ def read_image(
     right size and mode keeps its bytes.
 
     Args:
-        path: file of one of :data:`EXTENSIONS`; its content decides how it is decoded.
+        path: file of one of ``EXTENSIONS``; its content decides how it is decoded.
         image_shape: (channels, height, width), channels 1 or 3.
         resize: the rule for other sizes.
         setting: setting that the file comes from, for errors.

@@ -153,7 +153,7 @@ class Learn2Perturb(AttackedClassifier):
 
     @property
     def scales(self) -> list[nn.Parameter]:
-        """Theta: one tensor (1, C, H, W) for each noisy layer."""
+        """The parameters theta, one tensor (1, C, H, W) for each noisy layer."""
         return [injection.theta for injection in injections(self.classifier)]
 
     @property

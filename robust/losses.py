@@ -104,9 +104,9 @@ def soft_cross_entropy(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def cross_lipschitz(logits: Tensor, x: Tensor) -> Tensor:
-    """1 / K^2 sum_{l,m} |grad f_l(x) - grad f_m(x)|^2, (B,), of logits (B, K) of images ``x`` (B, C, H, W).
+    """``1 / K^2 sum_{l,m} |grad f_l(x) - grad f_m(x)|^2``, (B,), of logits (B, K) of images ``x`` (B, C, H, W).
 
-    By the identity 2 / K sum_l |g_l|^2 - 2 / K^2 |sum_l g_l|^2, in K backward passes; it can be differentiated. The
+    By the identity ``2 / K sum_l |g_l|^2 - 2 / K^2 |sum_l g_l|^2``, in K backward passes; it can be differentiated. The
     logits of an image must not depend on the others of the batch. Source: Hein & Andriushchenko 2017, eq. 5.
 
     >>> x = torch.ones(1, 1, 2, 2, requires_grad=True)

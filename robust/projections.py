@@ -12,7 +12,7 @@ TINY = 1e-30  # keeps 0 / 0 from being NaN; what it divides is 0 there
 
 
 def project_l2(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    """The nearest image to ``x_adv`` with |x' - x|_2 <= epsilon, in [0, 1]; all (B, C, H, W).
+    """The nearest image to ``x_adv`` with ``|x' - x|_2 <= epsilon``, in [0, 1]; all (B, C, H, W).
 
     It is the perturbation scaled down, then cut to [0, 1], by the largest scale that suffices.
 
@@ -32,7 +32,7 @@ def project_l2(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
 
 
 def project_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    """The nearest image to ``x_adv`` with |x' - x|_1 <= epsilon, in [0, 1]; all (B, C, H, W).
+    """The nearest image to ``x_adv`` with ``|x' - x|_1 <= epsilon``, in [0, 1]; all (B, C, H, W).
 
     It is the soft-thresholded perturbation, cut to [0, 1], of the least threshold that suffices (Croce & Hein 2021,
     Prop. 2.1).

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import shlex
 import shutil
 import sys
 
@@ -25,7 +24,7 @@ from robust.networks import BayesianWeights, BudgetGenerator, DMSmall, Noisy, No
 from robust.threat_models import Box, LinfBall
 from tests.command_line import CONFIGS, FEW_BATCHES, TINY
 from tests.small_run import SMALL
-from tests.testers import ROOT, error_of, last_checkpoint, run
+from tests.testers import error_of, last_checkpoint, run
 from tests.vnnlib import VNNLIB
 
 SHAPE = (1, 28, 28)
@@ -257,27 +256,3 @@ def test_bounds_are_decimals_without_exponent(tmp_path):
     assert np.array_equal(VNNLIB(tmp_path / "property.vnnlib").lower, x.flatten().numpy())
     write_instances(tmp_path / "instances.csv", [])
     assert (tmp_path / "instances.csv").read_text() == ""
-
-
-@pytest.mark.slow
-def test_the_blocks_of_the_page_run(trained, tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "export.md").read_text()
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "export").symlink_to(trained)
-    (tmp_path / "configs").symlink_to(CONFIGS)
-    monkeypatch.chdir(tmp_path)
-    exported = 0
-    for language, block in blocks:
-        for command in block.splitlines() if language == "bash" else ():
-            _, _, script, *arguments = shlex.split(command)
-            assert script == "train.py"
-            if arguments[0] == "export":
-                train.main(arguments)
-                exported += 1
-            else:
-                assert arguments[0] == "fit"  # the fixture has trained
-        if language == "python":
-            exec(compile(block, "export.md", "exec"), {})
-    assert exported == 4
-    assert (tmp_path / "image.vnnlib").exists()

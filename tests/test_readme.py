@@ -1,10 +1,8 @@
-"""The README's blocks of code run, each as a file of its own."""
+"""README: its method trains, with the data set of docs/data.md; it is short, and what it names exists."""
 
 import ast
 import importlib
-import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,30 +10,10 @@ import yaml
 from callbacks import CertifiedEvaluation, EpsilonScheduler
 from robust.networks import DMSmall
 from tests.callbacks.trained import trainer_with
-from tests.testers import run
+from tests.docs_blocks import PAGES, blocks
+from tests.testers import ROOT, run
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-NETWORK = '''
-import torch
-from torch import nn
-
-
-class MyNet(nn.Module):
-    """A network that is no plain sequence of layers."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(1, width, 5, 3), nn.Conv2d(width, width, 3, padding=1)
-        self.last = nn.Linear(64 * width, 10)
-
-    def forward(self, x):
-        h = self.first(x).relu()
-        return self.last(torch.flatten((h + self.second(h)).relu(), 1))
-'''
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+README = ROOT / "README.md"
 
 
 @pytest.fixture
@@ -53,7 +31,9 @@ def saved(tmp_path, monkeypatch):
 
 
 def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
-    paths = dict(reversed(saved(block)) for block in blocks("python"))
+    (method,) = (block for block in blocks(README) if block.language == "python")
+    (data,) = (block for block in blocks(ROOT / "docs" / "data.md") if block.language == "python")
+    paths = dict(reversed(saved(block.text)) for block in (method, data))
     classes = {kind.__name__: kind for kind in paths}
     module = classes["IntervalTraining"](DMSmall(num_classes=2), epsilon=0.05)
     scheduler = EpsilonScheduler("linear", length=10)
@@ -72,28 +52,17 @@ def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
     assert 0 <= record["metrics"]["test/clean_error"] <= 1
 
 
-def test_a_network_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").write_text(NETWORK)
-    monkeypatch.syspath_prepend(tmp_path)
-    (block,) = blocks("yaml")
-    (tmp_path / "mine.yaml").write_text(block)
-    quickstart = README.parent / "configs" / "quickstart.yaml"
-    settings = [f"--config={quickstart}", f"--config={tmp_path / 'mine.yaml'}", "--trainer.max_epochs=1"]
-    evaluation = json.dumps([{"class_path": "CertifiedEvaluation", "init_args": {"pgd_steps": 2}}])
-    few = ["--trainer.limit_train_batches=2", "--data.batch_size=8", "--data.eval_batch_size=8"]
-    few += ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", f"--trainer.callbacks={evaluation}"]
-    _, record = run("fit", [*settings, *few], tmp_path)
-    assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/learned"]
+def test_it_has_under_two_screens():
+    assert len(README.read_text().splitlines()) <= 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_links_to_exists(page):
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_files_named_in_the_readme_exist():
-    root = README.parent
     named = re.findall(r"(?:configs|docs|tests|robust|benchmarks)/[\w./-]*\w", README.read_text())
     assert named
-    assert [name for name in named if not (root / name).exists()] == []
-
-
-def test_yaml_blocks_are_yaml():
-    for block in blocks("yaml"):
-        assert "model" in yaml.safe_load(block)
+    assert [name for name in named if not (ROOT / name).exists()] == []

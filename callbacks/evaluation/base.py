@@ -73,7 +73,7 @@ class Evaluation(StageCallback, ABC):
         return {name: metric.compute() for name, metric in self.metrics.items()}
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
-        """Write files into :attr:`folder`; called in all processes, with the values of :meth:`compute`."""
+        """Write files into the attribute ``folder``; called in all processes, with the values of :meth:`compute`."""
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Check, on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), that the evaluation fits the module.

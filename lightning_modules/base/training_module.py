@@ -20,7 +20,7 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
     """A module that steps its optimizers itself and resumes bit for bit.
 
     Subclasses write ``training_step`` and call :meth:`descend` at its end. Those with several optimizers list them in
-    :meth:`optimizer_specs`. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
+    ``optimizer_specs``. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
 
     Attributes:
         data_indices: indices in the data of the examples of the evaluation batch that this process has.

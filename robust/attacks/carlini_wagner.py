@@ -14,7 +14,7 @@ from robust.threat_models import ThreatModel
 
 
 class CarliniWagnerL2:
-    """Minimises |x' - x|^2 + c * max(confidence + z_y - z_t, 0) over arctanh space by Adam, and searches c.
+    """Minimises ``|x' - x|^2 + c * max(confidence + z_y - z_t, 0)`` over arctanh space by Adam, and searches c.
 
     Of some classes t, the nearest in the network linearised at the image, each has its own search. One search of the
     highest other logit instead ends in the class that is likely at the image, which is not always near: on a small

@@ -13,7 +13,7 @@ from robust.progress import tracked
 
 
 class BoxedHalfspace:
-    """min |delta|_2 subject to <v, delta> <= b and 0 <= x + delta <= 1, for many x, v and b at once; b < 0.
+    """min ``|delta|_2`` subject to <v, delta> <= b and 0 <= x + delta <= 1, for many x, v and b at once; b < 0.
 
     The solution is delta(mu) = clip(-mu v, -x, 1 - x) with the least mu that suffices: <v, delta(mu)> falls in
     straight pieces, whose ends are sorted once. In float64. Source: Hein & Andriushchenko 2017, Sec. 4.

@@ -65,7 +65,7 @@ class _NormBall:
 
 
 class L2Ball(_NormBall):
-    """|x' - x|_2 <= epsilon, cut to [0, 1].
+    """``|x' - x|_2 <= epsilon``, cut to [0, 1].
 
     >>> x = torch.zeros(1, 1, 1, 2)
     >>> x_adv = L2Ball(0.5).project(torch.tensor([0.6, 0.8]).view_as(x), x)
@@ -118,7 +118,7 @@ class L2Ball(_NormBall):
 
 
 class L1Ball(_NormBall):
-    """|x' - x|_1 <= epsilon, cut to [0, 1].
+    """``|x' - x|_1 <= epsilon``, cut to [0, 1].
 
     >>> x = torch.zeros(1, 1, 1, 2)
     >>> x_adv = L1Ball(0.5).project(torch.tensor([0.75, 0.25]).view_as(x), x)

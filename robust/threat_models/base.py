@@ -37,7 +37,7 @@ class ThreatModel(Protocol):
 
     @property
     def radius(self) -> Tensor | float:
-        """Size of the largest perturbation: a number, or budgets that broadcast to (B, C, H, W)."""
+        """Size of the largest perturbation, a number or budgets that broadcast to (B, C, H, W)."""
 
     @property
     def is_box(self) -> bool:

@@ -13,7 +13,7 @@ from robust.threat_models.base import Box, Norm, ThreatModel, pixel_lengths
 
 
 class PixelBox:
-    """Non-uniform budgets: |x'_i - x_i| <= budgets_i, cut to [0, 1] (contextual budgets, Sec. 3.1).
+    """Non-uniform budgets: ``|x'_i - x_i| <= budgets_i``, cut to [0, 1] (contextual budgets, Sec. 3.1).
 
     >>> x = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2)
     >>> box = PixelBox(torch.tensor([0.25, 0.125]).view(1, 1, 1, 2))
@@ -122,7 +122,7 @@ class PixelBox:
 
 
 class LinfBall(PixelBox):
-    """Uniform budgets: |x' - x|_inf <= epsilon, cut to [0, 1].
+    """Uniform budgets: ``|x' - x|_inf <= epsilon``, cut to [0, 1].
 
     >>> x = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2)
     >>> LinfBall(0.25).interval(x).upper.flatten().tolist()

@@ -1,0 +1,137 @@
+"""Every block of code of README, CONTRIBUTING and docs runs as its user runs it, or says why it does not."""
+
+import csv
+import re
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.docs_blocks import PAGES, blocks, check, prepare, run_page
+from tests.testers import results_in
+
+# A new marker needs a reason, and a change here.
+MARKED = {"parsed": 20, "not run": 12, "slow": 3}
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+FEW = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+SHORTER = {"own_code": FEW, "own_network": [*FEW, "--data.batch_size=8", "--data.eval_batch_size=8"]}
+RUN = [page for page in PAGES if any(block.marker in (None, "slow") for block in blocks(page))]
+
+
+def name(page):
+    return page.stem
+
+
+def cost(page):
+    slow = any(block.marker == "slow" for block in blocks(page))
+    return pytest.param(page, marks=[pytest.mark.slow] if slow else [], id=page.stem)
+
+
+@pytest.fixture
+def user(tmp_path, monkeypatch):
+    """A user's folder, the working directory; modules in it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # train.py finds the folder itself
+    prepare(tmp_path)
+    known = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - known:
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[module]
+
+
+def own_data(folder, _output):
+    metrics = results_in(folder / "logs" / "fruit" / "results.json")["metrics"]
+    assert metrics["test/clean_error"] <= metrics["test/verified_error/learned"] < 0.5
+    with (folder / "logs" / "fruit" / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"picture {number}.png" for number in range(5)]
+    assert [row["class"] for row in rows] == ["Äpfel", "limes", "plums", "Äpfel", "limes"]
+    for column in ("probability/Äpfel", "certified_epsilon/learned"):
+        assert column in rows[0]
+
+
+def own_code(folder, output):
+    versions = folder / "logs" / "mine" / "lightning_logs"
+    metrics = results_in(versions / "version_0" / "results.json")["metrics"]
+    assert 0 <= metrics["test/clean_error"] <= metrics["test/worst_class_error"] <= 1
+    assert metrics["test/accuracy/union"] <= metrics["test/accuracy/random"] <= metrics["test/accuracy/clean"]
+    model = results_in(versions / "version_1" / "results.json")["config"]["model"]["init_args"]
+    assert (model["epsilon"], model["weight"]) == (0.05, 0.5)
+    assert list(folder.rglob("predictions.csv"))
+    assert output.endswith("NoiseTraining 0.1 0.5\n")
+
+
+def own_network(folder, _output):
+    methods = {results_in(path)["method"] for path in folder.rglob("results.json")}
+    assert methods == {"AdversarialTraining", "StandardTraining"}
+
+
+def export(folder, _output):
+    files = {path.name for path in (folder / "logs" / "export" / "export").iterdir()}
+    assert files == {"last.onnx", "last.safetensors", "last.md", "last-vnnlib"}
+    assert (folder / "image.vnnlib").exists()
+
+
+def quickstart(folder, _output):
+    runs = folder / "logs" / "quickstart" / "lightning_logs"
+    metrics = results_in(runs / "version_0" / "results.json")["metrics"]
+    for budgets in ("learned", "uniform"):
+        clean, attacked, verified = (
+            f"test/{name}" for name in ("clean_error", f"pgd_error/{budgets}", f"verified_error/{budgets}")
+        )
+        assert metrics[clean] <= metrics[attacked] <= metrics[verified]
+    assert "test/accuracy/union" in results_in(runs / "version_1" / "results.json")["metrics"]
+
+
+OUTCOMES = {check.__name__: check for check in (own_data, own_code, own_network, export, quickstart)}
+
+
+def test_the_marked_blocks_are_counted():
+    assert Counter(block.marker for page in PAGES for block in blocks(page) if block.marker) == MARKED
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_blocks_are_accepted(page, user):
+    for block in blocks(page):
+        if block.language != "bash":
+            block.save(user)
+    for block in blocks(page):
+        check(block, user)
+
+
+@pytest.mark.parametrize("page", [cost(page) for page in RUN])
+def test_the_blocks_run(page, user, capfd):
+    if page.stem == "own_network":
+        pytest.importorskip("timm")
+    run_page(page, user, [*QUIET, *SHORTER.get(page.stem, [])])
+    if page.stem in OUTCOMES:
+        OUTCOMES[page.stem](user, capfd.readouterr().out)
+
+
+def test_sessions_are_on_the_page_that_is_run_with_torch_alone():
+    assert {block.page.stem for page in PAGES for block in blocks(page) if block.session} == {"library"}
+
+
+def test_every_block_is_found():
+    for page in PAGES:
+        fences = re.findall(r"^ *```(?:bash|python|yaml)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        markers = re.findall(r"^ *<!--", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(fences) == len(blocks(page)), page
+        assert len(markers) == sum(block.marker is not None for block in blocks(page)), page
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```bash\nuv run tensorboard --logdir logs\n```\n", "tensorboard: mark it"),
+        ("```bash\ncurl example.org\n```\n", "curl: command not found"),
+        ("```\nuv run train.py fit\n```\n", "a block without a language"),
+        ("```bash\nuv run train.py fit --modle 3\n```\n", "2"),  # the status of train.py
+    ],
+)
+def test_a_block_that_cannot_run_needs_a_marker(text, message, user):
+    page = user / "page.md"
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises((AssertionError, SystemExit), match=message):
+        run_page(page, user, [])
