@@ -19,8 +19,7 @@ from callbacks.results import Results
 LAYOUT = {
     "Overview": {
         "loss": ["Multiline", ["^train/loss$"]],
-        "clean and robust error": ["Multiline", ["^(val|test)/(clean|verified|pgd)_error"]],
-        "clean and robust accuracy": ["Multiline", ["^(val|test)/(certified_)?accuracy/"]],
+        "clean, attacked and certified accuracy": ["Multiline", ["^(val|test)/(certified_)?accuracy/"]],
         "epsilon": ["Multiline", ["^train/epsilon$"]],
     },
     "Optimization": {

@@ -1,10 +1,9 @@
 """torchmetrics classes, exact under distributed evaluation."""
 
 from robust.metrics.accuracy import Accuracy, AccuracyStd
-from robust.metrics.error_rate import ErrorRate
 from robust.metrics.gathered import Gathered
 from robust.metrics.pixel_means import PixelMeans
 from robust.metrics.sampled_score import SampledScore
 from robust.metrics.weighted_accuracy import WeightedAccuracy
 
-__all__ = ["Accuracy", "AccuracyStd", "ErrorRate", "Gathered", "PixelMeans", "SampledScore", "WeightedAccuracy"]
+__all__ = ["Accuracy", "AccuracyStd", "Gathered", "PixelMeans", "SampledScore", "WeightedAccuracy"]

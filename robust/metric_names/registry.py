@@ -1,8 +1,9 @@
 """Every metric that a run logs: the pattern of its name, its unit, its direction and its meaning.
 
 A name is ``<stage>/<metric>``, where the stage is ``train``, ``val`` or ``test``. In patterns, ``<...>`` stands for one
-part of a name, without slashes. A threat model's part is ``<norm>_<size>``, such as ``linf_0.1``, with the size in pixel
-units, or tells whose budgets it has, such as ``own_budgets``.
+part of a name, without slashes. A threat model's part is ``<norm>_<size>``, such as ``linf_0.1``, with the size in
+pixel units, or tells whose budgets it has, such as ``own_budgets``; budgets of another size than the model's epsilon
+append it, as in ``own_budgets_0.2``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 Unit = Literal["fraction", "pixel units", "squared pixel units", "nats", "count", "per second", "none"]
 Direction = Literal["higher is better", "lower is better", "none"]
 STAGES = ("train", "val", "test")
+ARROWS: dict[Direction, str] = {"higher is better": "↑", "lower is better": "↓", "none": ""}
 
 
 @dataclass(frozen=True)
