@@ -103,7 +103,7 @@ class Results(Callback):
 
     def _print(self, title: str, metrics: dict[str, float]) -> None:
         table = Table(title=title, caption="↑ higher is better, ↓ lower is better")
-        table.add_column("metric")
+        table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right")
         table.add_column("unit")
         for name, value in metrics.items():
