@@ -50,8 +50,9 @@ def test_method_metric_callback_and_attack_of_ones_own(user, capsys):
     call([str(ROOT / "train.py"), *fit, *few], user)
     versions = user / "logs" / "mine" / "lightning_logs"
     metrics = results_in(versions / "version_0" / "results.json")["metrics"]
-    assert 0 <= metrics["test/clean_error"] <= metrics["test/worst_class_error"] <= 1
-    assert metrics["test/accuracy/union"] <= metrics["test/accuracy/random"] <= metrics["test/accuracy/clean"]
+    assert 0 <= 1 - metrics["test/accuracy/clean"] <= metrics["test/worst_class_error"] <= 1
+    (attacked,) = (value for name, value in metrics.items() if name.startswith("test/accuracy/random/"))
+    assert metrics["test/accuracy/union"] <= attacked <= metrics["test/accuracy/clean"]
     train.main([*test, "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false"])
     model = results_in(versions / "version_1" / "results.json")["config"]["model"]["init_args"]
     assert (model["epsilon"], model["weight"]) == (0.05, 0.5)

@@ -21,10 +21,10 @@ def test_the_tutorial(tmp_path, monkeypatch):
     for command in commands:
         train.main([*shlex.split(command), "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"])
     metrics = results_in(tmp_path / "logs" / "fruit" / "results.json")["metrics"]
-    assert metrics["test/clean_error"] <= metrics["test/verified_error/learned"] < 0.5
+    assert 0.5 < metrics["test/certified_accuracy/own_budgets"] <= metrics["test/accuracy/clean"]
     with (tmp_path / "logs" / "fruit" / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [f"picture {number}.png" for number in range(5)]
     assert [row["class"] for row in rows] == ["Äpfel", "limes", "plums", "Äpfel", "limes"]
-    for name in ("probability/Äpfel", "certified_epsilon/learned"):
+    for name in ("probability/Äpfel", "certified_epsilon/own_budgets"):
         assert name in rows[0]

@@ -74,7 +74,7 @@ def test_networks_and_records_have_the_classes_of_the_data(trained):
     assert model["generator"]["init_args"]["image_shape"] == [3, 10, 10]
     checkpoint = torch.load(last_checkpoint(trained / "log"), weights_only=True)
     assert checkpoint["ImageFolder"]["class_names"] == record["class_names"]
-    assert (trained / "log" / "budgets" / "test_learned.png").exists()
+    assert (trained / "log" / "budgets" / "test_own_budgets.png").exists()
 
 
 def test_predictions_of_images_without_labels(trained):
@@ -88,8 +88,8 @@ def test_predictions_of_images_without_labels(trained):
         probabilities = [float(row[f"probability/{name}"]) for name in names]
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
         assert row["class"] == names[int(row["prediction"])] == names[probabilities.index(max(probabilities))]
-        assert row["certified_epsilon/uniform"] in ("0", "1e-06", "1e-05")
-    assert any(row["certified_epsilon/learned"] != "0" for row in rows)
+        assert row["certified_epsilon/linf"] in ("0", "1e-06", "1e-05")
+    assert any(row["certified_epsilon/own_budgets"] != "0" for row in rows)
 
 
 def test_another_value_than_the_default_is_kept_and_refused(trained, tmp_path, capsys):
@@ -142,7 +142,9 @@ def test_two_processes_write_each_prediction_once(trained, tmp_path):
     run_together(["predict", *settings(trained, *given), *QUIET, *both], 2)
     one, two = rows_in(tmp_path / "one"), rows_in(tmp_path / "two")
     assert [row["file"] for row in one] == [row["file"] for row in two]
-    assert [row["certified_epsilon/learned"] for row in one] == [row["certified_epsilon/learned"] for row in two]
+    assert [row["certified_epsilon/own_budgets"] for row in one] == [
+        row["certified_epsilon/own_budgets"] for row in two
+    ]
     assert list(tmp_path.rglob("predictions*.csv")) == [tmp_path / name / "predictions.csv" for name in ("one", "two")]
 
 
@@ -171,7 +173,7 @@ class TestPredictions:
         x = Digits().images("test")[torch.arange(299)].images
         y = torch.tensor([int(row["prediction"]) for row in rows])
         certified = certify(FeedForwardVerifier(), module.classifier, LinfBall(0.01), x, y).certified
-        assert [row["certified_epsilon/uniform"] == "0.01" for row in rows] == certified.tolist()
+        assert [row["certified_epsilon/linf"] == "0.01" for row in rows] == certified.tolist()
         assert 0 < certified.sum() < 299
 
     @pytest.mark.parametrize(

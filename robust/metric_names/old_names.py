@@ -100,12 +100,16 @@ def new_name(name: str) -> str | None:
 
 
 def new_metrics(metrics: Mapping[str, float | None], config: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a record under the names of today; names of today stay, errors become accuracies.
+    """The metrics of a record under the names of today; errors become accuracies.
+
+    Older records have a clean error, by which they are recognised; others stay as they are.
 
     Args:
         metrics: values by name, with the stage.
         config: the record's settings, which have the sizes of threat models.
     """
+    if not any(name.endswith("/clean_error") for name in metrics):
+        return dict(metrics)
     run = _run(config)
     translated: dict[str, float | None] = {}
     for name, value in metrics.items():

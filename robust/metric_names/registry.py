@@ -206,3 +206,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _parts(pattern: str) -> list[str]:
     return re.split(r"(<[^>]*>)", pattern)
+
+
+def markdown_table() -> str:
+    """The registry as a table in Markdown."""
+    rows = [
+        f"| `{info.pattern}` | {info.unit} | {ARROWS[info.direction] or '-'} | {info.meaning} |"
+        for info in sorted(REGISTRY, key=lambda info: info.pattern)
+    ]
+    return "\n".join(["| metric | unit | better | meaning |", "| --- | --- | --- | --- |", *rows])
