@@ -23,6 +23,7 @@ from tests.testers import (
     QUIET,
     ROOT,
     assert_any_number_of_processes_agrees,
+    assert_registered,
     last_checkpoint,
     run,
     several_processes,
