@@ -81,6 +81,7 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
     all_names = f"validations log {', '.join(sorted(logged))}"
     matching = fnmatch.filter(logged, name)
     if matching:
+        require(len(matching) == 1, setting, name, f"it names {', '.join(sorted(matching))}; give one of them")
         interval = logged[matching[0]]
         remedy = f"it is there every {interval} epochs only; set its evaluation's every_n_epochs to {every}"
         require(every % interval == 0, setting, name, remedy)

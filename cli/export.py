@@ -181,6 +181,7 @@ def _box(module: RobustClassifier, x: Tensor, epsilon: float | None) -> tuple[st
         return threat_model_name("linf", epsilon), LinfBall(epsilon)
     threat_models = module.threat_models(x, module.epsilon)
     boxes = {name: each for name, each in threat_models.items() if each.is_box}
-    remedy = f"VNN-LIB describes boxes, the module has {', '.join(threat_models)} balls; give the radius of a linf ball"
+    names = ", ".join(threat_models)
+    remedy = f"VNN-LIB describes boxes, the module's threat models are {names}; give the radius of a linf ball"
     require(bool(boxes), "epsilon", epsilon, remedy)
     return next(iter(boxes.items()))

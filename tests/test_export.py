@@ -142,7 +142,7 @@ def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module
     export(trained, "--to=vnnlib", "--indices=[3, 7]", "--timeout=60")
     folder = trained / "export" / "last-vnnlib"
     rows = list(csv.reader((folder / "instances.csv").open()))
-    assert rows == [["network.onnx", f"image_{index}_learned.vnnlib", "60"] for index in (3, 7)]
+    assert rows == [["network.onnx", f"image_{index}_own_budgets.vnnlib", "60"] for index in (3, 7)]
     x, y = Digits().images("test")[torch.tensor([3, 7])]
     with torch.no_grad():
         lower, upper = module.threat_models(x, 0.01)["own_budgets"].interval(x)
@@ -192,7 +192,8 @@ def test_a_module_without_boxes_needs_a_radius_and_an_autoencoder_is_no_classifi
     checkpoint = f"--ckpt_path={last_checkpoint(tmp_path)}"
     error = error_of(["export", *SMALL, checkpoint, "--to=vnnlib", "--model.norm=l2"], capsys)
     assert (
-        error == "epsilon: got None; VNN-LIB describes boxes, the module has l2 balls; give the radius of a linf ball"
+        error
+        == "epsilon: got None; VNN-LIB describes boxes, the module's threat models are l2_0.1; give the radius of a linf ball"
     )
     autoencoder = f"--config={CONFIGS / 'wasserstein_autoencoder' / 'digits.yaml'}"
     error = error_of(["export", autoencoder, checkpoint, "--to=onnx"], capsys)

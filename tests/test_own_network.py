@@ -171,7 +171,7 @@ def test_training_and_certificates_use_it_and_the_log_says_so_once(network, chos
     with caplog.at_level("INFO", "pytorch_lightning.utilities.rank_zero"):
         record = fit(tmp_path, f"--model={method}", network, "--model.epsilon=0.01", *CERTIFY)
     assert [text.split(",")[0] for text in caplog.messages if "Verifier: " in text] == [f"Verifier: {chosen}"]
-    assert record["metrics"]["test/certified_accuracy/linf_0.05"] <= record["metrics"]["test/accuracy/clean"] <= 1
+    assert record["metrics"]["test/certified_accuracy/linf_0.01"] <= record["metrics"]["test/accuracy/clean"] <= 1
 
 
 @needs_lirpa

@@ -108,6 +108,8 @@ def test_checkpoints_can_be_turned_off(tmp_path):
 
 CERTIFIED = "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 2}}]"
 SANITY = "--trainer.num_sanity_val_steps=1"
+BETTER = ["--checkpoint.mode=max"]
+SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,10 @@ SANITY = "--trainer.num_sanity_val_steps=1"
         (
             ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy/clean"],
             "EarlyStopping.mode: got 'min'; val/accuracy/clean: higher is better; give max",
+        ),
+        (
+            ["--checkpoint.monitor=val/certified_accuracy/linf_*", *BETTER, SIZES],
+            "it names val/certified_accuracy/linf_0.1, val/certified_accuracy/linf_0.2; give one of them",
         ),
         (
             ["--checkpoint.monitor=val/nothing"],
@@ -185,6 +191,27 @@ def test_metrics_that_exist_when_they_are_needed_are_accepted(tmp_path):
     ]
     train.main(["fit", *SMALL, CERTIFIED, SANITY, *often, *quiet, f"--trainer.default_root_dir={tmp_path}"])
     assert len(list((tmp_path / "checkpoints").glob("epoch=*.ckpt"))) == 1
+
+
+def test_a_monitor_of_several_metrics_is_refused_without_a_sanity_check_too(tmp_path, capsys):
+    several = ["--checkpoint.monitor=val/certified_accuracy/linf_*", *BETTER, SIZES, "--checkpoint.every_n_epochs=2"]
+    error = refused("fit", [*SMALL, CERTIFIED, *several], tmp_path, capsys)
+    assert (
+        "checkpoint.monitor: got 'val/certified_accuracy/linf_*'; it names val/certified_accuracy/linf_0.1, " in error
+    )
+
+
+def test_a_checkpoint_with_the_old_name_of_its_monitor_is_resumed(tmp_path):
+    checkpoint, _ = run("fit", [*SMALL, "--trainer.max_epochs=2"], tmp_path / "old")
+    (state,) = (key for key in checkpoint["callbacks"] if "Checkpoint" in key)
+    old = state.replace("'monitor': None", "'monitor': 'val/clean_error'")
+    checkpoint["callbacks"][old] = checkpoint["callbacks"].pop(state) | {"monitor": "val/clean_error"}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    settings = [f"--ckpt_path={tmp_path / 'old.ckpt'}", "--checkpoint.monitor=val/accuracy/clean", *BETTER]
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint need to be provided"):
+        resumed, results = run("fit", [*SMALL, *settings], tmp_path / "new")
+    assert resumed["epoch"] == 3
+    assert 0 <= results["metrics"]["val/accuracy/clean"] <= 1
 
 
 def test_trying_out_an_evaluation_changes_no_weight(tmp_path):
