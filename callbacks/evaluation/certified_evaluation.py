@@ -39,7 +39,7 @@ class CertifiedEvaluation(Evaluation):
       ``_<size>`` to it
     - ``<stage>/accuracy/pgd_<steps>/<threat model>``, by default in tests: fraction of examples that are correct
       without perturbation and under a short attack in the same box
-    - ``<stage>/recomputed_samples``, in tests: number of verdicts that needed float64
+    - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
     - ``<stage>/budget/<threat model>/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the
       largest distance of an example's mean log budget from log epsilon
 
@@ -130,7 +130,7 @@ class CertifiedEvaluation(Evaluation):
     ) -> None:
         """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
         verifier = type(self._verifier(module)).__name__
-        verified, misclassified = self._verified(module, threat_model, x, y), ~clean
+        verified, misclassified = self._verified(module, name, threat_model, x, y), ~clean
         steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
         if steps:
             with self.seeded(x, index):
@@ -150,13 +150,13 @@ class CertifiedEvaluation(Evaluation):
             return module.threat_models(x, epsilon)
         return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
 
-    def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
+    def _verified(self, module: RobustClassifier, name: str, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is certified, bool (B,)."""
         safe = self.rounding_safe and module.trainer.testing
         verdicts = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
         self._seconds += verdicts.seconds
         if safe:
-            self.update("recomputed_samples", SumMetric, verdicts.recomputed.sum())
+            self.update(f"recomputed_samples/{name}", SumMetric, verdicts.recomputed.sum())
         return verdicts.certified
 
     def _attack(
@@ -180,7 +180,7 @@ class CertifiedEvaluation(Evaluation):
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics; prints how many verdicts needed float64."""
         values = super().compute(module)
-        if count := int(values.get("recomputed_samples", 0)):
+        if count := sum(int(value) for name, value in values.items() if name.startswith("recomputed_samples/")):
             seconds, self._seconds = self._seconds, 0.0
             rank_zero_info(f"{NAME}: {count} verdicts were near 0 and needed float64, {seconds:.1f} s in process 0")
         return values

@@ -98,7 +98,7 @@ REGISTRY: tuple[MetricInfo, ...] = (
     ),
     MetricInfo("weighted_accuracy/samples", "count", "none", "number of images"),
     MetricInfo("attacked_samples", "count", "none", "number of images that AdversarialEvaluation covers"),
-    MetricInfo("recomputed_samples", "count", "none", "number of certificates that needed float64"),
+    MetricInfo("recomputed_samples/<threat model>", "count", "none", "number of certificates that needed float64"),
     MetricInfo("certified_volume/certified", "fraction", "higher is better", "images with any certified box"),
     MetricInfo(
         "certified_volume/epsilon",
