@@ -65,7 +65,7 @@ class Monitors(Callback):
         batch, self._batch = self._batch, None
         logged = dict.fromkeys(trainer.callback_metrics, 1)
         uses = [use for use in _monitored(trainer) if not use[1].startswith("train/")]
-        missing = [use for use in uses if not fnmatch.filter(logged, use[1])]
+        missing = [use for use in uses if not _matching(use[0], use[1], logged)]
         if not missing or batch is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ class Monitors(Callback):
 def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -> None:
     """Check that a metric is among those that validations log, given with their intervals in epochs."""
     all_names = f"validations log {', '.join(sorted(logged))}"
-    matching = fnmatch.filter(logged, name)
+    matching = _matching(setting, name, logged)
     if matching:
         require(len(matching) == 1, setting, name, f"it names {', '.join(sorted(matching))}; give one of them")
         interval = logged[matching[0]]
@@ -94,6 +94,13 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
             info = find(new)
             remedy = f"its name is {new} now{'' if info is None else f', {info.direction}'}; "
         raise SettingError(setting, name, f"{remedy}{all_names}")
+
+
+def _matching(setting: str, name: str, logged: dict[str, int]) -> list[str]:
+    """The metrics that a setting names; only the monitor of checkpoints knows ``*``."""
+    if setting == "checkpoint.monitor":
+        return fnmatch.filter(logged, name)
+    return [name] if name in logged else []
 
 
 def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:

@@ -148,6 +148,10 @@ SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
             "checkpoint.monitor: got 'val/nothing'; validations log val/accuracy/clean, ",
         ),
         (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/*"],
+            "EarlyStopping.monitor: got 'val/*'; validations log",
+        ),
+        (
             ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/none"],
             "EarlyStopping.monitor: got 'val/none'",
         ),

@@ -51,8 +51,9 @@ def log(folder):
     return events(folder)
 
 
-def test_text_has_the_command_and_the_settings(log):
+def test_text_has_the_command_the_settings_and_the_metrics(log):
     assert "python train.py" in text(log, "command")
+    assert "| `accuracy/clean` | fraction | ↑ |" in text(log, "metrics")
     settings = yaml.safe_load("\n".join(line[4:] for line in text(log, "settings").splitlines()))
     assert settings["data"]["init_args"]["batch_size"] == 8
 
@@ -76,7 +77,11 @@ def test_the_first_view_of_the_layout_is_loss_accuracies_and_epsilon(log):
     (event,) = log.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     first = layout.category[0]
-    assert [chart.title for chart in first.chart] == ["loss", "clean, attacked and certified accuracy", "epsilon"]
+    assert [chart.title for chart in first.chart] == [
+        "loss (lower is better)",
+        "clean, attacked and certified accuracy (fraction, higher is better)",
+        "epsilon (pixel units)",
+    ]
 
 
 def test_hparams_have_the_settings_and_the_final_metrics(folder):
