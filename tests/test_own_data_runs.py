@@ -176,6 +176,14 @@ class TestPredictions:
         assert [row["certified_epsilon/linf"] == "0.01" for row in rows] == certified.tolist()
         assert 0 < certified.sum() < 299
 
+    def test_balls_of_one_norm_have_a_column_each(self, tmp_path):
+        module = stored()
+        module.threat_models = lambda x, epsilon: {"small": LinfBall(epsilon / 10), "large": LinfBall(epsilon)}
+        trainer_with(Predictions(epsilons=[0.01]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
+        rows = rows_in(tmp_path)
+        counts = [sum(row[f"certified_epsilon/{name}"] == "0.01" for row in rows) for name in ("small", "large")]
+        assert counts[0] > counts[1] > 0
+
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [

@@ -35,6 +35,7 @@ TABLE: tuple[tuple[str, str, bool], ...] = (
     ("verified_error/<threat model>/epsilon_<size>", "certified_accuracy/<threat model>", True),
     ("pgd_error/<threat model>", "accuracy/pgd_<steps>/<threat model>", True),
     ("pgd_error/<threat model>/epsilon_<size>", "accuracy/pgd_<steps>/<threat model>", True),
+    ("recomputed_samples", "recomputed_samples/all", False),
     ("budget/<end>", "budget/own_budgets/<end>", False),
     ("budget/<end>/epsilon_<size>", "budget/own_budgets_<size>/<end>", False),
     ("budget/<threat model>/<end>", "budget/<threat model>/<end>", False),
@@ -50,6 +51,7 @@ TABLE: tuple[tuple[str, str, bool], ...] = (
     ("a_tr/<alpha>/effective_samples", "weighted_accuracy/a_tr/<ball>/<alpha>/effective_samples", False),
     ("a_samples", "weighted_accuracy/samples", False),
     ("r2_fraction/<attack>", "robustness_score/r2/closest/<attack>", False),
+    ("r2_share/<attack>", "robustness_score/r2/closest/<attack>", False),
     ("r<digit>", "robustness_score/r<digit>", False),
     ("r<digit>_<part>", "robustness_score/r<digit>/<part>", False),
     ("masking/clean", "masking/accuracy/clean", False),
@@ -78,6 +80,7 @@ class _Run:
     norm: str = ANY
     cases: dict[str, str | None] = field(default_factory=dict)  # to their threat models, None for the model's own
     groups: set[str] = field(default_factory=set)
+    grouped_data: bool = False  # whether GroupAccuracy measured groups of the test data
 
     def threat_model(self, old: str, size: str | None) -> str:
         """The new name of a threat model."""
@@ -122,6 +125,8 @@ def new_metrics(metrics: Mapping[str, float | None], config: Mapping[str, Any]) 
 
 
 def _translated(metric: str, run: _Run) -> tuple[str, bool]:
+    """The new name of a metric without its stage, and whether its value becomes 1 - value."""
+    metric = re.sub("/deviation$", "/std", metric)
     for old, new, complement in TABLE:
         match = re.fullmatch(_expression(old), metric)
         if match is not None:
@@ -144,7 +149,8 @@ def _accuracy(parts: list[str], run: _Run) -> str | None:
     if case in run.groups:
         return "/".join(("accuracy", "worst", *parts))
     if case not in run.cases:
-        return None
+        groups = run.grouped_data and not rest and case not in ("clean", "union", "average")
+        return f"accuracy/group/{case}" if groups else None
     threat_model = run.cases[case]
     if threat_model is None:
         named = rest and rest[0] not in (*_VARIANTS, "std", "vote", "noise_off")
@@ -187,6 +193,8 @@ def _add_callback(run: _Run, callback: Any) -> None:
         run.parts["<ball>"] = threat_model_name("linf", epsilon)
     elif name == "GradientMaskingChecks" and epsilon is not None:
         run.parts["<masking ball>"] = threat_model_name("linf", epsilon)
+    elif name == "GroupAccuracy":
+        run.grouped_data = True
     elif name == "AccuracyCurve":
         run.parts["<curve norm>"] = settings.get("norm", "linf")
     elif name == "AdversarialEvaluation":

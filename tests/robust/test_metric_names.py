@@ -65,7 +65,7 @@ def test_an_old_record_is_read_by_its_settings():
     attacks["own"] = {"threat_model": ball}
     callbacks = [settings("AdversarialEvaluation", attacks=attacks), settings("CertifiedEvaluation", pgd_steps=20)]
     callbacks += [settings("WeightedMinimaxEvaluation", epsilon=0.05), settings("AccuracyCurve", norm="l2")]
-    callbacks += [settings("GradientMaskingChecks", epsilon=0.06), "callbacks.BudgetImages"]
+    callbacks += [settings("GradientMaskingChecks", epsilon=0.06), "callbacks.GroupAccuracy"]
     config = {"model": settings("ContextualBudgets", epsilon=0.4), "trainer": {"callbacks": callbacks}}
     old = {
         "train/loss": 2.0,
@@ -86,9 +86,14 @@ def test_an_old_record_is_read_by_its_settings():
         "test/accuracy/pgd/uniform/noise_off": 0.1,
         "test/accuracy/l2": 0.1,
         "test/accuracy/aa/vote": 0.1,
+        "test/accuracy/aa/deviation": 0.1,
+        "test/r2_share/fgsm": 0.1,
         "test/accuracy/own": 0.1,
         "test/accuracy/all": 0.1,
         "test/accuracy/union": 0.1,
+        "test/accuracy/fog": 0.1,
+        "test/accuracy/mean": 0.1,
+        "test/recomputed_samples": 3.0,
         "test/a_rob": 0.1,
         "test/a_sa/alpha_1.5/effective_samples": 90.0,
         "test/r2_fraction/bg": 0.1,
@@ -118,9 +123,14 @@ def test_an_old_record_is_read_by_its_settings():
         "test/accuracy/pgd_mean_network/linf_0.4/noise_off": 0.1,
         "test/accuracy/l2/l2_2": 0.1,
         "test/accuracy/aa/linf_0.1/vote": 0.1,
+        "test/accuracy/aa/linf_0.1/std": 0.1,
+        "test/robustness_score/r2/closest/fgsm": 0.1,
         "test/accuracy/own/linf_0.3": 0.1,
         "test/accuracy/worst/all": 0.1,
         "test/accuracy/union": 0.1,
+        "test/accuracy/group/fog": 0.1,
+        "test/accuracy/group/mean": 0.1,
+        "test/recomputed_samples/all": 3.0,
         "test/accuracy/a_rob/linf_0.05": 0.1,
         "test/weighted_accuracy/a_sa/linf_0.05/alpha_1.5/effective_samples": 90.0,
         "test/robustness_score/r2/closest/bg": 0.1,
