@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import time
 import warnings
@@ -31,6 +32,9 @@ class Checkpoint(ModelCheckpoint):
     With ``monitor``, Lightning writes ``last.ckpt`` only at epochs among the best: a run that resumes from it loses
     the epochs since, and a test of it does not test the final weights. ``every_n_train_steps`` counts batches and
     ``train_time_interval`` works in manual optimization too, unlike Lightning's.
+
+    In ``monitor``, ``*`` stands for any part of a name: ``val/certified_accuracy/linf_*`` is that of whatever size the
+    model has.
     """
 
     stops_runs = True  # Interruption then lets this callback stop the run, after the save
@@ -96,6 +100,19 @@ class Checkpoint(ModelCheckpoint):
             self._last_time_checked = time.monotonic()
             return True
         return False
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Lightning's, with the metric that a monitor with ``*`` names.
+
+        Raises:
+            SettingError: if it names several.
+        """
+        candidates = super()._monitor_candidates(trainer)
+        names = sorted(fnmatch.filter(candidates, self.monitor)) if self.monitor else []
+        require(len(names) <= 1, "checkpoint.monitor", self.monitor, f"it names {', '.join(names)}; give one of them")
+        if self.monitor and names:
+            candidates[self.monitor] = candidates[names[0]]
+        return candidates
 
     @staticmethod
     def _interrupted(trainer: Trainer) -> int:

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks.checkpoint import named_metrics
 from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import Batch, RobustClassifier
 from robust.errors import SettingError, require
+from robust.metric_names.old_names import new_name
+from robust.metric_names.registry import find
 from robust.modes import attack_mode
 
 
 class Monitors(Callback):
-    """Checks, after Lightning's sanity check, the metrics that checkpoints, their names and early stopping need.
+    """Checks the metrics that checkpoints, their names and early stopping need, and whether they prefer better values.
+
+    The names are checked after Lightning's sanity check.
 
     Evaluations that run only after some epochs are run on two images, to learn the names that they log. With
-    ``num_sanity_val_steps`` 0 nothing is checked; metrics of training are never checked.
+    ``num_sanity_val_steps`` 0 no name is checked; those of metrics of training never are.
     """
 
     def __init__(self) -> None:
         self._batch: tuple[Batch, range] | None = None  # with the images' indices in the data
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that checkpoints and early stopping prefer the better values.
+
+        Raises:
+            SettingError: if one of them prefers the worse values of a metric.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if not isinstance(callback, ModelCheckpoint | EarlyStopping) or callback.monitor is None:
+                continue
+            name = "checkpoint" if isinstance(callback, ModelCheckpoint) else "EarlyStopping"
+            info = find(callback.monitor)
+            if info is not None and info.direction != "none":
+                better = "max" if info.direction == "higher is better" else "min"
+                remedy = f"{callback.monitor}: {info.direction}; give {better}"
+                require(callback.mode == better, f"{name}.mode", callback.mode, remedy)
 
     def on_validation_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, outputs: Any, batch: Any, batch_idx: int, *_: int
@@ -42,7 +64,8 @@ class Monitors(Callback):
         """
         batch, self._batch = self._batch, None
         logged = dict.fromkeys(trainer.callback_metrics, 1)
-        missing = [use for use in _monitored(trainer) if not use[1].startswith("train/") and use[1] not in logged]
+        uses = [use for use in _monitored(trainer) if not use[1].startswith("train/")]
+        missing = [use for use in uses if not _matching(use[0], use[1], logged)]
         if not missing or batch is None:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -50,16 +73,34 @@ class Monitors(Callback):
             if isinstance(callback, Evaluation) and callback.every_n_epochs is not None:
                 logged |= dict.fromkeys(_names(callback, pl_module, *batch), callback.every_n_epochs)
         for setting, name, every in missing:
-            if not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
-                remedy = f"did you mean val/{name}? validations log {', '.join(sorted(logged))}"
-                require(f"val/{name}" not in logged, setting, name, remedy)
-            elif name not in logged:
-                near = difflib.get_close_matches(name, logged, 1, 0.5)
-                remedy = f"did you mean {near[0]}? " if near else ""
-                raise SettingError(setting, name, f"{remedy}validations log {', '.join(sorted(logged))}")
-            elif every % logged[name]:
-                remedy = f"it is there every {logged[name]} epochs only; set its evaluation's every_n_epochs to {every}"
-                raise SettingError(setting, name, remedy)
+            _check_logged(setting, name, every, logged)
+
+
+def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -> None:
+    """Check that a metric is among those that validations log, given with their intervals in epochs."""
+    all_names = f"validations log {', '.join(sorted(logged))}"
+    matching = _matching(setting, name, logged)
+    if matching:
+        require(len(matching) == 1, setting, name, f"it names {', '.join(sorted(matching))}; give one of them")
+        interval = logged[matching[0]]
+        remedy = f"it is there every {interval} epochs only; set its evaluation's every_n_epochs to {every}"
+        require(every % interval == 0, setting, name, remedy)
+    elif not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
+        require(f"val/{name}" not in logged, setting, name, f"did you mean val/{name}? {all_names}")
+    else:
+        near = difflib.get_close_matches(name, logged, 1, 0.5)
+        remedy = f"did you mean {near[0]}? " if near else ""
+        if (new := new_name(name)) is not None:
+            info = find(new)
+            remedy = f"its name is {new} now{'' if info is None else f', {info.direction}'}; "
+        raise SettingError(setting, name, f"{remedy}{all_names}")
+
+
+def _matching(setting: str, name: str, logged: dict[str, int]) -> list[str]:
+    """The metrics that a setting names; only the monitor of checkpoints knows ``*``."""
+    if setting == "checkpoint.monitor":
+        return fnmatch.filter(logged, name)
+    return [name] if name in logged else []
 
 
 def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:

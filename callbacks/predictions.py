@@ -31,9 +31,9 @@ class Predictions(Callback):
     - ``class``: name of the predicted class, if the data names its classes
     - ``file``: path of the image, if it has a file of its own
     - ``probability/<class>``: softmax of the logits
-    - ``certified_epsilon/<threat model>``, with ``verifier`` or ``epsilons``: the largest of the sizes in which every
-      perturbed image provably has the predicted class, 0 if there is none; rounding errors are bounded, as in tests
-      (:func:`robust.bounds.certify`)
+    - ``certified_epsilon/<norm>`` or ``certified_epsilon/own_budgets``, with ``verifier`` or ``epsilons``: the largest
+      of the sizes in which every perturbed image provably has the predicted class, 0 if there is none; rounding errors
+      are bounded, as in tests (:func:`robust.bounds.certify`)
 
     Every run of ``train.py predict`` has this callback; one that certifies, in ``trainer.callbacks``, takes its place.
 
@@ -116,9 +116,12 @@ class Predictions(Callback):
             for epsilon in sorted(self.epsilons or [module.epsilon]):
                 for first in module.threat_models(x[:1], epsilon).values():
                     try_verifier("Predictions.verifier", verifier, module, first.interval(x[:1]), y[:1])
-                for name, threat_model in module.threat_models(x, epsilon).items():
+                threat_models = module.threat_models(x, epsilon)
+                norms = [threat_model.norm for threat_model in threat_models.values()]
+                for name, threat_model in threat_models.items():
                     certified = certify(verifier, module.classifier, threat_model, x, y).certified
-                    column = f"{_CERTIFIED}{name}"
+                    alone = threat_model.norm is not None and norms.count(threat_model.norm) == 1
+                    column = f"{_CERTIFIED}{threat_model.norm if alone else name}"  # a ball's name has its size
                     before = sizes.get(column, torch.zeros(len(x), dtype=torch.float64, device=x.device))
                     sizes[column] = torch.where(certified, epsilon, before)
         return sizes

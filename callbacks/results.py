@@ -20,18 +20,8 @@ from rich.table import Table
 
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
+from robust.metric_names.registry import ARROWS, find
 
-_FRACTIONS = (
-    "accuracy",
-    "accuracy_curve",
-    "a_nat",
-    "a_rob",
-    "a_sa",
-    "a_tr",
-    "r2_fraction",
-    "r2_failed",
-    "budget_order",
-)  # these metrics, and all that end in _error, are shown in percent
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 
@@ -39,10 +29,10 @@ class Results(Callback):
     """Writes the metrics and settings of a run at the end of ``fit``, ``validate`` and ``test``.
 
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
-    ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]), ``command``, ``method``, ``epochs``,
-    ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them), ``optimizers`` (as
-    they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds). Numbers
-    that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
+    ``metrics`` (name to value; :mod:`robust.metric_names.registry` has units and meanings), ``command``, ``method``,
+    ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
+    ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time``
+    (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -112,11 +102,16 @@ class Results(Callback):
             Console().print(f"Written to {path}", soft_wrap=True)
 
     def _print(self, title: str, metrics: dict[str, float]) -> None:
-        table = Table(title=title)
-        table.add_column("metric")
+        table = Table(title=title, caption="↑ higher is better, ↓ lower is better")
+        table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right")
+        table.add_column("unit")
         for name, value in metrics.items():
-            table.add_row(name, f"{value:.2%}" if _is_fraction(name) else f"{value:.4g}")
+            info = find(name)
+            arrow = ARROWS[info.direction] if info else ""
+            unit = info.unit if info and info.unit not in ("fraction", "none") else ""
+            text = f"{value:.2%}" if info and info.unit == "fraction" else f"{value:.4g}"
+            table.add_row(f"{name} {arrow}".rstrip(), text, unit)
         Console().print(table)
 
 
@@ -182,9 +177,3 @@ def _cpu_name() -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
-
-
-def _is_fraction(name: str) -> bool:
-    """Whether a metric ``stage/kind/...`` is a fraction, such as an error or an accuracy."""
-    kind = name.split("/")[1] if "/" in name else name
-    return (kind.endswith("_error") or kind in _FRACTIONS) and not name.endswith("effective_samples")

@@ -15,17 +15,28 @@ from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from callbacks.results import Results
+from robust.metric_names.registry import find, markdown_table
+
+
+def _titled(text: str, metric: str) -> str:
+    """The title of a chart with the unit and the direction of one of its metrics."""
+    info = find(metric)
+    known = [] if info is None else [part for part in (info.unit, info.direction) if part != "none"]
+    return f"{text} ({', '.join(known)})" if known else text
+
 
 LAYOUT = {
     "Overview": {
-        "loss": ["Multiline", ["^train/loss$"]],
-        "clean and robust error": ["Multiline", ["^(val|test)/(clean|verified|pgd)_error"]],
-        "clean and robust accuracy": ["Multiline", ["^(val|test)/(certified_)?accuracy/"]],
-        "epsilon": ["Multiline", ["^train/epsilon$"]],
+        _titled("loss", "train/loss"): ["Multiline", ["^train/loss$"]],
+        _titled("clean, attacked and certified accuracy", "val/accuracy/clean"): [
+            "Multiline",
+            ["^(val|test)/(certified_)?accuracy/"],
+        ],
+        _titled("epsilon", "train/epsilon"): ["Multiline", ["^train/epsilon$"]],
     },
     "Optimization": {
-        "learning rate": ["Multiline", ["^train/learning_rate"]],
-        "images per second": ["Multiline", ["^train/images_per_second$"]],
+        _titled("learning rate", "train/learning_rate"): ["Multiline", ["^train/learning_rate"]],
+        _titled("images", "train/images_per_second"): ["Multiline", ["^train/images_per_second$"]],
     },
 }  # titles of sections and charts, and patterns of the metrics that a chart shows
 _PARTS = ("model", "data", "epsilon_schedule")  # of the settings that HPARAMS lists
@@ -34,12 +45,12 @@ _PARTS = ("model", "data", "epsilon_schedule")  # of the settings that HPARAMS l
 class TensorBoard(Callback):
     """Adds settings, rates, throughput, HPARAMS and a layout to TensorBoard, under the same names for every method.
 
-    - TEXT: ``run/command`` and ``run/settings``.
+    - TEXT: ``run/command``, ``run/settings``, and ``run/metrics``, units and meanings of all metrics.
     - SCALARS: ``train/learning_rate``, with ``_2`` for a second optimizer, in the method's order; and
       ``train/images_per_second``, over all processes and without the time of validation. Other loggers get these, too.
     - HPARAMS: the settings of model, data and schedule with the last metrics: those of validation after a training,
       those of the test after a test.
-    - CUSTOM SCALARS: first loss, errors, accuracies and epsilon, then rates and throughput.
+    - CUSTOM SCALARS: first loss, accuracies and epsilon, then rates and throughput.
 
     Without loggers it does nothing. The first process writes.
     """
@@ -60,6 +71,7 @@ class TensorBoard(Callback):
             writer = logger.experiment
             writer.add_text("run/command", f"    {shlex.join(['python', *sys.argv])}")
             text = yaml.safe_dump(_settings(trainer), sort_keys=False)
+            writer.add_text("run/metrics", markdown_table())
             writer.add_text("run/settings", "".join(f"    {line}\n" for line in text.splitlines()))
             if stage == "fit":
                 writer.add_custom_scalars(LAYOUT)

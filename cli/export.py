@@ -18,6 +18,7 @@ from robust.checkpoints import read_saved
 from robust.errors import require
 from robust.export import Property, write_instances, write_onnx, write_property, write_safetensors
 from robust.folders import check_writable
+from robust.metric_names.registry import threat_model_name
 from robust.modes import attack_mode
 from robust.networks import without_noise
 from robust.threat_models import Box, LinfBall, ThreatModel
@@ -177,9 +178,10 @@ def _box(module: RobustClassifier, x: Tensor, epsilon: float | None) -> tuple[st
     """
     if epsilon is not None:
         require(0 < epsilon <= 1, "epsilon", epsilon, "give a radius in (0, 1], in pixel units")
-        return f"epsilon_{epsilon:g}", LinfBall(epsilon)
+        return threat_model_name("linf", epsilon), LinfBall(epsilon)
     threat_models = module.threat_models(x, module.epsilon)
     boxes = {name: each for name, each in threat_models.items() if each.is_box}
-    remedy = f"VNN-LIB describes boxes, the module has {', '.join(threat_models)} balls; give the radius of a linf ball"
+    names = ", ".join(threat_models)
+    remedy = f"VNN-LIB describes boxes, the module's threat models are {names}; give the radius of a linf ball"
     require(bool(boxes), "epsilon", epsilon, remedy)
     return next(iter(boxes.items()))

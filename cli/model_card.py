@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from robust.errors import SettingError
+from robust.metric_names.registry import find
 
 _SETTINGS = ("seed_everything", "model", "data", "epsilon_schedule")  # of a run's config; others concern the machine
 
@@ -94,11 +95,19 @@ def _results(records: dict[str, Any]) -> list[str]:
         checkpoint = record["config"].get("ckpt_path")
         trained = name.split("-")[0] == "fit"
         weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
-        rows = [f"| {metric} | {_number(value)} |" for metric, value in record["metrics"].items()]
+        rows = [_row(metric, value) for metric, value in record["metrics"].items()]
         about = f"Commit {record['commit']}, seed {record['seed']}, on {record['device']}."
-        parts.append(f"`{name}`, weights: {weights}. {about}\n\n| metric | value |\n| --- | --- |")
+        parts.append(
+            f"`{name}`, weights: {weights}. {about}\n\n| metric | value | unit | meaning |\n| --- | --- | --- | --- |"
+        )
         parts.append("\n".join(rows) + "\n")
     return parts
+
+
+def _row(metric: str, value: float | None) -> str:
+    info = find(metric)
+    unit, meaning = ("", "") if info is None else (info.unit, info.meaning)
+    return f"| {metric} | {_number(value)} | {'' if unit == 'none' else unit} | {meaning} |"
 
 
 def _number(value: float | None) -> str:

@@ -91,9 +91,9 @@ class ContextualBudgets(GeneratorClassifier):
         return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, self.alpha_low, self.alpha_high))
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Uniform budgets, and learned budgets of the same volume."""
-        learned: dict[str, ThreatModel] = {} if self.generator is None else {"learned": self.threat_model(x, epsilon)}
-        return {**learned, **super().threat_models(x, epsilon)}
+        """The model's own learned budgets, and the linf ball of the same volume."""
+        own: dict[str, ThreatModel] = {} if self.generator is None else {"own_budgets": self.threat_model(x, epsilon)}
+        return {**own, **super().threat_models(x, epsilon)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise (1 - kappa) L_rob + kappa L_nat over classifier and generator together (Sec. 3.2)."""

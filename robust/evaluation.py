@@ -14,7 +14,7 @@ from robust.threat_models import ThreatModel
 
 # It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
 Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
-MEAN_NETWORK = "/mean_network"  # end of a metric's name
+MEAN_NETWORK = "_mean_network"  # end of an attack's name
 
 
 def checked_attack(
@@ -79,15 +79,15 @@ def judge_repeatedly(network: nn.Module, x: Tensor, y: Tensor, num_samples: int)
 def attack_variants(
     name: str, attack: Attack, network: nn.Module, *, stochastic: bool, num_samples: int
 ) -> dict[str, Attack]:
-    """The attacks to run in place of one, by the metric's name, so that noise does not only hide the gradient.
+    """The attacks to run in place of one, by name, so that noise does not only hide the gradient.
 
-    For stochastic networks these are also ``<name>/eot``, whose gradients are means over passes, and
-    ``<name>/mean_network``, whose gradients are those of the network without noise. Attacks that have no setting
+    For stochastic networks these are also ``<name>_eot``, whose gradients are means over passes, and
+    ``<name>_mean_network``, whose gradients are those of the network without noise. Attacks that have no setting
     ``num_samples``, or one above 1, take care of the noise themselves. Without noise all passes are the same, and one
     is enough. Source: Learn2Perturb's evaluation.
 
     Args:
-        name: of the attack's metric.
+        name: of the attack.
         attack: called as ``attack(network, threat_model, x, y)``, returns images.
         network: classifier, (B, C, H, W) -> logits (B, K).
         stochastic: whether two passes of the same image differ.
@@ -96,14 +96,14 @@ def attack_variants(
     >>> from robust.attacks import PGD
     >>> variants = attack_variants("pgd", PGD(5), nn.Flatten(), stochastic=True, num_samples=30)
     >>> {name: attack.num_samples for name, attack in variants.items()}
-    {'pgd': 1, 'pgd/eot': 30}
+    {'pgd': 1, 'pgd_eot': 30}
     """
     own = getattr(attack, "num_samples", None)
     if not stochastic:
         return {name: attack if own in (None, 1) else _with_expectation(attack, 1)}
     if own != 1:
         return {name: attack}
-    variants = {name: attack, f"{name}/eot": _with_expectation(attack, num_samples)}
+    variants = {name: attack, f"{name}_eot": _with_expectation(attack, num_samples)}
     return variants | ({f"{name}{MEAN_NETWORK}": _on_mean_network(attack)} if noise_sources(network) else {})
 
 

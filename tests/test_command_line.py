@@ -26,9 +26,9 @@ def trained(tmp_path_factory):
 
 def test_results_have_metrics_and_settings(trained):
     record = results(trained)
-    for name in ("test/clean_error", "test/verified_error/learned", "test/verified_error/uniform"):
+    for name in ("test/accuracy/clean", "test/certified_accuracy/own_budgets", "test/certified_accuracy/linf_0.01"):
         assert 0 <= record["metrics"][name] <= 1
-    assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"]
+    assert record["metrics"]["test/certified_accuracy/linf_0.01"] <= record["metrics"]["test/accuracy/clean"]
     assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
     assert record["config"]["model"]["init_args"]["gradient_clip"] is None  # its default is 8
     assert record["seed"] == 3
@@ -42,18 +42,20 @@ def test_results_have_metrics_and_settings(trained):
 
 def test_tensorboard_shows_curves_and_budgets(trained):
     events = EventAccumulator(str(trained), size_guidance={"images": 0}).Reload()
-    curves = {"train/loss": 32, "train/epsilon": 32, "val/clean_error": 2, "val/verified_error/learned": 2}
+    curves = {"train/loss": 32, "train/epsilon": 32, "val/accuracy/clean": 2}
+    curves["val/certified_accuracy/own_budgets"] = 2
     assert {name: len(events.Scalars(name)) for name in curves} == curves
-    assert {"val/budgets/learned", "test/budgets/learned"} <= set(events.Tags()["images"])
-    assert list((trained / "budgets").glob("test_learned*.png"))
+    assert {"val/budgets/own_budgets", "test/budgets/own_budgets"} <= set(events.Tags()["images"])
+    assert list((trained / "budgets").glob("test_own_budgets*.png"))
 
 
 def test_checkpoint_does_not_override_the_command_line(trained, tmp_path):
     stored = f"--ckpt_path={last_checkpoint(trained)}"
     record = results(run("test", tmp_path, stored, "--model.epsilon=0.9"))
     assert record["config"]["model"]["init_args"]["epsilon"] == 0.9
-    assert record["metrics"]["test/verified_error/uniform"] > results(trained)["metrics"]["test/verified_error/uniform"]
-    assert record["metrics"]["test/clean_error"] == results(trained)["metrics"]["test/clean_error"]
+    before, name = results(trained)["metrics"], "test/certified_accuracy/linf"
+    assert record["metrics"][f"{name}_0.9"] < before[f"{name}_0.01"]
+    assert record["metrics"]["test/accuracy/clean"] == before["test/accuracy/clean"]
     again = results(run("test", tmp_path, stored))["metrics"]
     assert {name: results(trained)["metrics"][name] for name in again} == again
 
@@ -68,12 +70,12 @@ def test_the_last_checkpoint_is_of_the_last_epoch_not_of_the_best(tmp_path):
 def test_validate_and_predict(trained, tmp_path, capsys):
     stored = f"--ckpt_path={last_checkpoint(trained)}"
     validated = results(run("validate", tmp_path, stored))["metrics"]
-    assert validated["val/clean_error"] == results(trained)["metrics"]["val/clean_error"]
-    assert capsys.readouterr().out.count("val/clean_error") == 1  # Lightning's table is not shown beside ours
+    assert validated["val/accuracy/clean"] == results(trained)["metrics"]["val/accuracy/clean"]
+    assert capsys.readouterr().out.count("val/accuracy/clean") == 1  # Lightning's table is not shown beside ours
     with (run("predict", tmp_path, stored, "--trainer.callbacks=Predictions") / "predictions.csv").open() as file:
         predictions = list(csv.DictReader(file))
-    wrong = sum(row["label"] != row["prediction"] for row in predictions)
-    assert wrong / len(predictions) == pytest.approx(results(trained)["metrics"]["test/clean_error"])
+    correct = sum(row["label"] == row["prediction"] for row in predictions)
+    assert correct / len(predictions) == pytest.approx(results(trained)["metrics"]["test/accuracy/clean"])
 
 
 def test_runs_in_the_same_folder_do_not_conflict(tmp_path):

@@ -8,7 +8,7 @@ import train
 from cli.composition import composed
 from robust.networks import Autoencoder
 from tests.resolved_configs import CONFIGS, EXPERIMENTS
-from tests.testers import results_in
+from tests.testers import assert_registered, results_in
 
 PARTS = [
     ("mng_ac/digits.yaml", "mng_ac/parts/sat.yaml"),
@@ -33,9 +33,9 @@ ALIKE += [
     f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10_short", "organ_a_mnist")
 ]
 FIGURES = {
-    "CertifiedEvaluation": "test/verified_error/uniform",
-    "AdversarialEvaluation": "test/accuracy/pgd",
-    "RobustnessScore": "test/r2",
+    "CertifiedEvaluation": "test/certified_accuracy/linf_",
+    "AdversarialEvaluation": "test/accuracy/pgd/",
+    "RobustnessScore": "test/robustness_score/r2",
 }
 
 
@@ -130,10 +130,11 @@ def test_runs_from_its_config(name, part, tmp_path, written):
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
     figures = results_in(record)["metrics"]
+    assert_registered(figures)
     if first_callback(config) is None:  # an autoencoder, which classifies nothing
         assert figures["test/reconstruction"] > 0
         return
-    assert 0 <= figures["test/clean_error"] <= 1
+    assert 0 <= figures["test/accuracy/clean"] <= 1
     expected = FIGURES[first_callback(config)]
     assert any(figure.startswith(expected) for figure in figures)
 
@@ -149,7 +150,7 @@ def test_the_sweep_measures_validation_images_alone(tmp_path):
         train.main([*arguments, "--trainer.enable_progress_bar=false"])
         (record,) = (tmp_path / weight).rglob("results.json")
         figures = results_in(record)
-        assert {"val/r2", "val/clean_error", "train/flip_rate"} <= figures["metrics"].keys()
-        assert figures["metrics"]["val/r2_samples"] == 16
+        assert {"val/robustness_score/r2", "val/accuracy/clean", "train/flip_rate"} <= figures["metrics"].keys()
+        assert figures["metrics"]["val/robustness_score/r2/samples"] == 16
         assert not any(name.startswith("test/") for name in figures["metrics"])
         assert figures["config"]["model"]["init_args"]["score_weight"] == float(weight)

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from robust.networks import Autoencoder, BudgetGenerator
-from tests.testers import ROOT, last_checkpoint, run, several_processes
+from tests.testers import ROOT, assert_registered, last_checkpoint, run, several_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
@@ -78,33 +78,39 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
-    assert "test/verified_error/uniform" in metrics, "the method's own callbacks still run"
+    assert_registered(metrics)
+    assert "test/certified_accuracy/linf_0.1" in metrics, "the method's own callbacks still run"
     assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
     assert "Unable to serialize" not in str(callbacks), "the record can be run again"
     if name.startswith("certified_volume"):
         assert metrics["test/certified_volume/samples"] == 3
-        assert metrics["test/verified_error/certified_volume"] == 1  # so few steps
+        assert metrics["test/certified_accuracy/volume_0.1"] == 0  # so few steps
         assert list((tmp_path / "logs" / name).glob("*.pt"))
     elif name.startswith("learned_budgets"):
-        assert metrics["test/verified_error/uniform"] == metrics["test/verified_error/learned_elsewhere"] == 1
+        names = [f"test/certified_accuracy/{name}" for name in ("linf_0.1", "learned_elsewhere")]
+        assert [metrics[name] for name in names] == [0, 0]
         assert metrics["test/budget/learned_elsewhere/log_volume_error"] < 1e-5
     elif name == "r2":
-        assert 0 < metrics["test/r2"] <= 28
+        assert 0 < metrics["test/robustness_score/r2"] <= 28
     elif name.startswith("r4"):
-        assert 0 < metrics["test/r4_normalized"] <= 1
+        assert 0 < metrics["test/robustness_score/r4/normalized"] <= 1
     elif name == "mnist_c":
-        assert metrics["test/accuracy/mean"] == pytest.approx(1 - metrics["test/clean_error"])
+        assert metrics["test/accuracy/group/mean"] == pytest.approx(metrics["test/accuracy/clean"])
     elif name.startswith("non_uniform"):
-        assert metrics["test/a_tr/alpha_2"] <= metrics["test/a_rob"] <= metrics["test/a_nat"]
+        (a_tr,) = (value for name, value in metrics.items() if re.search(r"/a_tr/[^/]+/alpha_2$", name))
+        (a_rob,) = (value for name, value in metrics.items() if "/a_rob/" in name)
+        assert a_tr <= a_rob <= metrics["test/accuracy/clean"]
     elif name.startswith("accuracy_curve"):
         curve = [value for key, value in metrics.items() if key.startswith("test/accuracy_curve/pgd_7/")]
         assert len(curve) == 7
-        assert max(curve) == metrics["test/accuracy_curve/pgd_7/0"]
+        assert max(curve) == metrics["test/accuracy_curve/pgd_7/linf_0"]
         assert (tmp_path / "accuracy_curve.png").exists()
     else:
         (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])
         union, clean = metrics["test/accuracy/union"], metrics["test/accuracy/clean"]
-        assert all(union <= metrics[f"test/accuracy/{case}"] <= clean for case in cases)
+        for case, settings in cases.items():
+            attack = f"test/accuracy/{settings.get('name') or case}/"
+            assert all(union <= value <= clean for name, value in metrics.items() if name.startswith(attack))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])
@@ -115,8 +121,9 @@ def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(n
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=3"]
     _, record = run("test", [*learned, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     case = name.split("_")[0]
-    assert record["metrics"][f"test/accuracy/{case}"] <= record["metrics"]["test/accuracy/clean"]
-    assert {"test/verified_error/learned", "test/verified_error/uniform"} <= record["metrics"].keys()
+    (attacked,) = (value for name, value in record["metrics"].items() if name.startswith(f"test/accuracy/{case}/"))
+    assert attacked <= record["metrics"]["test/accuracy/clean"]
+    assert {"test/certified_accuracy/own_budgets", "test/certified_accuracy/linf_0.1"} <= record["metrics"].keys()
 
 
 @pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
@@ -129,11 +136,11 @@ def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, mo
     settings = [*other, "--trainer.callbacks=[]", f"--config={FOLDER / name}.yaml"]
     with pytest.raises(SystemExit):
         run("test", settings, tmp_path)
-    message = "error: AdversarialEvaluation.attacks.autoattack.epsilon: got None; give a radius: the model's are l2"
+    message = "error: AdversarialEvaluation.attacks.autoattack.epsilon: got None; give a radius: the model's are l2_0.1"
     assert message in capsys.readouterr().err
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=3"]
     _, record = run("test", [*settings, "--trainer.callbacks.attacks.autoattack.epsilon=0.1", *few], tmp_path)
-    assert "test/accuracy/autoattack" in record["metrics"]
+    assert "test/accuracy/autoattack/linf_0.1" in record["metrics"]
 
 
 def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
@@ -142,8 +149,9 @@ def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
     both = [f"--config={FOLDER / 'non_uniform_cifar10.yaml'}", f"--config={tmp_path / 'page.yaml'}"]
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=4"]
     _, record = run("test", [*method, *both, *few], tmp_path)
-    assert {"test/a_rob", "test/accuracy/pgd", "test/accuracy/apgd_l1"} <= record["metrics"].keys()
-    assert record["metrics"]["test/attacked_samples"] == record["metrics"]["test/a_samples"] == 4
+    names = {"test/accuracy/a_rob/linf_0.031", "test/accuracy/pgd/linf_0.1", "test/accuracy/apgd/l1_7.84"}
+    assert names <= record["metrics"].keys()
+    assert record["metrics"]["test/attacked_samples"] == record["metrics"]["test/weighted_accuracy/samples"] == 4
 
 
 @pytest.mark.parametrize("name", ["pgd_linf_mnist", "r2"])
@@ -161,7 +169,7 @@ def test_certified_evaluations_of_other_sizes_add_up(sizes, fits, method, tmp_pa
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=4"]
     if fits:
         _, record = run("test", [*method, *second, *few], tmp_path)
-        names = {"test/verified_error/uniform", "test/verified_error/uniform/epsilon_0.05"}
+        names = {"test/certified_accuracy/linf_0.1", "test/certified_accuracy/linf_0.05"}
         assert names <= record["metrics"].keys()
     else:  # the method's own is of 0.1
         with pytest.raises(SystemExit):
@@ -186,8 +194,8 @@ def test_an_empty_list_before_it_leaves_out_the_methods_callbacks(method, tmp_pa
     alone = ["--trainer.callbacks=[]", f"--config={FOLDER / 'non_uniform_cifar10.yaml'}"]
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=8"]
     _, record = run("test", [*method, *alone, *few], tmp_path)
-    assert "test/a_rob" in record["metrics"]
-    assert "test/verified_error/uniform" not in record["metrics"]
+    assert "test/accuracy/a_rob/linf_0.031" in record["metrics"]
+    assert "test/certified_accuracy/linf_0.1" not in record["metrics"]
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -224,13 +232,16 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     assert one["samples"]["test"] % count != 0
     assert one["metrics"].keys() == several["metrics"].keys()
     # the last digits of a prediction depend on the batch, and with them where a margin ends
-    loose = [name for name in one["metrics"] if name.startswith(("test/masking/", "test/r2"))]
+    loose = [name for name in one["metrics"] if name.startswith(("test/masking/", "test/robustness_score/r2"))]
     exact = {name: value for name, value in one["metrics"].items() if name not in loose}
-    exact |= {name: one["metrics"][name] for name in ("test/masking/clean", "test/masking/samples")}
+    exact |= {name: one["metrics"][name] for name in ("test/masking/accuracy/clean", "test/masking/samples")}
     assert {name: several["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
-    assert exact["test/attacked_samples"] == exact["test/a_samples"] == exact["test/masking/samples"] == 61
-    assert 0 < exact["test/accuracy/union"] < exact["test/accuracy/linf"] < exact["test/accuracy/clean"] < 1
-    assert exact["test/a_sa/alpha_2"] < exact["test/a_sa/alpha_1"] < exact["test/a_nat"]
+    assert (
+        exact["test/attacked_samples"] == exact["test/weighted_accuracy/samples"] == exact["test/masking/samples"] == 61
+    )
+    assert 0 < exact["test/accuracy/union"] < exact["test/accuracy/worst/linf"] < exact["test/accuracy/clean"] < 1
+    weighted = "test/weighted_accuracy/a_sa/linf_1e-07"
+    assert exact[f"{weighted}/alpha_2"] < exact[f"{weighted}/alpha_1"] < exact["test/accuracy/clean"]
     assert {name: several["metrics"][name] for name in loose if "/r2" in name} == pytest.approx(
         {name: one["metrics"][name] for name in loose if "/r2" in name}, rel=1e-3
     )

@@ -82,7 +82,7 @@ def test_safetensors_hold_the_weights_and_the_card_says_how_they_were_trained(tr
     settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert settings["model"]["init_args"]["epsilon"] == 0.01  # the training's, not this command's
     assert "`fit`, weights: those at the end of training." in card
-    assert re.search(r"\| val/clean_error \| [01]", card)
+    assert re.search(r"\| val/accuracy/clean \| [01]", card)
 
 
 def test_a_card_without_results_and_licence_says_so(trained, tmp_path):
@@ -98,10 +98,10 @@ def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module
     export(trained, "--to=vnnlib", "--indices=[3, 7]", "--timeout=60")
     folder = trained / "export" / "last-vnnlib"
     rows = list(csv.reader((folder / "instances.csv").open()))
-    assert rows == [["network.onnx", f"image_{index}_learned.vnnlib", "60"] for index in (3, 7)]
+    assert rows == [["network.onnx", f"image_{index}_own_budgets.vnnlib", "60"] for index in (3, 7)]
     x, y = Digits().images("test")[torch.tensor([3, 7])]
     with torch.no_grad():
-        lower, upper = module.threat_models(x, 0.01)["learned"].interval(x)
+        lower, upper = module.threat_models(x, 0.01)["own_budgets"].interval(x)
     assert (upper - lower).unique().numel() > 100  # per pixel
     for row, (network, name, _) in enumerate(rows):
         prop = VNNLIB(folder / name)
@@ -117,7 +117,7 @@ def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module
 
 def test_properties_of_a_radius_are_linf_balls(trained):
     export(trained, "--to=vnnlib", "--indices=[0]", "--epsilon=0.1")
-    prop = VNNLIB(trained / "export" / "last-vnnlib" / "image_0_epsilon_0.1.vnnlib")
+    prop = VNNLIB(trained / "export" / "last-vnnlib" / "image_0_linf_0.1.vnnlib")
     x, _ = Digits().images("test")[torch.tensor([0])]
     lower, upper = LinfBall(0.1).interval(x)
     assert np.array_equal(prop.lower, lower.flatten().numpy())
@@ -147,9 +147,8 @@ def test_a_module_without_boxes_needs_a_radius_and_an_autoencoder_is_no_classifi
     run("fit", [*SMALL, *one], tmp_path)
     checkpoint = f"--ckpt_path={last_checkpoint(tmp_path)}"
     error = error_of(["export", *SMALL, checkpoint, "--to=vnnlib", "--model.norm=l2"], capsys)
-    assert (
-        error == "epsilon: got None; VNN-LIB describes boxes, the module has l2 balls; give the radius of a linf ball"
-    )
+    expected = "epsilon: got None; VNN-LIB describes boxes, the module's threat models are l2_0.1; give the radius of"
+    assert error.startswith(expected)
     autoencoder = f"--config={CONFIGS / 'wasserstein_autoencoder' / 'digits.yaml'}"
     error = error_of(["export", autoencoder, checkpoint, "--to=onnx"], capsys)
     assert error == "model: got 'WassersteinAutoencoder'; it is no classifier; give one"

@@ -94,7 +94,7 @@ def test_a_run_that_a_signal_stops_resumes_at_its_batch(whole, signum, batch, va
     assert saved["global_step"] == (batch if validating else batch + 1)
     resumed, results = run("fit", [*SMALL, f"--ckpt_path={last_checkpoint(tmp_path / 'stopped')}"], tmp_path / "end")
     assert_ends_equal(resumed, whole[0])
-    name = "val/clean_error"  # of the last validation, which is repeated
+    name = "val/accuracy/clean"  # of the last validation, which is repeated
     assert results["metrics"][name] == whole[1]["metrics"][name]
 
 

@@ -74,7 +74,7 @@ def test_networks_and_records_have_the_classes_of_the_data(trained):
     assert model["generator"]["init_args"]["image_shape"] == [3, 10, 10]
     checkpoint = torch.load(last_checkpoint(trained / "log"), weights_only=True)
     assert checkpoint["ImageFolder"]["class_names"] == record["class_names"]
-    assert (trained / "log" / "budgets" / "test_learned.png").exists()
+    assert (trained / "log" / "budgets" / "test_own_budgets.png").exists()
 
 
 def test_predictions_of_images_without_labels(trained):
@@ -88,8 +88,8 @@ def test_predictions_of_images_without_labels(trained):
         probabilities = [float(row[f"probability/{name}"]) for name in names]
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
         assert row["class"] == names[int(row["prediction"])] == names[probabilities.index(max(probabilities))]
-        assert row["certified_epsilon/uniform"] in ("0", "1e-06", "1e-05")
-    assert any(row["certified_epsilon/learned"] != "0" for row in rows)
+        assert row["certified_epsilon/linf"] in ("0", "1e-06", "1e-05")
+    assert any(row["certified_epsilon/own_budgets"] != "0" for row in rows)
 
 
 @pytest.mark.parametrize("classes", [7, 10], ids=["another value", "the default"])
@@ -143,7 +143,9 @@ def test_two_processes_write_each_prediction_once(trained, tmp_path):
     run_together(["predict", *settings(trained, *given), *QUIET, *both], 2)
     one, two = rows_in(tmp_path / "one"), rows_in(tmp_path / "two")
     assert [row["file"] for row in one] == [row["file"] for row in two]
-    assert [row["certified_epsilon/learned"] for row in one] == [row["certified_epsilon/learned"] for row in two]
+    assert [row["certified_epsilon/own_budgets"] for row in one] == [
+        row["certified_epsilon/own_budgets"] for row in two
+    ]
     assert list(tmp_path.rglob("predictions*.csv")) == [tmp_path / name / "predictions.csv" for name in ("one", "two")]
 
 
@@ -172,8 +174,16 @@ class TestPredictions:
         x = Digits().images("test")[torch.arange(299)].images
         y = torch.tensor([int(row["prediction"]) for row in rows])
         certified = certify(FeedForwardVerifier(), module.classifier, LinfBall(0.01), x, y).certified
-        assert [row["certified_epsilon/uniform"] == "0.01" for row in rows] == certified.tolist()
+        assert [row["certified_epsilon/linf"] == "0.01" for row in rows] == certified.tolist()
         assert 0 < certified.sum() < 299
+
+    def test_balls_of_one_norm_have_a_column_each(self, tmp_path):
+        module = stored()
+        module.threat_models = lambda x, epsilon: {"small": LinfBall(epsilon / 10), "large": LinfBall(epsilon)}
+        trainer_with(Predictions(epsilons=[0.01]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
+        rows = rows_in(tmp_path)
+        counts = [sum(row[f"certified_epsilon/{name}"] == "0.01" for row in rows) for name in ("small", "large")]
+        assert counts[0] > counts[1] > 0
 
     @pytest.mark.parametrize(
         ("wrong", "message"),

@@ -171,7 +171,7 @@ def test_training_and_certificates_use_it_and_the_log_says_so_once(network, chos
     with caplog.at_level("INFO", "pytorch_lightning.utilities.rank_zero"):
         record = fit(tmp_path, f"--model={method}", network, "--model.epsilon=0.01", *CERTIFY)
     assert [text.split(",")[0] for text in caplog.messages if "Verifier: " in text] == [f"Verifier: {chosen}"]
-    assert record["metrics"]["test/clean_error"] <= record["metrics"]["test/verified_error/uniform"] <= 1
+    assert record["metrics"]["test/certified_accuracy/linf_0.01"] <= record["metrics"]["test/accuracy/clean"] <= 1
 
 
 @needs_lirpa
@@ -184,7 +184,7 @@ def test_a_network_that_none_can_bound_is_named_before_training_and_is_trained_a
         assert not list(tmp_path.rglob("*.ckpt"))
     adversarial = ["--model=AdversarialTraining", "--model.attack=robust.attacks.PGD", "--model.attack.steps=1"]
     record = fit(tmp_path, *adversarial, network[0])
-    assert 0 <= record["metrics"]["val/clean_error"] <= 1
+    assert 0 <= record["metrics"]["val/accuracy/clean"] <= 1
 
 
 @needs_lirpa

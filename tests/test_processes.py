@@ -23,6 +23,7 @@ from tests.testers import (
     QUIET,
     ROOT,
     assert_any_number_of_processes_agrees,
+    assert_registered,
     last_checkpoint,
     run,
     several_processes,
@@ -114,6 +115,7 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
     settings.remove("--trainer.callbacks=null")
     _, one = run("test", settings, tmp_path / "1")
     expected = {name: value for name, value in one["metrics"].items() if name.startswith("test/")}
+    assert_registered(expected)
     assert expected["test/attacked_samples"] == 40
     assert 0 < expected["test/accuracy/union"] < expected["test/accuracy/clean"] < 1
     for count in counts:
@@ -146,7 +148,7 @@ def test_autoattack_measures_the_same(method, version, tmp_path):
     settings.remove("--trainer.callbacks=null")
     _, one = run("test", settings, tmp_path / "1")
     expected = {name: value for name, value in one["metrics"].items() if name.startswith("test/accuracy/")}
-    assert 0 < expected["test/accuracy/autoattack"] < expected["test/accuracy/clean"]
+    assert 0 < expected["test/accuracy/autoattack/linf_0.03"] < expected["test/accuracy/clean"]
     for count in (2, 3):
         _, several = several_processes(count, "test", settings, tmp_path / str(count))
         assert {name: several["metrics"][name] for name in expected} == pytest.approx(expected), f"{count} processes"

@@ -41,7 +41,7 @@ def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
     data = classes["Stripes"](batch_size=60)
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
-    assert metrics["test/clean_error"] <= metrics["test/verified_error/uniform"] < 0.2
+    assert 0.8 < metrics["test/certified_accuracy/linf_0.05"] <= metrics["test/accuracy/clean"]
 
     network = {"class_path": "robust.networks.DMSmall", "init_args": {"num_classes": 2}}
     model = {"class_path": paths[classes["IntervalTraining"]], "init_args": {"classifier": network, "epsilon": 0.05}}
@@ -49,7 +49,7 @@ def test_a_method_and_a_data_set_of_ones_own(saved, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     _, record = run("fit", [f"--config={tmp_path / 'mine.yaml'}", "--test_after_fit=true"], tmp_path)
     assert record["method"] == "IntervalTraining"
-    assert 0 <= record["metrics"]["test/clean_error"] <= 1
+    assert 0 <= record["metrics"]["test/accuracy/clean"] <= 1
 
 
 def test_it_has_under_two_screens():

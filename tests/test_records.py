@@ -108,31 +108,60 @@ def test_checkpoints_can_be_turned_off(tmp_path):
 
 CERTIFIED = "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 2}}]"
 SANITY = "--trainer.num_sanity_val_steps=1"
+BETTER = ["--checkpoint.mode=max"]
+SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
-            ["--checkpoint.monitor=val/clean_eror"],
-            "checkpoint.monitor: got 'val/clean_eror'; did you mean val/clean_error",
+            ["--checkpoint.monitor=val/accuracy/claen"],
+            "checkpoint.monitor: got 'val/accuracy/claen'; did you mean val/accuracy/clean",
         ),
-        (["--checkpoint.monitor=val/verified_error/linf"], "it is there every 2 epochs only; set its evaluation's"),
+        (
+            ["--checkpoint.monitor=val/certified_accuracy/linf_0.1", "--checkpoint.mode=max"],
+            "it is there every 2 epochs only; set its evaluation's",
+        ),
+        (
+            ["--checkpoint.monitor=val/certified_accuracy/linf_*", "--checkpoint.mode=max"],
+            "it is there every 2 epochs only; set its evaluation's",
+        ),
+        (
+            ["--checkpoint.monitor=val/verified_error/linf"],
+            "got 'val/verified_error/linf'; its name is val/certified_accuracy/linf_* now, higher is better; ",
+        ),
+        (
+            ["--checkpoint.monitor=val/accuracy/clean"],
+            "checkpoint.mode: got 'min'; val/accuracy/clean: higher is better; give max",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy/clean"],
+            "EarlyStopping.mode: got 'min'; val/accuracy/clean: higher is better; give max",
+        ),
+        (
+            ["--checkpoint.monitor=val/certified_accuracy/linf_*", *BETTER, SIZES],
+            "it names val/certified_accuracy/linf_0.1, val/certified_accuracy/linf_0.2; give one of them",
+        ),
         (
             ["--checkpoint.monitor=val/nothing"],
-            "checkpoint.monitor: got 'val/nothing'; validations log val/clean_error, ",
+            "checkpoint.monitor: got 'val/nothing'; validations log val/accuracy/clean, ",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/*"],
+            "EarlyStopping.monitor: got 'val/*'; validations log",
         ),
         (
             ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/none"],
             "EarlyStopping.monitor: got 'val/none'",
         ),
         (
-            ["--checkpoint.monitor=clean_error"],
-            "checkpoint.monitor: got 'clean_error'; did you mean val/clean_error? validations log val/clean_error",
+            ["--checkpoint.monitor=accuracy/clean"],
+            "got 'accuracy/clean'; did you mean val/accuracy/clean? validations log val/accuracy/clean",
         ),
         (
             ["--checkpoint.filename={epoch}-{val/nothing:.2f}"],
-            "checkpoint.filename: got 'val/nothing'; validations log val/clean_error, ",
+            "checkpoint.filename: got 'val/nothing'; validations log val/accuracy/clean, ",
         ),
     ],
 )
@@ -151,7 +180,7 @@ def test_a_name_with_a_metric_that_nothing_logs_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("fit", [*SMALL, "--checkpoint.filename={epoch}-{accuracy:.2f}"], tmp_path)
     assert "checkpoint.filename: got 'accuracy'; nothing logs it at this point; name one of" in capsys.readouterr().err
-    named = ["--checkpoint.filename={epoch}-{val/clean_error:.2f}", "--checkpoint.auto_insert_metric_name=false"]
+    named = ["--checkpoint.filename={epoch}-{val/accuracy/clean:.2f}", "--checkpoint.auto_insert_metric_name=false"]
     run("fit", [*SMALL, *named], tmp_path / "named")
 
 
@@ -159,9 +188,34 @@ def test_metrics_that_exist_when_they_are_needed_are_accepted(tmp_path):
     import train
 
     quiet = [setting for setting in QUIET if "sanity" not in setting]
-    often = ["--checkpoint.monitor=val/verified_error/linf", "--checkpoint.every_n_epochs=2"]
+    often = [
+        "--checkpoint.monitor=val/certified_accuracy/linf_*",
+        "--checkpoint.mode=max",
+        "--checkpoint.every_n_epochs=2",
+    ]
     train.main(["fit", *SMALL, CERTIFIED, SANITY, *often, *quiet, f"--trainer.default_root_dir={tmp_path}"])
     assert len(list((tmp_path / "checkpoints").glob("epoch=*.ckpt"))) == 1
+
+
+def test_a_monitor_of_several_metrics_is_refused_without_a_sanity_check_too(tmp_path, capsys):
+    several = ["--checkpoint.monitor=val/certified_accuracy/linf_*", *BETTER, SIZES, "--checkpoint.every_n_epochs=2"]
+    error = refused("fit", [*SMALL, CERTIFIED, *several], tmp_path, capsys)
+    assert (
+        "checkpoint.monitor: got 'val/certified_accuracy/linf_*'; it names val/certified_accuracy/linf_0.1, " in error
+    )
+
+
+def test_a_checkpoint_with_the_old_name_of_its_monitor_is_resumed(tmp_path):
+    checkpoint, _ = run("fit", [*SMALL, "--trainer.max_epochs=2"], tmp_path / "old")
+    (state,) = (key for key in checkpoint["callbacks"] if "Checkpoint" in key)
+    old = state.replace("'monitor': None", "'monitor': 'val/clean_error'")
+    checkpoint["callbacks"][old] = checkpoint["callbacks"].pop(state) | {"monitor": "val/clean_error"}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    settings = [f"--ckpt_path={tmp_path / 'old.ckpt'}", "--checkpoint.monitor=val/accuracy/clean", *BETTER]
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint need to be provided"):
+        resumed, results = run("fit", [*SMALL, *settings], tmp_path / "new")
+    assert resumed["epoch"] == 3
+    assert 0 <= results["metrics"]["val/accuracy/clean"] <= 1
 
 
 def test_trying_out_an_evaluation_changes_no_weight(tmp_path):
@@ -169,7 +223,8 @@ def test_trying_out_an_evaluation_changes_no_weight(tmp_path):
 
     quiet = [setting for setting in QUIET if "sanity" not in setting]
     ends = []
-    for name, monitor in (("plain", []), ("monitored", ["--checkpoint.monitor=val/verified_error/linf"])):
+    monitored = ["--checkpoint.monitor=val/certified_accuracy/linf_0.1", "--checkpoint.mode=max"]
+    for name, monitor in (("plain", []), ("monitored", monitored)):
         every = CERTIFIED.replace("2}", "1}")
         folder = tmp_path / name
         train.main(["fit", *SMALL, every, SANITY, *monitor, *quiet, f"--trainer.default_root_dir={folder}"])

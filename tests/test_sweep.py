@@ -18,7 +18,7 @@ from tests.testers import ROOT
 STUDY = {
     "config": "small.yaml",
     "settings": {"model.optimizer.lr": {"log_uniform": [0.001, 0.1]}, "model.attack.steps": {"choice": [1, 2]}},
-    "objectives": {"val/clean_error": "minimize", "train/loss": "minimize"},
+    "objectives": {"val/accuracy/clean": "maximize", "train/loss": "minimize"},
     "trials": 3,
     "seeds": [0, 1],
 }
@@ -31,7 +31,7 @@ def write(folder, **changes):
     plain = {name: yaml.safe_load(value) for name, value in settings.items()}
     plain |= {"trainer.enable_progress_bar": False, "trainer.max_epochs": 1}
     (folder / "small.yaml").write_text(yaml.safe_dump({"config": base} | plain))
-    study = STUDY | {"objectives": {"val/clean_error": "minimize"}, "folder": str(folder / "sweep")} | changes
+    study = STUDY | {"objectives": {"val/accuracy/clean": "maximize"}, "folder": str(folder / "sweep")} | changes
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     return str(folder / "study.yaml")
 
@@ -57,11 +57,11 @@ def test_every_trial_trains_with_its_settings_and_all_seeds(tmp_path, capsys):
             model = record["config"]["model"]["init_args"]
             assert model["optimizer"]["init_args"]["lr"] == row["settings"]["model.optimizer.lr"]
             assert model["attack"]["init_args"]["steps"] == row["settings"]["model.attack.steps"]
-        errors = [record["metrics"]["val/clean_error"] for record in records]
-        assert row["objectives"]["val/clean_error"] == pytest.approx(sum(errors) / 2)
-    lowest = min(row["objectives"]["val/clean_error"] for row in rows)
+        accuracies = [record["metrics"]["val/accuracy/clean"] for record in records]
+        assert row["objectives"]["val/accuracy/clean"] == pytest.approx(sum(accuracies) / 2)
+    highest = max(row["objectives"]["val/accuracy/clean"] for row in rows)
     assert {row["trial"] for row in rows if row["best"]} & {
-        row["trial"] for row in rows if row["objectives"]["val/clean_error"] == lowest
+        row["trial"] for row in rows if row["objectives"]["val/accuracy/clean"] == highest
     }
     sweep.main([write(tmp_path)])  # all trials are there
     assert trials(tmp_path) == rows
@@ -98,7 +98,7 @@ def test_two_processes_share_the_trials(tmp_path):
 
 
 def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
-    monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda: optuna.pruners.ThresholdPruner(upper=-1.0))
+    monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda: optuna.pruners.ThresholdPruner(lower=2.0))
     sweep.main([write(tmp_path, seeds=[0], trials=2, prune=True)])
     assert [row["state"] for row in trials(tmp_path)] == ["pruned"] * 2
 
@@ -106,8 +106,8 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objectives": {"test/clean_error": "minimize"}}, "objectives: got 'test/clean_error'; give a metric of"),
-        ({"objectives": {"val/clean_error": "lower"}}, "objectives.val/clean_error: got 'lower'; give maximize or"),
+        ({"objectives": {"test/accuracy/clean": "minimize"}}, "objectives: got 'test/accuracy/clean'; give a metric of"),
+        ({"objectives": {"val/accuracy/clean": "lower"}}, "objectives.val/accuracy/clean: got 'lower'; give maximize or"),
         ({"objectives": {}}, "objectives: got {}; name at least one metric"),
         ({"settings": {}}, "settings: got {}; name at least one setting"),
         ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback
 
 import train
+from robust.metric_names.registry import find
 from tests.two_processes import run_together
 
 ROOT = Path(__file__).parents[1]
@@ -153,3 +154,8 @@ def several_processes(count, command, settings, folder):
     where = [f"--trainer.devices={count}", DDP, f"--trainer.default_root_dir={folder}"]
     run_together([command, *settings, *QUIET, *where], count)
     return outcome(folder)
+
+
+def assert_registered(metrics):
+    """Each metric, by name with its stage, is in the registry."""
+    assert [name for name in metrics if find(name) is None] == [], "add them to robust/metric_names/registry.py"

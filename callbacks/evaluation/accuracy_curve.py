@@ -18,6 +18,7 @@ from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
 from robust.evaluation import Attack, checked_attack, judge_repeatedly
+from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, AccuracyStd
 from robust.progress import tracked
 from robust.random import part
@@ -38,8 +39,8 @@ Curves = dict[str, list[Point]]
 class AccuracyCurve(Evaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
-    Logged as ``test/accuracy_curve/<attack>/<epsilon>``, with ``.../std`` for networks with noise; drawn in
-    TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
+    Logged as ``test/accuracy_curve/<attack>/<norm>_<epsilon>``, with ``.../std`` for networks with noise; drawn
+    in TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
     attack, epsilon, accuracy, std). Radius 0 is the clean accuracy. An image that is misclassified without
     perturbation is not attacked and counts as misclassified. Networks with noise classify every image in
     ``num_samples`` passes: the curve is the mean over passes, the bars are the std, and all images are attacked.
@@ -102,10 +103,13 @@ class AccuracyCurve(Evaluation):
 
     def _update(self, attack: str, epsilon: float, correct: Tensor) -> None:
         """Update the metrics by whether each pass classifies each image correctly, bool (S, B)."""
-        name = _name(attack, epsilon)
+        name = self._name(attack, epsilon)
         self.update(name, partial(Accuracy, len(correct)), correct.sum(0))
         if len(correct) > 1:
             self.update(f"{name}/std", partial(AccuracyStd, len(correct)), correct)
+
+    def _name(self, attack: str, epsilon: float) -> str:
+        return f"accuracy_curve/{attack}/{threat_model_name(self.norm, epsilon)}"
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
         """Draw the curves and write the table."""
@@ -119,7 +123,7 @@ class AccuracyCurve(Evaluation):
         rank_zero_info(f"Accuracy at each epsilon: {path} and {path.with_suffix('.png').name}")
 
     def _curve(self, attack: str, values: dict[str, Tensor]) -> list[Point]:
-        names = {epsilon: _name(attack, epsilon) for epsilon in (0.0, *self.epsilons)}
+        names = {epsilon: self._name(attack, epsilon) for epsilon in (0.0, *self.epsilons)}
         no_noise = torch.tensor(0.0)
         return [
             Point(epsilon, float(values[name]), float(values.get(f"{name}/std", no_noise)))
@@ -166,7 +170,3 @@ def read_curves(path: str | Path) -> Curves:
     except (OSError, KeyError, ValueError) as error:
         raise SettingError("AccuracyCurve.compare", str(path), "give an accuracy_curve.csv of another run") from error
     return curves
-
-
-def _name(attack: str, epsilon: float) -> str:
-    return f"accuracy_curve/{attack}/{epsilon:g}"

@@ -16,13 +16,15 @@ from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision
 from robust.errors import require
 from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
+from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, AccuracyStd
 from robust.networks import noise_sources, without_noise
 from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import L1Ball, L2Ball, Norm, PixelBox, ThreatModel, ball
 
-RESERVED = ("clean", "union", "average")
+NAME = "AdversarialEvaluation"
+RESERVED = ("clean", "union", "average", "worst", "group", "a_rob")  # parts of other metrics' names
 
 
 @dataclass
@@ -38,6 +40,7 @@ class AttackCase:
         group: cases of the same group also share a metric, e.g. all cases of one norm.
         norm: norm of the ball that it searches.
         epsilon: the ball's radius, in pixel units; by default that of the module's ball of this norm, if it has one.
+        name: the attack's name in metrics; by default the case's. Cases of one name need different threat models.
 
     Raises:
         SettingError: if both threat model and norm are given, or a radius without norm, or it is out of its range.
@@ -48,6 +51,7 @@ class AttackCase:
     group: str | None = None
     norm: Norm | None = None
     epsilon: float | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         one = self.norm is None or self.threat_model is None
@@ -63,12 +67,13 @@ class AdversarialEvaluation(Evaluation):
 
     Logged, as fractions in [0, 1] of all examples:
 
-    - ``<stage>/accuracy/clean``
-    - ``<stage>/accuracy/<case>``: correct on the attacked image. If the case has neither threat model nor norm and the
-      module has several threat models, ``<stage>/accuracy/<case>/<threat model>`` for each.
-    - ``<stage>/accuracy/<group>``: correct under all cases of the group
+    - ``<stage>/accuracy/<attack>/<threat model>``: correct on the attacked image. The attack's name is the case's; the
+      threat model is ``<norm>_<size>`` for balls, else the module's name for it, such as ``own_budgets``
+    - ``<stage>/accuracy/worst/<group>``: correct under all cases of the group
     - ``<stage>/accuracy/union``: correct under all cases
     - ``<stage>/accuracy/average``: mean over groups; a case without group is a group by itself
+    - ``<stage>/accuracy/clean/attacked``: correct without perturbation, if ``max_batches`` limits the evaluation or the
+      network has noise; else it is the module's own ``<stage>/accuracy/clean``
     - ``<stage>/attacked_samples``: number of examples, over all processes
 
     An example that is misclassified without perturbation is not attacked, and counts as misclassified under every
@@ -80,14 +85,14 @@ class AdversarialEvaluation(Evaluation):
     - the metric itself: mean over passes and examples
     - ``.../std``: standard deviation, over passes, of the accuracy on all examples
     - ``.../vote``: accuracy of the class that most passes predict
-    - ``clean/noise_off``: accuracy without noise
+    - ``accuracy/clean/noise_off``: accuracy without noise
 
     and, outside ``fit``, for each attack whose setting ``num_samples`` is 1:
 
-    - ``.../eot``: the same with gradients averaged over ``gradient_samples`` passes
-    - ``.../mean_network``: the same with gradients of the network without noise
-    - ``.../noise_off``: accuracy without noise on the images of ``mean_network``
-    - ``.../worst``: as for groups, over the case, its ``eot`` and its ``mean_network``; only for cases without group
+    - ``accuracy/<attack>_eot/...``: the same with gradients averaged over ``gradient_samples`` passes
+    - ``accuracy/<attack>_mean_network/...``: the same with gradients of the network without noise; its ``noise_off``
+      is the accuracy without noise on these images
+    - ``accuracy/<attack>_worst/...``: as for groups, over these three; only for cases without group
 
     For groups and the union, the metric of an example is the lowest of the cases' fractions of correct passes.
 
@@ -121,23 +126,30 @@ class AdversarialEvaluation(Evaluation):
         seed: int = 0,
     ) -> None:
         super().__init__(seed, every_n_epochs, max_batches)
-        name = "AdversarialEvaluation"
-        groups = {case.group for case in attacks.values() if case.group is not None}
-        require(len(attacks) > 0, f"{name}.attacks", attacks, "give at least one attack")
-        for metric in (*RESERVED, *groups):
-            require(metric not in attacks, f"{name}.attacks", metric, "give it a name that no other metric has")
-        for metric in RESERVED:
-            require(metric not in groups, f"{name}.attacks", metric, "give the group a name that no other metric has")
-        require(num_samples >= 1, f"{name}.num_samples", num_samples, "give at least 1")
-        require(gradient_samples >= 1, f"{name}.gradient_samples", gradient_samples, "give at least 1")
+        setting = f"{NAME}.attacks"
+        require(len(attacks) > 0, setting, attacks, "give at least one attack")
+        for name in [case.name or key for key, case in attacks.items()]:
+            require(name not in RESERVED, setting, name, "give it a name that no other metric has")
+            require("/" not in name, setting, name, "give it a name without slashes")
+        for group in {case.group for case in attacks.values()} - {None}:
+            require("/" not in str(group), setting, group, "give the group a name without slashes")
+        require(num_samples >= 1, f"{NAME}.num_samples", num_samples, "give at least 1")
+        require(gradient_samples >= 1, f"{NAME}.gradient_samples", gradient_samples, "give at least 1")
         self.attacks = attacks
         self.num_samples, self.gradient_samples = num_samples, gradient_samples
         self._groups: list[str] = []
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Resolve each case's threat models."""
-        for name, case in self.attacks.items():
-            list(_threat_models(name, case, module, x))
+        """Resolve each case's threat models, and check that no two cases have the same metric."""
+        names = [
+            f"{case.name or key}/{threat_model}"
+            for key, case in self.attacks.items()
+            for threat_model, _ in _threat_models(key, case, module, x)
+        ]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        require(
+            twice is None, f"{NAME}.attacks", twice, "two cases have this name in the same threat model; rename one"
+        )
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         all_examples = torch.arange(len(x), device=x.device)
@@ -145,24 +157,30 @@ class AdversarialEvaluation(Evaluation):
             counts = {"clean": self._judge("clean", module, x, y, all_examples)}
         remaining = all_examples if module.stochastic else counts["clean"].nonzero().squeeze(1)
         groups: dict[str, list[Tensor]] = {}
-        for index, (name, case) in enumerate(tracked(list(self.attacks.items()))):
-            for metric, threat_model in tracked(list(_threat_models(name, case, module, x))):
-                variants = self._variants(metric, case.attack, module)
-                group = case.group or (metric if len(variants) == 1 else f"{metric}/worst")
+        for index, (key, case) in enumerate(tracked(list(self.attacks.items()))):
+            name = case.name or key
+            for model_name, threat_model in tracked(list(_threat_models(key, case, module, x))):
+                variants = self._variants(name, case.attack, module)
+                alone = f"{name if len(variants) == 1 else f'{name}_worst'}/{model_name}"
+                group = alone if case.group is None else f"worst/{case.group}"
                 for variant, attack in tracked(list(variants.items())):
+                    metric = f"{variant}/{model_name}"
                     with self.seeded(x, index):
                         x_adv = x.clone()
                         if len(remaining) > 0:
                             subset, labels = threat_model.select(remaining), y[remaining]
                             with part(remaining):
-                                attacked = checked_attack(variant, attack, module, subset, x[remaining], labels)
+                                attacked = checked_attack(metric, attack, module, subset, x[remaining], labels)
                             x_adv[remaining] = attacked
-                        counts[variant] = self._judge(variant, module, x_adv, y, remaining)
-                    self.note_misclassified(module, threat_model, counts[variant] == 0, variant)
-                    groups.setdefault(group, []).append(counts[variant])
+                        counts[metric] = self._judge(metric, module, x_adv, y, remaining)
+                    self.note_misclassified(module, threat_model, counts[metric] == 0, metric)
+                    groups.setdefault(group, []).append(counts[metric])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
         counts |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
         self._groups = list(worst)
+        clean = counts.pop("clean")
+        if module.stochastic or (self.max_batches is not None and not module.trainer.testing):
+            counts["clean/attacked"] = clean
         for metric, count in counts.items():
             self.update(f"accuracy/{metric}", partial(Accuracy, self._num_samples(module)), count)
         self.update("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
@@ -187,10 +205,10 @@ class AdversarialEvaluation(Evaluation):
             if self.num_samples > 1:
                 self.update(f"accuracy/{metric}/std", partial(AccuracyStd, self.num_samples), correct)
             self.update(f"accuracy/{metric}/vote", Accuracy, vote)
-            if noise_sources(module) and (metric == "clean" or metric.endswith(MEAN_NETWORK)):
+            if noise_sources(module) and (metric == "clean" or metric.partition("/")[0].endswith(MEAN_NETWORK)):
                 with without_noise(module):
                     noise_off = module(x).argmax(1) == y
-                self.update(f"accuracy/{metric.removesuffix(MEAN_NETWORK)}/noise_off", Accuracy, noise_off)
+                self.update(f"accuracy/{metric}/noise_off", Accuracy, noise_off)
         return torch.zeros_like(y).index_copy(0, remaining, correct.sum(0))
 
     def _num_samples(self, module: RobustClassifier) -> int:
@@ -198,15 +216,15 @@ class AdversarialEvaluation(Evaluation):
 
 
 def _threat_models(
-    name: str, case: AttackCase, module: RobustClassifier, x: Tensor
+    key: str, case: AttackCase, module: RobustClassifier, x: Tensor
 ) -> Iterator[tuple[str, ThreatModel]]:
-    """Yield each threat model of a case with the name of its metric."""
-    if case.threat_model is not None:
-        yield name, case.threat_model
-        return
+    """Yield each threat model of a case with its name in metrics."""
+    given: PixelBox | L2Ball | L1Ball | None = case.threat_model
     if case.norm is not None:
-        yield name, norm_ball(f"AdversarialEvaluation.attacks.{name}.epsilon", case.norm, case.epsilon, module, x)
-        return
-    threat_models = module.threat_models(x, module.epsilon)
-    for model_name, threat_model in threat_models.items():
-        yield (name if len(threat_models) == 1 else f"{name}/{model_name}"), threat_model
+        given = norm_ball(f"{NAME}.attacks.{key}.epsilon", case.norm, case.epsilon, module, x)
+    if given is None:
+        yield from module.threat_models(x, module.epsilon).items()
+    elif given.norm is not None and given.epsilon is not None:
+        yield threat_model_name(given.norm, given.epsilon), given
+    else:
+        yield f"{key}_budgets", given

@@ -16,6 +16,7 @@ from callbacks._stages import Stage, StageCallback
 from callbacks.evaluation.order import Verdict, check_against_others
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.errors import require
+from robust.metric_names.registry import find
 from robust.metrics import Gathered
 from robust.modes import attack_mode
 from robust.random import global_seed, numbered
@@ -168,6 +169,10 @@ class Evaluation(StageCallback, ABC):
         """Compare this evaluation's verdicts on the batch with those of the evaluations that ran before."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks[: callbacks.index(self)]:
+            if isinstance(other, Evaluation):
+                shared = sorted(name for name in self.metrics.keys() & other.metrics.keys() if find(f"test/{name}"))
+                remedy = f"{type(other).__name__} and {type(self).__name__} both log it; rename the attack of one"
+                require(not shared, "trainer.callbacks", ", ".join(shared), remedy)
             if isinstance(other, Evaluation) and self._rows == other._rows:
                 check_against_others(self.certified, other.misclassified, self.indices)
                 check_against_others(other.certified, self.misclassified, self.indices)

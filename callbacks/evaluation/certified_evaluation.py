@@ -1,4 +1,4 @@
-"""Verified error on validation and test data, on any number of processes."""
+"""Certified accuracy on validation and test data, on any number of processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robust.bounds import Auto, Verifier, certify
 from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
-from robust.metrics import ErrorRate
+from robust.metrics import Accuracy
 from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import ThreatModel
@@ -30,16 +30,18 @@ CHECK_STEPS = 5
 
 
 class CertifiedEvaluation(Evaluation):
-    """Verified error under each of the module's threat models, each example counted once.
+    """Certified accuracy in each of the module's threat models, each example counted once.
 
-    An example is verified if the verifier's margin bound is above 0 for every other class. Logged:
+    An example is certified if the verifier's margin bound is above 0 for every other class. Logged:
 
-    - ``<stage>/verified_error/<threat model>``; sizes other than the module's append ``/epsilon_<size>``
-    - ``<stage>/pgd_error/<threat model>``, by default in tests: fraction of examples that are misclassified without
-      perturbation or under a short attack in the same box
-    - ``<stage>/recomputed_samples``, in tests: number of verdicts that needed float64
-    - ``<stage>/budget/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the largest distance of
-      an example's mean log budget from log epsilon
+    - ``<stage>/certified_accuracy/<threat model>``: fraction of examples that are certified. The threat model is
+      ``<norm>_<size>`` for balls, and ``own_budgets`` for learned budgets; sizes other than the module's append
+      ``_<size>`` to it
+    - ``<stage>/accuracy/pgd_<steps>/<threat model>``, by default in tests: fraction of examples that are correct
+      without perturbation and under a short attack in the same box
+    - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
+    - ``<stage>/budget/<threat model>/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the
+      largest distance of an example's mean log budget from log epsilon
 
     Source: contextual budgets, Sec. 4.1.
 
@@ -47,7 +49,7 @@ class CertifiedEvaluation(Evaluation):
     is wrong.
 
     ``budgets`` replaces the module's threat models, e.g. to evaluate a uniform model in the budgets that another model
-    has learned: ``<stage>/verified_error/<name>``, ``<stage>/budget/<name>/min``, and so on.
+    has learned: ``<stage>/certified_accuracy/<name>``, ``<stage>/budget/<name>/min``, and so on.
 
     Args:
         verifier: computes the margins; ``auto``: the module's verifier, which is chosen by the classifier's layers
@@ -108,12 +110,12 @@ class CertifiedEvaluation(Evaluation):
             clean = module(x).argmax(1) == y
         index = 0
         for epsilon in tracked(self.epsilons or [module.epsilon]):
-            suffix = "" if epsilon == module.epsilon else f"/epsilon_{epsilon:g}"
-            for name, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):
-                self._certify(module, f"{name}{suffix}", threat_model, x, y, clean, index)
+            for key, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):
+                own_size = threat_model.norm is not None or epsilon == module.epsilon  # a ball's name has its size
+                name = key if own_size else f"{key}_{epsilon:g}"
+                self._certify(module, name, threat_model, x, y, clean, index)
                 if threat_model.per_pixel is not None:
-                    prefix = "budget" if self.budgets is None else f"budget/{name}"
-                    self._measure(prefix, suffix, threat_model.per_pixel, epsilon)
+                    self._measure(f"budget/{name}", threat_model.per_pixel, epsilon)
                 index += 1
 
     def _certify(
@@ -128,17 +130,17 @@ class CertifiedEvaluation(Evaluation):
     ) -> None:
         """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
         verifier = type(self._verifier(module)).__name__
-        verified, misclassified = self._verified(module, threat_model, x, y), ~clean
+        verified, misclassified = self._verified(module, name, threat_model, x, y), ~clean
         steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
         if steps:
             with self.seeded(x, index):
                 misclassified = self._attack(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
-            self.update(f"pgd_error/{name}", ErrorRate, misclassified)
+            self.update(f"accuracy/pgd_{steps}/{name}", Accuracy, ~misclassified)
         how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
         check_order(verified, misclassified, self.indices, verifier, how)
         self.certified.append(Verdict(threat_model, verified, verifier))
         self.note_misclassified(module, threat_model, misclassified, f"PGD of {NAME}")
-        self.update(f"verified_error/{name}", ErrorRate, ~verified)
+        self.update(f"certified_accuracy/{name}", Accuracy, verified)
 
     def _verifier(self, module: RobustClassifier) -> Verifier:
         return module.verifier if isinstance(self.verifier, str) else self.verifier
@@ -148,13 +150,13 @@ class CertifiedEvaluation(Evaluation):
             return module.threat_models(x, epsilon)
         return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
 
-    def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
+    def _verified(self, module: RobustClassifier, name: str, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         """Whether each example is certified, bool (B,)."""
         safe = self.rounding_safe and module.trainer.testing
         verdicts = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
         self._seconds += verdicts.seconds
         if safe:
-            self.update("recomputed_samples", SumMetric, verdicts.recomputed.sum())
+            self.update(f"recomputed_samples/{name}", SumMetric, verdicts.recomputed.sum())
         return verdicts.certified
 
     def _attack(
@@ -169,16 +171,16 @@ class CertifiedEvaluation(Evaluation):
                 misclassified[remaining] = module(x_adv).argmax(1) != y[remaining]
         return misclassified
 
-    def _measure(self, prefix: str, suffix: str, budgets: Tensor, epsilon: float) -> None:
+    def _measure(self, prefix: str, budgets: Tensor, epsilon: float) -> None:
         log_volume = budgets.double().log().flatten(1).mean(1) - torch.tensor(epsilon, dtype=torch.float64).log()
-        self.update(f"{prefix}/log_volume_error{suffix}", MaxMetric, log_volume.abs().float())
-        self.update(f"{prefix}/min{suffix}", MinMetric, budgets)
-        self.update(f"{prefix}/max{suffix}", MaxMetric, budgets)
+        self.update(f"{prefix}/log_volume_error", MaxMetric, log_volume.abs().float())
+        self.update(f"{prefix}/min", MinMetric, budgets)
+        self.update(f"{prefix}/max", MaxMetric, budgets)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics; prints how many verdicts needed float64."""
         values = super().compute(module)
-        if count := int(values.get("recomputed_samples", 0)):
+        if count := sum(int(value) for name, value in values.items() if name.startswith("recomputed_samples/")):
             seconds, self._seconds = self._seconds, 0.0
             rank_zero_info(f"{NAME}: {count} verdicts were near 0 and needed float64, {seconds:.1f} s in process 0")
         return values

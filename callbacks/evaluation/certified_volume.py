@@ -35,15 +35,15 @@ COLUMNS = ["certified", "log_epsilon", "log_epsilon_capped"]
 
 
 class CertifiedVolume(Evaluation):
-    """The largest certified box around each test image, and the verified error by its volume.
+    """The largest certified box around each test image, and the certified accuracy by its volume.
 
-    An example is verified at epsilon if the volume of its box, prod_i epsilon_i over n pixels, is at least epsilon^n.
+    An example is certified at epsilon if the volume of its box, prod_i epsilon_i over n pixels, is at least epsilon^n.
     The images are a random subset of the test data, the same for every model, number of processes and batch size.
     Logged:
 
-    - ``test/verified_error/certified_volume``: fraction of images not verified at the module's epsilon, with
-      ``/low`` and ``/high``: Wilson's interval for the whole test data; ``/epsilon_<size>`` for other sizes
-    - ``test/verified_error/certified_volume_capped``: the same with every budget capped at 1
+    - ``test/certified_accuracy/volume_<epsilon>``: fraction of images certified at the module's epsilon, or at each of
+      ``epsilons``, with ``.../low`` and ``.../high``: Wilson's interval for the whole test data
+    - ``test/certified_accuracy/capped_volume_<epsilon>``: the same with every budget capped at 1
     - ``test/certified_volume/certified``: fraction of images with any certified box
     - ``test/certified_volume/epsilon``: mean over these images of the uniform budget of the same volume
     - ``test/certified_volume/samples``: number of images
@@ -216,14 +216,13 @@ class CertifiedVolume(Evaluation):
             "certified_volume/samples": certified.new_tensor(float(count)),
         }
         for epsilon in self.epsilons or [own_epsilon]:
-            suffix = "" if epsilon == own_epsilon else f"/epsilon_{epsilon:g}"
             target = certified.new_tensor(epsilon).log()
-            for column in ("log_epsilon", "log_epsilon_capped"):
-                name = f"verified_error/certified_volume{column.removeprefix('log_epsilon')}{suffix}"
-                failed = (table[column] < target).double().mean()
-                ends = wilson_interval(float(failed), count, len(self._chosen), self.confidence)
-                values[name] = failed
-                values |= {f"{name}/{end}": failed.new_tensor(e) for end, e in zip(("low", "high"), ends, strict=True)}
+            for column, volume in (("log_epsilon", "volume"), ("log_epsilon_capped", "capped_volume")):
+                name = f"certified_accuracy/{volume}_{epsilon:g}"
+                accuracy = (table[column] >= target).double().mean()
+                ends = wilson_interval(float(accuracy), count, len(self._chosen), self.confidence)
+                values[name] = accuracy
+                values |= {f"{name}/{end}": target.new_tensor(e) for end, e in zip(("low", "high"), ends, strict=True)}
         return values
 
     def _progress(self, trainer: Trainer, images: int) -> _Bar:

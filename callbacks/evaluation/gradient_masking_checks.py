@@ -18,10 +18,13 @@ from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
 from robust.evaluation import Attack, checked_attack
+from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy
 from robust.progress import tracked
 from robust.random import part
 from robust.threat_models import LinfBall, ThreatModel
+
+PREFIX = "masking"
 
 
 @dataclass
@@ -44,11 +47,12 @@ class _Noise:
 class GradientMaskingChecks(Evaluation):
     """Attacks of known order of strength on the first test batches; warns if the order is violated.
 
-    All attacks search linf balls, and PGD ascends the cross-entropy. Logged under ``test/masking/``, as accuracies in
-    [0, 1] on those batches: ``clean``; ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps);
-    ``more_restarts``; ``noise`` (the worst of as many random images as PGD has steps); ``square`` (random search
-    without gradients); ``pgd/epsilon_<size>`` for growing sizes up to 1. Logged too: ``samples``, the number of images,
-    and ``failed_checks``, the number of failed checks. Each failed check is one warning:
+    All attacks search linf balls, and PGD ascends the cross-entropy. Logged, as accuracies in [0, 1] on those
+    batches: ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/linf_<size>``. The attacks are
+    ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps); ``more_restarts``; ``noise`` (the
+    worst of as many random images as PGD has steps); ``square`` (random search without gradients); and ``pgd`` in
+    balls of growing sizes up to 1. Logged too: ``test/masking/samples``, the number of images, and
+    ``test/masking/failed_checks``, the number of failed checks. Each failed check is one warning:
 
     - more steps do not raise the accuracy: ``pgd`` <= ``one_step``, ``more_steps`` <= ``pgd``
     - more restarts do not raise it: ``more_restarts`` <= ``pgd``
@@ -117,11 +121,11 @@ class GradientMaskingChecks(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with self.seeded(x):
             clean = module(x).argmax(1) == y
-        self.update("clean", Accuracy, clean)
-        self.update("samples", SumMetric, torch.tensor(len(x), device=x.device))
+        self.update(f"{PREFIX}/accuracy/clean", Accuracy, clean)
+        self.update(f"{PREFIX}/samples", SumMetric, torch.tensor(len(x), device=x.device))
         epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
         cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
-        cases += [(f"pgd/epsilon_{size:.3g}", self.attacks["pgd"], size) for size in _doubled_sizes(epsilon)]
+        cases += [("pgd", self.attacks["pgd"], size) for size in _doubled_sizes(epsilon)]
         for index, (name, attack, size) in enumerate(tracked(cases)):
             correct = torch.zeros_like(clean)
             if clean.any():
@@ -129,21 +133,24 @@ class GradientMaskingChecks(Evaluation):
                     x_adv = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
                     correct[clean] = module(x_adv).argmax(1) == y[clean]
             self.note_misclassified(module, LinfBall(size), ~correct, f"{name} of GradientMaskingChecks")
-            self.update(name, Accuracy, correct)
+            self.update(f"{PREFIX}/accuracy/{name}/{threat_model_name('linf', size)}", Accuracy, correct)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics, and the number of failed checks; warns for each."""
         values = super().compute(module)
-        failures = list(self._failures({name: float(value) for name, value in values.items()}))
+        failures = list(self._failures(values))
         for failure in failures:
             rank_zero_warn(f"gradient masking: {failure}; PGD overrates this network, take APGD or AutoAttack too")
-        values["failed_checks"] = torch.tensor(float(len(failures)), device=values["clean"].device)
-        return {f"masking/{name}": value for name, value in values.items()}
+        return values | {f"{PREFIX}/failed_checks": torch.tensor(float(len(failures)), device=module.device)}
 
-    def _failures(self, accuracy: dict[str, float]) -> Iterator[str]:
+    def _failures(self, values: dict[str, Tensor]) -> Iterator[str]:
         """Describe each failed check."""
+        under_pgd = [name for name in values if name.startswith(f"{PREFIX}/accuracy/pgd/")]  # the balls grow
+        ball = under_pgd[0].rpartition("/")[2]
+        accuracy = {name: float(values[f"{PREFIX}/accuracy/{name}/{ball}"]) for name in self.attacks}
+        larger = {f"pgd in {name.rpartition('/')[2]}": float(values[name]) for name in under_pgd[1:]}
+        accuracy, growing = accuracy | larger, ["pgd", *larger]
         whitebox = min(("pgd", "more_steps", "more_restarts"), key=lambda name: accuracy[name])
-        growing = ["pgd", *(name for name in accuracy if name.startswith("pgd/"))]
         checks = [
             ("pgd", "one_step", "many steps are weaker than one"),
             ("more_steps", "pgd", "more steps help the defender"),

@@ -17,9 +17,10 @@ from robust.metrics import Gathered
 
 
 class GroupAccuracy(Evaluation):
-    """Logs ``test/accuracy/<group>`` for each group of the test data, and their mean as ``test/accuracy/mean``.
+    """Logs ``test/accuracy/group/<group>`` for each group of the test data, and the mean over groups.
 
-    The data module's attribute ``groups`` maps their names to numbers of images, in the order of the test data.
+    The mean is ``test/accuracy/group/mean``. The data module's attribute ``groups`` maps their names to numbers of
+    images, in the order of the test data.
 
     Raises:
         SettingError: if the data have no groups, or the test is limited to a part of them.
@@ -49,5 +50,5 @@ class GroupAccuracy(Evaluation):
         correct = self.rows("correct")["correct"].double()
         require(len(correct) == sum(data.groups.values()), "test images", len(correct), "evaluate each exactly once")
         means = [part.mean() for part in torch.split(correct, list(data.groups.values()))]
-        values = {f"accuracy/{name}": mean for name, mean in zip(data.groups, means, strict=True)}
-        return values | {"accuracy/mean": torch.stack(means).mean()}
+        values = {f"accuracy/group/{name}": mean for name, mean in zip(data.groups, means, strict=True)}
+        return values | {"accuracy/group/mean": torch.stack(means).mean()}

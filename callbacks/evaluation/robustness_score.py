@@ -21,6 +21,7 @@ from robust.errors import require
 from robust.metrics import Gathered
 from robust.scores import area_under_curve, margin_curve, nearest_boundary
 
+NAME = "robustness_score/r2"
 COLUMNS = ["label", "prediction", "margin", "attack", "distances"]
 GRID_POINTS = 200
 
@@ -32,10 +33,10 @@ class RobustnessScore(Evaluation):
     or not it is correct; if every attack fails, it is the cube's diameter. Measured margins are upper bounds: stronger
     attacks can only lower them. Compare models of about the same accuracy, with the same attacks. Logged:
 
-    - ``<stage>/r2``: the mean; ``<stage>/r2_area``: the same by the trapezoid rule on the drawn curve
-    - ``<stage>/r2_failed``: fraction of images on which every attack fails
-    - ``<stage>/r2_fraction/<attack>``: fraction of images with this attack as the closest, the first one in a tie
-    - ``<stage>/r2_samples``: number of images
+    - ``<stage>/robustness_score/r2``: the mean; ``.../r2/area``: the same by the trapezoid rule on the drawn curve
+    - ``.../r2/failed``: fraction of images on which every attack fails
+    - ``.../r2/closest/<attack>``: fraction of images with this attack as the closest, the first one in a tie
+    - ``.../r2/samples``: number of images
 
     Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
     distance, and ``<stage>_curve.png``, which TensorBoard shows too. In training, each epoch overwrites the files.
@@ -79,12 +80,12 @@ class RobustnessScore(Evaluation):
         table = self.rows("margins")
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)
-        closest = {f"r2_fraction/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
+        closest = {f"{NAME}/closest/{name}": (attack == k).double().mean() for k, name in enumerate(self.attacks)}
         return {
-            "r2": area_under_curve(margins),
-            "r2_area": torch.trapezoid(curve, grid),
-            "r2_failed": (attack < 0).double().mean(),
-            "r2_samples": torch.tensor(float(len(margins)), device=margins.device),
+            NAME: area_under_curve(margins),
+            f"{NAME}/area": torch.trapezoid(curve, grid),
+            f"{NAME}/failed": (attack < 0).double().mean(),
+            f"{NAME}/samples": torch.tensor(float(len(margins)), device=margins.device),
             **closest,
         }
 
@@ -94,7 +95,7 @@ class RobustnessScore(Evaluation):
         folder = self.folder / "robustness_score"
         if module.trainer.is_global_zero:
             margins = table["margin"].double()
-            figure = draw_curve({f"{type(module).__name__}, R2 = {float(values['r2']):.3f}": margins})
+            figure = draw_curve({f"{type(module).__name__}, R2 = {float(values[NAME]):.3f}": margins})
             write_figure(module.trainer, f"{stage}/margin_curve", figure, folder / f"{stage}_curve.png")
             self._write_table(table, folder / f"{stage}_margins.csv")
         rank_zero_info(f"Margins: {folder / f'{stage}_margins.csv'}")

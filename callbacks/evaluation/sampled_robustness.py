@@ -28,10 +28,10 @@ class SampledRobustness(Evaluation):
     of processes, use the same draws. The mean of 1 / epsilon over 200 radii varies too much otherwise: from 0.16 to 1
     in most draws. Logged, with the score's name in lower case:
 
-    - ``<stage>/<name>``: mean over images and radii (eq. 9), with the radii's weight
-    - ``<stage>/<name>_integral``: the same times the cube's diameter, the integral over radii
-    - ``<stage>/<name>_normalized``: the first divided by that of a constant classifier, in [0, 1]
-    - ``<stage>/<name>_samples``: number of images
+    - ``<stage>/robustness_score/<name>``: mean over images and radii (eq. 9), with the radii's weight
+    - ``.../<name>/integral``: the same times the cube's diameter, the integral over radii
+    - ``.../<name>/normalized``: the first divided by that of a constant classifier, in [0, 1]
+    - ``.../<name>/samples``: number of images
 
     Written to ``robustness_score/<stage>_<name>.pt`` in the log folder: ``seed``, ``epsilons`` (E,), ``curve`` (E,),
     and for each image ``index``, ``measure`` (E,) and, if the sampler draws codes, ``codes`` (M, Z).
@@ -85,12 +85,12 @@ class SampledRobustness(Evaluation):
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The score in its three scales, and the number of images."""
-        score = self.metrics["score"].compute()
+        score, name = self.metrics["score"].compute(), f"robustness_score/{self.name}"
         return {
-            self.name: score["mean"],
-            f"{self.name}_integral": score["integral"],
-            f"{self.name}_normalized": score["normalized"],
-            f"{self.name}_samples": score["mean"].new_tensor(float(len(self.rows("table")["index"]))),
+            name: score["mean"],
+            f"{name}/integral": score["integral"],
+            f"{name}/normalized": score["normalized"],
+            f"{name}/samples": score["mean"].new_tensor(float(len(self.rows("table")["index"]))),
         }
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:

@@ -10,15 +10,15 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from callbacks.evaluation.base import Evaluation
-from callbacks.evaluation.norm_balls import norm_ball
+from callbacks.evaluation.norm_balls import Ball, norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
 from robust.evaluation import checked_attack
 from robust.losses import Loss, cross_entropy, probability_margin, vulnerability_weight
+from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, WeightedAccuracy
 from robust.progress import advance, loop
-from robust.threat_models import ThreatModel
 
 
 class WeightedMinimaxEvaluation(Evaluation):
@@ -26,12 +26,16 @@ class WeightedMinimaxEvaluation(Evaluation):
 
     Logged, as fractions in [0, 1]:
 
-    - ``test/a_nat``: clean accuracy
-    - ``test/a_rob``: accuracy under PGD on the cross-entropy
-    - ``test/a_sa/alpha_<alpha>``: the same images, with weights exp(-alpha * margin) of the attacked images
-    - ``test/a_tr/alpha_<alpha>``: images of PGD on the weighted cross-entropy, with the same weights
-    - ``test/a_samples``: number of examples; ``test/a_sa/alpha_<alpha>/effective_samples``, and of ``a_tr``: effective
-      sample size of the weights s, (sum s)^2 / sum s^2
+    - ``test/accuracy/a_rob/linf_<epsilon>``: A_rob, accuracy under PGD on the cross-entropy
+    - ``test/weighted_accuracy/a_sa/linf_<epsilon>/alpha_<alpha>``: A_sa, the same images, with weights
+      exp(-alpha * margin) of the attacked images
+    - ``test/weighted_accuracy/a_tr/linf_<epsilon>/alpha_<alpha>``: A_tr, images of PGD on the weighted cross-entropy,
+      with the same weights
+    - ``.../effective_samples`` of each weighted accuracy: effective sample size of the weights s,
+      (sum s)^2 / sum s^2
+    - ``test/weighted_accuracy/samples``: number of examples
+
+    A_nat, the clean accuracy, is ``test/accuracy/clean``, as for every classifier.
 
     All examples are attacked, even if they are misclassified without perturbation: their weights count too. Each
     restart begins at a new uniform point of the ball, the same for all alphas. Of the restarts and the unperturbed
@@ -86,22 +90,25 @@ class WeightedMinimaxEvaluation(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with self.seeded(x):
             clean = module(x)
-        self.update("a_nat", Accuracy, clean.argmax(1) == y)
         with loop(1 + len(self.alphas)):
             self._attack_all(module, x, y, clean)
-        self.update("a_samples", SumMetric, torch.tensor(len(x), device=x.device))
+        self.update("weighted_accuracy/samples", SumMetric, torch.tensor(len(x), device=x.device))
 
     def _attack_all(self, module: RobustClassifier, x: Tensor, y: Tensor, clean: Tensor) -> None:
         """Update the metrics of each attack."""
+        ball = self._ball(module, x)
+        name = threat_model_name("linf", ball.epsilon)
         margins, correct = self._attack(module, cross_entropy, x, y, clean)
-        self.note_misclassified(module, self._ball(module, x), ~correct, "WeightedMinimaxEvaluation's attack")
-        self.update("a_rob", Accuracy, correct)
-        self.update("a_sa", partial(WeightedAccuracy, self.alphas), margins, correct)
+        self.note_misclassified(module, ball, ~correct, "WeightedMinimaxEvaluation's attack")
+        self.update(f"accuracy/a_rob/{name}", Accuracy, correct)
+        self.update(f"weighted_accuracy/a_sa/{name}", partial(WeightedAccuracy, self.alphas), margins, correct)
         for alpha in self.alphas:
             margins, correct = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean)
-            self.update(f"a_tr/alpha_{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, correct)
+            self.update(
+                f"weighted_accuracy/a_tr/{name}/{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, correct
+            )
 
-    def _ball(self, module: RobustClassifier, x: Tensor) -> ThreatModel:
+    def _ball(self, module: RobustClassifier, x: Tensor) -> Ball:
         return norm_ball("WeightedMinimaxEvaluation.epsilon", "linf", self.epsilon, module, x)
 
     def _attack(
@@ -128,7 +135,7 @@ class WeightedMinimaxEvaluation(Evaluation):
                 values[name] = value
                 continue
             for index, alpha in enumerate(metric.alphas):
-                full_name = f"{name.partition('/')[0]}/alpha_{alpha:g}"
+                full_name = "/".join([*name.split("/")[:3], f"alpha_{alpha:g}"])
                 values[full_name] = value["accuracy"].reshape(-1)[index]  # torchmetrics squeezes single entries
                 values[f"{full_name}/effective_samples"] = value["effective_samples"].reshape(-1)[index]
         return values

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
+from robust.metric_names.registry import threat_model_name
 from robust.threat_models import Norm, ThreatModel, ball
 
 
@@ -46,8 +47,8 @@ class AttackedClassifier(RobustClassifier):
         return ball(self.norm, epsilon)
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """The ball of radius ``epsilon``, by the norm's name."""
-        return {self.norm: self.threat_model(epsilon)}
+        """The ball of radius ``epsilon``, by its name in metrics."""
+        return {threat_model_name(self.norm, epsilon): self.threat_model(epsilon)}
 
     def mixed_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
         """Mean of the cross-entropy on clean images and on attacked images, a scalar.

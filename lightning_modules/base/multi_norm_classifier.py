@@ -11,6 +11,7 @@ from torch.optim import SGD
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
+from robust.metric_names.registry import threat_model_name
 from robust.threat_models import Norm, ThreatModel, ball
 
 
@@ -49,8 +50,10 @@ class MultiNormClassifier(RobustClassifier):
         return {norm: ball(norm, scale * radius) for norm, radius in self.radii.items()}
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """The three balls, under the norms' names, where ``epsilon`` is the radius in linf."""
-        return dict(self.balls(epsilon / self.epsilon).items())
+        """The three balls, by their names in metrics, where ``epsilon`` is the radius in linf."""
+        scale = epsilon / self.epsilon
+        balls = self.balls(scale)
+        return {threat_model_name(norm, scale * radius): balls[norm] for norm, radius in self.radii.items()}
 
 
 def attacks_by_norm(linf: PGD | None, l2: PGD | None, l1: PGD | None) -> dict[Norm, PGD]:

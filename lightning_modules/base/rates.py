@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import ChainedScheduler, CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from robust.errors import require
+from robust.metric_names.old_names import new_name
 from robust.schedules import EachStep, PiecewiseLinear
 
 BY_STEP = (EachStep, OneCycleLR, CyclicLR)
@@ -84,6 +85,8 @@ def _is_plateau(config: LRSchedulerConfig) -> bool:
 def _value(schedule: Any, monitored: dict[str, float]) -> float:
     value = monitored.get(schedule.monitor)
     known = ", ".join(sorted(monitored)) or "none"
-    require(value is not None, "lr_scheduler.monitor", schedule.monitor, f"the last validation logged {known}")
+    new = new_name(schedule.monitor)
+    remedy = f"{'' if new is None else f'its name is {new} now; '}the last validation logged {known}"
+    require(value is not None, "lr_scheduler.monitor", schedule.monitor, remedy)
     assert value is not None
     return value

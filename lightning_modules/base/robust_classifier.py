@@ -16,7 +16,8 @@ from robust.bounds import Verifier, choose_verifier
 from robust.checkpoints import load_weights
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
-from robust.metrics import ErrorRate
+from robust.metric_names.registry import threat_model_name
+from robust.metrics import Accuracy
 from robust.networks import noise_sources
 from robust.threat_models import LinfBall, ThreatModel
 
@@ -57,7 +58,7 @@ class RobustClassifier(TrainingModule):
         self.epsilon = epsilon
         self.ramp = 1.0
         self._num_logits: int | None = None  # set at the first check of the classifier on the data
-        self.clean_error = nn.ModuleDict({stage: ErrorRate() for stage in ("val", "test")})
+        self.clean_accuracy = nn.ModuleDict({stage: Accuracy() for stage in ("val", "test")})
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
         """``optimizer`` of the classifier's parameters."""
@@ -89,17 +90,17 @@ class RobustClassifier(TrainingModule):
         return logits
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Threat models of size ``epsilon`` around ``x`` that evaluations report on, by name."""
-        return {"uniform": LinfBall(epsilon)}
+        """Threat models of size ``epsilon`` around ``x`` that evaluations report on, by their names in metrics."""
+        return {threat_model_name("linf", epsilon): LinfBall(epsilon)}
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Clean error on validation data."""
+        """Clean accuracy on validation data."""
         self._evaluate(batch, "val", f"validation batch {batch_idx}")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Clean error on test data."""
+        """Clean accuracy on test data."""
         self._evaluate(batch, "test", f"test batch {batch_idx}")
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
@@ -118,10 +119,10 @@ class RobustClassifier(TrainingModule):
 
     def _evaluate(self, batch: Batch, stage: str, name: str) -> None:
         x, y = batch
-        metric = self.clean_error[stage]
-        assert isinstance(metric, ErrorRate)
-        metric.update(self._checked_logits(x, name).argmax(1) != y)
-        self.log(f"{stage}/clean_error", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
+        metric = self.clean_accuracy[stage]
+        assert isinstance(metric, Accuracy)
+        metric.update(self._checked_logits(x, name).argmax(1) == y)
+        self.log(f"{stage}/accuracy/clean", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     # -- checks of inputs ----------------------------------------------------------------------------------------
 

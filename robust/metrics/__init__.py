@@ -2,7 +2,6 @@
 
 from robust.metrics.accuracy import Accuracy, AccuracyStd
 from robust.metrics.common_variance import CommonVariance
-from robust.metrics.error_rate import ErrorRate
 from robust.metrics.gathered import Gathered
 from robust.metrics.pixel_means import PixelMeans
 from robust.metrics.sampled_score import SampledScore
@@ -12,7 +11,6 @@ __all__ = [
     "Accuracy",
     "AccuracyStd",
     "CommonVariance",
-    "ErrorRate",
     "Gathered",
     "PixelMeans",
     "SampledScore",

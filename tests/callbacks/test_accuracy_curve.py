@@ -39,7 +39,7 @@ def test_points_equal_a_plain_computation(trained, tmp_path):
     for name, points in expected.items():
         assert torch.tensor(written[name]).allclose(torch.tensor(points), atol=1e-6)
         for epsilon, fraction, _ in points:
-            assert logged[f"test/accuracy_curve/{name}/{epsilon:g}"] == pytest.approx(fraction, abs=1e-6)
+            assert logged[f"test/accuracy_curve/{name}/linf_{epsilon:g}"] == pytest.approx(fraction, abs=1e-6)
     assert (tmp_path / "accuracy_curve.png").stat().st_size > 5000
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["test/accuracy_curve"]
@@ -54,7 +54,7 @@ def test_networks_with_noise_have_a_mean_and_bars(trained, tmp_path):
     assert clean.accuracy > attacked.accuracy > 0
     for point in (clean, attacked):
         assert 0 < point.std < 0.05
-        name = f"test/accuracy_curve/fgsm/{point.epsilon:g}/std"
+        name = f"test/accuracy_curve/fgsm/linf_{point.epsilon:g}/std"
         assert logged[name] == pytest.approx(point.std, abs=1e-6)
 
 

@@ -27,18 +27,19 @@ def trainer_with(*callbacks, **settings):
     )  # fmt: skip
 
 
-def test_errors_equal_a_direct_computation_for_each_size_and_threat_model(module):
+def test_accuracies_equal_a_direct_computation_for_each_size_and_threat_model(module):
     data = Digits(eval_batch_size=64)
     metrics = trainer_with(CertifiedEvaluation(epsilons=[0.002, 0.004])).test(module, data, verbose=False)[0]
     x, y = data.images("test")[torch.arange(299)]
     module.eval()
-    for epsilon, suffix in ((0.002, ""), (0.004, "/epsilon_0.004")):
+    for epsilon, suffix in ((0.002, ""), (0.004, "_0.004")):
         for name, threat_model in module.threat_models(x, epsilon).items():
             margins = FeedForwardVerifier().margins(module.classifier, threat_model.interval(x), y)
-            expected = 1 - (margins > 0).all(1).double().mean().item()
-            assert metrics[f"test/verified_error/{name}{suffix}"] == pytest.approx(expected, abs=1e-6)
-    assert metrics["test/clean_error"] == pytest.approx((module(x).argmax(1) != y).double().mean().item(), abs=1e-6)
-    assert metrics["test/verified_error/uniform/epsilon_0.004"] > metrics["test/clean_error"]
+            expected = (margins > 0).all(1).double().mean().item()
+            full_name = f"{name}{suffix}" if name == "own_budgets" else name
+            assert metrics[f"test/certified_accuracy/{full_name}"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["test/accuracy/clean"] == pytest.approx((module(x).argmax(1) == y).double().mean().item(), abs=1e-6)
+    assert metrics["test/certified_accuracy/linf_0.004"] < metrics["test/accuracy/clean"]
 
 
 def test_validation_is_certified_every_n_epochs_and_at_the_end_on_at_most_m_batches(module):
@@ -79,7 +80,7 @@ def test_pictures_are_drawn_in_validation_and_test(module, tmp_path):
     trainer.fit(module, datamodule=Digits())
     trainer.test(module, datamodule=Digits(), verbose=False)
     names = sorted(path.name for path in tmp_path.rglob("*.png"))
-    assert names == ["test_learned.png", "val_learned_epoch001.png"]
+    assert names == ["test_own_budgets.png", "val_own_budgets_epoch001.png"]
 
 
 def test_the_budgets_share_one_colour_scale_with_a_bar():
@@ -110,5 +111,5 @@ def test_a_uniform_threat_model_has_no_picture(tmp_path):
     module = ContextualBudgets(DMSmall())
     trainer_with(BudgetImages(), default_root_dir=tmp_path).test(module, Digits(), verbose=False)
     assert not list(tmp_path.rglob("*.png"))
-    assert list(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)) == ["uniform"]
-    assert isinstance(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)["uniform"], LinfBall)
+    assert list(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)) == ["linf_0.4"]
+    assert isinstance(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)["linf_0.4"], LinfBall)

@@ -57,15 +57,15 @@ def test_metrics_equal_a_direct_computation(trained, tmp_path):
     assert metrics["test/certified_volume/epsilon"] == pytest.approx(
         epsilons[largest.certified].mean().item(), rel=1e-4
     )
-    errors = []
-    for epsilon, suffix in ((0.05, ""), (0.02, "/epsilon_0.02")):
-        name = f"test/verified_error/certified_volume{suffix}"
-        errors.append((epsilons < epsilon).double().mean().item())
-        assert metrics[name] == pytest.approx(errors[-1], abs=1e-6)
-        ends = wilson_interval(errors[-1], 40, 299)
+    accuracies = []
+    for epsilon in (0.05, 0.02):
+        name = f"test/certified_accuracy/volume_{epsilon}"
+        accuracies.append((epsilons >= epsilon).double().mean().item())
+        assert metrics[name] == pytest.approx(accuracies[-1], abs=1e-6)
+        ends = wilson_interval(accuracies[-1], 40, 299)
         assert (metrics[f"{name}/low"], metrics[f"{name}/high"]) == pytest.approx(ends, abs=1e-6)
-        assert metrics[f"test/verified_error/certified_volume_capped{suffix}"] >= metrics[name]
-    assert 0 < errors[1] < errors[0]
+        assert metrics[f"test/certified_accuracy/capped_volume_{epsilon}"] <= metrics[name]
+    assert accuracies[0] < accuracies[1] < 1
     rows = list(csv.DictReader((tmp_path / "certified_volume" / "test.csv").read_text().splitlines()))
     assert [int(row["sample"]) for row in rows] == chosen.tolist()
     assert [int(row["label"]) for row in rows] == y[chosen].tolist()
@@ -103,9 +103,9 @@ def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
     callback = CertifiedVolume(Fixed(), num_samples=20, epsilons=[0.2, 0.3, 0.5])
     trainer = trainer_with(callback, default_root_dir=tmp_path)
     metrics = trainer.test(constant(), datamodule=Zeros(eval_batch_size=64), verbose=False)[0]
-    name = "test/verified_error/certified_volume"
-    assert [metrics[f"{name}/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 0, 1]
-    assert [metrics[f"{name}_capped/epsilon_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [0, 1, 1]
+    name = "test/certified_accuracy"
+    assert [metrics[f"{name}/volume_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [1, 1, 0]
+    assert [metrics[f"{name}/capped_volume_{epsilon}"] for epsilon in (0.2, 0.3, 0.5)] == [1, 0, 0]
     assert metrics["test/certified_volume/epsilon"] == pytest.approx(0.2**0.5)
 
 
@@ -132,7 +132,7 @@ def test_an_interrupted_evaluation_continues(trained, tmp_path):
     assert not list((tmp_path / "state").glob("*.unfinished"))
     done = Counting(stop=0)  # other sizes without any search
     more = volumes(trained, tmp_path, CertifiedVolume(done, **settings, epsilons=[0.01]))
-    assert more["test/verified_error/certified_volume/epsilon_0.01"] <= whole["test/verified_error/certified_volume"]
+    assert more["test/certified_accuracy/volume_0.01"] >= whole["test/certified_accuracy/volume_0.05"]
 
 
 @pytest.mark.parametrize("shown", [True, False])

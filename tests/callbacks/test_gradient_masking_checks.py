@@ -46,12 +46,12 @@ def test_a_network_without_masking_passes(trained):
     assert flagged == []
     assert metrics["test/masking/failed_checks"] == 0
     assert metrics["test/masking/samples"] == 100
-    names = {name.removeprefix("test/masking/") for name in metrics if "masking" in name}
-    sizes = {f"pgd/epsilon_{size}" for size in (0.2, 0.4, 0.8, 1)}
-    attacks = {"clean", "one_step", "pgd", "more_steps", "more_restarts", "noise", "square"}
-    assert names == {*attacks, *sizes, "samples", "failed_checks"}
-    assert metrics["test/masking/pgd/epsilon_1"] == 0
-    assert metrics["test/masking/pgd"] < metrics["test/masking/noise"] <= metrics["test/masking/clean"]
+    start = "test/masking/accuracy/"
+    names = {name.removeprefix(start) for name in metrics if name.startswith(start)}
+    attacks = {f"{name}/linf_0.1" for name in ("one_step", "pgd", "more_steps", "more_restarts", "noise", "square")}
+    assert names == {"clean", *attacks, *(f"pgd/linf_{size}" for size in (0.2, 0.4, 0.8, 1))}
+    assert metrics[f"{start}pgd/linf_1"] == 0
+    assert metrics[f"{start}pgd/linf_0.1"] < metrics[f"{start}noise/linf_0.1"] <= metrics[f"{start}clean"]
 
 
 @pytest.mark.parametrize("kind", [Sharp, Quantised])
@@ -67,22 +67,28 @@ def test_masked_gradients_are_flagged(trained, kind):
 def test_each_check_has_its_warning():
     honest = dict.fromkeys(("one_step", "noise", "square"), 0.5)
     honest |= dict.fromkeys(("pgd", "more_steps", "more_restarts"), 0.4)
-    honest |= {"pgd/epsilon_0.5": 0.1, "pgd/epsilon_1": 0.0}
+    honest |= {"pgd/linf_0.5": 0.1, "pgd/linf_1": 0.0}
     checks = GradientMaskingChecks(tolerance=0.01)
-    assert list(checks._failures(honest)) == []
+
+    def failures(accuracies):
+        names = {name: name if "/" in name else f"{name}/linf_0.25" for name in accuracies}
+        values = {f"masking/accuracy/{names[name]}": torch.tensor(value) for name, value in accuracies.items()}
+        return list(checks._failures(values))
+
+    assert failures(honest) == []
     for wrong, phrase in (
         ({"one_step": 0.38}, "many steps are weaker"),
         ({"more_steps": 0.42}, "more steps help"),
         ({"more_restarts": 0.42}, "more restarts help"),
         ({"noise": 0.38}, "random noise is stronger than PGD (accuracy 0.380 under noise, 0.400 under pgd)"),
         ({"square": 0.38}, "without gradients"),
-        ({"pgd/epsilon_0.5": 0.42}, "a larger ball helps the defender"),
-        ({"pgd/epsilon_1": 0.02}, "the accuracy under PGD is 0.020, not 0"),
+        ({"pgd/linf_0.5": 0.42}, "a larger ball helps the defender"),
+        ({"pgd/linf_1": 0.02}, "the accuracy under PGD is 0.020, not 0"),
     ):
-        (failure,) = checks._failures(honest | wrong)
+        (failure,) = failures(honest | wrong)
         assert phrase in failure
         within = {name: value - 0.015 if value in (0.42, 0.02) else value + 0.015 for name, value in wrong.items()}
-        assert list(checks._failures(honest | within)) == []
+        assert failures(honest | within) == []
 
 
 @pytest.mark.parametrize(

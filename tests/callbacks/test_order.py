@@ -65,20 +65,20 @@ def test_without_an_attack_certified_examples_are_still_clean(trained):
         measured(trained, CertifiedEvaluation(AllOfThem(), pgd_steps=0))
 
 
-def test_the_error_of_the_short_attack_lies_between_clean_and_verified(trained):
+def test_the_accuracy_under_the_short_attack_lies_between_certified_and_clean(trained):
     metrics = measured(trained, CertifiedEvaluation(epsilons=[0.01, 0.03]))
-    for suffix in ("/epsilon_0.01", "/epsilon_0.03"):
-        attacked = metrics[f"test/pgd_error/uniform{suffix}"]
-        assert metrics["test/clean_error"] <= attacked <= metrics[f"test/verified_error/uniform{suffix}"]
-    assert metrics["test/clean_error"] < attacked
-    assert not any("pgd_error" in name for name in measured(trained, CertifiedEvaluation(pgd_steps=0)))
+    for ball in ("linf_0.01", "linf_0.03"):
+        attacked = metrics[f"test/accuracy/pgd_5/{ball}"]
+        assert metrics[f"test/certified_accuracy/{ball}"] <= attacked <= metrics["test/accuracy/clean"]
+    assert attacked < metrics["test/accuracy/clean"]
+    assert not any("pgd" in name for name in measured(trained, CertifiedEvaluation(pgd_steps=0)))
 
 
 def test_there_is_no_attack_in_validation_unless_asked(trained):
     for steps, there in ((None, False), (2, True)):
         trainer = trainer_with(CertifiedEvaluation(pgd_steps=steps), limit_val_batches=1)
         metrics = trainer.validate(copy.deepcopy(trained), Digits(), verbose=False)[0]
-        assert ("val/pgd_error/uniform" in metrics) == there
+        assert ("val/accuracy/pgd_2/linf_0.05" in metrics) == there
 
 
 def test_the_attack_does_not_depend_on_earlier_draws_and_the_generator_is_restored(trained):
@@ -109,7 +109,7 @@ def test_attacks_of_another_evaluation_are_compared_in_subsets(case, caught, fir
     module.epsilon = 0.2
     if caught:
         with pytest.raises(
-            ContradictionError, match=r"AllOfThem certified \d+ .* as they are or under mine, in the data"
+            ContradictionError, match=r"AllOfThem certified \d+ .* as they are or under mine/linf_0.[12], in the data"
         ):
             measured_where_correct(module, *(evaluations if first else evaluations[::-1]))
     else:
@@ -119,7 +119,7 @@ def test_attacks_of_another_evaluation_are_compared_in_subsets(case, caught, fir
 def test_learned_budgets_are_compared_too(trained):
     module = ContextualBudgets(copy.deepcopy(trained.classifier), BudgetGenerator(), epsilon=0.2)
     evaluations = [CertifiedEvaluation(AllOfThem(), pgd_steps=0), AdversarialEvaluation({"pgd": AttackCase(PGD(5))})]
-    with pytest.raises(ContradictionError, match=r"under pgd/(learned|uniform), in the data"):
+    with pytest.raises(ContradictionError, match=r"under pgd/(own_budgets|linf_0.2), in the data"):
         measured_where_correct(module, *evaluations)
 
 
@@ -134,8 +134,8 @@ def test_an_attack_cannot_make_a_misclassified_image_correct():
     metrics = measured(StandardTraining(network, epsilon=0.5), evaluation)
     x, y = images()
     expected = ((x.flatten(1).sum(1) > 300) & (y == 1)).double().mean().item()
-    assert metrics["test/a_rob"] == pytest.approx(expected, abs=1e-6)
-    assert expected < 0.05 < metrics["test/a_nat"], "about a tenth of the images is of class 1, and dark"
+    assert metrics["test/accuracy/a_rob/linf_1"] == pytest.approx(expected, abs=1e-6)
+    assert expected < 0.05 < metrics["test/accuracy/clean"], "about a tenth of the images is of class 1, and dark"
 
 
 class Residual(nn.Module):
@@ -155,7 +155,7 @@ def test_evaluations_use_the_modules_verifier(tmp_path):
     module = ContextualBudgets(Residual(), verifier=LirpaVerifier(), epsilon=0.01)
     search = LargestCertifiedBox(steps=2)
     metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, num_samples=2), default_root_dir=tmp_path)
-    assert metrics["test/clean_error"] <= metrics["test/verified_error/uniform"]
+    assert metrics["test/certified_accuracy/linf_0.01"] <= metrics["test/accuracy/clean"]
     assert metrics["test/certified_volume/samples"] == 2
     other = CertifiedVolume(LargestCertifiedBox(FeedForwardVerifier("ibp"), steps=2), num_samples=2)
     with pytest.raises(SettingError, match=r"CertifiedVolume.search.init_args.verifier: got 'FeedForwardVerifier'"):

@@ -35,18 +35,20 @@ def test_r2_of_the_test_set_its_table_and_its_figure(trained, tmp_path):
     metrics = score(tmp_path, RobustnessScore(FAST), trained)
     x, y = images()
     expected = nearest_boundary(trained, FAST, x)
-    assert metrics["test/r2"] == pytest.approx(float(expected.margin.double().mean()), rel=1e-3)
-    assert metrics["test/r2_area"] == pytest.approx(metrics["test/r2"], rel=0.01)
-    assert metrics["test/r2_failed"] == 0
-    assert metrics["test/r2_samples"] == 299
-    fractions = [metrics[f"test/r2_fraction/{name}"] for name in FAST]
+    assert metrics["test/robustness_score/r2"] == pytest.approx(float(expected.margin.double().mean()), rel=1e-3)
+    assert metrics["test/robustness_score/r2/area"] == pytest.approx(metrics["test/robustness_score/r2"], rel=0.01)
+    assert metrics["test/robustness_score/r2/failed"] == 0
+    assert metrics["test/robustness_score/r2/samples"] == 299
+    fractions = [metrics[f"test/robustness_score/r2/closest/{name}"] for name in FAST]
     assert fractions == pytest.approx([float((expected.attack == k).float().mean()) for k in range(2)], abs=0.01)
     assert sum(fractions) == pytest.approx(1)
     table = rows(tmp_path / "robustness_score" / "test_margins.csv")
     assert [int(row["sample"]) for row in table] == list(range(299))
     assert [int(row["label"]) for row in table] == y.tolist()
     assert [int(row["prediction"]) for row in table] == trained(x).argmax(1).tolist()
-    assert sum(float(row["margin"]) for row in table) / 299 == pytest.approx(metrics["test/r2"], rel=1e-6)
+    assert sum(float(row["margin"]) for row in table) / 299 == pytest.approx(
+        metrics["test/robustness_score/r2"], rel=1e-6
+    )
     for row in table:
         assert float(row["margin"]) == min(float(row["bg"]), float(row["fgsm"])) == float(row[row["attack"]])
     assert (tmp_path / "robustness_score" / "test_curve.png").stat().st_size > 5000
@@ -59,8 +61,8 @@ def test_the_curve_is_on_tensorboard(trained, tmp_path):
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.test(trained, datamodule=Digits(eval_batch_size=16), verbose=False)
-    assert trainer.callback_metrics["test/r2_samples"] == 16
-    assert trainer.callback_metrics["test/clean_error"] < 0.2  # of all images
+    assert trainer.callback_metrics["test/robustness_score/r2/samples"] == 16
+    assert trainer.callback_metrics["test/accuracy/clean"] > 0.8  # of all images
     (events,) = (tmp_path / "lightning_logs").rglob("events*")
     assert b"test/margin_curve" in events.read_bytes()
 
@@ -68,13 +70,13 @@ def test_the_curve_is_on_tensorboard(trained, tmp_path):
 def test_validation_when_asked_and_in_training_after_some_epochs(trained, tmp_path):
     callback = RobustnessScore(FAST, max_batches=1)
     metrics = score(tmp_path, callback, trained, stage="validate")
-    assert metrics["val/r2_samples"] == 32
-    assert metrics["val/r2"] > 0
+    assert metrics["val/robustness_score/r2/samples"] == 32
+    assert metrics["val/robustness_score/r2"] > 0
     seen = {}
 
     class Watch(pl.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
-            seen[trainer.current_epoch] = "val/r2" in trainer.callback_metrics
+            seen[trainer.current_epoch] = "val/robustness_score/r2" in trainer.callback_metrics
 
     module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
     few = {"max_epochs": 3, "limit_train_batches": 1}
@@ -126,10 +128,12 @@ def test_r4_and_its_record(trained, sampler, tmp_path):
             total += (float(near.double().mean()) if len(near) else 1.0) / epsilon
     expected = total / 299 / 50
     assert 0.05 < torch.stack(agrees).double().mean() < 0.95
-    assert metrics["test/r4"] == pytest.approx(expected, rel=1e-3)
-    assert metrics["test/r4_normalized"] == pytest.approx(expected / float((1 / epsilons).mean()), rel=1e-3)
-    assert metrics["test/r4_integral"] == pytest.approx(28 * expected, rel=1e-3)
-    assert metrics["test/r4_samples"] == 299
+    assert metrics["test/robustness_score/r4"] == pytest.approx(expected, rel=1e-3)
+    assert metrics["test/robustness_score/r4/normalized"] == pytest.approx(
+        expected / float((1 / epsilons).mean()), rel=1e-3
+    )
+    assert metrics["test/robustness_score/r4/integral"] == pytest.approx(28 * expected, rel=1e-3)
+    assert metrics["test/robustness_score/r4/samples"] == 299
 
 
 def test_all_models_have_the_same_draws(trained, sampler, tmp_path):
@@ -157,9 +161,9 @@ def test_accuracy_of_each_corruption_and_their_mean(written, tmp_path):
         part = data.load_corruption(name)
         x, y = part[torch.arange(len(part))]
         means.append(float((module(x).argmax(1) == y).double().mean()))
-        assert float(metrics[f"test/accuracy/{name}"]) == pytest.approx(means[-1])
-    assert float(metrics["test/accuracy/mean"]) == pytest.approx(sum(means) / 15)
-    assert float(metrics["test/accuracy/mean"]) == pytest.approx(1 - float(metrics["test/clean_error"]))
+        assert float(metrics[f"test/accuracy/group/{name}"]) == pytest.approx(means[-1])
+    assert float(metrics["test/accuracy/group/mean"]) == pytest.approx(sum(means) / 15)
+    assert float(metrics["test/accuracy/group/mean"]) == pytest.approx(float(metrics["test/accuracy/clean"]))
 
 
 def test_a_part_of_the_corruptions_or_other_data_is_an_error(written, trained, tmp_path):

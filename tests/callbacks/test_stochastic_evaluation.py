@@ -28,7 +28,8 @@ def evaluate(module, attack, **settings):
     trainer = trainer_with(evaluation)
     metrics = trainer.test(module, Digits(eval_batch_size=299), verbose=False)[0]
     start = "test/accuracy/"
-    return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+    accuracies = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+    return {name.replace(f"/linf_{module.epsilon}", ""): value for name, value in accuracies.items()}
 
 
 def test_metrics_equal_a_plain_computation(noisy):
@@ -43,7 +44,7 @@ def test_metrics_equal_a_plain_computation(noisy):
         expected.update(metrics | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
         fractions[name] = correct.mean(0)
 
-    attacks = {"pgd": PGD(3), "pgd/eot": PGD(3, num_samples=4)}
+    attacks = {"pgd": PGD(3), "pgd_eot": PGD(3, num_samples=4)}
     with torch.no_grad():
         with numbered((0,), range(299)), part():
             classify("clean", x)
@@ -57,16 +58,18 @@ def test_metrics_equal_a_plain_computation(noisy):
             with part(), without_noise(noisy):
                 x_adv = PGD(3)(noisy, LinfBall(0.05), x, y)
             with part():
-                classify("pgd/mean_network", x_adv)
+                classify("pgd_mean_network", x_adv)
         with without_noise(noisy):
-            for name, these in (("clean", x), ("pgd", x_adv)):
+            for name, these in (("clean", x), ("pgd_mean_network", x_adv)):
                 expected[f"{name}/noise_off"] = (noisy(these).argmax(1) == y).float().mean()
-    worst = torch.stack([fractions[name] for name in ("pgd", "pgd/eot", "pgd/mean_network")]).amin(0).mean()
-    expected |= dict.fromkeys(("pgd/worst", "union", "average"), worst)
+    worst = torch.stack([fractions[name] for name in ("pgd", "pgd_eot", "pgd_mean_network")]).amin(0).mean()
+    expected |= dict.fromkeys(("pgd_worst", "union", "average"), worst)
 
     measured = evaluate(noisy, PGD(3), num_samples=6, gradient_samples=4)
+    expected["clean/attacked"] = expected["clean"]
+    del expected["clean"], measured["clean"]  # this is a single pass
     assert measured == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-6)
-    assert 0 < measured["pgd/std"] < measured["pgd/worst"] < measured["pgd"] < measured["clean"] < 1
+    assert 0 < measured["pgd/std"] < measured["pgd_worst"] < measured["pgd"] < measured["clean/attacked"] < 1
 
 
 def test_noise_that_hides_the_gradient_is_found_out(noisy):
@@ -75,9 +78,9 @@ def test_noise_that_hides_the_gradient_is_found_out(noisy):
     injections(loud)[0].theta.data.fill_(1.5)
     loud.epsilon = 0.1
     metrics = evaluate(loud, PGD(1, start="clean"))
-    assert metrics["pgd/eot"] < metrics["pgd"] - 0.02
-    assert metrics["pgd/mean_network"] < metrics["pgd"] - 0.005
-    assert metrics["clean/vote"] > metrics["clean"] + 0.02
+    assert metrics["pgd_eot"] < metrics["pgd"] - 0.02
+    assert metrics["pgd_mean_network"] < metrics["pgd"] - 0.005
+    assert metrics["clean/vote"] > metrics["clean/attacked"] + 0.02
 
 
 def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(noisy):
@@ -88,7 +91,7 @@ def test_attacks_that_average_themselves_have_no_variants_and_fit_runs_none(nois
     trainer = trainer_with(evaluation, max_epochs=1, limit_train_batches=1)
     trainer.fit(copy.deepcopy(noisy), datamodule=Digits())
     names = {name for name in trainer.callback_metrics if "pgd" in name}
-    assert names == {"val/accuracy/pgd", "val/accuracy/pgd/std", "val/accuracy/pgd/vote"}
+    assert names == {f"val/accuracy/pgd/linf_0.05{part}" for part in ("", "/std", "/vote")}
 
 
 def test_without_noise_the_metrics_are_those_of_any_network(noisy):
@@ -102,6 +105,6 @@ def test_without_noise_the_expectation_is_left_out(trained):
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
     metrics = evaluate(trained, attack)
     hook.remove()
-    assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, clean_error, clean, two steps, the verdict
+    assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, accuracy/clean, clean images, two steps, the verdict
     assert metrics == evaluate(trained, PGD(2, start="clean"))
     assert attack.num_samples == 7

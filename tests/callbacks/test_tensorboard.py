@@ -21,7 +21,7 @@ from robust.progress import unwatch, watch
 from robust.threat_models import LinfBall
 from tests.callbacks.trained import images, stored
 from tests.small_run import SMALL
-from tests.testers import DDP, QUIET, ROOT, last_checkpoint
+from tests.testers import DDP, QUIET, ROOT, assert_registered, last_checkpoint
 from tests.two_processes import run_together
 
 LOUD = [setting for setting in QUIET if "logger" not in setting]
@@ -51,10 +51,15 @@ def log(folder):
     return events(folder)
 
 
-def test_text_has_the_command_and_the_settings(log):
+def test_text_has_the_command_the_settings_and_the_metrics(log):
     assert "python train.py" in text(log, "command")
+    assert "| `accuracy/clean` | fraction | ↑ |" in text(log, "metrics")
     settings = yaml.safe_load("\n".join(line[4:] for line in text(log, "settings").splitlines()))
     assert settings["data"]["init_args"]["batch_size"] == 8
+
+
+def test_scalars_have_registered_names(log):
+    assert_registered(set(log.Tags()["scalars"]) - {"epoch"})
 
 
 def test_rates_and_throughput_are_logged_with_the_loss(log):
@@ -68,13 +73,15 @@ def test_rates_and_throughput_are_logged_with_the_loss(log):
     assert all(1 < speed < 1e6 for speed in speeds)
 
 
-def test_the_first_view_of_the_layout_is_loss_errors_accuracies_and_epsilon(log):
+def test_the_first_view_of_the_layout_is_loss_accuracies_and_epsilon(log):
     (event,) = log.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     first = layout.category[0]
     assert [chart.title for chart in first.chart] == [
-        "loss", "clean and robust error", "clean and robust accuracy", "epsilon",
-    ]  # fmt: skip
+        "loss (lower is better)",
+        "clean, attacked and certified accuracy (fraction, higher is better)",
+        "epsilon (pixel units)",
+    ]
 
 
 def test_hparams_have_the_settings_and_the_final_metrics(folder):
@@ -86,16 +93,19 @@ def test_hparams_have_the_settings_and_the_final_metrics(folder):
     assert settings["model"].string_value == "AdversarialTraining"
     assert settings["model.epsilon"].number_value == pytest.approx(0.1)
     assert settings["model.lr_scheduler.gamma"].number_value == 0.5
-    assert "val/clean_error" in log.Tags()["scalars"]
-    (tested,) = log.Scalars("test/clean_error")
+    assert "val/accuracy/clean" in log.Tags()["scalars"]
+    (tested,) = log.Scalars("test/accuracy/clean")
     record = json.loads((folder / "results.json").read_text())["test"]["metrics"]
-    assert tested.value == pytest.approx(record["test/clean_error"])
+    assert tested.value == pytest.approx(record["test/accuracy/clean"])
     assert not any(tag.startswith("train/") for tag in log.Tags()["scalars"])
 
 
 def test_adversarial_examples_are_drawn_after_the_last_epoch_and_in_the_test(log, folder):
-    assert set(log.Tags()["images"]) == {f"{stage}/adversarial_examples/linf" for stage in ("val", "test")}
-    assert {path.name for path in (folder / "adversarial_examples").iterdir()} == {"val_linf.png", "test_linf.png"}
+    assert set(log.Tags()["images"]) == {f"{stage}/adversarial_examples/linf_0.1" for stage in ("val", "test")}
+    assert {path.name for path in (folder / "adversarial_examples").iterdir()} == {
+        "val_linf_0.1.png",
+        "test_linf_0.1.png",
+    }
 
 
 def test_the_pages_blocks_work(tmp_path):
@@ -109,7 +119,7 @@ def test_the_pages_blocks_work(tmp_path):
     ]
     train.main(["fit", *SMALL, *LOUD, *settings])
     log = events(tmp_path / "lightning_logs" / "version_0")
-    pictures = log.Images("val/adversarial_examples/linf")
+    pictures = log.Images("val/adversarial_examples/linf_0.1")
     assert len(pictures) == 2
     assert {picture.width for picture in pictures} == {390}  # of three images, not eight
 

@@ -42,7 +42,8 @@ def strongest(network, x, y, alpha, steps, step_size, epsilon, restarts):
 def test_metrics_equal_a_plain_computation(trained, inference_mode):
     settings = {"steps": 4, "step_size": 0.01, "epsilon": 0.03, "restarts": 2}
     x, y = images()
-    expected = {"test/a_nat": (trained(x).argmax(1) == y).float().mean().item(), "test/a_samples": 299}
+    expected = {"test/accuracy/clean": (trained(x).argmax(1) == y).float().mean().item()}
+    expected["test/weighted_accuracy/samples"] = 299
     for attack_alpha in (0.0, 1.0, 2.0):
         with numbered((7,), range(299)), part():
             p = trained(strongest(trained, x, y, attack_alpha, **settings)).softmax(1).double()
@@ -50,19 +51,19 @@ def test_metrics_equal_a_plain_computation(trained, inference_mode):
         margins = label - p.masked_fill(F.one_hot(y, 10).bool(), 0).amax(1)
         for alpha in (1.0, 2.0) if attack_alpha == 0 else (attack_alpha,):
             weights = (-alpha * margins).exp()
-            name = f"test/{'a_sa' if attack_alpha == 0 else 'a_tr'}/alpha_{alpha:g}"
+            kind = "a_sa" if attack_alpha == 0 else "a_tr"
+            name = f"test/weighted_accuracy/{kind}/linf_0.03/alpha_{alpha:g}"
             expected[name] = (weights[margins > 0].sum() / weights.sum()).item()
             expected[f"{name}/effective_samples"] = (weights.sum() ** 2 / (weights**2).sum()).item()
         if attack_alpha == 0:
-            expected["test/a_rob"] = (margins > 0).float().mean().item()
+            expected["test/accuracy/a_rob/linf_0.03"] = (margins > 0).float().mean().item()
 
     evaluation = WeightedMinimaxEvaluation(alphas=(1.0, 2.0), seed=7, **settings)
     trainer = trainer_with(evaluation, inference_mode=inference_mode)
     measured = trainer.test(trained, Digits(eval_batch_size=299), verbose=False)[0]
-    del measured["test/clean_error"]
     assert measured == pytest.approx(expected, rel=1e-5)
-    assert measured["test/a_sa/alpha_2"] < measured["test/a_sa/alpha_1"] < measured["test/a_rob"]
-    assert measured["test/a_rob"] < measured["test/a_nat"]
+    weighted, robust = "test/weighted_accuracy/a_sa/linf_0.03", measured["test/accuracy/a_rob/linf_0.03"]
+    assert measured[f"{weighted}/alpha_2"] < measured[f"{weighted}/alpha_1"] < robust < measured["test/accuracy/clean"]
 
 
 def test_alpha_0_gives_equal_weights_and_the_radius_is_the_modules_by_default(trained):
@@ -70,11 +71,14 @@ def test_alpha_0_gives_equal_weights_and_the_radius_is_the_modules_by_default(tr
     for epsilon in (None, trained.epsilon, 0.5 * trained.epsilon):
         evaluation = WeightedMinimaxEvaluation(3, 0.02, epsilon, restarts=1, alphas=(0.0,))
         metrics[epsilon] = trainer_with(evaluation).test(trained, Digits(eval_batch_size=100), verbose=False)[0]
-    for values in metrics.values():
-        assert values["test/a_tr/alpha_0"] == values["test/a_sa/alpha_0"] == pytest.approx(values["test/a_rob"])
-        assert values["test/a_sa/alpha_0/effective_samples"] == values["test/a_samples"] == 299
+    robust = []
+    for values, ball in zip(metrics.values(), ("linf_0.05", "linf_0.05", "linf_0.025"), strict=True):
+        a_sa, a_tr = (f"test/weighted_accuracy/{kind}/{ball}/alpha_0" for kind in ("a_sa", "a_tr"))
+        robust.append(values[f"test/accuracy/a_rob/{ball}"])
+        assert values[a_tr] == values[a_sa] == pytest.approx(robust[-1])
+        assert values[f"{a_sa}/effective_samples"] == values["test/weighted_accuracy/samples"] == 299
     assert metrics[None] == metrics[trained.epsilon]
-    assert metrics[None]["test/a_rob"] < metrics[0.5 * trained.epsilon]["test/a_rob"]
+    assert robust[0] < robust[2]
 
 
 @pytest.mark.parametrize("kind", [WeightedMinimaxEvaluation, GradientMaskingChecks])

@@ -77,4 +77,4 @@ def test_runs_from_its_config(name, tmp_path, request):
         arguments.append(f"--data.pseudo_labelled={tmp_path / 'more.npz'}")
     train.main(arguments)
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    assert 0 <= results_in(record)["metrics"]["test/clean_error"] <= 1
+    assert 0 <= results_in(record)["metrics"]["test/accuracy/clean"] <= 1

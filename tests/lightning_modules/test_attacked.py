@@ -287,7 +287,7 @@ def test_radii_are_smoothed_bounded_and_stored(tmp_path):
 def test_the_threat_model_is_the_norms_ball(norm):
     module = AdversarialTraining(network(), 0.5, norm)
     (name,) = module.threat_models(data()[0], 0.5)
-    assert name == norm
+    assert name == f"{norm}_0.5"
     x, _ = data()
     assert bool(module.threat_model(0.5).contains(module.threat_model(0.5).sample(x), x).all())
 

@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
 def test_without_a_generator_budgets_are_uniform():
     module = small_module(generator=None)
     x, _ = next(iter(batches()))
-    assert list(module.threat_models(x, 0.1)) == ["uniform"]
+    assert list(module.threat_models(x, 0.1)) == ["linf_0.1"]
     box = module.threat_model(x, 0.1).interval(x)
     torch.testing.assert_close(box.upper, (x + 0.1).clamp(max=1))
 
@@ -198,13 +198,13 @@ def test_it_learns_to_be_certified_on_real_digits():
     untrained = trainer.validate(module, data, verbose=False)[0]
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
-    assert untrained["val/verified_error/learned"] == 1
-    # 0.21 and 0.57 to 0.61, of 299 images, where their standard errors are below 0.03
-    assert metrics["test/verified_error/learned"] < 0.35
-    assert metrics["test/verified_error/learned"] < metrics["test/verified_error/uniform"] - 0.1
-    for name in ("learned", "uniform"):
-        errors = [metrics[f"test/{kind}"] for kind in ("clean_error", f"pgd_error/{name}", f"verified_error/{name}")]
-        assert errors == sorted(errors)
-    assert metrics["test/budget/log_volume_error"] < 1e-6
-    assert metrics["test/budget/min"] >= 0.05 - 1e-6
-    assert metrics["test/budget/max"] <= 0.2 + 1e-6
+    assert untrained["val/certified_accuracy/own_budgets"] == 0
+    # 0.79 and 0.39 to 0.43, of 299 images, where their standard errors are below 0.03
+    own, uniform = (metrics[f"test/certified_accuracy/{name}"] for name in ("own_budgets", "linf_0.1"))
+    assert own > 0.65
+    assert own > uniform + 0.1
+    for name, certified in (("own_budgets", own), ("linf_0.1", uniform)):
+        assert certified <= metrics[f"test/accuracy/pgd_5/{name}"] <= metrics["test/accuracy/clean"]
+    assert metrics["test/budget/own_budgets/log_volume_error"] < 1e-6
+    assert metrics["test/budget/own_budgets/min"] >= 0.05 - 1e-6
+    assert metrics["test/budget/own_budgets/max"] <= 0.2 + 1e-6

@@ -287,7 +287,7 @@ def test_standard_training_works_in_half_precision():
     module = StandardTraining(small(), optimizer=lambda params: SGD(params, lr=0.01))
     call("fit", module, X, Y, precision="bf16-true")
     (metrics,) = call("test", module, X, Y, precision="bf16-true")
-    assert 0 <= metrics["test/clean_error"] <= 1
+    assert 0 <= metrics["test/accuracy/clean"] <= 1
     with pytest.raises(SettingError, match=r"^images of test batch 0: got 'values from"):
         call("test", module, 2 * X, Y, precision="bf16-true")
 

@@ -252,7 +252,7 @@ def test_multi_steepest_descent_trains_on_its_attack():
 def test_a_ramp_of_epsilon_scales_all_three_balls():
     module = make()
     assert {name: model.radius for name, model in module.threat_models(data()[0], 0.05).items()} == pytest.approx(
-        {"linf": 0.05, "l2": 0.25, "l1": 1.0}
+        {"linf_0.05": 0.05, "l2_0.25": 0.25, "l1_1": 1.0}
     )
 
 

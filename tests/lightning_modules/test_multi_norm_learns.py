@@ -23,12 +23,13 @@ def accuracies(method, folder, *settings):
     evaluation = ["--trainer.callbacks=[]", f"--config={CONFIGS / 'evaluation' / 'multi_norm_digits.yaml'}"]
     _, record = run("test", [*settings, *evaluation, f"--ckpt_path={last_checkpoint(folder)}"], folder / "test")
     result = {name.removeprefix("test/accuracy/"): value for name, value in record["metrics"].items()}
-    norms = [result[norm] for norm in ("linf", "l2", "l1")]
+    norms = [result[f"worst/{norm}"] for norm in ("linf", "l2", "l1")]
     assert result["union"] <= min(norms)
     assert max(norms) <= result["clean"]
     assert result["average"] == pytest.approx(sum(norms) / 3)
-    for norm in ("linf", "l2", "l1"):
-        assert result[norm] <= min(result[f"{attack}_{norm}"] for attack in ("pgd", "apgd", "apgd_targeted"))
+    for ball in ("linf_0.1", "l2_1.5", "l1_12"):
+        attacked = min(result[f"{attack}/{ball}"] for attack in ("pgd", "apgd", "apgd_targeted"))
+        assert result[f"worst/{ball.split('_')[0]}"] <= attacked
     return result
 
 
