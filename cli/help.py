@@ -27,7 +27,7 @@ def install() -> None:
 def _known_classes(action: Any) -> str:
     """The classes of this project that a setting takes, or else those of others; three at most."""
     paths = _typehints.get_all_subclass_paths(action._typehint, closed_types=False)
-    ours = [path for path in paths if path.startswith(OURS)] or paths
+    ours = [path for package in OURS for path in sorted(paths) if path.startswith(package)] or paths
     names = ", ".join(ours[:MOST])
     return (
         f", known subclasses: {names}{f' and {len(paths) - len(ours[:MOST])} more' if len(paths) > MOST else ''}"

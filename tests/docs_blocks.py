@@ -106,9 +106,11 @@ def program(call):
 
 def accept(arguments):
     """Let ``train.py`` parse a command line, without the checkpoint, which is not there."""
-    if "--ckpt_path" in arguments and arguments[0] != "export":
+    if "--ckpt_path" in arguments:
         place = arguments.index("--ckpt_path")
         arguments = arguments[:place] + arguments[place + 2 :]
+    if arguments[0] == "export" and "--config" not in arguments:
+        arguments = [*arguments, "--model=StandardTraining", "--model.classifier=robust.networks.DMSmall"]
     with pytest.raises(SystemExit) as stop:
         train.main([*arguments, "--print_config"])
     assert stop.value.code == 0, arguments

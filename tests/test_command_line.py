@@ -111,7 +111,7 @@ def test_help_of_a_method_fits_in_two_screens(capsys, monkeypatch):
     lines = helped(["fit", "--model.help=ContextualBudgets"], capsys, monkeypatch)
     assert len(lines) <= 100
     text = " ".join(line.strip() for line in lines)
-    assert "known subclasses: robust.networks.DMSmall, " in text
+    assert "known subclasses: robust.networks." in text
     assert re.search(r"known subclasses: [^)]* and \d+ more\)", text)
 
 

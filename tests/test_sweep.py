@@ -106,8 +106,14 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objectives": {"test/accuracy/clean": "minimize"}}, "objectives: got 'test/accuracy/clean'; give a metric of"),
-        ({"objectives": {"val/accuracy/clean": "lower"}}, "objectives.val/accuracy/clean: got 'lower'; give maximize or"),
+        (
+            {"objectives": {"test/accuracy/clean": "minimize"}},
+            "objectives: got 'test/accuracy/clean'; give a metric of",
+        ),
+        (
+            {"objectives": {"val/accuracy/clean": "lower"}},
+            "objectives.val/accuracy/clean: got 'lower'; give maximize or",
+        ),
         ({"objectives": {}}, "objectives: got {}; name at least one metric"),
         ({"settings": {}}, "settings: got {}; name at least one setting"),
         ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),
