@@ -29,7 +29,7 @@ class Results(Callback):
     """Writes the metrics and settings of a run at the end of ``fit``, ``validate`` and ``test``.
 
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
-    ``metrics`` (name to value; :mod:`robust.metric_names.registry` has units and meanings), ``command``, ``method``,
+    ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time``
     (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
