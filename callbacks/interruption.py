@@ -33,6 +33,7 @@ class Interruption(Callback):
 
     def __init__(self) -> None:
         self._signum = 0
+        self._handle: Any = None
         self._handlers: dict[int, Any] = {}
 
     def signal_on_any_rank(self, trainer: Trainer) -> int:
@@ -54,13 +55,14 @@ class Interruption(Callback):
             self._signum = signum
             sys.stderr.write("\nStopping after this batch; a second signal stops at once.\n")
 
-        self._signum = 0
+        self._signum, self._handle = 0, handle
         self._handlers = {signum: signal.signal(signum, handle) for signum in SIGNALS}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the previous handlers."""
+        """Restore the previous handlers, unless Lightning has restored those before its own."""
         for signum, handler in self._handlers.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(signum) is self._handle:
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -207,3 +207,10 @@ def test_a_filename_stays_in_its_folder(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run("fit", [*SMALL, f"--checkpoint.filename={name}"], tmp_path)
         assert f"checkpoint.filename: got '{name}'; give a name inside" in capsys.readouterr().err
+
+
+def test_a_run_leaves_no_handler_of_signals(tmp_path):
+    """A handler would keep the trainer and all that it holds in memory, run behind run."""
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
