@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -139,8 +139,11 @@ class FileImages(LabelledImages):
         return TensorImages(images, self.labels, num_classes)
 
 
-class RawImages(Dataset[Batch]):
-    """Images that are read as bytes and scaled on the device, which copies a quarter of the memory of floats.
+Item = TypeVar("Item")
+
+
+class _Reader(Dataset[Item]):
+    """Reads batches of images in one form.
 
     Args:
         images: images to read.
@@ -152,25 +155,18 @@ class RawImages(Dataset[Batch]):
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
+
+
+class RawImages(_Reader[Batch]):
+    """Images that are read as bytes and scaled on the device, which copies a quarter of the memory of floats."""
 
     def __getitem__(self, indices: Tensor) -> Batch:
         """The batch of images at ``indices``, shape (B,), as they are stored."""
         return self.images.raw(indices)
 
 
-class Unlabelled(Dataset[Tensor]):
-    """Images without their labels.
-
-    Args:
-        images: images to read.
-    """
-
-    def __init__(self, images: LabelledImages) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
+class Unlabelled(_Reader[Tensor]):
+    """Images without their labels."""
 
     def __getitem__(self, indices: Tensor) -> Tensor:
         """The images at ``indices``, shape (B,), as they are stored."""

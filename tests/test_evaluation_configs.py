@@ -198,8 +198,9 @@ def test_an_empty_list_before_it_leaves_out_the_methods_callbacks(method, tmp_pa
     assert "test/certified_accuracy/linf_0.1" not in record["metrics"]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
+def every_evaluation():
+    """Callbacks that measure with few steps and without draws."""
+
     def pgd(kind, epsilon):
         return {
             "attack": {"class_path": "robust.attacks.PGD", "init_args": {"steps": 2, "start": "clean"}},
@@ -213,7 +214,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     r4 = {"class_path": "robust.scores.R4", "init_args": {"sampler": sampler}}
     search = {"class_path": "robust.bounds.LargestCertifiedBox", "init_args": {"steps": 20, "learning_rate": 0.03}}
     volume = {"search": search, "num_samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
-    callbacks = [
+    return [
         {"class_path": "AdversarialEvaluation", "init_args": adversarial},
         {"class_path": "WeightedMinimaxEvaluation", "init_args": weighted},
         {
@@ -224,7 +225,11 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
         {"class_path": "SampledRobustness", "init_args": {"score": r4, "epsilons": 10}},
         {"class_path": "CertifiedVolume", "init_args": volume},
     ]
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": every_evaluation()}}))
     settings = [*method, f"--config={tmp_path / 'evaluation.yaml'}", "--data=tests.few_digits.FewDigits"]
     settings.append("--data.eval_batch_size=24")
     _, one = run("test", settings, tmp_path / "one")

@@ -7,6 +7,7 @@ import pytest
 
 import train
 from cli.user_modules import checkout_names
+from tests.docs_blocks import blocks, calls
 from tests.programs import Program
 from tests.testers import QUIET, ROOT, error_of, results_in
 
@@ -134,3 +135,17 @@ def test_a_module_beside_the_config_file_is_found_and_one_that_clashes_is_refuse
     (clash / "mine.yaml").write_text("model: {class_path: StandardTraining}")
     error = error_of(["fit", f"--config={clash / 'mine.yaml'}", *quiet], capsys)
     assert error.startswith(f"callbacks: got '{clash}/callbacks.py'; robust-lightning has a module of this name")
+
+
+def test_the_files_of_the_page_on_own_code_work_in_a_process_of_its_own(tmp_path):
+    page = blocks(ROOT / "docs" / "own_code.md")
+    for block in page:
+        if block.language != "bash":
+            block.save(tmp_path)
+    first = next(block for block in page if block.language == "bash")
+    (_, arguments), *_ = calls(first, tmp_path)
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
+    program = Program([*arguments, *few, "--trainer.enable_progress_bar=false"], tmp_path)
+    assert program.wait() == 0, program.stderr
+    (record,) = tmp_path.rglob("results.json")
+    assert results_in(record)["method"] == "NoiseTraining"

@@ -1,4 +1,4 @@
-"""The names that metrics had before version 2, to read older records and to explain older settings.
+"""The names that metrics had before they were accuracies, to read older records and to explain older settings.
 
 Errors became accuracies, and threat models got their sizes. A table has the names of single metrics; the names of
 accuracies under attack depend on the settings of the run, too.
