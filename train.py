@@ -31,7 +31,14 @@ from cli.trainer_settings import check_trainer, num_processes
 from cli.user_code import constructor_error
 from cli.user_modules import add_folder
 from lightning_modules.base.settings import ResumeSettings
-from robust.errors import ContradictionError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
+from robust.errors import (
+    ContradictionError,
+    GradientError,
+    NonFiniteLogitsError,
+    NonFiniteLossError,
+    SettingError,
+    require,
+)
 
 LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
@@ -40,6 +47,7 @@ ONE_LINE = (
     SettingError,
     NonFiniteLossError,
     NonFiniteLogitsError,
+    GradientError,
     ContradictionError,
     MisconfigurationException,
     RefusedYAMLError,

@@ -15,6 +15,7 @@ from robust.losses import Loss, cross_entropy, dlr, margin
 from robust.modes import Mode, attack_mode
 from robust.random import part, rewound
 
+BISECTIONS = 20  # steps to where two flat regions of a network meet
 FEWEST = 8  # examples for which a loss that saturates is no matter of chance
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
@@ -147,13 +148,15 @@ class Checked(nn.Module):
         points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at), 0.7 * at + 0.2)
         with attack_mode(self.network, "frozen"):
             every = torch.stack([_with_the_same_noise(logits, point) for point in points])
-            if not (every - every[0]).abs().max() > 1e-6 * every.abs().max():
+            change = (every - every[0]).abs().flatten(1).amax(1)
+            if not change.max() > 1e-6 * every.abs().max():
                 return None
             slopes = [_has_slope(logits, point) for point in points]
+            between = any(slopes) or _slope_between(logits, at, points[int(change.argmax())])
         if slopes[0]:
             few = len(at) < FEWEST  # a network may be that sure of some images
             return None if few else "the loss saturates: ascend another (margin, dlr)"
-        return None if any(slopes) else "it rounds: let gradients through"
+        return None if between else "it rounds: let gradients through"
 
 
 def _has_slope(logits: Callable[[Tensor], Tensor], at: Tensor) -> bool:
@@ -164,6 +167,20 @@ def _has_slope(logits: Callable[[Tensor], Tensor], at: Tensor) -> bool:
         weights = torch.linspace(1, 2, each.shape[1], dtype=each.dtype, device=each.device)
         gradient = _differentiate((each * weights).sum(), at)
     return gradient is not None and bool(gradient.any())
+
+
+def _slope_between(logits: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> bool:
+    """Whether a logit has a slope on the way between points of different logits, which a network with steps lacks.
+
+    A network with flat regions, such as one whose ReLUs are off at both ends, has it where they meet.
+    """
+    for _ in range(BISECTIONS):
+        middle = (start + end) / 2
+        if _has_slope(logits, middle):
+            return True
+        first, here, last = (_with_the_same_noise(logits, point) for point in (start, middle, end))
+        start, end = (start, middle) if (here - first).abs().max() > (last - here).abs().max() else (middle, end)
+    return False
 
 
 _REMEDY = "clip or lower what overflows in it, or take Square, which needs no gradient"

@@ -127,6 +127,21 @@ def test_a_cross_entropy_that_saturates_is_an_error_and_the_margin_is_not():
         assert (x_adv != x).any()
 
 
+def test_a_network_of_two_flat_regions_is_no_error():
+    """Constant where an image's mean is above 0.03, another constant below 0.02, and a slope between them alone."""
+    x = 0.2 + 0.6 * images()[0]
+    pixels = x[0].numel()
+    layers = nn.Linear(pixels, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 5)
+    values = [(1 / pixels, -0.02), (-1.0, 0.01), (torch.arange(5.0)[:, None], 0.0)]
+    for layer, (weight, bias) in zip(layers[::2], values, strict=True):
+        nn.init.zeros_(layer.weight).data.add_(weight)
+        nn.init.constant_(layer.bias, bias)
+    network = nn.Sequential(nn.Flatten(), *layers)
+    assert not torch.equal(network(x[:1]), network(torch.zeros_like(x[:1])))
+    x_adv = PGD(2, start="clean")(network, BALL, x, network(x).argmax(1))
+    assert BALL.contains(x_adv, x).all()
+
+
 def test_images_at_which_all_relus_are_off_are_no_error():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Linear(8, 5))
