@@ -1,0 +1,217 @@
+"""Every metric that a run logs: the pattern of its name, its unit, its direction and its meaning.
+
+A name is ``<stage>/<metric>``, where the stage is ``train``, ``val`` or ``test``. In patterns, ``<...>`` stands for one
+part of a name, without slashes. A threat model's part is ``<norm>_<size>``, such as ``linf_0.1``, with the size in
+pixel units, or tells whose budgets it has, such as ``own_budgets``; budgets of another size than the model's epsilon
+append it, as in ``own_budgets_0.2``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Unit = Literal["fraction", "pixel units", "squared pixel units", "nats", "count", "per second", "none"]
+Direction = Literal["higher is better", "lower is better", "none"]
+STAGES = ("train", "val", "test")
+ARROWS: dict[Direction, str] = {"higher is better": "↑", "lower is better": "↓", "none": ""}
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What is known of all metrics of one pattern.
+
+    Args:
+        pattern: of the name without the stage.
+        unit: unit of the values; fractions are in [0, 1].
+        direction: which values are better.
+        meaning: one line.
+    """
+
+    pattern: str
+    unit: Unit
+    direction: Direction
+    meaning: str
+
+    def matches(self, metric: str) -> bool:
+        """Whether this is the pattern of a metric, given without its stage."""
+        return _compiled(self.pattern).fullmatch(metric) is not None
+
+
+def _accuracies(pattern: str, meaning: str) -> tuple[MetricInfo, ...]:
+    """A pattern of accuracies, with what is logged beside them for networks with noise."""
+    return (
+        MetricInfo(pattern, "fraction", "higher is better", meaning),
+        MetricInfo(f"{pattern}/std", "fraction", "none", "std of this accuracy over passes of a network with noise"),
+        MetricInfo(f"{pattern}/vote", "fraction", "higher is better", "the same, by majority vote over passes"),
+        MetricInfo(f"{pattern}/noise_off", "fraction", "higher is better", "the same images, classified without noise"),
+    )
+
+
+REGISTRY: tuple[MetricInfo, ...] = (
+    *_accuracies("accuracy/clean", "correct without perturbation, of all images"),
+    MetricInfo(
+        "accuracy/clean/attacked",
+        "fraction",
+        "higher is better",
+        "correct without perturbation, of the attacked images if these are not all; with noise the mean over passes",
+    ),
+    MetricInfo("accuracy/union", "fraction", "higher is better", "correct under every attack"),
+    MetricInfo("accuracy/average", "fraction", "higher is better", "mean over groups of attacks"),
+    MetricInfo("accuracy/worst/<group>", "fraction", "higher is better", "correct under every attack of the group"),
+    MetricInfo("accuracy/group/mean", "fraction", "higher is better", "mean over groups of the test data"),
+    MetricInfo("accuracy/group/<group>", "fraction", "higher is better", "correct, of a group of the test data"),
+    MetricInfo(
+        "accuracy/a_rob/<threat model>",
+        "fraction",
+        "higher is better",
+        "A_rob of weighted minimax risk: correct under PGD, where misclassified images are attacked too",
+    ),
+    *_accuracies("accuracy/<attack>/<threat model>", "correct without perturbation and under the attack"),
+    *_accuracies("accuracy_curve/<attack>/<threat model>", "accuracy under the attack at one of several radii"),
+    MetricInfo("certified_accuracy/<threat model>", "fraction", "higher is better", "correct and certified"),
+    MetricInfo(
+        "certified_accuracy/<threat model>/low", "fraction", "higher is better", "lower end of its confidence interval"
+    ),
+    MetricInfo(
+        "certified_accuracy/<threat model>/high", "fraction", "higher is better", "upper end of its confidence interval"
+    ),
+    MetricInfo(
+        "weighted_accuracy/a_sa/<threat model>/<alpha>",
+        "fraction",
+        "higher is better",
+        "A_sa of weighted minimax risk: accuracy on A_rob's images, where vulnerable ones count more",
+    ),
+    MetricInfo(
+        "weighted_accuracy/a_tr/<threat model>/<alpha>",
+        "fraction",
+        "higher is better",
+        "A_tr of weighted minimax risk: the same under an attack on the weighted loss",
+    ),
+    MetricInfo(
+        "weighted_accuracy/<name>/<threat model>/<alpha>/effective_samples",
+        "count",
+        "none",
+        "effective sample size of the weights",
+    ),
+    MetricInfo("weighted_accuracy/samples", "count", "none", "number of images"),
+    MetricInfo("attacked_samples", "count", "none", "number of images that AdversarialEvaluation covers"),
+    MetricInfo("recomputed_samples/<threat model>", "count", "none", "number of certificates that needed float64"),
+    MetricInfo("certified_volume/certified", "fraction", "higher is better", "images with any certified box"),
+    MetricInfo(
+        "certified_volume/epsilon",
+        "pixel units",
+        "higher is better",
+        "mean, over images with a certified box, of the uniform budget of the same volume",
+    ),
+    MetricInfo("certified_volume/samples", "count", "none", "number of images"),
+    MetricInfo("budget/<threat model>/min", "pixel units", "none", "smallest budget of a pixel"),
+    MetricInfo("budget/<threat model>/max", "pixel units", "none", "largest budget of a pixel"),
+    MetricInfo(
+        "budget/<threat model>/log_volume_error",
+        "nats",
+        "lower is better",
+        "largest distance of an image's mean log budget from log epsilon",
+    ),
+    MetricInfo("budget_region/<threat model>/<region>", "pixel units", "none", "mean budget on a region of the images"),
+    MetricInfo(
+        "budget_region/<threat model>/<region>/same_pixels",
+        "pixel units",
+        "none",
+        "the same with each pixel's budget replaced by its mean over all images",
+    ),
+    MetricInfo(
+        "budget_order/<threat model>/<order>",
+        "fraction",
+        "none",
+        "images whose mean budget is smaller on the first region than on the second",
+    ),
+    MetricInfo("robustness_score/r2", "pixel units", "higher is better", "R2: mean l2 distance to the boundary"),
+    MetricInfo("robustness_score/r2/area", "pixel units", "higher is better", "R2 as the area under the drawn curve"),
+    MetricInfo("robustness_score/r2/failed", "fraction", "none", "images on which every attack fails"),
+    MetricInfo("robustness_score/r2/closest/<attack>", "fraction", "none", "images to which this attack came closest"),
+    MetricInfo("robustness_score/<name>", "none", "higher is better", "mean over images and radii of the score"),
+    MetricInfo("robustness_score/<name>/integral", "none", "higher is better", "its integral over radii"),
+    MetricInfo(
+        "robustness_score/<name>/normalized", "fraction", "higher is better", "its ratio to a constant classifier's"
+    ),
+    MetricInfo("robustness_score/<name>/samples", "count", "none", "number of images"),
+    MetricInfo("masking/failed_checks", "count", "lower is better", "failed checks for masked gradients"),
+    MetricInfo("masking/samples", "count", "none", "number of images"),
+    MetricInfo("masking/accuracy/clean", "fraction", "higher is better", "correct without attack, of these images"),
+    MetricInfo(
+        "masking/accuracy/<attack>/<threat model>",
+        "fraction",
+        "higher is better",
+        "correct under an attack of the checks",
+    ),
+    MetricInfo("reconstruction", "squared pixel units", "lower is better", "an autoencoder's mean squared l2 distance"),
+    MetricInfo("loss", "none", "lower is better", "the method's loss on a batch"),
+    MetricInfo("epsilon", "pixel units", "none", "size of the threat model that the schedule has reached"),
+    MetricInfo("images_per_second", "per second", "higher is better", "images of training, over all processes"),
+    MetricInfo("learning_rate", "none", "none", "learning rate of the first optimizer"),
+    MetricInfo("learning_rate_<number>", "none", "none", "learning rate of another optimizer"),
+    MetricInfo("penalty", "none", "lower is better", "cross-Lipschitz penalty"),
+    MetricInfo("mean_radius", "pixel units", "none", "mean radius of the images of a batch"),
+    MetricInfo("kl", "nats", "lower is better", "divergence of the weights' distribution from the prior"),
+    MetricInfo("mean_strength", "none", "none", "mean strength of the injected noise"),
+    MetricInfo("mean_scale", "none", "none", "mean scale of the learned noise"),
+    MetricInfo("divergence", "nats", "lower is better", "mean divergence of the predictions in a batch"),
+    MetricInfo("meta_loss", "none", "lower is better", "loss of the generator of noise"),
+    MetricInfo("generator_gradient", "none", "none", "norm of the gradient of the generator of noise"),
+    MetricInfo("discrepancy", "none", "lower is better", "discrepancy of the codes from the prior"),
+    MetricInfo("generator_loss", "none", "lower is better", "loss of the generator of examples"),
+    MetricInfo("disagreement", "nats", "none", "mean cross-entropy between the predictions on two images"),
+    MetricInfo("flip_rate", "fraction", "none", "generated images whose predicted class differs"),
+    MetricInfo("distance", "pixel units", "none", "mean l2 distance of generated images"),
+)
+
+
+def find(name: str) -> MetricInfo | None:
+    """What the registry says of a metric, given with its stage; None if it is not in the registry.
+
+    >>> find("test/accuracy/pgd/linf_0.1").unit
+    'fraction'
+    >>> find("test/accuracy") is None
+    True
+    """
+    stage, _, metric = name.partition("/")
+    return _find(metric) if stage in STAGES else None
+
+
+@cache
+def _find(metric: str) -> MetricInfo | None:
+    return next((info for info in REGISTRY if info.matches(metric)), None)
+
+
+def threat_model_name(norm: str, epsilon: float) -> str:
+    """The part of a metric's name that says in which ball it was measured.
+
+    >>> threat_model_name("linf", 8 / 255)
+    'linf_0.0313725'
+
+    Args:
+        norm: of the ball.
+        epsilon: radius, in pixel units.
+    """
+    return f"{norm}_{epsilon:g}"
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile("".join("[^/]+" if part.startswith("<") else re.escape(part) for part in _parts(pattern)))
+
+
+def _parts(pattern: str) -> list[str]:
+    return re.split(r"(<[^>]*>)", pattern)
+
+
+def markdown_table() -> str:
+    """The registry as a table in Markdown."""
+    rows = [
+        f"| `{info.pattern}` | {info.unit} | {ARROWS[info.direction] or '-'} | {info.meaning} |"
+        for info in sorted(REGISTRY, key=lambda info: info.pattern)
+    ]
+    return "\n".join(["| metric | unit | better | meaning |", "| --- | --- | --- | --- |", *rows])
