@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import altair as alt
@@ -12,9 +11,9 @@ from reports.curves import Curve
 from reports.rows import Row
 
 Points = list[dict[str, Any]]
-# Okabe and Ito's colours but for black and yellow, which have too little contrast on one of the backgrounds
-MOST_COLORS = 12  # with more rows, colours are those of methods
-PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]
+MOST_COLORS = 10  # with more rows, colours are those of methods
+# Okabe and Ito's colours without black and yellow, and four more, each visible on white and on nearly black
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8b6fd1", "#7f8c1f", "#d6455d", "#7a8794"]
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
 _CONFIG = {
     "background": "transparent",
@@ -25,10 +24,10 @@ _CONFIG = {
         "gridColor": "currentColor",
         "gridOpacity": 0.15,
         "domainColor": "currentColor",
+        "tickColor": "currentColor",
         "labelLimit": 200,
-    }
-    | {"tickColor": "currentColor"},
-    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 280, "titleLimit": 280, "symbolLimit": 12},
+    },
+    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 320, "titleLimit": 280, "symbolLimit": 12},
 }
 
 
@@ -54,7 +53,7 @@ def by_epsilon(rows: list[Row], stage: str) -> Points:
         clean = row.value(f"{stage}/accuracy/clean")
         for name in row.metrics:
             found = re.fullmatch(
-                rf"{stage}/(certified_accuracy|accuracy/[^/]+|accuracy_curve/[^/]+)/(\w+)_([\d.e-]+)", name
+                rf"{stage}/(certified_accuracy|accuracy/[^/]+|accuracy_curve/[^/]+)/(linf|l2|l1)_([\d.e-]+)", name
             )
             value = row.value(name)
             if found is None or value is None:
@@ -139,8 +138,7 @@ def _is_robust(name: str, stage: str) -> bool:
 
 
 def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
-    options = list(dict.fromkeys(point["metric"] for point in points))
-    chosen, shown = _dropdown("metric", options)
+    chosen, shown = _dropdown("metric", points)
     x = alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     y = alt.Y("robust:Q", title="robust accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     base = alt.Chart(alt.Data(values=points)).transform_filter(shown)
@@ -155,7 +153,7 @@ def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
 
 
 def _lines(points: Points, color: alt.Color, x: str, x_title: str, y: str, y_title: str, choice: str) -> alt.LayerChart:
-    chosen, shown = _dropdown(choice, list(dict.fromkeys(point[choice] for point in points)))
+    chosen, shown = _dropdown(choice, points)
     base = alt.Chart(alt.Data(values=points)).transform_filter(shown)
     line = base.mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=2).encode(
         x=alt.X(x, title=x_title),
@@ -167,9 +165,12 @@ def _lines(points: Points, color: alt.Color, x: str, x_title: str, y: str, y_tit
     return _finished(alt.layer(line).add_params(chosen))
 
 
-def _dropdown(field: str, options: Iterable[str]) -> tuple[alt.Parameter, Any]:
-    """A choice of one of the options, and the filter of the points that it shows."""
-    options = list(options)
+def _dropdown(field: str, points: Points) -> tuple[alt.Parameter, Any]:
+    """A choice of one of the field's values, first what most rows have, and the filter of the points that it shows."""
+    rows: dict[str, set[str]] = {}
+    for point in points:
+        rows.setdefault(point[field], set()).add(point["row"])
+    options = sorted(rows, key=lambda option: -len(rows[option]))
     chosen = alt.param(
         name=f"chosen_{field}",
         value=options[0] if options else "",

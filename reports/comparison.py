@@ -73,8 +73,9 @@ def _difference(row: Row, baseline: Row, metric: str) -> Difference | None:
         return None
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
-        if len(set(ours)) == 1 and len(set(theirs)) == 1:
-            return Difference(value, WELCH, float(value == 0))  # without any variance t is infinite or undefined
+        ours, theirs = ([round(each, 12) for each in values] for values in (ours, theirs))
+        if len(set(ours)) == len(set(theirs)) == 1:
+            return Difference(value)  # t is not defined without any variance
         return Difference(value, WELCH, float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue))
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:

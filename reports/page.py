@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from robust.metric_names.registry import ARROWS, MetricInfo
 
 FOLDER = Path(__file__).parent / "template"
 PICTURES = ("budgets", "adversarial_examples", "decision_boundary")  # folders that the pictures' callbacks write
-MOST_COLUMNS = 8  # shown at first; the others by their boxes
+MOST_COLUMNS = 8  # shown at first, of those that half of the rows have; the others by their boxes
 
 
 class Column(NamedTuple):
@@ -34,22 +35,22 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value as text, for sorting, and its difference from the baseline."""
+    """A value as text and for sorting; its difference from the baseline, the statement on it, and better or worse."""
 
     text: str
     order: float | None
-    difference: str
-    sentence: str
-    mark: str
+    difference: str = ""
+    sentence: str = ""
+    kind: str = ""
 
 
 def html(report: Report) -> str:
     """The page."""
     environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    columns = [
-        Column(report.short(name), info, ARROWS[info.direction], index < MOST_COLUMNS)
-        for index, (name, info) in enumerate(report.columns)
-    ]
+    # a long name may break after its parts
+    environment.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split("(?<=[/_])", name))
+    shown = set(_first_columns(report))
+    columns = [Column(report.short(name), info, ARROWS[info.direction], name in shown) for name, info in report.columns]
     text = environment.get_template("page.html").render(
         report=report,
         columns=columns,
@@ -61,6 +62,14 @@ def html(report: Report) -> str:
         vega=Markup(vl_convert.javascript_bundle().replace("</script", "<\\/script")),
     )
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _first_columns(report: Report) -> list[str]:
+    """Names of the metrics that most rows have."""
+    names = [name for name, _ in report.columns]
+    counts = {name: sum(name in row.metrics for row in report.rows) for name in names}
+    common = [name for name in names if 2 * counts[name] >= len(report.rows)]
+    return (common or names)[:MOST_COLUMNS]
 
 
 def _part(name: str) -> Markup:
@@ -80,17 +89,19 @@ def _charts(report: Report) -> dict[str, Any]:
 
 
 def _cells(report: Report, index: int) -> list[Cell]:
-    cells = []
-    for name, info in report.columns:
-        value, found = report.rows[index].value(name), report.differences[name].get(index)
-        scale, unit = (100, " points") if info.unit == "fraction" else (1, "")
-        difference = f"{found.value * scale:+.3g}{unit}" if found else ""
-        mark = (
-            {True: "exceeds chance", False: "within chance", None: "not tested"}[found.exceeds_chance] if found else ""
-        )
-        order = None if value is None else value.mean
-        cells.append(Cell(cell(value, info.unit), order, difference, found.sentence if found else "", mark))
-    return cells
+    return [_cell(report, index, name, info) for name, info in report.columns]
+
+
+def _cell(report: Report, index: int, name: str, info: MetricInfo) -> Cell:
+    value, found = report.rows[index].value(name), report.differences[name].get(index)
+    text, order = cell(value, info.unit), None if value is None else value.mean
+    if found is None:
+        return Cell(text, order)
+    difference = f"{100 * found.value:+.2f} points" if info.unit == "fraction" else f"{found.value:+.3g}"
+    mark = {True: "exceeds chance", False: "within chance", None: "not tested"}[found.exceeds_chance]
+    better = (found.value > 0) == (info.direction == "higher is better")
+    kind = ("better" if better else "worse") if found.exceeds_chance else ""
+    return Cell(text, order, f"{difference}, {mark}".replace("-", "\N{MINUS SIGN}"), found.sentence, kind)
 
 
 def _details(row: Row) -> dict[str, Any]:

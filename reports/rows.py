@@ -104,7 +104,9 @@ def _label(rows: list[Row]) -> None:
         differing = _differing(flat)
         for row, each in zip(same, flat, strict=True):
             details = [
-                f"{name.removeprefix('model.')} {each[name]}" for name in differing if each.get(name) is not None
+                f"{name.removeprefix('model.')} {_short(each[name])}"
+                for name in differing
+                if each.get(name) is not None
             ]
             more = f", {len(details) - MOST_DETAILS} more settings" if len(details) > MOST_DETAILS else ""
             row.label = f"{method}: {', '.join(details[:MOST_DETAILS])}{more}" if details else method
@@ -118,5 +120,9 @@ def _differing(flat: list[dict[str, Any]]) -> list[str]:
     """Names of settings with more than one value, the model's first and classes before their settings."""
     names = dict.fromkeys(name for each in flat for name in each)
     values = {name: {settings.text(each.get(name)) for each in flat} for name in names}
-    found = [name for name in names if len(values[name]) > 1]
+    found = [name for name in names if len(values[name]) > 1 and name != "model"]  # that is the method
     return sorted(found, key=lambda name: (not name.startswith("model"), name.count("."), name))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

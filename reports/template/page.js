@@ -46,6 +46,7 @@ for (const box of document.querySelectorAll("#chooser input")) {
 for (const header of table.tHead.rows[0].cells) header.querySelector("button").addEventListener("click", () => sortBy(header));
 for (const spec of document.querySelectorAll('script[id^="spec-"]')) {
   const chart = document.getElementById(spec.id.replace("spec-", "chart-"));
-  vegaEmbed(chart, JSON.parse(spec.textContent), { renderer: "svg", actions: false, ast: false });
+  const bind = document.getElementById(spec.id.replace("spec-", "choice-"));
+  vegaEmbed(chart, JSON.parse(spec.textContent), { renderer: "svg", actions: false, bind });
 }
 showRows();
