@@ -15,7 +15,7 @@ MOST_COLORS = 10  # with more rows, colours are those of methods
 # Okabe and Ito's colours without black and yellow, and four more, each visible on white and on nearly black
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8b6fd1", "#7f8c1f", "#d6455d", "#7a8794"]
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
     "view": {"stroke": "transparent"},
@@ -27,7 +27,7 @@ _CONFIG = {
         "tickColor": "currentColor",
         "labelLimit": 200,
     },
-    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 320, "titleLimit": 280, "symbolLimit": 12},
+    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 260, "titleLimit": 280, "symbolLimit": 12},
 }
 
 
@@ -141,7 +141,7 @@ def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
     chosen, shown = _dropdown("metric", points)
     x = alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     y = alt.Y("robust:Q", title="robust accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
-    base = alt.Chart(alt.Data(values=points)).transform_filter(shown)
+    base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
     line = base.transform_filter("datum.front").mark_line(color="currentColor", opacity=0.5, strokeDash=[4, 3])
     dots = base.mark_point(filled=True, size=110, opacity=0.95)
     tooltip = ["row:N", alt.Tooltip("clean:Q", format=".2%"), alt.Tooltip("robust:Q", format=".2%")]
@@ -154,7 +154,7 @@ def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
 
 def _lines(points: Points, color: alt.Color, x: str, x_title: str, y: str, y_title: str, choice: str) -> alt.LayerChart:
     chosen, shown = _dropdown(choice, points)
-    base = alt.Chart(alt.Data(values=points)).transform_filter(shown)
+    base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
     line = base.mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=2).encode(
         x=alt.X(x, title=x_title),
         y=alt.Y(y, title=y_title),
@@ -179,5 +179,6 @@ def _dropdown(field: str, points: Points) -> tuple[alt.Parameter, Any]:
     return chosen, f"datum.{field} == {chosen.name}"
 
 
-def _finished(chart: alt.LayerChart) -> alt.LayerChart:
-    return chart.properties(width="container", height=300).configure(**_CONFIG)
+def _finished(chart: alt.LayerChart | alt.FacetChart) -> alt.LayerChart:
+    finished: alt.LayerChart = chart.properties(width="container", height=300).configure(**_CONFIG)
+    return finished

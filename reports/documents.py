@@ -3,8 +3,9 @@
 A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the table between them is that of
 ``results/tables/NAME.yaml``, with ``columns`` and ``rows``:
 
-- A column has a ``title``, and either ``metrics``, a list of names, with ``show`` (``error %``, ``accuracy %`` or
-  ``plain``) and ``digits``; or ``field``, a key of the run's last record, such as ``commit`` or ``wall_time``.
+- A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
+  ``show`` (``error %``, ``accuracy %`` or ``plain``) and ``digits``; or ``field``, a key of the run's last record, such
+  as ``commit`` or ``wall_time``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
 """
@@ -63,7 +64,7 @@ def table(results: Path, name: str) -> str:
     complete = isinstance(content, dict) and content.keys() == {"columns", "rows"}
     require(complete, "results", name, "give columns and rows in its YAML file")
     columns = content["columns"]
-    lines = [["", *(column["title"] for column in columns)], ["---"] * (len(columns) + 1)]
+    lines = [["run", *(column["title"] for column in columns)], ["---"] * (len(columns) + 1)]
     for given in content["rows"]:
         runs = read_runs(results / each for each in given.get("runs") or [])
         texts = given.get("cells") or {}
@@ -85,11 +86,17 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:
         return _field(column["field"], record.get(column["field"]))
     show = column.get("show", "plain")
     require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
-    values = [Row(runs).value(metric) for metric in column["metrics"]]
+    row = Row(runs)
+    values = [_first(row, names.split(" or ")) for names in column["metrics"]]
     if None in values:
         missing = column["metrics"][values.index(None)]
         raise SettingError(f"results {name}", missing, f"{runs[0].name} has no such metric; give its text in cells")
     return " / ".join(_number(value, show, column.get("digits", 2)) for value in values if value is not None)
+
+
+def _first(row: Row, names: list[str]) -> Value | None:
+    """The first of the metrics that the row has."""
+    return next((value for name in names if (value := row.value(name)) is not None), None)
 
 
 def _field(name: str, value: Any) -> str:
