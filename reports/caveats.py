@@ -78,10 +78,12 @@ def _other(run: Run, data: str, attacks: dict[str, str]) -> Iterator[str]:
     if _data(run) and data and _data(run) != data:
         yield "other data than most rows"
     own = _attacks(run)
-    if different := sorted(name for name in own if own[name] != attacks[name]):
+    if different := sorted(name for name in own.keys() & attacks.keys() if own[name] != attacks[name]):
         yield f"unequal attacks: other settings of {', '.join(different)} than most rows"
     if own and (absent := sorted(attacks.keys() - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"
+    if more := sorted(own.keys() - attacks.keys()):
+        yield f"unequal attacks: also {', '.join(more)}, unlike most rows"
 
 
 def _data(run: Run) -> str:
@@ -95,12 +97,11 @@ def _attacks(run: Run) -> dict[str, str]:
 
 
 def _common_attacks(rows: list[Row]) -> dict[str, str]:
-    """The most common settings of each attack."""
-    attacks = [_attacks(run) for row in rows for run in row.runs]
-    return {
-        name: _most_common([each[name] for each in attacks if name in each])
-        for name in dict.fromkeys(name for each in attacks for name in each)
-    }
+    """The most common settings of the attacks that at least half of the attacked runs have."""
+    attacks = [found for row in rows for run in row.runs if (found := _attacks(run))]
+    counts = Counter(name for each in attacks for name in each)
+    common = [name for name, count in counts.items() if 2 * count >= len(attacks)]
+    return {name: _most_common([each[name] for each in attacks if name in each]) for name in common}
 
 
 def _most_common(values: list[str]) -> str:

@@ -73,14 +73,22 @@ def _difference(row: Row, baseline: Row, metric: str) -> Difference | None:
         return None
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
-        ours, theirs = ([round(each, 12) for each in values] for values in (ours, theirs))
-        if len(set(ours)) == len(set(theirs)) == 1:
-            return Difference(value)  # t is not defined without any variance
-        return Difference(value, WELCH, float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue))
+        p = _welch(ours, theirs)
+        return Difference(value) if np.isnan(p) else Difference(value, WELCH, p)
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
         return Difference(value)
     return Difference(value, MCNEMAR, mcnemar(correct(pair[0]), correct(pair[1])), networks_only=True)
+
+
+def _welch(ours: list[float], theirs: list[float]) -> float:
+    """Two-sided p-value of equal means; NaN if neither has any variance."""
+    sides = [
+        (round(float(np.mean(side)), 12), round(float(np.std(side, ddof=1)), 12), len(side)) for side in (ours, theirs)
+    ]
+    if not any(std for _, std, _ in sides):
+        return float("nan")
+    return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
 
 
 def correct(outcomes: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
