@@ -43,8 +43,10 @@ class Results(Callback):
     ``metrics`` (name to value; errors and accuracies are fractions in [0, 1]), ``command``, ``method``, ``epochs``,
     ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them), ``optimizers`` (as
     they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time`` (seconds). Numbers
-    that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``. That of a test has ``outcomes``
-    and ``margins`` of its images, too (:class:`callbacks.evaluation.outcomes.Outcomes`).
+    that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
+
+    The record of a test also has ``outcomes`` and ``margins`` of single images
+    (:class:`callbacks.evaluation.outcomes.Outcomes`).
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.

@@ -6,7 +6,9 @@ import pytest
 
 import report
 from reports.comparison import correct
-from tests.command_line import FEW_BATCHES, run
+from tests.command_line import FEW_BATCHES, TINY, run
+from tests.testers import run as run_here
+from tests.testers import two_processes
 
 CALLBACKS = [
     "--trainer.callbacks=[{class_path: CertifiedEvaluation}, {class_path: BudgetImages, init_args: {count: 2}}]",
@@ -55,3 +57,15 @@ def test_the_page_has_curves_pictures_and_margins(folder, tmp_path):
     for part in ('id="spec-training"', '"metric": "train/loss"', 'src="data:image/png;base64,', 'id="spec-margins"'):
         assert part in page
     assert "few samples: some metrics are of 200 images" in page
+
+
+@pytest.mark.slow
+def test_two_processes_record_the_same_images(folder, tmp_path):
+    checkpoint = f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    settings = [*TINY, *CALLBACKS[:2], checkpoint]
+    _, one = run_here("test", settings, tmp_path / "one")
+    _, two = two_processes("test", settings, tmp_path / "two")
+    assert len(one["outcomes"]) >= 3
+    assert two["outcomes"] == one["outcomes"]
+    for name, quantiles in one["margins"].items():
+        assert two["margins"][name] == pytest.approx(quantiles, abs=1e-4)
