@@ -46,7 +46,7 @@ class Results(Callback):
     that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     The record of a test also has ``outcomes`` and ``margins`` of single images
-    (:class:`callbacks.evaluation.outcomes.Outcomes`).
+    (``callbacks.evaluation.outcomes``).
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
