@@ -20,6 +20,7 @@ from rich.table import Table
 
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
+from callbacks.evaluation.base import Evaluation
 from robust.metric_names.registry import ARROWS, find
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
@@ -33,6 +34,9 @@ class Results(Callback):
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time``
     (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
+
+    The record of a test also has ``outcomes`` and ``margins`` of single images
+    (``callbacks.evaluation.outcomes``).
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -93,6 +97,7 @@ class Results(Callback):
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
             "sources": self.sources,
+            **(_of_images(trainer) if stage == "test" else {}),
         }
         path = self._folder / "results.json"
         if not is_dry(trainer):
@@ -113,6 +118,16 @@ class Results(Callback):
             text = f"{value:.2%}" if info and info.unit == "fraction" else f"{value:.4g}"
             table.add_row(f"{name} {arrow}".rstrip(), text, unit)
         Console().print(table)
+
+
+def _of_images(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The evaluations' outcomes and margins of single images, by metric."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    recorded = [each.recorded for each in callbacks if isinstance(each, Evaluation)]
+    return {
+        "outcomes": {name: value for each in recorded for name, value in each.outcomes.items()},
+        "margins": {name: value for each in recorded for name, value in each.margins.items()},
+    }
 
 
 def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from torchmetrics import Metric
 
 from callbacks._stages import Stage, StageCallback
 from callbacks.evaluation.order import Verdict, check_against_others
+from callbacks.evaluation.outcomes import Outcomes
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.errors import require
 from robust.metric_names.registry import find
-from robust.metrics import Gathered
+from robust.metrics import Accuracy, Gathered
 from robust.modes import attack_mode
 from robust.random import global_seed, numbered
 from robust.threat_models import ThreatModel
@@ -44,6 +45,7 @@ class Evaluation(StageCallback, ABC):
         indices: indices in the data of the current batch's examples, int64 (B,).
         certified: verdicts of this evaluation's verifier on the current batch.
         misclassified: verdicts on the current batch without perturbation or under attack.
+        recorded: verdicts and margins of single images for the record, of a test.
 
     Raises:
         SettingError: if a setting is below 1.
@@ -61,6 +63,7 @@ class Evaluation(StageCallback, ABC):
         super().__init__(every_n_epochs, max_batches, max_test_batches)
         self.seed = seed
         self._tried = False
+        self.recorded = Outcomes()
         self.reset()
 
     # -- what a subclass overrides ----------------------------------------------------------------------------------
@@ -90,10 +93,17 @@ class Evaluation(StageCallback, ABC):
     # -- what a subclass uses ---------------------------------------------------------------------------------------
 
     def update(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
-        """Update the metric of that name; the first call creates it."""
+        """Update the metric of that name; the first call creates it. Verdicts on all images of a batch are recorded."""
         if name not in self.metrics:
             self.metrics[name] = metric().to(values[0].device)
-        self.metrics[name].update(*values)
+        metric_of_name = self.metrics[name]
+        metric_of_name.update(*values)
+        if (
+            isinstance(metric_of_name, Accuracy)
+            and metric_of_name.num_samples == 1
+            and len(values[0]) == len(self._rows)
+        ):
+            self.recorded.update("outcomes", name, self.indices, values[0])
 
     def rows(self, name: str) -> dict[str, Tensor]:
         """Columns (N, ...) of the :class:`Gathered` metric of that name, over all processes."""
@@ -114,6 +124,10 @@ class Evaluation(StageCallback, ABC):
         """Store a verdict, bool (B,), to compare with other evaluations; not with noise, where verdicts are random."""
         if not module.stochastic:
             self.misclassified.append(Verdict(threat_model, misclassified, f"as they are or under {attack}"))
+
+    def note_margins(self, name: str, margins: Tensor) -> None:
+        """Record the lowest certified margin of each image of the batch, (B,), under the metric's name."""
+        self.recorded.update("margins", name, self.indices, margins)
 
     # -- the hooks of an evaluation --------------------------------------------------------------------------------
 
@@ -136,6 +150,7 @@ class Evaluation(StageCallback, ABC):
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Reset."""
         self.reset()
+        self.recorded = Outcomes()
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""
@@ -159,6 +174,8 @@ class Evaluation(StageCallback, ABC):
         """Log the metrics, and write files."""
         if self.metrics:
             values = self.compute(module)
+            if stage == "test":
+                self.recorded.finish(stage)
             self.write(stage, module, values)
             for name, value in values.items():
                 # the metrics synchronise themselves; sync_dist averages equal values, and avoids Lightning's warning

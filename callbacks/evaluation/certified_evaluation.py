@@ -93,6 +93,7 @@ class CertifiedEvaluation(Evaluation):
         self.pgd_steps = pgd_steps
         self.rounding_safe = rounding_safe
         self._seconds = 0.0
+        self._margins = torch.zeros(0)  # of the last certified batch
 
     def namespaces(self, module: LightningModule) -> set[str]:
         """The names of the budgets, each with each size."""
@@ -139,6 +140,7 @@ class CertifiedEvaluation(Evaluation):
         how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
         check_order(verified, misclassified, self.indices, verifier, how)
         self.certified.append(Verdict(threat_model, verified, verifier))
+        self.note_margins(f"certified_accuracy/{name}", self._margins)
         self.note_misclassified(module, threat_model, misclassified, f"PGD of {NAME}")
         self.update(f"certified_accuracy/{name}", Accuracy, verified)
 
@@ -154,6 +156,7 @@ class CertifiedEvaluation(Evaluation):
         """Whether each example is certified, bool (B,)."""
         safe = self.rounding_safe and module.trainer.testing
         verdicts = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
+        self._margins = verdicts.margins
         self._seconds += verdicts.seconds
         if safe:
             self.update(f"recomputed_samples/{name}", SumMetric, verdicts.recomputed.sum())

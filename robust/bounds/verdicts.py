@@ -23,10 +23,14 @@ class RangeVerifier(Protocol):
 
 
 class Verdicts(NamedTuple):
-    """Which examples are certified, which were bounded again in float64, both bool (B,), and the seconds of that."""
+    """Which examples are certified and which were bounded again in float64, bool (B,); their lowest margins (B,).
+
+    Margins are the bounds as first computed, in logits. ``seconds`` is the time in float64.
+    """
 
     certified: Tensor
     recomputed: Tensor
+    margins: Tensor
     seconds: float = 0.0
 
 
@@ -68,17 +72,18 @@ def certify(
         UnsupportedLayerError: if the verifier cannot bound the network.
     """
     if not rounding_safe:
-        certified = (verifier.margins(network, threat_model.interval(x), y) > 0).all(1)
-        return Verdicts(certified, torch.zeros_like(certified))
+        lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
+        return Verdicts(lowest > 0, torch.zeros_like(lowest, dtype=torch.bool), lowest)
     if isinstance(verifier, RangeVerifier) and _owner(verifier, "margins") is _owner(verifier, "margin_range"):
         return _by_range(verifier, network, threat_model, x, y)
-    certified = (verifier.margins(network, threat_model.interval(x), y) > 0).all(1)
+    lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
+    certified = lowest > 0
     again = certified & (bound_precision(network) != torch.float64)
 
     def in_float64(box: Box, labels: Tensor) -> Tensor:
         return verifier.margins(copy.deepcopy(network).double(), box, labels)
 
-    return _recomputed(certified, again, in_float64, threat_model, x, y)
+    return _recomputed(Verdicts(certified, again, lowest), in_float64, threat_model, x, y)
 
 
 def _owner(verifier: Verifier, method: str) -> type:
@@ -94,22 +99,22 @@ def _by_range(verifier: RangeVerifier, network: nn.Module, threat_model: ThreatM
     def in_float64(box: Box, labels: Tensor) -> Tensor:
         return verifier.margin_range(network, box, labels)[0]
 
-    return _recomputed(certified, again, in_float64, threat_model, x, y)
+    return _recomputed(Verdicts(certified, again, low.amin(1)), in_float64, threat_model, x, y)
 
 
 def _recomputed(
-    certified: Tensor,
-    again: Tensor,
+    verdicts: Verdicts,
     margins: Callable[[Box, Tensor], Tensor],
     threat_model: ThreatModel,
     x: Tensor,
     y: Tensor,
 ) -> Verdicts:
-    """The verdicts with those of ``again``, bool (B,), by ``margins`` of their boxes in float64."""
+    """The verdicts with those to be recomputed by ``margins`` of their boxes in float64."""
+    again = verdicts.recomputed
     if not bool(again.any()):
-        return Verdicts(certified, again)
+        return verdicts
     start = time.perf_counter()
     box = threat_model.select(again).interval(x[again].double())
-    certified = certified.masked_scatter(again, (margins(box, y[again]) > 0).all(1))
+    certified = verdicts.certified.masked_scatter(again, (margins(box, y[again]) > 0).all(1))
     bool(certified.any())  # waits for the device
-    return Verdicts(certified, again, time.perf_counter() - start)
+    return Verdicts(certified, again, verdicts.margins, time.perf_counter() - start)

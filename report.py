@@ -1,0 +1,62 @@
+"""Compare runs: ``python report.py RUNS... --output report.html``; docs/report.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reports.documents import update
+from reports.page import html
+from reports.report import make_report
+from reports.tables import as_json, comma_separated, markdown
+from robust.errors import SettingError, require
+
+FORMATS = {".html": html, ".md": markdown, ".csv": comma_separated, ".json": as_json}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a report, or update the tables of the documentation; 2 with one line on stderr for a wrong setting."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.update_docs:
+            for page in update(Path(__file__).parent):
+                print(f"Updated {page}")
+            return 0
+        require(bool(given.runs), "runs", [], "give log folders of runs or files like results.json")
+        for output in given.output:
+            require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
+            require(output.parent.is_dir(), "output", str(output), "its folder does not exist; make it first")
+        report = make_report(given.runs, given.stage, given.baseline)
+        for output in given.output:
+            output.write_text(FORMATS[output.suffix](report), encoding="utf-8")
+            print(f"Written to {output}")
+    except SettingError as error:
+        print(f"report.py: error: {error}", file=sys.stderr)
+        return 2
+    if not given.output:
+        print(markdown(report), end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="report.py", description="Compare runs. Example: report.py logs -o report.html"
+    )
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="log folders of runs, searched at every depth, or JSON files"
+    )
+    help_text = (
+        "file to write, by its ending HTML, Markdown, CSV or JSON; several may follow; default: Markdown to stdout"
+    )
+    parser.add_argument("-o", "--output", nargs="+", type=Path, default=[], help=help_text)
+    parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")
+    parser.add_argument("--baseline", help="row to compare with: part of its label or folder; default: the first")
+    parser.add_argument(
+        "--update-docs", action="store_true", help="write the tables of results/ into the documentation"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Compares runs: reads their records, groups them by seeds, tests differences, writes pages and tables; no torch."""

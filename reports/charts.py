@@ -1,0 +1,184 @@
+"""The charts of a report as Vega-Lite: text and axes take the page's colour, so that they fit light, dark and print."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import altair as alt
+
+from reports.curves import Curve
+from reports.rows import Row
+
+Points = list[dict[str, Any]]
+MOST_COLORS = 10  # with more rows, colours are those of methods
+# Okabe and Ito's colours without black and yellow, and four more, each visible on white and on nearly black
+PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8b6fd1", "#7f8c1f", "#d6455d", "#7a8794"]
+_TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
+_CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": "transparent"},
+    "axis": {
+        **_TEXT,
+        "gridColor": "currentColor",
+        "gridOpacity": 0.15,
+        "domainColor": "currentColor",
+        "tickColor": "currentColor",
+        "labelLimit": 200,
+    },
+    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 260, "titleLimit": 280, "symbolLimit": 12},
+}
+
+
+def pareto_fronts(rows: list[Row], stage: str) -> Points:
+    """Clean against each certified and each attacked accuracy; ``front`` marks rows that no other dominates."""
+    points: Points = []
+    clean = f"{stage}/accuracy/clean"
+    robust = {name for row in rows for name in row.metrics if _is_robust(name, stage)}
+    for metric in sorted(robust, key=lambda name: ("certified" not in name, name)):
+        pairs = [(row, row.value(clean), row.value(metric)) for row in rows]
+        found = [(row, x.mean, y.mean) for row, x, y in pairs if x is not None and y is not None]
+        for row, x, y in found:
+            dominated = any(a >= x and b >= y and (a, b) != (x, y) for _, a, b in found)
+            point = {"metric": metric.removeprefix(f"{stage}/"), "clean": x, "robust": y, "front": not dominated}
+            points.append(point | _who(row))
+    return points
+
+
+def by_epsilon(rows: list[Row], stage: str) -> Points:
+    """Accuracy over the size of balls, certified and under each attack, where any row has two sizes or more."""
+    points: Points = []
+    for row in rows:
+        clean = row.value(f"{stage}/accuracy/clean")
+        for name in row.metrics:
+            found = re.fullmatch(
+                rf"{stage}/(certified_accuracy|accuracy/[^/]+|accuracy_curve/[^/]+)/(linf|l2|l1)_([\d.e-]+)", name
+            )
+            value = row.value(name)
+            if found is None or value is None:
+                continue
+            what = found[1].replace("accuracy_curve/", "accuracy/")
+            points.append(
+                {"curve": f"{what}, {found[2]}", "epsilon": float(found[3]), "accuracy": value.mean, **_who(row)}
+            )
+        ours = dict.fromkeys(point["curve"] for point in points if point["row"] == row.label)
+        zero = [{"curve": curve, "epsilon": 0.0, "accuracy": clean.mean, **_who(row)} for curve in ours if clean]
+        points += [
+            each
+            for each in zero
+            if not any(each["curve"] == p["curve"] and p["row"] == row.label and p["epsilon"] == 0 for p in points)
+        ]
+    sizes = {
+        curve: {p["epsilon"] for p in points if p["curve"] == curve} - {0.0} for curve in {p["curve"] for p in points}
+    }
+    return [point for point in points if len(sizes[point["curve"]]) > 1]
+
+
+def margins(rows: list[Row]) -> Points:
+    """Fraction of images whose certified margin is at least a value, by the first run of each row."""
+    points: Points = []
+    for row in rows:
+        for metric, quantiles in row.runs[0].margins().items():
+            last = max(len(quantiles) - 1, 1)
+            for index, margin in enumerate(quantiles):
+                point = {"metric": metric, "margin": margin, "fraction": 1 - index / last, **_who(row)}
+                points.append(point)
+    return points
+
+
+def training(rows: list[Row], curves: dict[int, list[Curve]]) -> Points:
+    """Points of the first run of each row by the row's index."""
+    return [
+        {"metric": curve.metric, "step": step, "value": value, **_who(rows[index])}
+        for index, found in curves.items()
+        for curve in found
+        for step, value in zip(curve.steps, curve.values, strict=True)
+    ]
+
+
+def draw(
+    rows: list[Row], fronts: Points, sizes: Points, certified_margins: Points, curves: Points
+) -> dict[str, dict[str, Any]]:
+    """Vega-Lite specifications by the chart's name, without the charts that have no points."""
+    field = "row" if len(rows) <= MOST_COLORS else "method"
+    names = list(dict.fromkeys(row.label if field == "row" else row.method for row in rows))
+    color = alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=PALETTE))
+    charts = {
+        "pareto": _pareto(fronts, color),
+        "epsilon": _lines(sizes, color, "epsilon:Q", "ε (pixel units)", "accuracy:Q", "accuracy", "curve"),
+        "margins": _lines(
+            certified_margins,
+            color,
+            "margin:Q",
+            "certified margin (logits)",
+            "fraction:Q",
+            "fraction of images",
+            "metric",
+        ),
+        "training": _lines(curves, color, "step:Q", "step", "value:Q", "value", "metric"),
+    }
+    data = {"pareto": fronts, "epsilon": sizes, "margins": certified_margins, "training": curves}
+    return {name: chart.to_dict() for name, chart in charts.items() if data[name]}
+
+
+def _who(row: Row) -> dict[str, str]:
+    return {"row": row.label, "method": row.method}
+
+
+def _is_robust(name: str, stage: str) -> bool:
+    metric = name.removeprefix(f"{stage}/")
+    parts = metric.split("/")
+    if not name.startswith(f"{stage}/") or metric in ("accuracy/clean", "accuracy/average"):
+        return False
+    certified = parts[0] == "certified_accuracy" and len(parts) == 2
+    return (
+        certified or metric == "accuracy/union" or (parts[0] == "accuracy" and len(parts) == 3 and parts[1] != "clean")
+    )
+
+
+def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
+    chosen, shown = _dropdown("metric", points)
+    x = alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
+    y = alt.Y("robust:Q", title="robust accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
+    base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
+    line = base.transform_filter("datum.front").mark_line(color="currentColor", opacity=0.5, strokeDash=[4, 3])
+    dots = base.mark_point(filled=True, size=110, opacity=0.95)
+    tooltip = ["row:N", alt.Tooltip("clean:Q", format=".2%"), alt.Tooltip("robust:Q", format=".2%")]
+    shape = alt.Shape("front:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None)
+    layers = alt.layer(
+        line.encode(x=x, y=y, order="clean:Q"), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
+    )
+    return _finished(layers.add_params(chosen))
+
+
+def _lines(points: Points, color: alt.Color, x: str, x_title: str, y: str, y_title: str, choice: str) -> alt.LayerChart:
+    chosen, shown = _dropdown(choice, points)
+    base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
+    line = base.mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=2).encode(
+        x=alt.X(x, title=x_title),
+        y=alt.Y(y, title=y_title),
+        color=color,
+        detail="row:N",
+        tooltip=["row:N", x, alt.Tooltip(y, format=".4")],
+    )
+    return _finished(alt.layer(line).add_params(chosen))
+
+
+def _dropdown(field: str, points: Points) -> tuple[alt.Parameter, Any]:
+    """A choice of one of the field's values, first what most rows have, and the filter of the points that it shows."""
+    rows: dict[str, set[str]] = {}
+    for point in points:
+        rows.setdefault(point[field], set()).add(point["row"])
+    options = sorted(rows, key=lambda option: -len(rows[option]))
+    chosen = alt.param(
+        name=f"chosen_{field}",
+        value=options[0] if options else "",
+        bind=alt.binding_select(options=options, name=f"{field} "),
+    )
+    return chosen, f"datum.{field} == {chosen.name}"
+
+
+def _finished(chart: alt.LayerChart | alt.FacetChart) -> alt.LayerChart:
+    finished: alt.LayerChart = chart.properties(width="container", height=300).configure(**_CONFIG)
+    return finished

@@ -1,0 +1,124 @@
+"""Whether a difference between two rows exceeds chance."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from reports.rows import Row
+
+LEVEL = 0.05
+FEWEST_SEEDS = 3  # for a statement on methods rather than on single networks
+MCNEMAR = "McNemar's exact test on the same images"
+WELCH = "Welch's t-test over seeds"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's metric minus the baseline's.
+
+    Args:
+        value: difference of the means.
+        test: name of the test; empty if none applies.
+        p: p-value, adjusted for the number of rows after :func:`compare`; None without a test.
+        networks_only: whether the statement is on two networks, not on the methods that trained them.
+    """
+
+    value: float
+    test: str = ""
+    p: float | None = None
+    networks_only: bool = False
+
+    @property
+    def exceeds_chance(self) -> bool | None:
+        """Whether p is below 5 %; None without a test."""
+        return None if self.p is None else self.p < LEVEL
+
+    @property
+    def sentence(self) -> str:
+        """The statement for a reader."""
+        if self.p is None:
+            return "not tested: this needs three seeds of each row, or records of the same images"
+        verdict = "exceeds chance" if self.exceeds_chance else "is within chance"
+        what = "of these two networks; three seeds are needed to compare methods" if self.networks_only else ""
+        return f"{verdict} (p = {self.p:.2g}, {self.test}{'; ' + what if what else ''})"
+
+
+def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference]:
+    """Differences of the rows from the baseline by the row's index, for rows that have the metric.
+
+    With three seeds of both, Welch's t-test; else, where both record the same images, McNemar's exact test on the first
+    run of each. Holm's method adjusts the p-values for the number of rows.
+    """
+    found = {
+        index: difference
+        for index, row in enumerate(rows)
+        if row is not baseline and (difference := _difference(row, baseline, metric)) is not None
+    }
+    tested = [index for index, each in found.items() if each.p is not None]
+    adjusted = holm([found[index].p or 0.0 for index in tested])
+    for index, p in zip(tested, adjusted, strict=True):
+        each = found[index]
+        found[index] = Difference(each.value, each.test, p, each.networks_only)
+    return found
+
+
+def _difference(row: Row, baseline: Row, metric: str) -> Difference | None:
+    ours, theirs = row.values(metric), baseline.values(metric)
+    if not ours or not theirs:
+        return None
+    value = float(np.mean(ours) - np.mean(theirs))
+    if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
+        p = _welch(ours, theirs)
+        return Difference(value) if np.isnan(p) else Difference(value, WELCH, p)
+    pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(metric)
+    if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
+        return Difference(value)
+    return Difference(value, MCNEMAR, mcnemar(correct(pair[0]), correct(pair[1])), networks_only=True)
+
+
+def _welch(ours: list[float], theirs: list[float]) -> float:
+    """Two-sided p-value of equal means; NaN if neither has any variance."""
+    sides = [
+        (round(float(np.mean(side)), 12), round(float(np.std(side, ddof=1)), 12), len(side)) for side in (ours, theirs)
+    ]
+    if not any(std for _, std, _ in sides):
+        return float("nan")
+    return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+
+
+def correct(outcomes: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether each image was correct, bool (N,), of a record's ``outcomes``."""
+    packed = np.frombuffer(base64.b64decode(outcomes["correct"]), dtype=np.uint8)
+    return np.unpackbits(packed, count=outcomes["count"]).astype(bool)
+
+
+def mcnemar(first: np.ndarray[Any, np.dtype[np.bool_]], second: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
+    """Two-sided exact p-value of equal accuracies on the same images; bool (N,) each.
+
+    Source: McNemar 1947; exact form: the binomial distribution of the images on which the two differ.
+
+    >>> mcnemar(np.array([True] * 6 + [False]), np.array([False] * 6 + [False]))
+    0.03125
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def holm(values: list[float]) -> list[float]:
+    """Adjusted p-values, which control the probability of any false statement (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,0 +1,51 @@
+"""Training curves from the event files of TensorBoard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+from reports.runs import Run
+from robust.metric_names.old_names import new_metrics
+
+MOST_POINTS = 60
+_NONE_OF = {"compressedHistograms": 1, "images": 1, "audio": 1, "histograms": 1, "tensors": 1}
+_SHOWN = ("train/loss", "val/accuracy/clean", "val/certified_accuracy/", "val/accuracy/")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the steps of a training; at most 60 points."""
+
+    metric: str
+    steps: list[int]
+    values: list[float]
+
+
+def read_curves(run: Run) -> list[Curve]:
+    """Loss and validation accuracies of a run, under the names of today; none without its folder."""
+    if run.folder is None or not any(run.folder.glob("events.out.tfevents.*")):
+        return []
+    events = EventAccumulator(str(run.folder), size_guidance={SCALARS: 0, **_NONE_OF})  # type: ignore[no-untyped-call]
+    events.Reload()  # type: ignore[no-untyped-call]
+    tags: list[str] = events.Tags()[SCALARS]  # type: ignore[no-untyped-call]
+    config = run.identity.get("config") or {}
+    # errors became accuracies; new names are a linear function of the old value, given by its values at 0 and 1
+    at_zero, at_one = (new_metrics(dict.fromkeys(tags, end), config) for end in (0.0, 1.0))
+    curves = []
+    for tag, name, zero, one in zip(tags, at_zero, at_zero.values(), at_one.values(), strict=True):
+        if name.startswith(_SHOWN) and zero is not None and one is not None:
+            points = _thinned([(each.step, each.value) for each in events.Scalars(tag)])  # type: ignore[no-untyped-call]
+            curves.append(
+                Curve(name, [step for step, _ in points], [zero + (one - zero) * value for _, value in points])
+            )
+    return curves
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Evenly chosen points, with the first and the last."""
+    if len(points) <= MOST_POINTS:
+        return points
+    indices = {round(index * (len(points) - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)}
+    return [points[index] for index in sorted(indices)]

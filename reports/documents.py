@@ -1,0 +1,116 @@
+"""The tables of README and docs, generated from the measured runs in ``results/``.
+
+A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the table between them is that of
+``results/tables/NAME.yaml``, with ``columns`` and ``rows``:
+
+- A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
+  ``show`` (``error %``, ``accuracy %`` or ``plain``) and ``digits``; or ``field``, a key of the run's last record, such
+  as ``commit`` or ``wall_time``.
+- A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
+  Its ``cells`` are texts by a column's title, which take the place of the run's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reports.rows import Row, Value
+from reports.runs import Run, read_runs
+from robust.errors import SettingError, require
+
+MARKED = re.compile(r"(<!-- begin results (\S+) -->\n).*?(<!-- end results -->)", re.DOTALL)
+SHOWN = ("error %", "accuracy %", "plain")
+
+
+def update(root: Path) -> list[Path]:
+    """Write the tables into README and docs below ``root``; returns the pages that changed.
+
+    Raises:
+        SettingError: if a table or a run that it names is missing or malformed.
+    """
+    changed = list(outdated(root))
+    for page, text in changed:
+        page.write_text(text, encoding="utf-8")
+    return [page for page, _ in changed]
+
+
+def outdated(root: Path) -> Iterator[tuple[Path, str]]:
+    """Pages that differ from ``results/``, with the text that they should have.
+
+    Raises:
+        SettingError: if a table or a run that it names is missing or malformed.
+    """
+    for page in sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")]):
+        text = page.read_text(encoding="utf-8")
+        new = MARKED.sub(lambda found: f"{found[1]}{table(root / 'results', found[2])}\n{found[3]}", text)
+        if new != text:
+            yield page, new
+
+
+def table(results: Path, name: str) -> str:
+    """A table in Markdown.
+
+    Raises:
+        SettingError: if it or a run that it names is missing or malformed.
+    """
+    file = results / "tables" / f"{name}.yaml"
+    require(file.is_file(), "results", name, f"there is no {file.name} in results/tables; name a table that is there")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    complete = isinstance(content, dict) and content.keys() == {"columns", "rows"}
+    require(complete, "results", name, "give columns and rows in its YAML file")
+    columns = content["columns"]
+    lines = [["run", *(column["title"] for column in columns)], ["---"] * (len(columns) + 1)]
+    for given in content["rows"]:
+        runs = read_runs(results / each for each in given.get("runs") or [])
+        texts = given.get("cells") or {}
+        unknown = texts.keys() - {column["title"] for column in columns}
+        require(not unknown, f"results {name}, cells", sorted(unknown), "give titles of columns")
+        cells = [
+            str(texts[column["title"]]) if column["title"] in texts else _cell(runs, column, name) for column in columns
+        ]
+        lines.append([given["label"], *cells])
+    return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)
+
+
+def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:
+    """The cell of the runs in a column; empty without runs."""
+    if not runs:
+        return ""
+    if "field" in column:
+        record = runs[0].evaluations[-1] if runs[0].evaluations else runs[0].identity
+        return _field(column["field"], record.get(column["field"]))
+    show = column.get("show", "plain")
+    require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
+    row = Row(runs)
+    values = [_first(row, names.split(" or ")) for names in column["metrics"]]
+    if None in values:
+        missing = column["metrics"][values.index(None)]
+        raise SettingError(f"results {name}", missing, f"{runs[0].name} has no such metric; give its text in cells")
+    return " / ".join(_number(value, show, column.get("digits", 2)) for value in values if value is not None)
+
+
+def _first(row: Row, names: list[str]) -> Value | None:
+    """The first of the metrics that the row has."""
+    return next((value for name in names if (value := row.value(name)) is not None), None)
+
+
+def _field(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "wall_time":
+        return f"{value / 60:.0f} min"
+    return str(value)[:7] if name == "commit" else str(value)
+
+
+def _number(value: Value, show: str, digits: int) -> str:
+    """Mean as text, with std and n if there are several runs."""
+    mean = {"error %": 100 * (1 - value.mean), "accuracy %": 100 * value.mean, "plain": value.mean}[show]
+    if value.std is None:
+        return f"{mean:.{digits}f}"
+    std = value.std if show == "plain" else 100 * value.std
+    return f"{mean:.{digits}f} ± {std:.{digits}f} (n {value.n})"

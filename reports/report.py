@@ -1,0 +1,71 @@
+"""A report: rows, columns, and differences from a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from reports.caveats import add_caveats
+from reports.comparison import Difference, compare
+from reports.rows import Row, columns, group
+from reports.runs import read_runs
+from robust.errors import SettingError
+from robust.metric_names.registry import MetricInfo
+
+Stage = Literal["test", "val"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all formats show.
+
+    Args:
+        rows: runs by experiment.
+        columns: metrics of the stage, with units and directions.
+        stage: ``test`` or ``val``.
+        baseline: index of the row that others are compared with.
+        differences: by metric and the row's index.
+    """
+
+    rows: list[Row]
+    columns: list[tuple[str, MetricInfo]]
+    stage: Stage
+    baseline: int
+    differences: dict[str, dict[int, Difference]]
+
+    def short(self, metric: str) -> str:
+        """A metric's name without the stage, which is that of the whole report."""
+        return metric.removeprefix(f"{self.stage}/")
+
+    def sentences(self, index: int) -> list[tuple[str, str]]:
+        """Statements on a row's differences from the baseline, of the metrics where a test applies."""
+        found = [(name, self.differences[name].get(index)) for name, _ in self.columns]
+        return [(name, each.sentence) for name, each in found if each is not None and each.p is not None]
+
+
+def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: str | None = None) -> Report:
+    """Read runs and compare them.
+
+    Args:
+        paths: run folders, folders of such, or files like ``results.json``.
+        stage: whose metrics.
+        baseline: part of the label or of a run's name of the row to compare with; by default the first row.
+
+    Raises:
+        SettingError: if a path has no records, or not exactly one row fits ``baseline``.
+    """
+    rows = group(read_runs(paths))
+    add_caveats(rows, stage)
+    fitting = [index for index, row in enumerate(rows) if baseline is None or _fits(row, baseline)]
+    if baseline is not None and len(fitting) != 1:
+        labels = ", ".join(row.label for row in rows)
+        raise SettingError("baseline", baseline, f"{len(fitting)} rows fit; give a part of one of these: {labels}")
+    found = columns(rows, stage)
+    differences = {name: compare(rows, rows[fitting[0]], name) for name, _ in found}
+    return Report(rows, found, stage, fitting[0], differences)
+
+
+def _fits(row: Row, baseline: str) -> bool:
+    return row.label == baseline or baseline in row.label or any(baseline in run.name for run in row.runs)

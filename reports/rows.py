@@ -1,0 +1,128 @@
+"""Rows of a report: the runs that differ by their seed alone, with mean and std over them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from reports import settings
+from reports.runs import Run
+from robust.metric_names.registry import MetricInfo, find
+
+MOST_DETAILS = 4
+_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/")
+
+
+@dataclass(frozen=True)
+class Value:
+    """Mean, sample standard deviation (None for one run) and number of runs of a metric."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass
+class Row:
+    """Runs of one experiment, each with another seed.
+
+    Args:
+        runs: at least one.
+        label: distinguishes this row from the others.
+        caveats: what a reader must know before comparing this row with others, a sentence each.
+    """
+
+    runs: list[Run]
+    label: str = ""
+    caveats: list[str] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """Class of the method."""
+        return str(self.runs[0].identity.get("method") or "unknown method")
+
+    def values(self, metric: str) -> list[float]:
+        """The metric's values in the runs that have it."""
+        return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
+
+    def value(self, metric: str) -> Value | None:
+        """The metric over the runs; None if no run has it."""
+        values = self.values(metric)
+        if not values:
+            return None
+        return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    @property
+    def metrics(self) -> set[str]:
+        """Names of the metrics that any run has."""
+        return {name for run in self.runs for name, value in run.metrics.items() if value is not None}
+
+
+def group(runs: list[Run]) -> list[Row]:
+    """Rows of the runs in their order; a repetition with the same seed starts a row of its own."""
+    rows: dict[tuple[str, int], Row] = {}
+    for run in runs:
+        key, repetition = _experiment(run), 0
+        while (row := rows.get((key, repetition))) is not None and any(each.seed == run.seed for each in row.runs):
+            repetition += 1
+        rows.setdefault((key, repetition), Row([])).runs.append(run)
+    result = list(rows.values())
+    _label(result)
+    return result
+
+
+def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
+    """The stage's accuracies and scores, with what the registry says: clean, certified, attacked, others."""
+    names = {
+        name for row in rows for name in row.metrics if name.startswith(tuple(f"{stage}/{each}" for each in _SHOWN))
+    }
+    found = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
+    judged = [(name, info) for name, info in found.items() if info is not None and info.direction != "none"]
+    order = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/", "robustness")
+
+    def rank(column: tuple[str, MetricInfo]) -> tuple[int, str]:
+        metric = column[0].removeprefix(f"{stage}/")
+        return next((index for index, start in enumerate(order) if metric.startswith(start)), len(order)), metric
+
+    return sorted(judged, key=rank)
+
+
+def _experiment(run: Run) -> str:
+    record = run.identity
+    config = record.get("config") or {}
+    what = settings.experiment(config) if config else record.get("command")
+    unknown = None if run.training else run.checkpoint  # nothing says that two such checkpoints differ by seed alone
+    return settings.text([record.get("method"), what, run.checkpoint, unknown, run.path if not config else None])
+
+
+def _label(rows: list[Row]) -> None:
+    """Name each row by its method, and by the settings in which it differs from the method's other rows."""
+    for method in dict.fromkeys(row.method for row in rows):
+        same = [row for row in rows if row.method == method]
+        flat = [settings.experiment(row.runs[0].identity.get("config") or {}) for row in same]
+        differing = _differing(flat)
+        for row, each in zip(same, flat, strict=True):
+            details = [
+                f"{name.removeprefix('model.')} {_short(each[name])}"
+                for name in differing
+                if each.get(name) is not None
+            ]
+            more = f", {len(details) - MOST_DETAILS} more settings" if len(details) > MOST_DETAILS else ""
+            row.label = f"{method}: {', '.join(details[:MOST_DETAILS])}{more}" if details else method
+    for label in {row.label for row in rows}:
+        same = [row for row in rows if row.label == label]
+        for row in same if len(same) > 1 else []:
+            row.label = f"{label}, {row.runs[0].name}"
+
+
+def _differing(flat: list[dict[str, Any]]) -> list[str]:
+    """Names of settings with more than one value, the model's first and classes before their settings."""
+    names = dict.fromkeys(name for each in flat for name in each)
+    values = {name: {settings.text(each.get(name)) for each in flat} for name in names}
+    found = [name for name in names if len(values[name]) > 1 and name != "model"]  # that is the method
+    return sorted(found, key=lambda name: (not name.startswith("model"), name.count("."), name))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+"""Reads the records of runs: folders, or files of the format of ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from robust.errors import SettingError, require
+from robust.metric_names.old_names import new_metrics
+
+FILE = "results.json"
+Record = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A trained model and all that was measured of it.
+
+    Args:
+        path: file of the training's record, else of the first evaluation's.
+        checkpoint: name of the file of the weights, ``last`` for those at the end of the training.
+        training: record of the training; None if it was not found.
+        evaluations: records of the validations and tests of these weights, in the order of the files.
+        metrics: values by name, with the stage; of a repeated measurement the last.
+        repeated: names of metrics that were measured again with another value.
+    """
+
+    path: Path
+    checkpoint: str
+    training: Record | None = None
+    evaluations: list[Record] = field(default_factory=list)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    repeated: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None for a record without one."""
+        return self.path.parent if self.path.name == FILE else None
+
+    @property
+    def records(self) -> list[Record]:
+        """The training's record and those of the evaluations."""
+        return ([self.training] if self.training else []) + self.evaluations
+
+    @property
+    def identity(self) -> Record:
+        """The record that says what was trained: the training's, else the first evaluation's."""
+        return self.records[0]
+
+    @property
+    def name(self) -> str:
+        """The folder or the file, with the checkpoint unless it is the last one."""
+        path = self.path.parent if self.folder else self.path.with_suffix("")
+        checkpoint = "" if self.checkpoint == "last" else f" ({self.checkpoint})"
+        return f"{path}{checkpoint}"
+
+    @property
+    def seed(self) -> Any:
+        """Seed of the training."""
+        return self.identity.get("seed")
+
+    def add(self, kind: str, record: Record) -> None:
+        """Add a record of ``fit``, ``validate`` or ``test``."""
+        if kind == "fit":
+            self.training = record
+        else:
+            self.evaluations.append(record)
+        for name, value in new_metrics(record["metrics"], record.get("config") or {}).items():
+            if kind == "test" and name in self.metrics and self.metrics[name] != value:
+                self.repeated.add(name)
+            self.metrics[name] = value
+
+    def outcomes(self, metric: str) -> Record | None:
+        """Which images were correct in the last evaluation that measured this metric; None if it is not recorded."""
+        found = [each["outcomes"][metric] for each in self.evaluations if metric in (each.get("outcomes") or {})]
+        return found[-1] if found else None
+
+    def margins(self) -> dict[str, list[float]]:
+        """Quantiles of the certified margins by metric."""
+        return {name: each for record in self.evaluations for name, each in (record.get("margins") or {}).items()}
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs of folders, searched at every depth, and of files.
+
+    Evaluations of one checkpoint count as one run, also from several folders, if the checkpoint is where the training
+    has written it.
+
+    Raises:
+        SettingError: if a path does not exist or has no records, or a file has another format.
+    """
+    runs: dict[tuple[Path, str], Run] = {}
+    for file in dict.fromkeys(file for path in paths for file in _files(Path(path))):
+        for name, record in _records(file).items():
+            kind = name.partition("-")[0]
+            owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record)
+            key = (owner.resolve(), checkpoint)
+            run = runs.setdefault(key, Run(owner, checkpoint))
+            run.add(kind, record)
+            if run.training is None and owner.is_file():
+                run.training = _records(owner).get("fit")
+    return list(runs.values())
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(path.rglob(FILE))
+        require(bool(found), "runs", str(path), f"it has no {FILE}; give the log folder of a run, or a folder of such")
+        return found
+    require(path.is_file(), "runs", str(path), f"it does not exist; give a log folder or a {FILE}")
+    return [path]
+
+
+def _records(file: Path) -> dict[str, Record]:
+    """The records of a file by name.
+
+    Raises:
+        SettingError: if the file has another format.
+    """
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SettingError("runs", str(file), f"it is no JSON ({error}); give a {FILE}") from None
+    well_formed = isinstance(records, dict) and all(
+        isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in records.values()
+    )
+    require(well_formed and bool(records), "runs", str(file), f"it has no records with metrics; give a {FILE}")
+    return dict(records)
+
+
+def _origin(file: Path, record: Record) -> tuple[Path, str]:
+    """The file of the training whose checkpoint was evaluated, and the checkpoint's name."""
+    given = (record.get("config") or {}).get("ckpt_path")
+    if given is None or given in ("last", "best", "hpc"):
+        return file, given or "last"
+    checkpoint = Path(given)
+    trained = checkpoint.parent.parent / FILE
+    if trained.is_file():
+        return trained, checkpoint.stem
+    return file, checkpoint.stem if checkpoint.stem != "last" else str(checkpoint)

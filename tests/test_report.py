@@ -1,0 +1,203 @@
+"""report.py: rows, differences, warnings, formats, and errors of one line."""
+
+import csv
+import json
+import time
+
+import pytest
+
+import report
+from tests.recorded_runs import ATTACKED, CERTIFIED, CLEAN, attack, outcomes, write_run
+
+
+def rows(tmp_path, *arguments):
+    """The rows of the JSON report of all runs in a folder, by label."""
+    assert report.main([str(tmp_path), "--output", str(tmp_path / "report.json"), *arguments]) == 0
+    written = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").unlink()
+    return {row["label"]: row for row in written["rows"]}
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
+    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
+        write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})
+    write_run(tmp_path / "again", seed=0)
+    write_run(tmp_path / "larger", seed=0, model={"epsilon": 0.2})
+    found = rows(tmp_path)
+    assert sorted(len(row["runs"]) for row in found.values()) == [1, 1, 3]
+    assert sum("epsilon 0.2" in label for label in found) == 1
+    assert sum("epsilon 0.1" in label for label in found) == 2, "the repetition of seed 0 is a row of its own"
+
+
+def test_mean_and_std_over_seeds(tmp_path):
+    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
+        write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})
+    (row,) = rows(tmp_path).values()
+    assert row["metrics"][CLEAN]["mean"] == pytest.approx(0.9)
+    assert row["metrics"][CLEAN]["std"] == pytest.approx(0.1)
+
+
+def test_a_test_elsewhere_belongs_to_the_training_of_its_checkpoint(tmp_path):
+    trained = write_run(tmp_path / "trained", seed=3)
+    tested = json.loads((trained / "results.json").read_text())["test"]
+    tested |= {"seed": 0, "metrics": {ATTACKED: 0.25}}
+    tested["config"]["ckpt_path"] = str(trained / "checkpoints" / "last.ckpt")
+    (tmp_path / "tested").mkdir()
+    (tmp_path / "tested" / "results.json").write_text(json.dumps({"test": tested}))
+    (row,) = rows(tmp_path).values()
+    assert {name: value["mean"] for name, value in row["metrics"].items()} == {CLEAN: 0.9, ATTACKED: 0.25}
+    assert [run["seed"] for run in row["runs"]] == [3]
+
+
+def test_old_records_are_read_by_the_names_of_today(tmp_path):
+    old = {"test/clean_error": 0.25, "test/verified_error/uniform": 0.5}
+    write_run(tmp_path / "old", metrics=old)
+    (row,) = rows(tmp_path).values()
+    assert {name: value["mean"] for name, value in row["metrics"].items()} == {CLEAN: 0.75, CERTIFIED: 0.5}
+
+
+def test_three_seeds_are_compared_by_welchs_test(tmp_path):
+    for seed, (ours, theirs) in enumerate(zip((0.8, 0.81, 0.82), (0.5, 0.52, 0.51), strict=True)):
+        write_run(tmp_path / f"a{seed}", "TRADES", seed, {CLEAN: theirs, ATTACKED: theirs})
+        write_run(tmp_path / f"b{seed}", "MSD", seed, {CLEAN: ours, ATTACKED: 0.5})
+    metrics = rows(tmp_path)["MSD"]["metrics"]
+    assert metrics[CLEAN]["difference"] == pytest.approx(0.3)
+    assert metrics[CLEAN]["test"].startswith("Welch")
+    assert metrics[CLEAN]["p"] == pytest.approx(3.7e-6, rel=0.2)  # t = 36.7 on 4 degrees of freedom
+    assert metrics[ATTACKED]["p"] > 0.05
+
+
+@pytest.mark.parametrize(("images", "p"), [("all", 2 * 2**-8), ("others", None)])
+def test_two_networks_are_compared_on_the_same_images(tmp_path, images, p):
+    first, second = [1] * 8 + [1, 0], [0] * 8 + [1, 0]
+    write_run(tmp_path / "a", "TRADES", metrics={CLEAN: 0.9}, outcomes={CLEAN: outcomes(first)})
+    write_run(tmp_path / "b", "MSD", metrics={CLEAN: 0.1}, outcomes={CLEAN: outcomes(second, images)})
+    found = rows(tmp_path)["MSD"]["metrics"][CLEAN]
+    assert found["p"] == (None if p is None else pytest.approx(p))
+    assert found["test"].startswith("McNemar" if p else "")
+
+
+def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
+    write_run(tmp_path / "a", "TRADES", outcomes={CLEAN: outcomes([1] * 10)})
+    for index, method in enumerate(("MSD", "MNGAC")):
+        write_run(tmp_path / f"b{index}", method, outcomes={CLEAN: outcomes([0] * 8 + [1] * 2)})
+    found = rows(tmp_path, "--baseline", "TRADES")
+    assert [found[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)
+
+
+def warned(tmp_path, **changes):
+    """Warnings of a run that differs from two others as given."""
+    for index in range(2):
+        write_run(tmp_path / f"usual{index}", seed=index, callbacks=[attack()])
+    write_run(tmp_path / "changed", "MSD", **{"callbacks": [attack()], **changes})
+    found = rows(tmp_path)
+    assert found["TRADES"]["caveats"] == []
+    return found["MSD"]["caveats"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"callbacks": [attack(steps=5)]}, "unequal attacks: other settings of pgd in linf 0.1 than most rows"),
+        ({"callbacks": [attack(name="apgd")]}, "unequal attacks: without pgd in linf 0.1"),
+        ({"callbacks": [attack(name="apgd")]}, "unequal attacks: also apgd in linf 0.1, unlike most rows"),
+        ({"samples": {"test": 100}}, "few samples: some metrics are of 100 images, ±9.8 points"),
+        ({"metrics": {CLEAN: 0.9, "test/masking/failed_checks": 2.0}}, "masked gradients: 2 checks failed"),
+        ({"data": {"augmentation": None, "rotation": 3}}, "other data than most rows"),
+        ({"commit": "b" * 40 + "-dirty"}, "dirty commit: the code had changes that are not committed"),
+        ({"commit": None}, "unknown commit"),
+        ({"metrics": {CLEAN: 0.9, CERTIFIED: 0.95}}, f"contradiction, or other images: {CERTIFIED} is above {CLEAN}"),
+        ({"metrics": {CLEAN: None}}, f"not finite: {CLEAN}"),
+    ],
+)
+def test_warnings_stand_in_the_row(tmp_path, changes, warning):
+    assert warning in warned(tmp_path, **changes)
+
+
+def test_a_run_without_peculiarities_has_no_warnings(tmp_path):
+    assert warned(tmp_path, data={"batch_size": 8, "num_workers": 2}) == []
+
+
+def test_repeated_measurements_and_several_commits_are_named(tmp_path):
+    folder = write_run(tmp_path / "a")
+    records = json.loads((folder / "results.json").read_text())
+    records["test-2"] = records["test"] | {"metrics": {CLEAN: 0.5}, "commit": "c" * 40}
+    (folder / "results.json").write_text(json.dumps(records))
+    (row,) = rows(tmp_path).values()
+    assert row["metrics"][CLEAN]["mean"] == 0.5
+    assert row["caveats"] == [
+        f"measured again with another value, the last one counts: {CLEAN}",
+        "2 commits: aaaaaaa, ccccccc",
+    ]
+
+
+def test_all_formats(tmp_path, capsys):
+    margins = {CERTIFIED: [-1.0, 0.5, 2.0]}
+    write_run(tmp_path / "a", metrics={CLEAN: 0.9, CERTIFIED: 0.5, "test/certified_accuracy/linf_0.2": 0.25})
+    write_run(tmp_path / "b", "MSD", metrics={CLEAN: 0.8, CERTIFIED: 0.6}, commit="b-dirty", margins=margins)
+    outputs = [tmp_path / f"report.{ending}" for ending in ("html", "md", "csv")]
+    assert report.main([str(tmp_path), "--output", *map(str, outputs)]) == 0
+    page, text, table = (output.read_text() for output in outputs)
+    for part in ("dirty commit", "python train.py fit --config mine.yaml", "90.00", 'id="spec-pareto"', "spec-epsilon"):
+        assert part in page
+    assert 'id="spec-margins"' in page
+    assert "spec-training" not in page, "there are no event files"
+    assert "| MSD | 80.00 | 60.00 |  |" in text
+    assert "* **MSD**: dirty commit" in text
+    lines = list(csv.DictReader(table.splitlines()))
+    assert [(line["row"], line["metric"], line["mean"]) for line in lines[:2]] == [
+        ("TRADES", CLEAN, "0.9"),
+        ("TRADES", CERTIFIED, "0.5"),
+    ]
+    capsys.readouterr()
+    assert report.main([str(tmp_path / "a"), "--stage", "val"]) == 0
+    assert "| TRADES (baseline) | 50.00 |" in capsys.readouterr().out
+
+
+def test_the_page_loads_nothing(tmp_path):
+    write_run(tmp_path / "a", model={"note": "</script><b>"})
+    write_run(tmp_path / "b", model={"note": "plain"})
+    report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    markup = page[: page.index("<script")] + page[page.rindex("</script>") :]
+    assert 'src="http' not in page
+    assert "@import" not in page
+    assert '<link rel="icon" href="data:,">' in markup
+    assert "</script><b>" not in page, "settings are escaped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "runs: got []; give log folders of runs or files like results.json"),
+        (["absent"], "runs: got 'absent'; it does not exist; give a log folder or a results.json"),
+        (["empty"], "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of such"),
+        (["list.json"], "runs: got 'list.json'; it has no records with metrics; give a results.json"),
+        (
+            ["text.json"],
+            "runs: got 'text.json'; it is no JSON (Expecting value: line 1 column 1 (char 0)); give a results",
+        ),
+        (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json"),
+        (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
+        (["a", "--baseline", "MSD"], "baseline: got 'MSD'; 0 rows fit; give a part of one of these: TRADES"),
+    ],
+)
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "text.json").write_text("text")
+    assert report.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"report.py: error: {message}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_take_less_than_ten_seconds(tmp_path):
+    for index in range(200):
+        write_run(tmp_path / f"{index}", seed=index % 3, model={"epsilon": index // 3 / 100})
+    start = time.perf_counter()
+    report.main([str(tmp_path), "--output", str(tmp_path / "report.html")])
+    assert time.perf_counter() - start < 10

@@ -1,0 +1,100 @@
+"""Tables of README and docs are those of results/."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+import report
+from reports.documents import outdated, update
+from robust.errors import SettingError
+from tests.testers import ROOT
+
+COLUMN = {"title": "clean", "metrics": ["test/accuracy/clean"], "show": "error %"}
+
+
+def test_pages_are_up_to_date():
+    pages = [page.name for page, _ in outdated(ROOT)]
+    assert pages == [], "run python report.py --update-docs"
+
+
+def test_each_run_is_in_a_table():
+    tables = [yaml.safe_load(path.read_text()) for path in (ROOT / "results" / "tables").iterdir()]
+    cited = {file for table in tables for row in table["rows"] for file in row.get("runs", [])}
+    files = {str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json")}
+    assert files == cited
+
+
+def test_each_table_is_in_a_page():
+    pages = "".join(page.read_text() for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+    for table in (ROOT / "results" / "tables").iterdir():
+        assert f"<!-- begin results {table.stem} -->" in pages
+
+
+def project(folder, table):
+    """A project with a page, two runs and a table."""
+    (folder / "docs").mkdir()
+    (folder / "docs" / "page.md").write_text("Before\n<!-- begin results mine -->\nold\n<!-- end results -->\nAfter\n")
+    (folder / "results" / "tables").mkdir(parents=True)
+    (folder / "results" / "tables" / "mine.yaml").write_text(yaml.safe_dump(table))
+    for seed, accuracy in enumerate((0.98, 0.96)):
+        record = {"metrics": {"test/accuracy/clean": accuracy}, "method": "MSD", "seed": seed, "commit": "a" * 40}
+        (folder / "results" / f"{seed}.json").write_text(json.dumps({"test": record | {"wall_time": 90.0}}))
+    return folder
+
+
+def test_a_table_is_written_between_its_markers(tmp_path):
+    columns = [COLUMN, {"title": "commit", "field": "commit"}, {"title": "time", "field": "wall_time"}]
+    rows = [
+        {"label": "one", "runs": ["0.json"]},
+        {"label": "two", "runs": ["0.json", "1.json"], "cells": {"time": "unknown"}},
+        {"label": "paper", "cells": {"clean": "1.4"}},
+    ]
+    project(tmp_path, {"columns": columns, "rows": rows})
+    assert update(tmp_path) == [tmp_path / "docs" / "page.md"]
+    assert (tmp_path / "docs" / "page.md").read_text().splitlines() == [
+        "Before",
+        "<!-- begin results mine -->",
+        "| run | clean | commit | time |",
+        "| --- | --- | --- | --- |",
+        "| one | 2.00 | aaaaaaa | 2 min |",
+        "| two | 3.00 ± 1.41 (n 2) | aaaaaaa | unknown |",
+        "| paper | 1.4 | | |",
+        "<!-- end results -->",
+        "After",
+    ]
+    assert update(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "message"),
+    [
+        (
+            {"metrics": ["test/accuracy/union"]},
+            {},
+            "results mine: got 'test/accuracy/union'; .* has no such metric; give",
+        ),
+        ({"show": "percent"}, {}, "results mine, show: got 'percent'; give one of error %, accuracy %, plain"),
+        ({}, {"runs": ["absent.json"]}, "runs: got '.*absent.json'; it does not exist"),
+        ({}, {"cells": {"dirty": "1"}}, r"results mine, cells: got \['dirty'\]; give titles of columns"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_an_error(tmp_path, column, row, message):
+    project(tmp_path, {"columns": [COLUMN | column], "rows": [{"label": "one", "runs": ["0.json"]} | row]})
+    with pytest.raises(SettingError, match=message):
+        update(tmp_path)
+
+
+def test_a_table_that_is_missing_or_malformed_is_an_error(tmp_path):
+    project(tmp_path, {"rows": []})
+    with pytest.raises(SettingError, match="results: got 'mine'; give columns and rows in its YAML file"):
+        update(tmp_path)
+    shutil.rmtree(tmp_path / "results" / "tables")
+    with pytest.raises(SettingError, match=r"results: got 'mine'; there is no mine.yaml in results/tables"):
+        update(tmp_path)
+
+
+def test_the_command_updates_nothing_here(capsys):
+    assert report.main(["--update-docs"]) == 0
+    assert capsys.readouterr().out == ""
