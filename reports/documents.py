@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,19 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:
 
 
 def _first(row: Row, names: list[str]) -> Value | None:
-    """The first of the metrics that the row has."""
-    return next((value for name in names if (value := row.value(name)) is not None), None)
+    """The first of the metrics that the row has; a single run of a network with noise has the std over its passes."""
+    name = next((name for name in names if row.value(name) is not None), None)
+    if name is None or (value := row.value(name)) is None:
+        return None
+    spread = row.value(f"{name}/std")
+    return replace(value, std=spread.mean) if value.n == 1 and spread is not None else value
 
 
 def _field(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name == "wall_time":
-        return f"{value / 60:.0f} min"
+        return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
     return str(value)[:7] if name == "commit" else str(value)
 
 
@@ -113,4 +118,4 @@ def _number(value: Value, show: str, digits: int) -> str:
     if value.std is None:
         return f"{mean:.{digits}f}"
     std = value.std if show == "plain" else 100 * value.std
-    return f"{mean:.{digits}f} ± {std:.{digits}f} (n {value.n})"
+    return f"{mean:.{digits}f} ± {std:.{digits}f}" + (f" (n {value.n})" if value.n > 1 else "")

@@ -44,6 +44,14 @@ def project(folder, table):
     return folder
 
 
+def test_a_single_run_of_a_network_with_noise_has_the_std_over_its_passes(tmp_path):
+    project(tmp_path, {"columns": [COLUMN], "rows": [{"label": "noisy", "runs": ["noisy.json"]}]})
+    metrics = {"test/accuracy/clean": 0.98, "test/accuracy/clean/std": 0.004}
+    (tmp_path / "results" / "noisy.json").write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
+    update(tmp_path)
+    assert "| noisy | 2.00 ± 0.40 |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 def test_a_table_is_written_between_its_markers(tmp_path):
     columns = [COLUMN, {"title": "commit", "field": "commit"}, {"title": "time", "field": "wall_time"}]
     rows = [
@@ -58,7 +66,7 @@ def test_a_table_is_written_between_its_markers(tmp_path):
         "<!-- begin results mine -->",
         "| run | clean | commit | time |",
         "| --- | --- | --- | --- |",
-        "| one | 2.00 | aaaaaaa | 2 min |",
+        "| one | 2.00 | aaaaaaa | 90 s |",
         "| two | 3.00 ± 1.41 (n 2) | aaaaaaa | unknown |",
         "| paper | 1.4 | | |",
         "<!-- end results -->",
