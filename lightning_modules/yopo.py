@@ -92,6 +92,8 @@ class YOPO(AttackedClassifier):
         outputs: list[Tensor] = []
 
         def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:  # that of a layer without weights, such as Normalize
+                output.requires_grad_()
             output.retain_grad()
             outputs.append(output)
 

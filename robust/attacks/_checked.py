@@ -238,11 +238,11 @@ def input_gradient(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: in
 
 
 def _mean(draws: list[Tensor]) -> Tensor:
-    return torch.stack(draws).mean(0)
+    return draws[0] if len(draws) == 1 else torch.stack(draws).mean(0)
 
 
 def _majority(draws: list[Tensor]) -> Tensor:
-    return torch.stack(draws).float().mean(0) > 0.5
+    return draws[0] if len(draws) == 1 else torch.stack(draws).float().mean(0) > 0.5
 
 
 def _checked(each: Tensor, y: Tensor) -> Tensor:

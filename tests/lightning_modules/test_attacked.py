@@ -21,6 +21,7 @@ from lightning_modules import (
 )
 from robust.attacks import PGD
 from robust.errors import SettingError
+from robust.networks import Normalize
 
 EPSILON, RATE = 0.1, 0.05
 
@@ -224,6 +225,16 @@ def test_yopos_inner_steps_hold_the_costate(monkeypatch):
         x_adv = (x_adv.detach() + 0.4 * EPSILON * gradient.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
     expected = descended(before, lambda f: (F.cross_entropy(f(start), y) + F.cross_entropy(f(x_adv), y)) / 2)
     module = YOPO(copy.deepcopy(before), "0", epsilon=EPSILON, outer=2, inner=2, step_size=0.4, optimizer=sgd)
+    assert_same(one_step(module, x, y), expected)
+
+
+def test_yopos_first_layer_may_have_no_weights(monkeypatch):
+    """Such as Normalize: the costate is then that of its output."""
+    x, y = data()
+    before = nn.Sequential(Normalize([0.5], [0.5]), network())
+    monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
+    module = YOPO(copy.deepcopy(before), "0", epsilon=EPSILON, outer=1, inner=1, step_size=0.4, optimizer=sgd)
+    expected = descended(before, lambda f: F.cross_entropy(f(start_of(x)), y))
     assert_same(one_step(module, x, y), expected)
 
 

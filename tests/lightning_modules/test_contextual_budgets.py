@@ -19,6 +19,7 @@ from robust.budgets import relative_budgets
 from robust.errors import NonFiniteLossError, SettingError
 from robust.networks import BudgetGenerator, DMSmall
 from robust.threat_models import PixelBox
+from tests.coarse_network import Coarse
 from tests.plain_bounds import plain_bounds
 
 SHAPE = (1, 10, 10)
@@ -185,7 +186,7 @@ def test_networks_that_do_not_fit_are_refused_before_training(settings, message)
 
 def test_it_learns_to_be_certified_on_real_digits():
     pl.seed_everything(0)
-    module = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.1)
+    module = ContextualBudgets(Coarse(), BudgetGenerator(), epsilon=0.1)
     fast = lambda params: torch.optim.Adam(params, lr=3e-3)  # noqa: E731
     module.optimizer = module.generator_optimizer = fast
     schedule = EpsilonScheduler("linear", start_epoch=1, length=5)
@@ -199,9 +200,9 @@ def test_it_learns_to_be_certified_on_real_digits():
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     assert untrained["val/certified_accuracy/own_budgets"] == 0
-    # 0.79 and 0.39 to 0.43, of 299 images, where their standard errors are below 0.03
+    # 0.72 to 0.75 and 0.40 to 0.47 with three seeds, of 299 images, where their standard errors are below 0.03
     own, uniform = (metrics[f"test/certified_accuracy/{name}"] for name in ("own_budgets", "linf_0.1"))
-    assert own > 0.65
+    assert own > 0.6
     assert own > uniform + 0.1
     for name, certified in (("own_budgets", own), ("linf_0.1", uniform)):
         assert certified <= metrics[f"test/accuracy/pgd_5/{name}"] <= metrics["test/accuracy/clean"]
