@@ -14,11 +14,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from robust.errors import SettingError, require
+
+Indices = NDArray[np.int64] | Tensor | list[int]
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -60,7 +63,7 @@ class LabelledImages(Dataset[Batch], ABC):
         """Number of images."""
         return len(self.labels)
 
-    def __getitem__(self, indices: Tensor | list[int]) -> Batch:
+    def __getitem__(self, indices: Indices) -> Batch:
         """The batch of images at ``indices``, shape (B,)."""
         images, labels = self.raw(torch.as_tensor(indices))
         return Batch(scaled(images), labels)
@@ -160,17 +163,17 @@ class _Reader(Dataset[Item]):
 class RawImages(_Reader[Batch]):
     """Images that are read as bytes and scaled on the device, which copies a quarter of the memory of floats."""
 
-    def __getitem__(self, indices: Tensor) -> Batch:
+    def __getitem__(self, indices: Indices) -> Batch:
         """The batch of images at ``indices``, shape (B,), as they are stored."""
-        return self.images.raw(indices)
+        return self.images.raw(torch.as_tensor(indices))
 
 
 class Unlabelled(_Reader[Tensor]):
     """Images without their labels."""
 
-    def __getitem__(self, indices: Tensor) -> Tensor:
+    def __getitem__(self, indices: Indices) -> Tensor:
         """The images at ``indices``, shape (B,), as they are stored."""
-        return self.images.pixels(indices)
+        return self.images.pixels(torch.as_tensor(indices))
 
 
 def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
@@ -179,8 +182,8 @@ def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
     return slice(rank * size, (rank + 1) * size)
 
 
-class ShardedBatches(DistributedSampler[Tensor]):
-    """Sampler of index tensors: this process's part of each batch.
+class ShardedBatches(DistributedSampler[Indices]):
+    """Sampler of index arrays: this process's part of each batch.
 
     Training: batch k of an epoch is the k-th slice of a permutation that depends on seed and epoch alone, and each
     process has an equal part of it. So any number of processes trains on the same batches in the same order. The
@@ -237,9 +240,12 @@ class ShardedBatches(DistributedSampler[Tensor]):
         full, rest = divmod(self.size, self.batch_size)
         return full + (not self.shuffle and rest >= self.num_replicas)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Index tensors of shape (about batch_size / processes,), from batch ``first_batch`` on."""
-        yield from self.of_epoch()[self.first_batch :]
+    # Not as tensors: to send one to a worker takes a lock of PyTorch's, and workers of another loader that are forked
+    # meanwhile would wait for it for ever.
+    def __iter__(self) -> Iterator[Indices]:
+        """Index arrays of shape (about batch_size / processes,), from batch ``first_batch`` on."""
+        for indices in self.of_epoch()[self.first_batch :]:
+            yield indices.numpy()
 
     def of_epoch(self) -> list[Tensor]:
         """The index tensors of all batches of the epoch, each of shape (about batch_size / processes,)."""
