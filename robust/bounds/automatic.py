@@ -11,6 +11,7 @@ from robust.bounds._lirpa_causes import odd_pooling
 from robust.bounds.agreement import checked_graph
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
+from robust.bounds.recording import REMEDY, UNKNOWN
 from robust.bounds.verifier import Verifier, bound_precision
 from robust.errors import UnsupportedLayerError
 
@@ -33,7 +34,7 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
     >>> str(choose_verifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2)))
     'FeedForwardVerifier, since it bounds all operations of the network'
     >>> str(choose_verifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1)), (1, 2, 2)))
-    "LirpaVerifier, since FeedForwardVerifier has no bound for network layer '2' (Softmax)"
+    "LirpaVerifier, since FeedForwardVerifier has no bound for network layer '2': got 'Softmax(dim=1)'"
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), with weights of float32 or float64.
@@ -47,9 +48,8 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
     try:
         checked_graph(network, blank, weights_too=False)
     except UnsupportedLayerError as error:
-        name = str(error).partition("'")[2].partition("'")[0] if str(error).startswith("network layer") else ""
-        kind = type(network.get_submodule(name)).__name__
-        reason = f"FeedForwardVerifier has no bound for network layer '{name}' ({kind})" if name else f"of its {error}"
+        layer = str(error).removesuffix(f"; {REMEDY}").removesuffix(f"; {UNKNOWN}")
+        reason = f"FeedForwardVerifier has no bound for {layer}"
         if (pooling := odd_pooling(network)) is not None:
             remark = f"{reason}; by method ibp, since auto_LiRPA has no linear bounds for {pooling.name}"
             return Choice(LirpaVerifier(method="ibp"), remark)

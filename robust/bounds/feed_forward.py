@@ -42,8 +42,8 @@ class FeedForwardVerifier:
         method: bound of the margins. ``ibp``: interval bound propagation, a linear last layer merged with the margins;
             ``crown-ibp``: one linear backward pass over IBP's intermediate intervals (Zhang et al. 2020), which costs
             about K times as much; ``tightest``: the larger of the two, margin by margin (neither dominates); ``crown``:
-            the intermediate intervals by linear backward passes too (Zhang et al. 2018), which costs as many times as
-            much again as there are activations.
+            ``tightest`` with the intermediate intervals by linear backward passes too (Zhang et al. 2018), which costs
+            as many rows as there are activations.
         memory: bytes that margins without gradient may take, about; images and classes go through in parts of that.
 
     Raises:
@@ -112,7 +112,7 @@ class FeedForwardVerifier:
         if self.method == "crown":
             values = tightened(graph, values, self._rows_at_once(_largest(values), box))
         bounds = []
-        if self.method in ("ibp", "tightest"):
+        if self.method != "crown-ibp":
             bounds.append(-self._highest(graph, values, y))
         if self.method != "ibp":
             parts = [graph.upper_bound(values, rows) for rows in self._rows(graph, values, y)]

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from robust.bounds.operations.registry import builder_of, name_of, rewritten
 from robust.errors import UnsupportedLayerError
 
-REMEDY = "set the verifier to robust.bounds.LirpaVerifier"
+UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier to robust.bounds.LirpaVerifier"
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
@@ -213,4 +213,4 @@ def _error(network: nn.Module, layer: str, call: str, line: str, reason: str) ->
     of_torch = type(module).__module__.startswith("torch.nn.")
     what = str(module).split("\n")[0] if of_torch else f"{call} ({line})" if line else call
     name = f"network layer '{layer}'" if layer else "network"
-    return UnsupportedLayerError(name, what, f"{reason or 'FeedForwardVerifier has no bound for it'}; or {REMEDY}")
+    return UnsupportedLayerError(name, what, f"{reason or UNKNOWN}; {REMEDY}")

@@ -27,6 +27,7 @@ class Activation(Operation):
         turns: points between which f is monotone; none where it increases everywhere.
         falls: whether f decreases everywhere.
         lipschitz: the largest absolute slope; none where there is none, and rounding errors are not bounded.
+        reach: where f is about straight beyond plus and minus that: tangents are searched between.
     """
 
     kinks: tuple[float, ...] = ()
@@ -34,6 +35,7 @@ class Activation(Operation):
     turns: tuple[float, ...] = ()
     falls: bool = False
     lipschitz: float | None = None
+    reach: float = 16.0
 
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
@@ -103,10 +105,11 @@ class Activation(Operation):
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Where f has a slope between its slopes at left and right, about: by false position (Illinois)."""
+        left, right = (end.clamp(-self.reach, self.reach) for end in (left, right))
         x0, x1, y0, y1 = left, right, self.slope(left) - slope, self.slope(right) - slope
-        for step in range(STEPS):
+        for _ in range(STEPS):
             x = x1 - y1 * (x1 - x0) / torch.where(y1 == y0, 1.0, y1 - y0)
-            x = (x0 + x1) / 2 if step % 5 == 4 else torch.minimum(torch.maximum(x, left), right)
+            x = torch.minimum(torch.maximum(x, left), right)
             y = self.slope(x) - slope
             crossed = y * y1 <= 0
             x0, y0 = torch.where(crossed, x1, x0), torch.where(crossed, y1, y0 / 2)

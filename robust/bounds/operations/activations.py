@@ -91,7 +91,7 @@ class ELU(Activation):
         return torch.where(x > 0, 1.0, self.alpha * x.clamp(max=0).exp())
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         return _log(slope / self.alpha)
 
 
@@ -109,7 +109,7 @@ class Sigmoid(Activation):
         return x.sigmoid() * (-x).sigmoid()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         point = 2 * ((1 + (1 - 4 * slope).clamp(min=0).sqrt()) / 2).log() - _log(slope)
         return torch.where(right > 0, point, -point)
 
@@ -128,7 +128,7 @@ class Tanh(Activation):
         return 4 * (2 * x).sigmoid() * (-2 * x).sigmoid()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         point = (1 + (1 - slope).clamp(min=0).sqrt()).log() - 0.5 * _log(slope)
         return torch.where(right > 0, point, -point)
 
@@ -199,6 +199,10 @@ class Softplus(Activation):
         """Its derivative."""
         return (self.beta * x).sigmoid()
 
+    def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Where the function has that slope."""
+        return (_log(slope) - _log(1 - slope)) / self.beta
+
 
 class Square(Activation):
     """h^2."""
@@ -214,7 +218,7 @@ class Square(Activation):
         return 2 * x
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         return slope / 2
 
 
@@ -232,7 +236,7 @@ class Exp(Activation):
         return x.exp()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         return _log(slope)
 
 
@@ -253,7 +257,7 @@ class Power(Activation):
         return self.exponent * (x.clamp(min=0) + self.eps).pow(self.exponent - 1)
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has that slope."""
+        """Where the function has that slope."""
         tiny = torch.finfo(slope.dtype).tiny
         return (slope / self.exponent).clamp(min=tiny).pow(1 / (self.exponent - 1)) - self.eps
 

@@ -113,7 +113,7 @@ class MaxPool(Operation):
         return 2 * self._pool(errors[0]) + 4 * rounded * size
 
 
-@register("max_pool2d")
+@register("max_pool2d", "max_pool2d_with_indices")
 def _max_pool2d(
     x: Operand,
     kernel_size: Any,
@@ -122,9 +122,10 @@ def _max_pool2d(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    part: int = 0,
 ) -> MaxPool:
-    if return_indices:
-        raise UnboundedError("it returns indices")
+    if part == 1:
+        raise UnboundedError("it uses the indices of the largest")
     stride = stride or kernel_size  # none, or an empty tuple
     return MaxPool(pair(kernel_size), pair(stride), pair(padding), pair(dilation), ceil=ceil_mode)
 

@@ -219,7 +219,7 @@ def behind(part):
         (behind(Own(lambda x: x + x.flip(0))), "network: got 'Sequential'; an image's logits depend on the others"),
         (behind(Own(lambda x: x + 0.1 * x.flip(1).add_(1))), None),
         (behind(Own(Doubling.apply)), None),
-        (behind(nn.Softsign()), r"network layer '2': got 'Softsign\(\)'; FeedForwardVerifier has no bound for it"),
+        (behind(nn.LogSigmoid()), r"network layer '2': got 'LogSigmoid\(\)'; FeedForwardVerifier has no bound for it"),
     ],
 )
 @pytest.mark.parametrize("call", ["margins", "cross_entropy"])

@@ -168,7 +168,7 @@ def test_batch_norm_uses_evaluation_statistics_in_training_mode():
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Softsign(), nn.Linear(4, 2)), "layer '2'.*Softsign"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.LogSigmoid(), nn.Linear(4, 2)), "layer '2'.*LogSigmoid"),
         (nn.Sequential(nn.Sequential(nn.LPPool2d(2, 2)), nn.Flatten(), nn.Linear(4, 2)), "layer '0.0'.*LPPool2d"),
     ],
 )
