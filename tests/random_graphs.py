@@ -15,6 +15,8 @@ ACTIVATIONS = {
     "elu": F.elu,
     "wide elu": lambda h: F.elu(h, 1.5),
     "gelu": lambda h: F.gelu(3 * h),
+    "tanh gelu": lambda h: F.gelu(3 * h, approximate="tanh"),
+    "hardsigmoid": lambda h: F.hardsigmoid(6 * h),
     "silu": lambda h: F.silu(3 * h),
     "sigmoid": lambda h: torch.sigmoid(4 * h),
     "tanh": lambda h: (2 * h).tanh(),

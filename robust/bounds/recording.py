@@ -7,6 +7,7 @@ the *values* of an image cannot be followed and is an error.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier t
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
-OWN_CODE = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+OWN_CODE = (*(f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__)), "<")
 IMAGES = -1  # the key of what the network is given
 
 

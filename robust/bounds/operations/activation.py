@@ -10,7 +10,7 @@ from torch import Tensor
 from robust.bounds.operations.base import Arithmetic, Interval, Operation
 
 Piece = tuple[float, float, int]
-STEPS = 14  # of the search for a tangent
+HALVED, STEPS = 3, 15  # of the search for a tangent
 
 
 class Activation(Operation):
@@ -107,9 +107,9 @@ class Activation(Operation):
         """Where f has a slope between its slopes at left and right, about: by false position (Illinois)."""
         left, right = (end.clamp(-self.reach, self.reach) for end in (left, right))
         x0, x1, y0, y1 = left, right, self.slope(left) - slope, self.slope(right) - slope
-        for _ in range(STEPS):
+        for step in range(STEPS):
             x = x1 - y1 * (x1 - x0) / torch.where(y1 == y0, 1.0, y1 - y0)
-            x = torch.minimum(torch.maximum(x, left), right)
+            x = (x0 + x1) / 2 if step < HALVED else torch.minimum(torch.maximum(x, left), right)
             y = self.slope(x) - slope
             crossed = y * y1 <= 0
             x0, y0 = torch.where(crossed, x1, x0), torch.where(crossed, y1, y0 / 2)
