@@ -18,6 +18,7 @@ from robust.seeds import generator
 from robust.threat_models import Box
 
 BATCH = 7  # images to record: no usual number of channels, so that an axis of images is not taken for another
+PLAIN = {int, float, bool, str, type(None), torch.dtype}
 # of each network: what it consisted of, the versions of its weights, and its recording, when it was compared last
 _COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, Any, Recording]] = WeakKeyDictionary()
 
@@ -56,8 +57,11 @@ def _structure(network: nn.Module, like: Tensor) -> object:
 
 def _settings(module: nn.Module) -> object:
     """A module's plain attributes but its mode."""
-    plain = (int, float, bool, str, tuple, type(None))
-    return [item for item in vars(module).items() if type(item[1]) in plain and item[0] != "training"]
+    return [item for item in vars(module).items() if item[0] != "training" and _is_plain(item[1])]
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
 
 
 def hooks(module: nn.Module) -> tuple[object, ...]:

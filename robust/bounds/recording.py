@@ -200,13 +200,12 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def _users_line() -> str:
     """File, line and text of the innermost code that runs the network and is not PyTorch's; empty for none."""
-    frames = traceback.extract_stack()
-    start = max(
-        (i for i, frame in enumerate(frames) if frame.name == "record" and frame.filename == __file__), default=0
-    )
-    inner = [frame for frame in frames[start + 1 :] if not frame.filename.startswith(OWN_CODE)]
-    inner = [frame for frame in inner if "unittest" not in frame.filename]
-    return f"{Path(inner[-1].filename).name}, line {inner[-1].lineno}: {inner[-1].line}" if inner else ""
+    for frame in traceback.StackSummary.extract(traceback.walk_stack(None), lookup_lines=False):  # innermost first
+        if frame.filename == __file__ and frame.name == record.__name__:
+            break
+        if not frame.filename.startswith(OWN_CODE):
+            return f"{Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
+    return ""
 
 
 def _error(network: nn.Module, layer: str, call: str, line: str, reason: str) -> UnsupportedLayerError:
