@@ -209,7 +209,7 @@ REFUSED = {
     r"leaky_relu .*slope in \[0, 1\]": lambda h: F.leaky_relu(h, 1.5),
     r"elu .*positive alpha": lambda h: F.elu(h, -1.0),
     r"softplus .*positive beta": lambda h: F.softplus(h, -1),
-    r"conv2d .*weights depend on the image": lambda h: F.conv2d(h, h, padding="same").mean(1, keepdim=True),
+    r"conv2d .*weights depend on the image": lambda h: F.conv2d(h, h, padding=2).mean(1, keepdim=True),
     r"batch_norm .*set track_running_stats": lambda h: F.batch_norm(h, None, None, training=True),
     r"getitem .*mixes the images": lambda h: h[:1].expand(len(h), -1, -1, -1),
     r"softmax .*no bound for it": lambda h: h.softmax(1),
