@@ -26,6 +26,8 @@ UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier t
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+# what depends on the shape of activations only: constants
+SHAPED = {"new_tensor", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like"}
 OWN_CODE = (*(f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__)), "<")
 IMAGES = -1  # the key of what the network is given
 
@@ -144,7 +146,7 @@ class _Recorder(TorchFunctionMode):
         args, named = arguments
         refs: list[Ref] = []
         mapped((args, named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-        if not refs:
+        if not refs or getattr(function, "__name__", "") in SHAPED:
             return
         dynamic = any(ref.dynamic for ref in refs)
         several = isinstance(result, (tuple, list))

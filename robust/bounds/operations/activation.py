@@ -20,6 +20,13 @@ class Activation(Operation):
     piece (for the upper line; a convex one for the lower), where the tangent at *any* point t is a bound of f, hence
     g(h) <= g(t) + (f'(t) - slope) (h - t): the bounds hold however well t, where f' should be the slope, is found.
 
+    >>> from robust.bounds.operations.activations import Square
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> Square().interval(h).lower, Square().interval(h).upper
+    (tensor([[0.]]), tensor([[9.]]))
+    >>> Square().lines(h)  # 2 h + 3 through the ends, 2 h - 1 touches at 1
+    (tensor([[2.]]), tensor([[-1.]]), tensor([[3.]]))
+
     Attributes:
         kinks: points where f is continuous but has no slope.
         pieces: (from, to, curvature) of each piece of f that is not straight, between kinks and points of inflection;

@@ -107,6 +107,17 @@ def test_gradients_of_lines_and_intervals_agree_with_finite_differences(activati
     assert torch.autograd.gradcheck(bounds, inputs, eps=1e-7, atol=1e-4, rtol=1e-4)
 
 
+class Own(nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 # the reference joins padding and convolution: a window that holds a pixel twice, as in reflections, has other bounds
 AFFINE = {
     **{mode: nn.Conv2d(2, 3, 3, padding=2, padding_mode=mode) for mode in ("zeros", "circular")},
@@ -122,6 +133,15 @@ AFFINE = {
     "padded": nn.ZeroPad2d((1, 0, 2, 1)),
     "reflected": nn.ReflectionPad2d(2),
     "batch-norm": nn.BatchNorm2d(2, affine=False),
+    "shuffled": nn.Sequential(nn.Conv2d(2, 4, 3), nn.PixelShuffle(2)),
+    "constants": Own(lambda h: (3 - h) * torch.tensor([[1.0], [-2.0]])[..., None] / 2 - h.new_tensor([0.5] * 7)),
+    "constants with a batch": Own(lambda h: h.new_ones(len(h), 2, 1, 1) + h),
+    "transposed": Own(lambda h: h.mT.transpose(1, -1).permute(0, 3, 1, 2).flip(1).roll(2, 3)),
+    "parts": Own(lambda h: torch.cat([h.split(3, 3)[1], h.unbind(1)[0][:, None, :, :3], h.narrow(3, 0, 3)], 1)),
+    "picked": Own(lambda h: h[:, [1, 0, 1], 1:4:2][..., h.new_tensor([0, 5]).long()]),
+    "copied": Own(lambda h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2).repeat(1, 1, 2, 1).squeeze(1)),
+    "summed": Own(lambda h: h.sum((1, 2), keepdim=True) + h.mean(-1, keepdim=True)),
+    "scaled by a weight": Own(lambda h: -h.mul(2).div(3).sub(1).add(h, alpha=1)),
 }
 
 
@@ -181,17 +201,6 @@ def test_crown_is_within_the_other_bounds_and_exact_corners_of_a_small_network()
         logits = network(corner)
         margins = logits.gather(1, y[:, None]) - logits
         assert (bounds["crown"].amin(1) <= margins.scatter(1, y[:, None], math.inf).amin(1) + 1e-5).all()
-
-
-class Own(nn.Module):
-    """A module of one function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 REFUSED = {
