@@ -154,7 +154,14 @@ class Unsupported(nn.Sequential):
     """A classifier with a layer that no verifier can bound."""
 
     def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.GELU())
+        super().__init__(nn.Flatten(), nn.Linear(784, 10), Sorting())
+
+
+class Sorting(nn.Module):
+    """Sorts the logits."""
+
+    def forward(self, x):
+        return x.sort(1).values
 
 
 class OtherMethod(ContextualBudgets):
@@ -183,7 +190,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "network layer '2' (GELU): got 'onnx::Erf'; auto_LiRPA cannot trace it; replace that layer",
+            "network layer '2' (Sorting): got 'onnx::TopK'; auto_LiRPA cannot trace it; replace that layer",
         ),
         (
             f"model.lr_scheduler={PIECEWISE}",

@@ -28,7 +28,7 @@ class Plain(nn.Sequential):
         super().__init__(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-class Residual(nn.Module):
+class Quotient(nn.Module):
     """A classifier that only auto_LiRPA can bound."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
     def forward(self, x):
         h = self.first(torch.flatten(x, 1)).relu()
-        return self.last(h + h.relu())
+        return self.last(h / (1 + h))
 
 
 class Sorted(nn.Sequential):
@@ -157,14 +157,17 @@ def test_a_file_without_weights_is_refused(tmp_path, payload, capsys):
 
 
 def test_the_verifier_suits_the_network():
-    plain, residual = choose_verifier(Plain()), choose_verifier(Residual())
+    plain, quotient = (choose_verifier(network, (1, 28, 28)) for network in (Plain(), Quotient()))
     assert isinstance(plain.verifier, FeedForwardVerifier)
-    assert isinstance(residual.verifier, LirpaVerifier)
-    assert residual.reason == "FeedForwardVerifier has no bound for Residual, which is no nn.Sequential"
+    assert isinstance(quotient.verifier, LirpaVerifier)
+    assert quotient.reason.startswith(
+        "FeedForwardVerifier has no bound for network: got 'div (test_own_network.py, line "
+    )
+    assert quotient.reason.endswith("it divides by activations; multiply with their reciprocal")
 
 
 @needs_lirpa
-@pytest.mark.parametrize(("network", "chosen"), [("Plain", "FeedForwardVerifier"), ("Residual", "LirpaVerifier")])
+@pytest.mark.parametrize(("network", "chosen"), [("Plain", "FeedForwardVerifier"), ("Quotient", "LirpaVerifier")])
 @pytest.mark.parametrize("method", ["StandardTraining", "ContextualBudgets"])
 def test_training_and_certificates_use_it_and_the_log_says_so_once(network, chosen, method, tmp_path, caplog):
     network = f"--model.classifier={__name__}.{network}"
@@ -188,12 +191,17 @@ def test_a_network_that_none_can_bound_is_named_before_training_and_is_trained_a
 
 
 @needs_lirpa
-def test_pooling_of_windows_that_overlap_is_bounded_by_intervals():
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(18, 3)).eval()
-    choice = choose_verifier(network)
-    assert str(choice).endswith(
-        "layer '1' (MaxPool2d); by method ibp, since auto_LiRPA has no linear bounds for network layer '1'"
-    )
+def test_pooling_of_windows_that_overlap_is_bounded_by_intervals_where_auto_lirpa_bounds_it():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Flatten(), Root(), nn.Linear(18, 3)).eval()
+    choice = choose_verifier(network, (1, 8, 8))
+    assert str(choice).endswith("; by method ibp, since auto_LiRPA has no linear bounds for network layer '1'")
     x = torch.rand(2, 1, 8, 8)
     margins = choice.verifier.margins(network, LinfBall(0.01).interval(x), torch.tensor([0, 1]))
     assert margins.shape == (2, 2)
+
+
+class Root(nn.Module):
+    """A square root, of which only auto_LiRPA has a bound."""
+
+    def forward(self, x):
+        return (x.relu() + 1).sqrt()

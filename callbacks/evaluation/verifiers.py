@@ -20,5 +20,7 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
         verifier.margins(module.classifier, box, y)
     except SettingError as error:
         unnamed = isinstance(verifier, LirpaVerifier) and "network layer" not in str(error)
-        other = f", and {choose_verifier(module.classifier).reason}" if unnamed else ""
+        _, channels, height, width = box.lower.shape
+        choice = choose_verifier(module.classifier, (channels, height, width)) if unnamed else None
+        other = "" if choice is None else f", and {choice.reason}"
         raise type(error)(setting, type(verifier).__name__, f"{error}{other}") from error

@@ -58,6 +58,7 @@ class RobustClassifier(TrainingModule):
         self.epsilon = epsilon
         self.ramp = 1.0
         self._num_logits: int | None = None  # set at the first check of the classifier on the data
+        self._image_shape: tuple[int, int, int] | None = None  # as well
         self.clean_accuracy = nn.ModuleDict({stage: Accuracy() for stage in ("val", "test")})
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
@@ -71,8 +72,14 @@ class RobustClassifier(TrainingModule):
 
     @cached_property
     def verifier(self) -> Verifier:
-        """Verifier of certified evaluations, chosen by the classifier's layers; some methods have it as a setting."""
-        choice = choose_verifier(self.classifier)
+        """Verifier of certified evaluations, chosen by the classifier's operations; some methods have it as a setting.
+
+        Raises:
+            SettingError: if neither the data module nor a batch has shown an image's shape yet.
+        """
+        require(self._image_shape is not None, "model.verifier", "auto", "no images were seen yet; give a verifier")
+        assert self._image_shape is not None
+        choice = choose_verifier(self.classifier, self._image_shape)
         rank_zero_info(f"Verifier: {choice}")
         return choice.verifier
 
@@ -134,12 +141,12 @@ class RobustClassifier(TrainingModule):
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
         """Check the images, and that the labels are classes of the network."""
         super().check_batch(x, y, name)
+        self._image_shape = (x.shape[1], x.shape[2], x.shape[3])
         if y is None:
             return
         if self._num_logits is None:  # without a data module, check_shapes has not run
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                shape = (x.shape[1], x.shape[2], x.shape[3])
-                logits = run_blank("model.classifier", self.classifier, shape, x.device)
+                logits = run_blank("model.classifier", self.classifier, self._image_shape, x.device)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
             self._num_logits = logits.shape[1]
@@ -158,7 +165,7 @@ class RobustClassifier(TrainingModule):
             f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
-        self._num_logits = num_classes
+        self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
             batch = size // self.trainer.world_size if isinstance(size, int) else 2

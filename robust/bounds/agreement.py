@@ -1,91 +1,113 @@
-"""Does the own verifier bound what the network computes? A comparison at boxes of radius zero."""
+"""Does the own verifier bound what the network computes? Its operations, compared with other passes of the network."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from robust.bounds.interval import last_linear, propagate
-from robust.bounds.layers import Layer
+from robust.bounds.graph import Graph, bind
+from robust.bounds.recording import IMAGES, REMEDY, Recording, record
 from robust.bounds.rounding import RoundingErrors
-from robust.bounds.sequential import feed_forward, sequence
+from robust.bounds.verifier import bound_precision
 from robust.errors import UnsupportedLayerError, require
 from robust.modes import in_mode
 from robust.seeds import generator
 from robust.threat_models import Box
 
-# of each network: what it consisted of, and the versions of its weights, when it was compared last
-_COMPARED: WeakKeyDictionary[nn.Module, tuple[Hashable, Hashable]] = WeakKeyDictionary()
+BATCH = 7  # images to record: no usual number of channels, so that an axis of images is not taken for another
+PLAIN = {int, float, bool, str, type(None), torch.dtype}
+# of each network: what it consisted of, the versions of its weights, and its recording, when it was compared last
+_COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, Any, Recording]] = WeakKeyDictionary()
 
 
-def checked_layers(network: nn.Module, like: Tensor, *, weights_too: bool) -> list[Layer]:
-    """The layers of a network, compared with its forward pass where that has not been done for the network as it is.
+def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Graph:
+    """The graph of a network, recorded and compared where that has not been done for the network as it is.
 
     Modules, their settings and hooks are looked at each time. So are the weights' versions if ``weights_too``: a
     verdict wants that, a training loss does not.
 
     Args:
-        network: a nest of ``nn.Sequential``.
-        like: images (B, C, H, W) in the precision of the network.
+        network: classifier, (B, C, H, W) -> logits (B, K).
+        like: images (B, C, H, W) in the precision of the bounds.
         weights_too: compare again after every change of a weight.
 
     Raises:
-        UnsupportedLayerError: naming the first layer that computes something else than its bound assumes, or that has
-            no bound.
+        UnsupportedLayerError: naming the first layer that has no bound, or that computes something else than its bound
+            assumes.
     """
     structure = _structure(network, like)
     versions = _versions(network) if weights_too else None
-    seen_structure, seen_versions = _COMPARED.get(network, (None, None))
-    if seen_structure != structure or (weights_too and seen_versions != versions):
-        _compare(network, like)
-        _COMPARED[network] = structure, _versions(network)  # which a hook may have changed
-    return feed_forward(network, like.dtype)
+    seen_structure, seen_versions, recording = _COMPARED.get(network, (None, None, None))
+    if recording is None or seen_structure != structure or (weights_too and seen_versions != versions):
+        recording = _recorded(network, like)
+        _COMPARED[network] = _structure(network, like), _versions(network), recording  # which a pass may have changed
+    return bind(recording, network, like.dtype)
 
 
-def _structure(network: nn.Module, like: Tensor) -> Hashable:
+def _structure(network: nn.Module, like: Tensor) -> object:
     parts = tuple(
-        (name, id(module), type(module), module.extra_repr(), hooks(module))
+        (name, id(module), type(module), _settings(module), hooks(module))
         for name, module in network.named_modules(remove_duplicate=False)
     )
-    return like.shape[1:], like.dtype, like.device, parts
+    return like.shape[1:], like.device, parts
 
 
-def hooks(module: nn.Module) -> Hashable:
+def _settings(module: nn.Module) -> object:
+    """A module's plain attributes but its mode."""
+    return [item for item in vars(module).items() if item[0] != "training" and _is_plain(item[1])]
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
+
+
+def hooks(module: nn.Module) -> tuple[object, ...]:
     """What runs at a module's call beside its class's forward: hooks, and a forward set on the module itself."""
     kinds = (module._forward_hooks, module._forward_pre_hooks)
     own = vars(module).get("forward")  # set on the instance
     return id(own) if own is not None else None, *(tuple(map(id, kind.values())) for kind in kinds)
 
 
-def _versions(network: nn.Module) -> Hashable:
+def _versions(network: nn.Module) -> object:
     tensors = (*network.parameters(), *network.buffers())
     return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 @torch.no_grad()
-def _compare(network: nn.Module, like: Tensor) -> None:
-    images = torch.rand(2, *like.shape[1:], generator=generator(0), dtype=like.dtype).to(like.device)
+def _recorded(network: nn.Module, like: Tensor) -> Recording:
+    """The recording of a network, whose graph gives the values that the network has for other images."""
+    dtype = bound_precision(network)
+    images = torch.rand(BATCH + 2, *like.shape[1:], generator=generator(0), dtype=torch.float64).to(like.device, dtype)
     with in_mode(network, "eval"):
-        logits = network(images)  # first, as a hook may set weights in a forward pass
-        layers = feed_forward(network, like.dtype)
-        last = last_linear(layers)
+        recording, _ = record(network, images[:BATCH])
+        again, values = record(network, others := images[BATCH:])
+        logits = others if again.result.key == IMAGES else values[int(again.result.key)]
         require(logits.dim() == 2, "network", f"output of shape {tuple(logits.shape)}", "give logits of shape (B, K)")
-        inputs = propagate(layers, Box(images, images))
-        errors = RoundingErrors(layers, inputs).errors
-        centers = [*(interval.center for interval in inputs[1:]), last.center(inputs[-1].center)]
-        hidden = images
-        for (name, module), center, error in zip(sequence(network), centers, errors[1:], strict=True):
-            hidden = module(hidden)
-            _require_equal(f"network layer '{name}'", type(module).__name__, hidden, center, error)
-        _require_equal("network", type(network).__name__, logits, centers[-1], errors[-1])
+        if [call.name for call in recording.calls] != [call.name for call in again.calls]:
+            remedy = f"its operations differ from one pass to the next; {REMEDY}"
+            raise UnsupportedLayerError("network", type(network).__name__, remedy)
+        _compare(network, bind(recording, network, dtype), values, others)
+        _require_alone(network, logits, others)
+    return recording
 
 
-def _require_equal(name: str, kind: str, given: Tensor, bounded: Tensor, error: Tensor) -> None:
-    """Raise unless both are equal but for rounding; values that are not finite are for others to report."""
-    differs = given.shape != bounded.shape or bool(((given - bounded).abs() > 2 * error).any())
-    if differs:
-        remedy = "its forward pass computes something else than its attributes say (a hook?); set the verifier to "
-        raise UnsupportedLayerError(name, kind, f"{remedy}robust.bounds.LirpaVerifier, or remove what changes it")
+def _compare(network: nn.Module, graph: Graph, values: list[Tensor], images: Tensor) -> None:
+    """Raise unless each operation gives, for these images, the value that the network had."""
+    intervals = graph.propagate(Box(images, images))
+    errors = RoundingErrors(graph, intervals).errors
+    for node, interval, error in zip(graph.nodes, intervals[1:], errors[1:], strict=True):
+        given = values[node.number]
+        tolerance = 1e-3 * (1 + given.abs().amax()) if error is None else 2 * error
+        if given.shape != interval.center.shape or bool(((given - interval.center).abs() > tolerance).any()):
+            raise node.call.error(network, "its forward pass computes something else than its bound (a hook?)")
+
+
+def _require_alone(network: nn.Module, logits: Tensor, images: Tensor) -> None:
+    """Raise unless an image's logits are the same without the others of its batch."""
+    alone = network(images[:1])
+    if not torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3 * float(1 + logits.abs().amax()), equal_nan=True):
+        remedy = f"an image's logits depend on the others in its batch; {REMEDY}"
+        raise UnsupportedLayerError("network", type(network).__name__, remedy)

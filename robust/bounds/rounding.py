@@ -1,85 +1,73 @@
 """Bounds of the rounding errors of interval and linear bounds: what they are worth in exact arithmetic.
 
-A sum of n rounded products differs from the exact one by at most gamma_n times the sum of absolute products, in
-whatever order it is taken, with gamma_n = n u / (1 - n u) and the unit roundoff u (Higham 2002, Sec. 3.1). That holds
-for direct sums, as CPUs take them (cuDNN may take Winograd's), and where nothing underflows.
+They hold for direct sums, as CPUs take them (cuDNN may take Winograd's), where nothing underflows, and where PyTorch's
+exp, erf, tanh and their like are within a few units in the last place, as their tests ask.
 """
 
 from __future__ import annotations
 
-import torch
+from collections import Counter
+
 from torch import Tensor
 
-from robust.bounds.interval import Interval
-from robust.bounds.layers import Layer, ReLULayer
-
-
-def gamma(count: int, dtype: torch.dtype) -> float:
-    """Largest relative error of ``count`` roundings in a row."""
-    roundoff = torch.finfo(dtype).eps / 2
-    return count * roundoff / (1 - count * roundoff)
+from robust.bounds.graph import Graph
+from robust.bounds.operations import Arithmetic, Interval
 
 
 class RoundingErrors:
     """By how far exact activations and linear bounds may lie outside the computed ones.
 
     Args:
-        layers: of the network, in forward order.
-        inputs: the computed interval at each layer's input, the box first (see ``interval.propagate``). The exact box
-            may differ from it by the rounding of ``x - budgets`` and ``x + budgets``.
+        graph: of the network.
+        values: the computed interval of every value (see ``Graph.propagate``). The exact box may differ from the first
+            by the rounding of ``x - budgets`` and ``x + budgets``.
 
     Attributes:
-        errors: at each layer's input, of that shape, and last at the outputs: no exact activation is further outside
-            of its interval.
+        errors: of every value, of its shape: no exact activation is further outside of its interval. None behind an
+            operation whose rounding is not known.
     """
 
-    def __init__(self, layers: list[Layer], inputs: list[Interval]) -> None:
-        self._layers, self._inputs, self._dtype = layers, inputs, inputs[0].center.dtype
-        self.errors = [8 * gamma(1, self._dtype) * _size(inputs[0])]
-        for layer, interval in zip(layers, inputs, strict=True):
-            self.errors.append(self._through(layer, interval, self.errors[-1]))
+    def __init__(self, graph: Graph, values: list[Interval]) -> None:
+        self._graph, self._values = graph, values
+        self._arithmetic = Arithmetic(values[0].center.dtype, len(graph.nodes))
+        self.errors: list[Tensor | None] = [8 * self._arithmetic.gamma(1) * values[0].size]
+        for operation, inputs, *_ in graph.nodes:
+            known = self._of_inputs(inputs)
+            error = None if known is None else operation.error(*known, self._arithmetic)
+            self.errors.append(error)
 
-    def _through(self, layer: Layer, interval: Interval, error: Tensor) -> Tensor:
-        """The error at a layer's output, of that at its input."""
-        if isinstance(layer, ReLULayer):
-            return error + 8 * gamma(1, self._dtype) * _size(interval)
-        shape = error.shape[1:]
-        g = gamma(layer.terms(shape) + 8, self._dtype)
-        new = layer.radius(error) + g * (layer.radius(_size(interval) + error) + layer.offset(shape))
-        return inflated(new, layer.terms(shape))
+    @property
+    def known(self) -> bool:
+        """Whether the rounding of every operation is."""
+        return all(error is not None for error in (*self.errors, *self.row_weights()))
 
     def of_margins(self, y: Tensor) -> Tensor:
         """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y."""
-        error = self.errors[-1]
+        error = self.errors[self._graph.output]
+        assert error is not None
         both = error + error.gather(1, y[:, None])
         return both.scatter(1, y[:, None], 0.0)
 
-    def row_weights(self) -> list[Tensor]:
-        """What the absolute coefficients of a row at each layer's output are to be multiplied with, last the box's.
+    def row_weights(self) -> list[Tensor | None]:
+        """What the absolute coefficients of a row on each value are to be multiplied with.
 
         The sum of all these products bounds the error of the linear bound.
         """
-        weights = list(map(self._row_weight, self._layers, self._inputs, self.errors[:-1]))
-        return [*weights, self.errors[0] + self._of_sum(self._inputs[0]) * _size(self._inputs[0])]
+        box, error = self._values[0], self.errors[0]
+        assert error is not None
+        weights: list[Tensor | None] = [error + self._arithmetic.of_sum(box.center) * box.size]
+        for operation, inputs, *_ in self._graph.nodes:
+            known = self._of_inputs(inputs)
+            weights.append(None if known is None else operation.row_error(*known, self._arithmetic))
+        return [self._with_sums(i, weight) for i, weight in enumerate(weights)]
 
-    def _row_weight(self, layer: Layer, interval: Interval, error: Tensor) -> Tensor:
-        if isinstance(layer, ReLULayer):
-            # an activation outside of its interval is above the upper line by at most its distance from it
-            intercept = (interval.radius - interval.center.abs()).clamp(min=0)
-            return error + 8 * gamma(1, self._dtype) * _size(interval) + self._of_sum(interval) * intercept
-        shape = error.shape[1:]
-        products = gamma(layer.terms(shape) + 8, self._dtype) * layer.radius(_size(interval) + error)
-        return products + self._of_sum(Interval(products, products)) * layer.offset(shape)
+    def _with_sums(self, value: int, weight: Tensor | None) -> Tensor | None:
+        """The rows on a value that several operations take are added up, with rounded coefficients."""
+        error, uses = self.errors[value], Counter(i for node in self._graph.nodes for i in node.inputs)[value]
+        if weight is None or error is None or uses < 2:
+            return weight
+        return weight + self._arithmetic.gamma(uses) * (self._values[value].size + error)
 
-    def _of_sum(self, interval: Interval) -> float:
-        """Relative error of a sum over an example's activations, and over the layers."""
-        return gamma(interval.center[0].numel() + len(self._layers) + 8, self._dtype)
-
-
-def inflated(error: Tensor, count: int) -> Tensor:
-    """An upper bound of an error that is itself a rounded sum of ``count`` terms, none of them negative."""
-    return error * (1 + 4 * gamma(count + 8, error.dtype))
-
-
-def _size(interval: Interval) -> Tensor:
-    return interval.center.abs() + interval.radius
+    def _of_inputs(self, inputs: tuple[int, ...]) -> tuple[tuple[Interval, ...], tuple[Tensor, ...]] | None:
+        errors = [error for i in inputs if (error := self.errors[i]) is not None]
+        return (tuple(self._values[i] for i in inputs), tuple(errors)) if len(errors) == len(inputs) else None

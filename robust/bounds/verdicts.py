@@ -18,8 +18,8 @@ from robust.threat_models import Box, ThreatModel
 class RangeVerifier(Protocol):
     """A verifier that bounds its own rounding error; see :meth:`robust.bounds.FeedForwardVerifier.margin_range`."""
 
-    def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor]:
-        """What the margins' bounds are at least and at most in exact arithmetic; both (B, K-1)."""
+    def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the margins' bounds are at least and at most in exact arithmetic, both (B, K-1); None: not known."""
 
 
 class Verdicts(NamedTuple):
@@ -48,8 +48,8 @@ def certify(
 
     In float32 a bound that rounds to above 0 may be below it. Where 0 lies within a bound of the rounding error, the
     margins are computed again in float64, from the threat model on, and must be above 0 by more than that precision's
-    error. For a verifier without such a bound (auto_LiRPA's), all that float32 certifies is computed again in float64
-    and must be above 0, up to that precision's own rounding.
+    error. Without such a bound (auto_LiRPA's; operations whose rounding is not known), all that float32 certifies
+    is computed again in float64 and must be above 0, up to that precision's own rounding.
 
     >>> from robust.bounds import FeedForwardVerifier
     >>> from robust.threat_models import LinfBall
@@ -75,7 +75,9 @@ def certify(
         lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
         return Verdicts(lowest > 0, torch.zeros_like(lowest, dtype=torch.bool), lowest)
     if isinstance(verifier, RangeVerifier) and _owner(verifier, "margins") is _owner(verifier, "margin_range"):
-        return _by_range(verifier, network, threat_model, x, y)
+        ends = verifier.margin_range(network, threat_model.interval(x), y)
+        if ends is not None:
+            return _by_range(verifier, network, threat_model, x, y, ends)
     lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
     certified = lowest > 0
     again = certified & (bound_precision(network) != torch.float64)
@@ -91,13 +93,22 @@ def _owner(verifier: Verifier, method: str) -> type:
     return next(kind for kind in type(verifier).__mro__ if method in vars(kind))
 
 
-def _by_range(verifier: RangeVerifier, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Verdicts:
-    low, high = verifier.margin_range(network, threat_model.interval(x), y)
+def _by_range(
+    verifier: RangeVerifier,
+    network: nn.Module,
+    threat_model: ThreatModel,
+    x: Tensor,
+    y: Tensor,
+    ends: tuple[Tensor, ...],
+) -> Verdicts:
+    low, high = ends
     certified = (low > 0).all(1)
     again = ~certified & (high > 0).all(1) & (bound_precision(network) != torch.float64)
 
     def in_float64(box: Box, labels: Tensor) -> Tensor:
-        return verifier.margin_range(network, box, labels)[0]
+        precise = verifier.margin_range(network, box, labels)
+        assert precise is not None  # as in float32
+        return precise[0]
 
     return _recomputed(Verdicts(certified, again, low.amin(1)), in_float64, threat_model, x, y)
 

@@ -138,8 +138,8 @@ def test_an_attack_cannot_make_a_misclassified_image_correct():
     assert expected < 0.05 < metrics["test/accuracy/clean"], "about a tenth of the images is of class 1, and dark"
 
 
-class Residual(nn.Module):
-    """A network that is not an ``nn.Sequential``."""
+class Quotient(nn.Module):
+    """A network that auto_LiRPA alone can bound."""
 
     def __init__(self):
         super().__init__()
@@ -148,11 +148,11 @@ class Residual(nn.Module):
 
     def forward(self, x):
         h = F.relu(self.first(x))
-        return self.last(torch.flatten(F.relu(h + self.second(h)), 1))
+        return self.last(torch.flatten(h / (1 + F.relu(self.second(h))), 1))
 
 
 def test_evaluations_use_the_modules_verifier(tmp_path):
-    module = ContextualBudgets(Residual(), verifier=LirpaVerifier(), epsilon=0.01)
+    module = ContextualBudgets(Quotient(), verifier=LirpaVerifier(), epsilon=0.01)
     search = LargestCertifiedBox(steps=2)
     metrics = measured(module, CertifiedEvaluation(), CertifiedVolume(search, num_samples=2), default_root_dir=tmp_path)
     assert metrics["test/certified_accuracy/linf_0.01"] <= metrics["test/accuracy/clean"]
@@ -171,7 +171,7 @@ def loaders(x, y):
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_verifier_that_cannot_bound_the_network_is_found_before_training(plain):
-    module = StandardTraining(Residual(), epsilon=0.05)
+    module = StandardTraining(Quotient(), epsilon=0.05)
     before = copy.deepcopy(module.state_dict())
     x, y = images()
     data = loaders(x[:16], y[:16]) if plain else {"datamodule": Digits()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -94,15 +95,19 @@ def test_pruned_and_parametrized_weights_are_those_of_the_forward_pass_and_learn
             assert all((p.grad is not None and p.grad.abs().sum() > 0) for p in network[1].parameters())
 
 
-def test_a_weight_that_a_hook_computes_otherwise_is_refused():
+def test_a_weight_that_a_hook_computes_is_followed_with_its_gradient():
     network = plain()
     weight = network[1].weight
     del network[1]._parameters["weight"]
     network[1].raw = weight
     network[1].weight = weight.detach().clone()
     network[1].register_forward_pre_hook(lambda module, inputs: setattr(module, "weight", 2 * module.raw))
-    with pytest.raises(UnsupportedLayerError, match=r"layer '1'.*Linear.weight.*parametrizations"):
-        FeedForwardVerifier().margins(network, LinfBall(0.1).interval(torch.rand(1, 1, 4, 4)), torch.tensor([0]))
+    x = torch.rand(2, 1, 4, 4)
+    for _ in range(2):
+        assert_exact_at_radius_zero(network, x)
+        FeedForwardVerifier().cross_entropy(network, LinfBall(0.1).interval(x), torch.tensor([0, 1])).sum().backward()
+        assert network[1].raw.grad.abs().sum() > 0
+        move_weights(network)
 
 
 class Doubled(nn.Linear):
@@ -126,42 +131,128 @@ def forward_replaced():
 
 
 @pytest.mark.parametrize(
-    ("network", "named"),
+    "network",
     [
-        (hooked("1"), "network layer '1': got 'Linear'"),
-        (hooked("2"), "network layer '2': got 'ReLU'"),
-        (hooked("network"), "network: got 'Sequential'"),
-        (forward_replaced(), "network layer '2': got 'ReLU'"),
-        (nn.Sequential(nn.Flatten(), Doubled(16, 3)), "network layer '1': got 'Doubled"),
+        hooked("1"),
+        hooked("2"),
+        hooked("network"),
+        forward_replaced(),
+        nn.Sequential(nn.Flatten(), Doubled(16, 3)),
+    ],
+)
+def test_what_hooks_and_own_forwards_compute_is_followed(network):
+    x = torch.rand(4, 1, 4, 4)
+    assert_exact_at_radius_zero(network, x)
+    assert_sound(network, x, 0.2)
+
+
+def hidden(x):
+    """Computes what no recording sees."""
+    with torch._C.DisableTorchFunction():
+        return 2 * x
+
+
+class Doubling(torch.autograd.Function):
+    """A function with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+
+class Noisy(nn.Module):
+    """Adds noise of the batch's shape, in evaluation mode too."""
+
+    def forward(self, x):
+        return x + torch.rand(len(x), 1)
+
+
+class Wandering(nn.Module):
+    """Calls another function in every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = iter([torch.relu, torch.sigmoid] * 9)
+
+    def forward(self, x):
+        return next(self.functions)(x)
+
+
+class Own(nn.Module):
+    """A module of one function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def behind(part):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), part, nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            behind(Own(lambda x: x + hidden(x))),
+            "network layer '2': got 'add .*; its forward pass computes someth",
+        ),
+        (
+            behind(Own(hidden)),
+            "network: got 'Sequential'; its logits come from code",
+        ),
+        (behind(Noisy()), "network layer '2': got 'add .*computes something else"),
+        (behind(Wandering()), "network: got 'Sequential'; its operations differ from one pass to the next"),
+        (
+            behind(Own(lambda x: x if x.sum() > 0 else -x)),
+            r"layer '2': got 'bool \(test_agreement.py, line \d+: .*values",
+        ),
+        (
+            behind(Own(lambda x: x.sort().values)),
+            r"layer '2': got 'sort \(test_agreement.py, line \d+: .*has no bound for it",
+        ),
+        (behind(Own(lambda x: x - x.mean(0, keepdim=True))), "layer '2': got 'mean .*it mixes the images of a batch"),
+        (behind(Own(lambda x: x + x.flip(0))), "network: got 'Sequential'; an image's logits depend on the others"),
+        (behind(Own(lambda x: x + 0.1 * x.flip(1).add_(1))), None),
+        (behind(Own(Doubling.apply)), None),
+        (behind(nn.LogSigmoid()), r"network layer '2': got 'LogSigmoid\(\)'; FeedForwardVerifier has no bound for it"),
     ],
 )
 @pytest.mark.parametrize("call", ["margins", "cross_entropy"])
-def test_what_computes_something_else_is_refused_with_the_name_of_the_first_layer(network, named, call):
-    box = LinfBall(0.1).interval(torch.rand(2, 1, 4, 4))
-    with pytest.raises(UnsupportedLayerError, match=named):
-        getattr(FeedForwardVerifier(), call)(network, box, torch.tensor([0, 1]))
-
-
-def test_a_hook_that_only_watches_is_allowed_and_a_later_change_is_seen():
-    network, seen = plain(), []
+def test_what_cannot_be_followed_is_refused_with_layer_operation_and_line(network, message, call):
     box, y = LinfBall(0.1).interval(torch.rand(2, 1, 4, 4)), torch.tensor([0, 1])
+    if message is None:
+        getattr(FeedForwardVerifier(), call)(network, box, y)
+    else:
+        with pytest.raises(UnsupportedLayerError, match=f"{message}.*robust.bounds.LirpaVerifier"):
+            getattr(FeedForwardVerifier(), call)(network, box, y)
+
+
+def test_a_training_step_costs_no_recording_and_a_later_change_is_seen():
+    network, seen = plain(), []
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    box = LinfBall(0.0).interval(x)
     network[1].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     FeedForwardVerifier().cross_entropy(network, box, y)
-    assert len(seen) == 2  # as a part of the network, and by itself
+    passes = len(seen)
     FeedForwardVerifier().cross_entropy(network, box, y)
     move_weights(network)
-    FeedForwardVerifier().cross_entropy(network, box, y)
-    assert len(seen) == 2  # a training step costs no comparison
+    loss = FeedForwardVerifier().cross_entropy(network, box, y)
+    assert len(seen) == passes
+    torch.testing.assert_close(loss, F.cross_entropy(network(x), y, reduction="none"))
     FeedForwardVerifier().margins(network, box, y)
-    assert len(seen) == 4
+    assert len(seen) > passes + 1
     handle = network[3].register_forward_hook(lambda module, inputs, output: 2 * output)
-    with pytest.raises(UnsupportedLayerError, match="layer '3'"):
-        FeedForwardVerifier().cross_entropy(network, box, y)
+    assert_exact_at_radius_zero(network, x)
     handle.remove()
-    FeedForwardVerifier().cross_entropy(network, box, y)
-    network[2].forward = torch.abs
-    with pytest.raises(UnsupportedLayerError, match="layer '2'"):
-        FeedForwardVerifier().cross_entropy(network, box, y)
+    assert_exact_at_radius_zero(network, x)
+    network[2].forward = torch.neg
+    loss = FeedForwardVerifier().cross_entropy(network, box, y)
+    torch.testing.assert_close(loss, F.cross_entropy(network(x), y, reduction="none"))
 
 
 def test_the_comparison_leaves_modes_statistics_and_random_numbers():

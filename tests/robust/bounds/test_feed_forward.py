@@ -168,11 +168,8 @@ def test_batch_norm_uses_evaluation_statistics_in_training_mode():
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.GELU(), nn.Linear(4, 2)), "layer '2'.*GELU"),
-        (nn.Sequential(nn.Sequential(nn.MaxPool2d(2)), nn.Flatten(), nn.Linear(4, 2)), "layer '0.0'.*MaxPool2d"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3, padding="same"), nn.Flatten(), nn.Linear(16, 2)), "layer '0'.*Conv2d"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.ReLU()), "last layer"),
-        (nn.Sequential(), "last layer"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.LogSigmoid(), nn.Linear(4, 2)), "layer '2'.*LogSigmoid"),
+        (nn.Sequential(nn.Sequential(nn.LPPool2d(2, 2)), nn.Flatten(), nn.Linear(4, 2)), "layer '0.0'.*LPPool2d"),
     ],
 )
 def test_an_unsupported_layer_is_named_with_the_other_verifier(network, named):
@@ -181,9 +178,15 @@ def test_an_unsupported_layer_is_named_with_the_other_verifier(network, named):
         FeedForwardVerifier().margins(network, box, torch.tensor([0]))
 
 
+def test_a_network_without_logits_is_refused():
+    box = LinfBall(0.1).interval(torch.rand(1, 1, 4, 4))
+    with pytest.raises(SettingError, match=r"network: got 'output of shape \(2, 1, 4, 4\)'; give logits"):
+        FeedForwardVerifier().margins(nn.Sequential(), box, torch.tensor([0]))
+
+
 def test_unknown_method():
-    with pytest.raises(SettingError, match="method: got 'crown'; give ibp"):
-        FeedForwardVerifier("crown")
+    with pytest.raises(SettingError, match="method: got 'alpha'; give ibp, crown-ibp, tightest or crown"):
+        FeedForwardVerifier("alpha")
 
 
 def test_a_forward_pass_that_moves_statistics_before_the_backward_pass_changes_no_gradient():

@@ -1,0 +1,208 @@
+"""A network as a graph of operations with its present weights, and bounds that go through it, forwards and backwards.
+
+A sequence of layers is a chain in this graph: there is one code for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust.bounds.operations import Arithmetic, Interval, Operand, Operation, UnboundedError
+from robust.bounds.operations.registry import builder_of
+from robust.bounds.recording import IMAGES, Call, Recording, Ref, mapped
+from robust.threat_models import Box
+
+
+class Node(NamedTuple):
+    """An operation, the indices of the values that it takes, and the call that it was recorded as, with its number.
+
+    Value 0 is the box of images, value i + 1 the result of node i.
+    """
+
+    operation: Operation
+    inputs: tuple[int, ...]
+    call: Call
+    number: int
+
+
+class Graph(NamedTuple):
+    """The nodes in the order of the forward pass, the value that is the logits, their number, and the precision."""
+
+    nodes: list[Node]
+    output: int
+    num_classes: int
+    dtype: torch.dtype
+
+    @property
+    def last(self) -> Operation | None:
+        """The operation that gives the logits; None where these are the images."""
+        return self.nodes[self.output - 1].operation if self.output else None
+
+    def propagate(self, box: Box) -> list[Interval]:
+        """The interval of every value, the box first (Gowal et al. 2018).
+
+        >>> from robust.bounds.recording import record
+        >>> difference = nn.Linear(2, 1)
+        >>> _ = difference.load_state_dict({"weight": torch.tensor([[1.0, -1.0]]), "bias": torch.tensor([0.25])})
+        >>> network = nn.Sequential(nn.Flatten(), difference)
+        >>> graph = bind(record(network, torch.rand(2, 1, 1, 2))[0], network, torch.float32)
+        >>> center, radius = graph.propagate(Box(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 2), 0.5)))[-1]
+        >>> center.tolist(), radius.tolist()  # x_1 - x_2 + 1/4 is in [-1/4, 3/4]
+        ([[0.25]], [[0.5]])
+        """
+        values = [Interval.between(*box)]
+        for operation, inputs, *_ in self.nodes:
+            values.append(operation.interval(*(values[i] for i in inputs)))
+        return values
+
+    def upper_bound(self, values: list[Interval], A: Tensor, value: int | None = None) -> Tensor:
+        """Upper bounds of ``A z`` over the box by linear bounds backwards (CROWN, Zhang et al. 2018).
+
+        Args:
+            values: the interval of every value, as from ``propagate``.
+            A: rows (B, S, *shape) on a value.
+            value: its index; by default that of the logits.
+
+        Returns:
+            Shape (B, S).
+        """
+        return self._upper_bound(values, A, self.output if value is None else value, None)[0]
+
+    def upper_bound_and_error(
+        self, values: list[Interval], A: Tensor, weights: list[Tensor | None], value: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same bounds, and by how much an exact ``A z`` may exceed them; both (B, S).
+
+        Args:
+            values: as above.
+            A: as above.
+            weights: of the rows on each value, from :class:`robust.bounds.rounding.RoundingErrors`.
+            value: as above.
+        """
+        bound, error = self._upper_bound(values, A, self.output if value is None else value, weights)
+        largest = max(interval.center[0].numel() for interval in values)
+        return bound, Arithmetic(A.dtype, len(self.nodes)).inflated(error, largest)
+
+    def _upper_bound(
+        self, values: list[Interval], A: Tensor, value: int, weights: list[Tensor | None] | None
+    ) -> tuple[Tensor, Tensor]:
+        constant = torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
+        error = torch.zeros_like(constant)
+        rows = {value: A}
+        del A
+        for index in range(value, 0, -1):
+            if index not in rows:
+                continue
+            row, (operation, inputs, *_) = rows.pop(index), self.nodes[index - 1]
+            if weights is not None:
+                error = error + _weighed(row, weights[index])
+            parts, beta = operation.backward(row, *(values[i] for i in inputs))
+            constant = constant + beta
+            for i, part in zip(inputs, parts, strict=True):
+                rows[i] = rows[i] + part if i in rows else part
+        if 0 not in rows:
+            return constant, error
+        if weights is not None:
+            error = error + _weighed(rows[0], weights[0])
+        row, box = rows[0].flatten(2), Interval(*(side.flatten(1)[..., None] for side in values[0]))
+        return constant + (row @ box.center + row.abs() @ box.radius).squeeze(-1), error
+
+
+def _weighed(A: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum of absolute coefficients (B, S, *shape) times weights (B, *shape): (B, S)."""
+    assert weight is not None
+    return (A.flatten(2).abs() @ weight.flatten(1)[..., None]).squeeze(-1)
+
+
+def bind(recording: Recording, network: nn.Module, dtype: torch.dtype) -> Graph:
+    """The graph of a recorded network with the weights that it has now, in a precision.
+
+    Weights that are computed, as pruned ones are, are computed anew, with a gradient to what they come from.
+
+    Raises:
+        UnsupportedLayerError: naming layer, operation and line of the first call that has no bound.
+    """
+    binder = _Binder(recording, network, dtype)
+    for index in _needed(recording):
+        binder.add(index)
+    return Graph(binder.nodes, binder.places[recording.result.key], recording.shape_of(recording.result).numel(), dtype)
+
+
+def _needed(recording: Recording) -> list[int]:
+    """Indices of the calls on which the result depends, in their order."""
+    needed, ahead = set[int](), [recording.result.key]
+    while ahead:
+        key = ahead.pop()
+        if isinstance(key, int) and key >= 0 and key not in needed:
+            needed.add(key)
+            ahead += [ref.key for ref in _refs(recording.calls[key])]
+    return sorted(needed)
+
+
+def _refs(call: Call) -> list[Ref]:
+    refs: list[Ref] = []
+    mapped((call.arguments, call.named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
+    return refs
+
+
+class _Binder:
+    """Adds recorded calls to a graph one by one; a call on weights alone is computed.
+
+    Attributes:
+        nodes: so far.
+        places: index of the graph's value for each recorded tensor that depends on the images.
+    """
+
+    def __init__(self, recording: Recording, network: nn.Module, dtype: torch.dtype) -> None:
+        self.nodes: list[Node] = []
+        self.places: dict[int | str, int] = {IMAGES: 0}
+        self._recording, self._network, self._dtype = recording, network, dtype
+        self._held: dict[int | str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
+        self._held |= dict(network.named_buffers(remove_duplicate=False))
+
+    def add(self, index: int) -> None:
+        """Add the call of that index."""
+        call = self._recording.calls[index]
+        if not call.dynamic:
+            args, named = mapped((call.arguments, call.named), self._native)
+            result = call.function(*args, **named)  # type: ignore[operator]
+            self._held[index] = result if call.part is None else result[call.part]
+            return
+        if not call.per_image:
+            raise call.error(self._network, "it mixes the images of a batch")
+        inputs = tuple(self.places[ref.key] for ref in _refs(call) if ref.dynamic)
+        operation = self._operation(call)
+        if operation is None:
+            self.places[index] = inputs[0]
+            return
+        self.nodes.append(Node(operation, inputs, call, index))
+        self.places[index] = len(self.nodes)
+
+    def _operation(self, call: Call) -> Operation | None:
+        function = call.function
+        module = self._network.get_submodule(function) if isinstance(function, str) else None
+        builder = builder_of(call.name if module is None else module)
+        if builder is None:
+            raise call.error(self._network)
+        args, named = mapped((call.arguments, call.named), lambda value: self._bound(value, call.shape))
+        if call.part is not None:
+            named = {**named, "part": call.part}
+        try:
+            return builder(*args, **named) if module is None else builder(module, *args, **named)
+        except UnboundedError as error:
+            raise call.error(self._network, str(error)) from None
+        except TypeError as error:
+            raise call.error(self._network, f"its bound does not know these arguments ({error})") from error
+
+    def _native(self, value: Any) -> Any:
+        return self._held[value.key] if isinstance(value, Ref) else value
+
+    def _bound(self, value: Any, output: torch.Size) -> Any:
+        """An argument for a builder: an operand, a constant in the precision of the bounds, or what it was."""
+        if isinstance(value, Ref) and value.dynamic:
+            return Operand(self._recording.shape_of(value), output)
+        value = self._native(value)
+        return value.to(self._dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

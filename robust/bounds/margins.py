@@ -1,0 +1,61 @@
+"""Bounds of the margins z_k - z_y and of the cross-entropy, from the intervals of a graph's values."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robust.bounds.graph import Graph
+from robust.bounds.operations import Interval
+from robust.bounds.operations.linear import Linear
+
+
+def margin_interval(graph: Graph, values: list[Interval], y: Tensor, classes_at_once: int | None = None) -> Interval:
+    """Intervals of z_k - z_y for all k; a linear last layer is merged with them: rows W_k - W_y.
+
+    Args:
+        graph: of the network.
+        values: the interval of every value.
+        y: labels (B,).
+        classes_at_once: how many rows of each example are held in memory; all of them by default.
+
+    Returns:
+        Center and radius of shape (B, K); exactly 0 at k = y.
+    """
+    logits, last = values[graph.output], graph.last
+    center = logits.center - logits.center.gather(1, y[:, None])
+    if not isinstance(last, Linear):
+        radius = logits.radius + logits.radius.gather(1, y[:, None])
+        return Interval(center, radius.scatter(1, y[:, None], 0.0))
+    hidden = values[graph.nodes[graph.output - 1].inputs[0]]
+    of_label = last.weight[y][:, None]
+    parts = torch.split(last.weight, classes_at_once or len(last.weight))
+    radii = [torch.einsum("bkd,bd->bk", (part - of_label).abs(), hidden.radius) for part in parts]
+    return Interval(center, radii[0] if len(radii) == 1 else torch.cat(radii, 1))
+
+
+def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interval, shift: Tensor) -> Tensor:
+    """CROWN-IBP's upper bound of E exp(-shift), E = sum_k exp(z_k - z_y): each exp by its chord, then one row.
+
+    Args:
+        graph: of the network.
+        values: the interval of every value.
+        y: labels (B,).
+        margin: intervals of z_k - z_y, (B, K).
+        shift: (B, 1), against overflow.
+
+    Returns:
+        Shape (B,).
+    """
+    lowest, highest = margin.lower, margin.upper
+    width = 2 * margin.radius
+    guarded = width.clamp(min=1e-6)  # the chord of a wider interval from the same lower end lies above
+    slope = (highest - shift + (guarded - width)).exp() * -torch.expm1(-guarded) / guarded
+    intercept = ((lowest - shift).exp() - slope * lowest).sum(-1)
+    of_label = F.one_hot(y, slope.shape[1]).to(slope.dtype)
+    row = slope - of_label * slope.sum(-1, keepdim=True)  # on the logits: sum_k slope_k (z_k - z_y)
+    bound = graph.upper_bound(values, row[:, None]).squeeze(1) + intercept
+    # E >= exp(0), its own label's term: rounding must not push the bound below, where the log is undefined
+    floor = (-shift.squeeze(-1)).exp().clamp(min=torch.finfo(bound.dtype).tiny)
+    return torch.maximum(bound, floor)

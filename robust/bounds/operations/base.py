@@ -1,0 +1,181 @@
+"""What bounds need of an operation: its interval, its linear bounds, and the rounding errors of both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """``center - radius <= h <= center + radius``, both of shape (B, *shape)."""
+
+    center: Tensor
+    radius: Tensor
+
+    @classmethod
+    def between(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """The interval of these two ends."""
+        return cls((lower + upper) / 2, (upper - lower) / 2)
+
+    @property
+    def lower(self) -> Tensor:
+        """The lower end."""
+        return self.center - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """The upper end."""
+        return self.center + self.radius
+
+    @property
+    def size(self) -> Tensor:
+        """The largest absolute value inside."""
+        return self.center.abs() + self.radius
+
+
+class Arithmetic(NamedTuple):
+    """Rounding of one precision, in a graph of so many operations.
+
+    A sum of n rounded products differs from the exact one by at most gamma_n times the sum of absolute products, in
+    whatever order it is taken, with gamma_n = n u / (1 - n u) and the unit roundoff u (Higham 2002, Sec. 3.1).
+    """
+
+    dtype: torch.dtype
+    depth: int
+
+    def gamma(self, count: int) -> float:
+        """Largest relative error of ``count`` roundings in a row."""
+        roundoff = torch.finfo(self.dtype).eps / 2
+        return count * roundoff / (1 - count * roundoff)
+
+    def of_sum(self, values: Tensor) -> float:
+        """Relative error of a sum over an example's values (B, *shape), and over the operations."""
+        return self.gamma(values[0].numel() + self.depth + 8)
+
+    def inflated(self, error: Tensor, count: int) -> Tensor:
+        """An upper bound of an error that is itself a rounded sum of ``count`` terms, none of them negative."""
+        return error * (1 + 4 * self.gamma(count + 8))
+
+
+class Operation(ABC):
+    """One operation of a network, h_1, ..., h_n -> f(h_1, ..., h_n), example by example.
+
+    Linear bounds are rows ``A`` of shape (B, S, *shape): S functions of the activations of each example.
+    """
+
+    @abstractmethod
+    def interval(self, *inputs: Interval) -> Interval:
+        """An interval that holds f of every point of the inputs' intervals: (B, *in) each -> (B, *out)."""
+
+    @abstractmethod
+    def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """Bound rows on the output from above by rows and constants on the inputs.
+
+        A f(h_1, ..., h_n) <= A_1 h_1 + ... + A_n h_n + constant for all h within ``inputs``.
+
+        Args:
+            A: (B, S, *out).
+            inputs: the intervals of h_1, ..., h_n.
+
+        Returns:
+            A_i of shape (B, S, *in_i), and the constants (B, S).
+        """
+
+    def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
+        """By how much an exact output may lie outside of the computed interval, (B, *out); None: not known.
+
+        Args:
+            inputs: the computed intervals of h_1, ..., h_n.
+            errors: by how much exact inputs may lie outside of them.
+            arithmetic: in which the interval was computed.
+        """
+        return None
+
+    def row_error(
+        self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
+    ) -> Tensor | None:
+        """What the absolute coefficients of a row on the output are to be multiplied with, (B, *out); None: not known.
+
+        The sum of the products bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs.
+        Arguments as in ``error``.
+        """
+        return None
+
+
+class Affine(Operation):
+    """f(h_1, ..., h_n) = W_1 h_1 + ... + W_n h_n + b."""
+
+    @abstractmethod
+    def terms(self, *shapes: torch.Size) -> int:
+        """Number of roundings on the way to an output, or to a coefficient of a row on the input, at most.
+
+        Args:
+            shapes: of the inputs of one example.
+        """
+
+    @abstractmethod
+    def center(self, *centers: Tensor) -> Tensor:
+        """Midpoint of the output interval, W c + b: (B, *in) each -> (B, *out)."""
+
+    @abstractmethod
+    def radius(self, *radii: Tensor) -> Tensor:
+        """Half width of the output interval, |W| r: (B, *in) each -> (B, *out)."""
+
+    @abstractmethod
+    def rows(self, A: Tensor, *shapes: torch.Size) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """Rows on the output as rows and constants on the inputs: A f(h) = (A W_1) h_1 + ... + A b.
+
+        Args:
+            A: (B, S, *out).
+            shapes: of the inputs of one example.
+
+        Returns:
+            A W_i of shape (B, S, *in_i), and A b of shape (B, S).
+        """
+
+    def offset(self) -> Tensor | float:
+        """Sum of the absolute terms that b is summed from; broadcasts to (B, *out)."""
+        return 0.0
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """W c + b and |W| r."""
+        return Interval(self.center(*(h.center for h in inputs)), self.radius(*(h.radius for h in inputs)))
+
+    def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """The rows are exact."""
+        return self.rows(A, *(h.center.shape[1:] for h in inputs))
+
+    def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
+        """|W| e, and the rounding of the sums."""
+        terms = self.terms(*(error.shape[1:] for error in errors))
+        rounded = arithmetic.gamma(terms + 8) * (self._sizes(inputs, errors) + self.offset())
+        return arithmetic.inflated(self.radius(*errors) + rounded, terms)
+
+    def row_error(
+        self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
+    ) -> Tensor | None:
+        """The rounding of the coefficients and of the constants."""
+        terms = self.terms(*(error.shape[1:] for error in errors))
+        products = arithmetic.gamma(terms + 8) * self._sizes(inputs, errors)
+        return products + arithmetic.of_sum(products) * self.offset()
+
+    def _sizes(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...]) -> Tensor:
+        return self.radius(*(h.size + error for h, error in zip(inputs, errors, strict=True)))
+
+
+def broadcast(*shapes: torch.Size) -> torch.Size:
+    """The shape in which values of these shapes are combined."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
+
+
+def fit(A: Tensor, shape: torch.Size) -> Tensor:
+    """Rows (B, S, *out) on a value that was broadcast from ``shape``, as rows (B, S, *shape)."""
+    if A.shape[2:] == shape:
+        return A
+    padded = (1,) * (A.dim() - 2 - len(shape)) + tuple(shape)
+    spread = [i for i, (size, out) in enumerate(zip(padded, A.shape[2:], strict=True), 2) if size == 1 != out]
+    return (A.sum(spread, keepdim=True) if spread else A).reshape(*A.shape[:2], *shape)

@@ -1,0 +1,160 @@
+"""Linear maps without weights: values that move, are copied, added up or averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robust.bounds.operations.base import Affine
+from robust.bounds.operations.linear import pair
+from robust.bounds.operations.registry import Operand, UnboundedError, register
+
+
+class LinearMap(Affine):
+    """A linear map whose weights are not negative, of one or more inputs; its adjoint is PyTorch's own derivative.
+
+    >>> LinearMap(lambda h: h.mean(1, keepdim=True), terms=4).rows(torch.ones(1, 1, 1), torch.Size([4]))[0][0]
+    tensor([[[0.2500, 0.2500, 0.2500, 0.2500]]])
+
+    Args:
+        function: of tensors (B, *in) for any B; each example of the result depends on that example only.
+        terms: number of roundings on the way to an output or to a coefficient of a row on the input, at most.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], terms: int = 0) -> None:
+        self.function, self._terms = function, terms
+
+    def terms(self, *shapes: torch.Size) -> int:
+        """As given."""
+        return self._terms
+
+    def center(self, *centers: Tensor) -> Tensor:
+        """W c."""
+        return self.function(*centers)
+
+    def radius(self, *radii: Tensor) -> Tensor:
+        """|W| r, where W is not negative."""
+        return self.function(*radii)
+
+    def rows(self, A: Tensor, *shapes: torch.Size) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """A W by the adjoint."""
+        differentiable = torch.is_grad_enabled() and A.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = [A.new_zeros(A.shape[0] * A.shape[1], *shape).requires_grad_() for shape in shapes]
+            outputs = self.function(*inputs)
+            rows = torch.autograd.grad(outputs, inputs, A.flatten(0, 1), create_graph=differentiable)
+        return tuple(row.view(*A.shape[:2], *shape) for row, shape in zip(rows, shapes, strict=True)), 0.0
+
+
+class Reshape(Affine):
+    """The same numbers in another shape.
+
+    >>> Reshape(torch.Size([4])).center(torch.zeros(1, 2, 2)).shape
+    torch.Size([1, 4])
+
+    Args:
+        output: shape of one example's results.
+    """
+
+    def __init__(self, output: torch.Size) -> None:
+        self.output = output
+
+    def terms(self, *shapes: torch.Size) -> int:
+        """Nothing is rounded."""
+        return 0
+
+    def center(self, *centers: Tensor) -> Tensor:
+        """The same numbers."""
+        return centers[0].reshape(len(centers[0]), *self.output)
+
+    def radius(self, *radii: Tensor) -> Tensor:
+        """The same numbers."""
+        return self.center(*radii)
+
+    def rows(self, A: Tensor, *shapes: torch.Size) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """The same rows."""
+        return (A.reshape(*A.shape[:2], *shapes[0]),), 0.0
+
+
+@register("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+def _reshape(x: Operand, *shape: Any, **named: Any) -> Reshape:
+    return Reshape(x.output)
+
+
+@register("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "requires_grad")
+@register("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "identity")
+def _identity(x: Operand, *arguments: Any, **named: Any) -> None:
+    """In evaluation mode; what another precision or noise would change shows when values are compared."""
+
+
+def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = None, **named: Any) -> LinearMap:
+    """A function that moves the values of its first argument, or picks some."""
+    _, *rest = arguments
+
+    def moved(h: Tensor) -> Tensor:
+        result = function(h, *rest, **named)
+        moved: Tensor = result if part is None else result[part]
+        return moved
+
+    return LinearMap(moved)
+
+
+MOVES = (
+    *("permute", "transpose", "swapaxes", "movedim", "T", "mT", "flip", "roll"),
+    *("__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "tensor_split"),
+    *("expand", "repeat", "repeat_interleave", "tile"),
+)
+for _name in MOVES:
+    _method = getattr(torch.Tensor, _name)
+    register(_name.strip("_"))(partial(_moved, _method.__get__ if _name in ("T", "mT") else _method))
+for _function in (F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle):
+    register(_function)(partial(_moved, _function))
+
+
+@register("cat", "concat", "concatenate", "stack")
+def _cat(tensors: Any, dim: int = 0) -> LinearMap:
+    if not all(isinstance(tensor, Operand) for tensor in tensors):
+        raise UnboundedError("it joins activations with a constant")
+    stacked = len(tensors[0].shape) < len(tensors[0].output)
+    return LinearMap(lambda *h: torch.stack(h, dim) if stacked else torch.cat(h, dim))
+
+
+@register("pad")
+def _pad(x: Operand, pad: Any, mode: str = "constant", value: float | None = None) -> LinearMap:
+    if mode == "constant" and value:
+        raise UnboundedError("it pads with another value than 0")
+    return LinearMap(lambda h: F.pad(h, pad, mode), terms=4)  # a value is copied to three places at most
+
+
+def _reduced(function: Callable[..., Tensor], x: Operand, *arguments: Any, **named: Any) -> LinearMap:
+    terms = math.prod(x.shape) // max(math.prod(x.output), 1) + 2
+    return LinearMap(lambda h: function(h, *arguments, **named), terms)
+
+
+register("mean")(partial(_reduced, torch.Tensor.mean))
+register("sum")(partial(_reduced, torch.Tensor.sum))
+
+
+@register("avg_pool2d")
+def _avg_pool2d(x: Operand, kernel_size: Any, *arguments: Any, **named: Any) -> LinearMap:
+    return LinearMap(lambda h: F.avg_pool2d(h, kernel_size, *arguments, **named), math.prod(pair(kernel_size)) + 2)
+
+
+@register("adaptive_avg_pool2d")
+def _adaptive_avg_pool2d(x: Operand, output_size: Any) -> LinearMap:
+    return LinearMap(lambda h: F.adaptive_avg_pool2d(h, output_size), math.prod(x.shape[-2:]) + 2)
+
+
+@register("interpolate", "upsample")
+def _interpolate(
+    x: Operand, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **named: Any
+) -> LinearMap:
+    if mode == "bicubic":
+        raise UnboundedError("its weights are of both signs; set mode to bilinear")
+    return LinearMap(lambda h: F.interpolate(h, size, scale_factor, mode, **named), math.prod(x.output) + 8)

@@ -1,0 +1,125 @@
+"""ReLU, fused: it is most of the elementwise work of training by bounds, which memory bounds.
+
+As autograd's own chain it takes twice the passes, and masks as bool tensors or ``where`` are several times slower on
+CPU than ``threshold_backward`` (grad where x > 0, else 0).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust.bounds.operations.base import Arithmetic, Interval, Operation
+from robust.bounds.operations.registry import Operand, register
+
+
+class _IntervalReLU(torch.autograd.Function):
+    """ReLU of an interval, [relu(c - r), relu(c + r)], with its gradient in closed form."""
+
+    @staticmethod
+    def forward(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        upper = torch.add(center, radius).clamp_(min=0)
+        lower = torch.sub(center, radius).clamp_(min=0)
+        new_center = torch.lerp(lower, upper, 0.5)
+        return new_center, upper - new_center, lower, upper
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        *_, lower, upper = output
+        ctx.mark_non_differentiable(lower, upper)
+        ctx.save_for_backward(lower, upper)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+        lower, upper = ctx.saved_tensors
+        grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
+        grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
+        by_upper = torch.ops.aten.threshold_backward(grad_center + grad_radius, upper, 0)
+        by_lower = torch.ops.aten.threshold_backward(grad_center - grad_radius, lower, 0)
+        grad_center = torch.lerp(by_lower, by_upper, 0.5)
+        return grad_center, by_upper.sub_(grad_center)
+
+
+class _RelaxReLU(torch.autograd.Function):
+    """Upper-bounds rows on the output of a ReLU by rows on its input, with the gradient in closed form.
+
+    For the pre-activation interval center -+ radius the upper line has slope a = clamp((center + radius) /
+    (2 radius), 0, 1) and intercept b = max(radius - center, 0) a; the lower line passes the origin with slope 1 where
+    a > 1/2, i.e. center > 0, else 0 (CROWN's adaptive choice). A positive coefficient takes the upper line, a negative
+    one the lower line. Shapes: A (B, S, *shape), center and radius (B, *shape); returns (B, S, *shape) and (B, S).
+    """
+
+    @staticmethod
+    def forward(A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+        # the least normal number: a larger guard would flatten the line where activations are small
+        width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
+        slope = torch.add(center, radius).div_(width).clamp_(0, 1)
+        intercept = torch.sub(radius, center).clamp_(min=0).mul_(slope)
+        positive = A.clamp(min=0)
+        constant = (positive * intercept[:, None]).flatten(2).sum(-1)
+        by_lower = torch.ops.aten.threshold_backward(A - positive, center[:, None], 0)
+        return by_lower.addcmul_(positive, slope[:, None]), constant, slope, intercept, width
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        A, center, _ = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(A, center, *output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        A, center, slope, intercept, width = ctx.saved_tensors
+        grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
+        by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
+        by_upper = (grad_rows * slope[:, None]).addcmul_(grad_constant, intercept[:, None]).sub_(by_lower)
+        grad_A = torch.ops.aten.threshold_backward(by_upper, A, 0).add_(by_lower)
+        # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
+        positive = A.clamp(min=0)
+        by_slope = _where_unstable((positive * grad_rows).sum(1), slope).div_(width)
+        by_intercept = _where_unstable((positive.mul_(grad_constant)).sum(1), slope)
+        twist = torch.mul(slope, -2).add_(1)
+        grad_center = torch.addcmul(by_slope, twist, by_intercept)
+        return grad_A, grad_center, by_slope.mul_(twist).add_(by_intercept.mul_(twist.square_().add_(1).mul_(0.5)))
+
+
+def _where_unstable(grad: Tensor, slope: Tensor) -> Tensor:
+    """``grad`` where 0 < slope < 1, else 0."""
+    masked: Tensor = torch.ops.aten.hardtanh_backward(grad, slope, 0, 1)
+    return masked
+
+
+class ReLU(Operation):
+    """max(h, 0).
+
+    >>> ReLU().interval(Interval(torch.tensor([[0.5]]), torch.tensor([[1.5]])))  # of [-1, 2]
+    Interval(center=tensor([[1.]]), radius=tensor([[1.]]))
+    """
+
+    def interval(self, *inputs: Interval) -> Interval:
+        """The ends' values."""
+        return Interval(*_IntervalReLU.apply(*inputs[0])[:2])
+
+    def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """The upper line of a positive coefficient, the lower line of a negative one."""
+        rows, constant = _RelaxReLU.apply(A, *inputs[0])[:2]
+        return (rows,), constant
+
+    def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
+        """That of the input, and the rounding of the ends."""
+        return errors[0] + 8 * arithmetic.gamma(1) * inputs[0].size
+
+    def row_error(
+        self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
+    ) -> Tensor | None:
+        """An activation outside of its interval is above the upper line by at most its distance from it."""
+        h = inputs[0]
+        intercept = (h.radius - h.center.abs()).clamp(min=0)
+        return errors[0] + 8 * arithmetic.gamma(1) * h.size + arithmetic.of_sum(intercept) * intercept
+
+
+@register("relu")
+def _relu(x: Operand, inplace: bool = False) -> ReLU:
+    return ReLU()
