@@ -75,8 +75,9 @@ class ConvolutionalBudgetGenerator(nn.Module):
 
     Unlike there, no weight belongs to a pixel, so that a map of budgets that all images share is not learned first.
     Two 5x5 convolutions, the second with dilation 2, give features; a linear layer of their mean over all pixels, the
-    context of the image, is added to each pixel's; a 5x5 and a 3x3 convolution and a sigmoid follow. 3,569 parameters
-    on grey images at width 8, whatever their size.
+    context of the image, is added to each pixel's; a 5x5 and a 3x3 convolution and a sigmoid follow. The padding
+    repeats the outermost pixels, since zeros would tell a pixel how far from the edge it is. 3,569 parameters on grey
+    images at width 8, whatever their size.
 
     Args:
         channels: of the images.
@@ -95,12 +96,12 @@ class ConvolutionalBudgetGenerator(nn.Module):
         require(channels >= 1, "channels", channels, "give the images' number of channels, at least 1")
         require(width >= 1, "width", width, "give the features' number of channels, at least 1")
         self.channels = channels
-        self.near = nn.Sequential(nn.Conv2d(channels, width, 5, padding=2), nn.ReLU())
-        self.wide = nn.Sequential(nn.Conv2d(width, width, 5, padding=4, dilation=2), nn.ReLU())
-        self.context = nn.Linear(width, width)
-        last = nn.Conv2d(width, 1 if share_channels else channels, 3, padding=1)
+        last = _convolution(width, 1 if share_channels else channels, 3)
         _start_at(initial_output, last)
-        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 5, padding=2), nn.ReLU(), last)
+        self.near = nn.Sequential(_convolution(channels, width, 5), nn.ReLU())
+        self.wide = nn.Sequential(_convolution(width, width, 5, dilation=2), nn.ReLU())
+        self.context = nn.Linear(width, width)
+        self.head = nn.Sequential(nn.ReLU(), _convolution(width, width, 5), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to outputs (B, C, H, W) in (0, 1).
@@ -114,6 +115,12 @@ class ConvolutionalBudgetGenerator(nn.Module):
         features = self.wide(near)
         context = self.context(features.mean((2, 3)))[:, :, None, None]
         return torch.sigmoid(self.head(features + context)).expand_as(x)
+
+
+def _convolution(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the images' size and repeats their outermost pixels beyond the edge."""
+    padding = dilation * (side // 2)
+    return nn.Conv2d(inputs, outputs, side, padding=padding, dilation=dilation, padding_mode="replicate")
 
 
 def _start_at(initial_output: float, last: nn.Linear | nn.Conv2d) -> None:

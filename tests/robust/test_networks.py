@@ -90,11 +90,28 @@ def test_the_convolutional_generator_equals_its_formula_on_images_of_any_size(sh
     assert count(generator) == 3_569
     x = torch.rand(2, *shape, dtype=torch.double)
     k0, b0, k1, b1, w, b, k2, b2, k3, b3 = generator.parameters()
-    features = F.conv2d(F.conv2d(x, k0, b0, padding=2).relu(), k1, b1, padding=4, dilation=2).relu()
+
+    def padded(images, margin):
+        rows, columns = (torch.arange(-margin, side + margin).clamp(0, side - 1) for side in shape[1:])
+        return images[:, :, rows][:, :, :, columns]
+
+    near = F.conv2d(padded(x, 2), k0, b0).relu()
+    features = F.conv2d(padded(near, 4), k1, b1, dilation=2).relu()
     context = features.flatten(2).mean(2) @ w.T + b
-    hidden = F.conv2d((features + context[:, :, None, None]).relu(), k2, b2, padding=2).relu()
-    torch.testing.assert_close(generator(x), F.conv2d(hidden, k3, b3, padding=1).sigmoid())
+    hidden = F.conv2d(padded((features + context[:, :, None, None]).relu(), 2), k2, b2).relu()
+    torch.testing.assert_close(generator(x), F.conv2d(padded(hidden, 1), k3, b3).sigmoid())
     assert torch.allclose(b3.sigmoid(), torch.tensor(0.3, dtype=torch.double))
+
+
+def test_the_convolutional_generator_moves_with_what_it_sees():
+    """No pixel knows where it is, also near the edge, if it sees the same."""
+    torch.manual_seed(0)
+    generator = ConvolutionalBudgetGenerator().double()
+    x = torch.zeros(1, 1, 30, 30, dtype=torch.double)
+    x[..., 12:18, 12:18] = torch.rand(6, 6)
+    outputs, moved = generator(x), generator(x.roll((3, -2), (2, 3)))
+    torch.testing.assert_close(moved, outputs.roll((3, -2), (2, 3)))
+    assert outputs.std() > 1e-5
 
 
 def test_the_convolutional_generator_sees_the_whole_image():
