@@ -35,6 +35,11 @@ class ContextualBudgets(GeneratorClassifier):
     """Certified training against per-pixel budgets that a generator predicts for each image.
 
     Without a generator the budgets are uniform; this is the paper's baseline, CROWN-IBP training with loss fusion.
+    A large epsilon_0 needs ``alpha_low_start``, by which few pixels with tiny budgets are learned before many with
+    larger ones: epsilon is full after half of the ramp, then the smallest budget moves geometrically to ``alpha_low``.
+    By default epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they use the full
+    epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
+    loss fusion.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -44,13 +49,9 @@ class ContextualBudgets(GeneratorClassifier):
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
-        alpha_low_start: a schedule of the range beside that of epsilon: epsilon reaches epsilon_0 in the first half of
-            the ramp with this smallest budget, which then moves geometrically to ``alpha_low`` in the second half. The
-            map of budgets of a large epsilon_0 is thus learned while few pixels need large budgets. By default the
-            range is constant and epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they
-            use the full epsilon, so that metrics of all epochs are comparable.
-        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, which starts at kappa = 1
-            (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
+        alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
+        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, from 1 at its start; by
+            default there is none.
         gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
