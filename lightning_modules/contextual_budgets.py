@@ -97,7 +97,7 @@ class ContextualBudgets(GeneratorClassifier):
 
     @property
     def current_epsilon(self) -> float:
-        """Epsilon_0 to train with, in pixel units: at its full size after half of the ramp if the range follows."""
+        """Epsilon_0 to train with, in pixel units; full after half of the ramp if the range moves too."""
         return super().current_epsilon if self.alpha_low_start is None else min(2 * self.ramp, 1.0) * self.epsilon
 
     @property
