@@ -32,12 +32,12 @@ _COMMON = "common_variance"
 
 
 class _Examples(NamedTuple):
-    """Images (B, C, H, W), labels, whether they are correct without perturbation, and indices in the data, all (B,)."""
+    """A batch: images (B, C, H, W); labels, and whether they are correct without perturbation, (B,); their indices."""
 
     x: Tensor
     y: Tensor
     clean: Tensor
-    indices: Tensor
+    rows: range
 
 
 class CertifiedEvaluation(Evaluation):
@@ -139,7 +139,7 @@ class CertifiedEvaluation(Evaluation):
                     learned = True
                 index += 1
         if learned:
-            self._examples.append(_Examples(x.cpu(), y.cpu(), clean.cpu(), self.indices.cpu()))
+            self._examples.append(_Examples(x.cpu(), y.cpu(), clean.cpu(), self._rows))
 
     def _certify(
         self,
@@ -208,9 +208,10 @@ class CertifiedEvaluation(Evaluation):
         verifier, threat_model = self._verifier(module), PixelBox(common[None])
         for examples in self._examples:
             x, y = examples.x.to(module.device), examples.y.to(module.device)
+            self._rows, self.indices = examples.rows, torch.tensor(examples.rows, device=module.device)
             certified = certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe).certified
             how = "as they are, in the common map of budgets"
-            check_order(certified.cpu(), ~examples.clean, examples.indices, type(verifier).__name__, how)
+            check_order(certified, ~examples.clean.to(module.device), self.indices, type(verifier).__name__, how)
             self.update(f"certified_accuracy/{name}/common_map", Accuracy, certified)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
