@@ -15,6 +15,7 @@ The paper does not specify the generator's optimizer (here its own, with the sam
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class ContextualBudgets(GeneratorClassifier):
     """Certified training against per-pixel budgets that a generator predicts for each image.
 
     Without a generator the budgets are uniform; this is the paper's baseline, CROWN-IBP training with loss fusion.
+    A large epsilon_0 needs ``alpha_low_start``, by which few pixels with tiny budgets are learned before many with
+    larger ones: epsilon is full after half of the ramp, then the smallest budget moves geometrically to ``alpha_low``.
+    By default epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they use the full
+    epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
+    loss fusion.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -43,8 +49,9 @@ class ContextualBudgets(GeneratorClassifier):
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
-        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, which starts at kappa = 1
-            (CROWN-IBP's recipe: 0.5); by default there is no natural term (the loss-fusion recipe).
+        alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
+        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, from 1 at its start; by
+            default there is none.
         gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
@@ -63,6 +70,7 @@ class ContextualBudgets(GeneratorClassifier):
         epsilon: float = 0.4,
         alpha_low: float = 0.5,
         alpha_high: float = 2.0,
+        alpha_low_start: float | None = None,
         natural_weight: float | None = None,
         gradient_clip: float | None = 8.0,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
@@ -70,6 +78,8 @@ class ContextualBudgets(GeneratorClassifier):
         **settings: Any,
     ) -> None:
         check_budget_range(epsilon, alpha_low, alpha_high)
+        fits = alpha_low_start is None or 0 < alpha_low_start <= 1
+        require(fits, "model.alpha_low_start", alpha_low_start, "give a value in (0, 1]: the mean budget must fit")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
         super().__init__(
             classifier=classifier,
@@ -83,12 +93,28 @@ class ContextualBudgets(GeneratorClassifier):
         if not isinstance(verifier, str):
             self.verifier = verifier
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
+        self.alpha_low_start = alpha_low_start
 
-    def threat_model(self, x: Tensor, epsilon: float) -> PixelBox:
-        """Budgets of volume epsilon^n around ``x`` (B, C, H, W): learned, or uniform without a generator."""
+    @property
+    def current_epsilon(self) -> float:
+        """Epsilon_0 to train with, in pixel units; full after half of the ramp if the range moves too."""
+        return super().current_epsilon if self.alpha_low_start is None else min(2 * self.ramp, 1.0) * self.epsilon
+
+    @property
+    def current_alpha_low(self) -> float:
+        """Smallest budget over epsilon_0 to train with."""
+        start = self.alpha_low if self.alpha_low_start is None else self.alpha_low_start
+        return start * math.pow(self.alpha_low / start, max(2 * self.ramp - 1, 0.0))
+
+    def threat_model(self, x: Tensor, epsilon: float, alpha_low: float | None = None) -> PixelBox:
+        """Budgets of volume epsilon^n around ``x`` (B, C, H, W): learned, or uniform without a generator.
+
+        The smallest budget over epsilon is ``alpha_low``, by default the model's.
+        """
         if self.generator is None:
             return LinfBall(epsilon)
-        return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, self.alpha_low, self.alpha_high))
+        alpha_low = self.alpha_low if alpha_low is None else alpha_low
+        return PixelBox(epsilon * relative_budgets(self.generator(x), epsilon, alpha_low, self.alpha_high))
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """The model's own learned budgets, and the linf ball of the same volume."""
@@ -102,13 +128,15 @@ class ContextualBudgets(GeneratorClassifier):
             loss = F.cross_entropy(self(x), y)
             self.descend(loss, self.all_optimizers()[0])
         else:
-            box = self.threat_model(x, self.current_epsilon).interval(x)
+            box = self.threat_model(x, self.current_epsilon, self.current_alpha_low).interval(x)
             loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
             if self.natural_weight is not None:
                 kappa = 1 - self.ramp * (1 - self.natural_weight)
                 loss = (1 - kappa) * loss + kappa * F.cross_entropy(self(x), y)
             self.descend(loss, *self.all_optimizers())
         self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.alpha_low_start is not None:
+            self.log("train/alpha_low", self.current_alpha_low)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the range of budgets, which other models need to use the generator."""

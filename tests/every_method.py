@@ -48,6 +48,16 @@ METHODS: dict[str, tuple[str, list[str]]] = {
         "contextual_budgets",
         ["--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=2", "--checkpoint.monitor=null"],
     ),
+    "contextual_budgets_range": (
+        "contextual_budgets",
+        [
+            "--epsilon_schedule.start_epoch=1",
+            "--epsilon_schedule.length=2",
+            "--checkpoint.monitor=null",
+            "--model.alpha_low_start=0.1",
+            "--model.generator=robust.networks.ConvolutionalBudgetGenerator",
+        ],
+    ),
     # batch normalisation with second derivatives, and with random weights
     "mng_ac_batch_norm": ("mng_ac", [f"--model.classifier={OWN}", "--model.optimizer.init_args.lr=0.01"]),
     "adversarial_bnn_batch_norm": ("adversarial_bnn", [f"--model.classifier.init_args.network={OWN}"]),

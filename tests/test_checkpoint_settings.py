@@ -49,7 +49,7 @@ def test_evaluations_need_no_config_and_the_command_line_wins(trained, tmp_path)
     model = record["config"]["model"]["init_args"]
     assert (model["epsilon"], model["alpha_low"], model["generator"] is not None) == (0.07, 0.25, True)
     assert {"model.alpha_low", "data.class_path", "ckpt_path"} <= set(record["sources"]["command line"])
-    assert {"model.class_path", "model.epsilon", "model.generator.stride"} <= set(record["sources"]["checkpoint"])
+    assert {"model.class_path", "model.epsilon", "model.generator.width"} <= set(record["sources"]["checkpoint"])
     assert "model.alpha_low" not in record["sources"]["checkpoint"]
     assert record["sources"]["file"] == []
     other = tmp_path / "epsilon.yaml"

@@ -94,7 +94,7 @@ def test_later_configs_win_setting_by_setting(tmp_path, capsys):
         train.main(["fit", *QUICKSTART, "--config", str(later), "--model.alpha_low=0.25", "--print_config"])
     assert stop.value.code == 0
     model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
-    assert (model["epsilon"], model["alpha_low"], model["alpha_high"]) == (0.05, 0.25, 2.0)
+    assert (model["epsilon"], model["alpha_low"], model["alpha_high"]) == (0.05, 0.25, 1.5)
     assert model["classifier"]["init_args"]["num_classes"] == 7
     assert model["classifier"]["init_args"]["image_shape"] == [1, 28, 28]
 

@@ -181,8 +181,8 @@ class OtherMethod(ContextualBudgets):
             "model.classifier: got 'DMSmall'; the data's images are (1, 28, 28)",
         ),
         (
-            "model.generator.image_shape=[1,20,20]",
-            "model.generator.image_shape: got (1, 20, 20); the images have shape (1, 28, 28); give that",
+            "model.generator.channels=3",
+            "model.generator.channels: got 3; the images have 1 channels; give that",
         ),
         (
             "model.generator=torch.nn.Flatten",
@@ -199,7 +199,7 @@ class OtherMethod(ContextualBudgets):
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
         ("model.epsilon=null", "model.epsilon: got None; give a number"),
         ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
-        ("model.generator.image_shape=null", "model.generator.image_shape: got 'None'; give tuple"),
+        ("model.classifier.image_shape=null", "model.classifier.image_shape: got 'None'; give tuple"),
         ("trainer.strategy=nonsense", "trainer.strategy: got 'nonsense'; give one of auto, ddp, "),
         ("trainer.accelerator=nonsense", "trainer.accelerator: got 'nonsense'; give one of auto, "),
         ("epsilon_schedule.length=0", "epsilon_schedule.length: got 0; give at least 1 epoch"),
@@ -244,7 +244,7 @@ def test_checkpoint_that_does_not_fit(trained, tmp_path, capsys):
         "ckpt_path: got 'a checkpoint of ContextualBudgets'; this is OtherMethod; give one of"
     )
     other_network = error(path, "--model.generator=null")
-    assert other_network.startswith("ckpt_path: got 'a checkpoint that differs in 6 tensors, the first is generator.")
+    assert other_network.startswith("ckpt_path: got 'a checkpoint that differs in 10 tensors, the first is generator.")
     truncated = tmp_path / "truncated.ckpt"
     truncated.write_bytes(path.read_bytes()[:1000])
     assert error(truncated).startswith(f"ckpt_path: got '{truncated}'; its end is missing, or it is of another kind")

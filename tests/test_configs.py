@@ -16,6 +16,8 @@ PARTS = [
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/appendix_c.yaml"),
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.6.yaml"),
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.8.yaml"),
+    ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.8_range.yaml"),
+    ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/contextual.yaml"),
     ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/epsilon_0.3.yaml"),
     ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/uniform.yaml"),
     ("contextual_budgets/cifar10.yaml", "contextual_budgets/parts/epsilon_16_255.yaml"),
@@ -32,6 +34,7 @@ ALIKE = [
 ALIKE += [
     f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10_short", "organ_a_mnist")
 ]
+ALIKE += [f"contextual_budgets/{name}_contextual.yaml" for name in ("watermarked_mnist", "doubled_cifar10")]
 FIGURES = {
     "CertifiedEvaluation": "test/certified_accuracy/linf_",
     "AdversarialEvaluation": "test/accuracy/pgd/",

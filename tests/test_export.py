@@ -20,7 +20,15 @@ from datamodules import Digits
 from lightning_modules import ContextualBudgets
 from robust.errors import SettingError
 from robust.export import write_instances, write_onnx, write_property, write_safetensors
-from robust.networks import BayesianWeights, BudgetGenerator, DMSmall, Noisy, NoisyWeights, Normalize, without_noise
+from robust.networks import (
+    BayesianWeights,
+    ConvolutionalBudgetGenerator,
+    DMSmall,
+    Noisy,
+    NoisyWeights,
+    Normalize,
+    without_noise,
+)
 from robust.threat_models import Box, LinfBall
 from tests.command_line import CONFIGS, FEW_BATCHES, TINY
 from tests.small_run import SMALL
@@ -47,7 +55,9 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def module(trained):
     """The trained module."""
-    module = ContextualBudgets(DMSmall(SHAPE, 10), BudgetGenerator(SHAPE), epsilon=0.01)
+    module = ContextualBudgets(
+        DMSmall(SHAPE, 10), ConvolutionalBudgetGenerator(), epsilon=0.01, alpha_low=0.0625, alpha_high=1.5
+    )
     module.load_state_dict(torch.load(last_checkpoint(trained), weights_only=True)["state_dict"])
     return module.eval()
 

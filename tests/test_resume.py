@@ -35,7 +35,8 @@ class NoisyBudgets(ContextualBudgets):
 def test_contextual_budgets_with_random_draws(tmp_path):
     method = f"--model.class_path={__name__}.NoisyBudgets"
     schedule = "--model.generator_lr_scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}"
-    assert_resume_is_identical([*TINY, method, schedule], tmp_path, batches_per_epoch=2)
+    the_range = "--model.alpha_low_start=0.1"
+    assert_resume_is_identical([*TINY, method, schedule, the_range], tmp_path, batches_per_epoch=2)
 
 
 def test_uniform_budgets(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule
@@ -20,13 +21,23 @@ from robust.bounds import Auto, Verifier, certify
 from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import require
-from robust.metrics import Accuracy
+from robust.metrics import Accuracy, CommonVariance
 from robust.progress import tracked
 from robust.random import part
-from robust.threat_models import ThreatModel
+from robust.threat_models import PixelBox, ThreatModel
 
 NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
+_COMMON = "common_variance"
+
+
+class _Examples(NamedTuple):
+    """A batch: images (B, C, H, W); labels, and whether they are correct without perturbation, (B,); their indices."""
+
+    x: Tensor
+    y: Tensor
+    clean: Tensor
+    rows: range
 
 
 class CertifiedEvaluation(Evaluation):
@@ -42,11 +53,15 @@ class CertifiedEvaluation(Evaluation):
     - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
     - ``<stage>/budget/<threat model>/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the
       largest distance of an example's mean log budget from log epsilon
+    - ``<stage>/budget/<threat model>/common_variance``, for learned budgets: fraction of the variance of log budgets
+      that one map for all examples has (:class:`robust.metrics.CommonVariance`); 1 if budgets depend on the pixel alone
+    - ``<stage>/certified_accuracy/<threat model>/common_map``, for learned budgets: certified accuracy if every example
+      has the budgets of that map, the geometric mean over the examples, which has the same volume and range
 
     Source: contextual budgets, Sec. 4.1.
 
     A certified example that is misclassified, without perturbation or under the attack, stops the evaluation: a bound
-    is wrong.
+    is wrong. The common map is known after the last example, so examples with learned budgets stay in main memory.
 
     ``budgets`` replaces the module's threat models, e.g. to evaluate a uniform model in the budgets that another model
     has learned: ``<stage>/certified_accuracy/<name>``, ``<stage>/budget/<name>/min``, and so on.
@@ -100,6 +115,11 @@ class CertifiedEvaluation(Evaluation):
         sizes: list[Any] = self.epsilons or [module.epsilon]
         return {f"{budgets} of {size}" for budgets in self.budgets or ("own",) for size in sizes}
 
+    def reset(self) -> None:
+        """Reset, and forget the examples of the last stage."""
+        super().reset()
+        self._examples: list[_Examples] = []
+
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once in each threat model."""
         for epsilon in self.epsilons or [module.epsilon]:
@@ -109,15 +129,18 @@ class CertifiedEvaluation(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with full_precision(x.device):
             clean = module(x).argmax(1) == y
-        index = 0
+        index, learned = 0, False
         for epsilon in tracked(self.epsilons or [module.epsilon]):
             for key, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):
                 own_size = threat_model.norm is not None or epsilon == module.epsilon  # a ball's name has its size
                 name = key if own_size else f"{key}_{epsilon:g}"
                 self._certify(module, name, threat_model, x, y, clean, index)
                 if threat_model.per_pixel is not None:
-                    self._measure(f"budget/{name}", threat_model.per_pixel, epsilon)
+                    self._measure(f"budget/{name}", threat_model.per_pixel.expand_as(x), epsilon)
+                    learned = True
                 index += 1
+        if learned:
+            self._examples.append(_Examples(x.cpu(), y.cpu(), clean.cpu(), self._rows))
 
     def _certify(
         self,
@@ -179,9 +202,28 @@ class CertifiedEvaluation(Evaluation):
         self.update(f"{prefix}/log_volume_error", MaxMetric, log_volume.abs().float())
         self.update(f"{prefix}/min", MinMetric, budgets)
         self.update(f"{prefix}/max", MaxMetric, budgets)
+        shape = (budgets.shape[1], budgets.shape[2], budgets.shape[3])
+        self.update(f"{prefix}/{_COMMON}", partial(CommonVariance, shape), budgets)
+
+    def _certify_common_map(self, module: RobustClassifier, name: str, common: Tensor) -> None:
+        """Certify all examples of this process in budgets ``common`` (C, H, W)."""
+        safe = self.rounding_safe and module.trainer.testing
+        verifier, threat_model = self._verifier(module), PixelBox(common[None])
+        for examples in self._examples:
+            x, y = examples.x.to(module.device), examples.y.to(module.device)
+            self._rows, self.indices = examples.rows, torch.tensor(examples.rows, device=module.device)
+            certified = certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe).certified
+            how = "as they are, in the common map of budgets"
+            check_order(certified, ~examples.clean.to(module.device), self.indices, type(verifier).__name__, how)
+            self.update(f"certified_accuracy/{name}/common_map", Accuracy, certified)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics; prints how many verdicts needed float64."""
+        """Certify in the common map of all learned budgets; the metrics; prints how many verdicts needed float64."""
+        learned = {name.split("/")[1]: metric for name, metric in self.metrics.items() if name.endswith(_COMMON)}
+        with torch.inference_mode(False), torch.no_grad():
+            for name, metric in learned.items():
+                assert isinstance(metric, CommonVariance)
+                self._certify_common_map(module, name, metric.common().to(self._examples[0].x.dtype))
         values = super().compute(module)
         if count := sum(int(value) for name, value in values.items() if name.startswith("recomputed_samples/")):
             seconds, self._seconds = self._seconds, 0.0

@@ -79,6 +79,12 @@ REGISTRY: tuple[MetricInfo, ...] = (
         "certified_accuracy/<threat model>/high", "fraction", "higher is better", "upper end of its confidence interval"
     ),
     MetricInfo(
+        "certified_accuracy/<threat model>/common_map",
+        "fraction",
+        "higher is better",
+        "the same if each image had the geometric mean of all images' budgets",
+    ),
+    MetricInfo(
         "weighted_accuracy/a_sa/<threat model>/<alpha>",
         "fraction",
         "higher is better",
@@ -115,6 +121,12 @@ REGISTRY: tuple[MetricInfo, ...] = (
         "lower is better",
         "largest distance of an image's mean log budget from log epsilon",
     ),
+    MetricInfo(
+        "budget/<threat model>/common_variance",
+        "fraction",
+        "none",
+        "variance of log budgets that one map for all images has; 1 if budgets depend on the pixel alone",
+    ),
     MetricInfo("budget_region/<threat model>/<region>", "pixel units", "none", "mean budget on a region of the images"),
     MetricInfo(
         "budget_region/<threat model>/<region>/same_pixels",
@@ -150,6 +162,7 @@ REGISTRY: tuple[MetricInfo, ...] = (
     MetricInfo("reconstruction", "squared pixel units", "lower is better", "an autoencoder's mean squared l2 distance"),
     MetricInfo("loss", "none", "lower is better", "the method's loss on a batch"),
     MetricInfo("epsilon", "pixel units", "none", "size of the threat model that the schedule has reached"),
+    MetricInfo("alpha_low", "none", "none", "smallest budget over epsilon that the schedule has reached"),
     MetricInfo("images_per_second", "per second", "higher is better", "images of training, over all processes"),
     MetricInfo("learning_rate", "none", "none", "learning rate of the first optimizer"),
     MetricInfo("learning_rate_<number>", "none", "none", "learning rate of another optimizer"),

@@ -54,8 +54,9 @@ class CommonVariance(Metric):
         return torch.where(total > 1e-12 * self.squares / self.images, common / total, 1.0).clamp(0, 1)
 
     def common(self) -> Tensor:
-        """The budgets (C, H, W) of the common map: the exponential of the mean, which has the images' mean log volume.
+        """The budgets (C, H, W) of the common map: the exponential of the mean log budget, over all processes.
 
-        In one process these are the budgets of its images.
+        It has the images' mean log volume, and lies in their range.
         """
-        return (self.logs / self.images).exp()
+        with self.sync_context():
+            return (self.logs / self.images).exp()

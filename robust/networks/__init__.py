@@ -3,7 +3,7 @@
 from robust.networks.adversarial_generator import AdversarialGenerator
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.networks.dm import DMLarge, DMSmall
-from robust.networks.generators import BudgetGenerator
+from robust.networks.generators import BudgetGenerator, ConvolutionalBudgetGenerator
 from robust.networks.noise import (
     NoiseSource,
     Noisy,
@@ -27,6 +27,7 @@ __all__ = [
     "Autoencoder",
     "BayesianWeights",
     "BudgetGenerator",
+    "ConvolutionalBudgetGenerator",
     "DMLarge",
     "DMSmall",
     "GaussianWeight",

@@ -37,7 +37,6 @@ class BudgetGenerator(nn.Module):
         share_channels: bool = False,
     ) -> None:
         super().__init__()
-        require(0 < initial_output < 1, "initial_output", initial_output, "give a value strictly between 0 and 1")
         fits = min(image_shape) >= 1
         require(fits, "image_shape", tuple(image_shape), "give (channels, height, width) of the images, at least 1")
         channels, height, width = image_shape
@@ -46,6 +45,7 @@ class BudgetGenerator(nn.Module):
         narrow = [(side - 1) // stride + 1 for side in (height, width)]
         narrow = [(side - 1) // stride + 1 for side in narrow]
         last = nn.Linear(8 * narrow[0] * narrow[1], math.prod(self.output_shape))
+        _start_at(initial_output, last)
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 4, 3, stride=stride, padding=1),
             nn.ReLU(),
@@ -54,8 +54,6 @@ class BudgetGenerator(nn.Module):
             nn.Flatten(),
             last,
         )
-        with torch.no_grad():
-            last.bias.fill_(math.log(initial_output / (1 - initial_output)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to outputs (B, C, H, W) in (0, 1).
@@ -70,3 +68,63 @@ class BudgetGenerator(nn.Module):
             f"the images have shape {tuple(x.shape[1:])}; give that",
         )
         return torch.sigmoid(self.layers(x)).view(-1, *self.output_shape).expand_as(x)
+
+
+class ConvolutionalBudgetGenerator(nn.Module):
+    """Maps an image of any size to one number in (0, 1) for each pixel, as :class:`BudgetGenerator` does.
+
+    Unlike there, no weight belongs to a pixel, so that a map of budgets that all images share is not learned first.
+    Two 5x5 convolutions, the second with dilation 2, give features; a linear layer of their mean over all pixels, the
+    context of the image, is added to each pixel's; a 5x5 and a 3x3 convolution and a sigmoid follow. The padding
+    repeats the outermost pixels, since zeros would tell a pixel how far from the edge it is. 3,569 parameters on grey
+    images at width 8, whatever their size.
+
+    Args:
+        channels: of the images.
+        width: channels of the features.
+        initial_output: as in :class:`BudgetGenerator`.
+        share_channels: one budget for all channels of a pixel.
+
+    Raises:
+        SettingError: if ``initial_output`` is not strictly between 0 and 1, or a number of channels is below 1.
+    """
+
+    def __init__(
+        self, channels: int = 1, width: int = 8, initial_output: float = 0.5, share_channels: bool = False
+    ) -> None:
+        super().__init__()
+        require(channels >= 1, "channels", channels, "give the images' number of channels, at least 1")
+        require(width >= 1, "width", width, "give the features' number of channels, at least 1")
+        self.channels = channels
+        last = _convolution(width, 1 if share_channels else channels, 3)
+        _start_at(initial_output, last)
+        self.near = nn.Sequential(_convolution(channels, width, 5), nn.ReLU())
+        self.wide = nn.Sequential(_convolution(width, width, 5, dilation=2), nn.ReLU())
+        self.context = nn.Linear(width, width)
+        self.head = nn.Sequential(nn.ReLU(), _convolution(width, width, 5), nn.ReLU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to outputs (B, C, H, W) in (0, 1).
+
+        Raises:
+            SettingError: if the images have another number of channels.
+        """
+        remedy = f"the images have {x.shape[1]} channels; give that"
+        require(x.shape[1] == self.channels, "channels", self.channels, remedy)
+        near = self.near(x).contiguous(memory_format=torch.channels_last)  # saves a third of the time on a CPU
+        features = self.wide(near)
+        context = self.context(features.mean((2, 3)))[:, :, None, None]
+        return torch.sigmoid(self.head(features + context)).expand_as(x)
+
+
+def _convolution(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the images' size and repeats their outermost pixels beyond the edge."""
+    padding = dilation * (side // 2)
+    return nn.Conv2d(inputs, outputs, side, padding=padding, dilation=dilation, padding_mode="replicate")
+
+
+def _start_at(initial_output: float, last: nn.Linear | nn.Conv2d) -> None:
+    """Set the bias of a generator's last layer to the number whose sigmoid is ``initial_output``."""
+    require(0 < initial_output < 1, "initial_output", initial_output, "give a value strictly between 0 and 1")
+    assert last.bias is not None
+    nn.init.constant_(last.bias, math.log(initial_output / (1 - initial_output)))

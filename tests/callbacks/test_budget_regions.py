@@ -120,10 +120,10 @@ def test_two_processes_measure_what_one_does(tmp_path):
     settings = [
         f"--config={ROOT / 'configs' / 'quickstart.yaml'}", f"--config={ROOT / 'configs/data/watermarked_digits.yaml'}",
         "--model.classifier.num_classes=20", "--data.eval_batch_size=64",
-        "--trainer.callbacks=[BudgetRegions]",
+        "--trainer.callbacks=[BudgetRegions, {class_path: CertifiedEvaluation, init_args: {pgd_steps: 0}}]",
     ]  # fmt: skip
     _, one = run("test", settings, tmp_path / "one")
     _, two = two_processes("test", settings, tmp_path / "two")
     budgets = [{name: value for name, value in each["metrics"].items() if "budget" in name} for each in (one, two)]
-    assert len(budgets[0]) == 9
+    assert len(budgets[0]) == 9 + 4 + 2 + 1, "regions; range and volume; certified; recomputed"
     assert budgets[1] == pytest.approx(budgets[0], rel=1e-6)

@@ -11,7 +11,7 @@ from lightning_modules import ContextualBudgets
 from robust.bounds import FeedForwardVerifier
 from robust.errors import ContradictionError, SettingError
 from robust.networks import BudgetGenerator, DMSmall
-from robust.threat_models import LinfBall
+from robust.threat_models import LinfBall, PixelBox
 
 
 @pytest.fixture
@@ -38,8 +38,39 @@ def test_accuracies_equal_a_direct_computation_for_each_size_and_threat_model(mo
             expected = (margins > 0).all(1).double().mean().item()
             full_name = f"{name}{suffix}" if name == "own_budgets" else name
             assert metrics[f"test/certified_accuracy/{full_name}"] == pytest.approx(expected, abs=1e-6)
+            assert (f"test/certified_accuracy/{full_name}/common_map" in metrics) is (name == "own_budgets")
     assert metrics["test/accuracy/clean"] == pytest.approx((module(x).argmax(1) == y).double().mean().item(), abs=1e-6)
     assert metrics["test/certified_accuracy/linf_0.004"] < metrics["test/accuracy/clean"]
+
+
+@pytest.mark.parametrize("stage", ["test", "val"])
+def test_the_common_map_equals_a_direct_computation(module, stage):
+    """Budgets that follow the image: its mean over the images has other certificates."""
+    data = Digits(eval_batch_size=64)
+    module.epsilon, module.generator = 0.005, BudgetGenerator()
+    module.generator.layers[-1].weight.data *= 100
+    run = getattr(trainer_with(CertifiedEvaluation(pgd_steps=0)), {"test": "test", "val": "validate"}[stage])
+    metrics = run(module, data, verbose=False)[0]
+    x, y = data.images(stage)[torch.arange(299 if stage == "test" else 200)]
+    with torch.no_grad():
+        logs = module.threat_models(x, 0.005)["own_budgets"].budgets.double().log()
+        common = logs.mean(0, keepdim=True)
+        margins = FeedForwardVerifier().margins(module.classifier, PixelBox(common.exp().float()).interval(x), y)
+    assert common.mean().exp().item() == pytest.approx(0.005, rel=1e-5), "the volume"
+    name = f"{stage}/certified_accuracy/own_budgets"
+    expected = (margins > 0).all(1).double().mean().item()
+    assert metrics[f"{name}/common_map"] == pytest.approx(expected, abs=1e-6)
+    fraction = metrics[f"{stage}/budget/own_budgets/common_variance"]
+    assert fraction == pytest.approx((common.var(correction=0) / logs.var(correction=0)).item(), rel=1e-4)
+    assert 0.05 < fraction < 0.95
+
+
+def test_a_second_evaluation_forgets_the_examples_of_the_first(module):
+    trainer = trainer_with(CertifiedEvaluation(pgd_steps=0))
+    name = "certified_accuracy/own_budgets/common_map"
+    first, _ = (getattr(trainer, run)(module, Digits(), verbose=False)[0] for run in ("test", "validate"))
+    again = trainer.test(module, Digits(), verbose=False)[0]
+    assert again[f"test/{name}"] == first[f"test/{name}"]
 
 
 def test_validation_is_certified_every_n_epochs_and_at_the_end_on_at_most_m_batches(module):

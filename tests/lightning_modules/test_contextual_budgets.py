@@ -8,6 +8,8 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -49,20 +51,23 @@ def fit(module, loader, *callbacks, **settings):
 
 @pytest.mark.parametrize("ramp", [0.25, 1.0])
 @pytest.mark.parametrize("natural_weight", [None, 0.5])
-def test_a_step_minimises_the_mixed_bound_of_classifier_and_generator(ramp, natural_weight):
-    module = small_module(natural_weight=natural_weight)
+@pytest.mark.parametrize("start", [None, 0.1])
+def test_a_step_minimises_the_mixed_bound_of_classifier_and_generator(ramp, natural_weight, start):
+    module = small_module(natural_weight=natural_weight, alpha_low_start=start)
     plain = copy.deepcopy(module)
     module.ramp = ramp
-    epsilon = ramp * module.epsilon
+    epsilon, low = ramp * module.epsilon, 0.5
+    if start is not None:  # epsilon reaches 0.2 at half of the ramp, then alpha_low starts to move
+        epsilon, low = {0.25: (0.1, 0.1), 1.0: (0.2, 0.5)}[ramp]
     loader = batches()
     fit(module, loader)
 
     x, y = next(iter(loader))
-    budgets = epsilon * relative_budgets(plain.generator(x), epsilon, 0.5, 2.0)
+    budgets = epsilon * relative_budgets(plain.generator(x), epsilon, low, 2.0)
     _, _, ibp, crown = plain_bounds(plain.classifier, PixelBox(budgets).interval(x), y)
     loss = ((1 - ramp) * crown.exp() + ramp * ibp.exp()).log().mean()
     if natural_weight is not None:
-        kappa = (0.2 - epsilon * (1 - natural_weight)) / 0.2
+        kappa = 1 - ramp * (1 - natural_weight)
         loss = (1 - kappa) * loss + kappa * F.cross_entropy(plain.classifier(x), y)
     parameters = [p for p in plain.parameters() if p.numel()]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -70,6 +75,46 @@ def test_a_step_minimises_the_mixed_bound_of_classifier_and_generator(ramp, natu
         parameter.data -= 0.1 * gradient
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(module.get_parameter(name), parameter, rtol=1e-6, atol=1e-9)
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0, 1))
+def test_the_smallest_budget_moves_after_epsilon(start, end, ramp):
+    module = RANGED
+    module.alpha_low_start, module.alpha_low, module.ramp = start, end, ramp
+    assert module.current_epsilon == pytest.approx(0.2 * min(2 * ramp, 1))
+    path = start if ramp <= 0.5 else start ** (2 - 2 * ramp) * end ** (2 * ramp - 1)
+    assert module.current_alpha_low == pytest.approx(path)
+    assert min(start, end) - 1e-9 <= module.current_alpha_low <= max(start, end) + 1e-9
+
+
+RANGED = small_module(alpha_low_start=0.1)
+
+
+def test_the_schedule_of_the_range_is_logged_and_evaluations_use_its_end():
+    module = small_module(alpha_low_start=0.1, alpha_high=1.5)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            metrics = trainer.callback_metrics
+            seen.append([metrics[f"train/{name}"].item() for name in ("epsilon", "alpha_low")])
+            box = pl_module.threat_models(next(iter(batches()))[0], 0.2)["own_budgets"]
+            assert box.budgets.min() >= 0.1 - 1e-9
+
+    module.generator.layers[-1].weight.data *= 1000
+    fit(module, batches(3), EpsilonScheduler("linear", start_epoch=2, length=2), Watch(), max_epochs=4)
+    at = [0] * 4 + [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6] + [1] * 3
+    assert [epsilon for epsilon, _ in seen] == pytest.approx([min(2 * ramp, 1) * 0.2 for ramp in at])
+    assert [low for _, low in seen] == pytest.approx([0.1 * 5 ** max(2 * ramp - 1, 0) for ramp in at])
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["budget_range"] == {"alpha_low": 0.5, "alpha_high": 1.5}
+
+
+@pytest.mark.parametrize("start", [0.0, 1.5])
+def test_a_start_of_the_range_without_budgets_is_refused(start):
+    with pytest.raises(SettingError, match=rf"model.alpha_low_start: got {start}; give a value in \(0, 1\]"):
+        small_module(alpha_low_start=start)
 
 
 @pytest.mark.filterwarnings("ignore:epsilon_schedule.length")

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from robust.budgets import relative_budgets
 from robust.errors import SettingError
 from robust.networks import (
     BudgetGenerator,
+    ConvolutionalBudgetGenerator,
     DMLarge,
     DMSmall,
     NoiseGenerator,
@@ -69,15 +71,72 @@ def test_parameter_counts_of_the_budget_generator(shape, stride, millions):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(share):
+@pytest.mark.parametrize(("kind", "size"), [(BudgetGenerator, (3, 32, 32)), (ConvolutionalBudgetGenerator, 3)])
+def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(kind, size, share):
     torch.manual_seed(0)
     x = torch.rand(4, 3, 32, 32)
-    outputs = BudgetGenerator((3, 32, 32), initial_output=0.75, share_channels=share)(x)
+    outputs = kind(size, initial_output=0.75, share_channels=share)(x)
     assert outputs.min() > 0.65
     assert outputs.max() < 0.85
     assert torch.equal(outputs[:, 0], outputs[:, 1]) is share
     budgets = relative_budgets(outputs, 8 / 255, 0.125, 2.0)
     assert 0.75 < budgets.min() < budgets.max() < 1.3
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 7, 12)])
+def test_the_convolutional_generator_equals_its_formula_on_images_of_any_size(shape):
+    torch.manual_seed(0)
+    generator = ConvolutionalBudgetGenerator(1, initial_output=0.3).double()
+    assert count(generator) == 3_569
+    x = torch.rand(2, *shape, dtype=torch.double)
+    k0, b0, k1, b1, w, b, k2, b2, k3, b3 = generator.parameters()
+
+    def padded(images, margin):
+        rows, columns = (torch.arange(-margin, side + margin).clamp(0, side - 1) for side in shape[1:])
+        return images[:, :, rows][:, :, :, columns]
+
+    near = F.conv2d(padded(x, 2), k0, b0).relu()
+    features = F.conv2d(padded(near, 4), k1, b1, dilation=2).relu()
+    context = features.flatten(2).mean(2) @ w.T + b
+    hidden = F.conv2d(padded((features + context[:, :, None, None]).relu(), 2), k2, b2).relu()
+    torch.testing.assert_close(generator(x), F.conv2d(padded(hidden, 1), k3, b3).sigmoid())
+    assert torch.allclose(b3.sigmoid(), torch.tensor(0.3, dtype=torch.double))
+
+
+def test_the_convolutional_generator_moves_with_what_it_sees():
+    """No pixel knows where it is, also near the edge, if it sees the same."""
+    torch.manual_seed(0)
+    generator = ConvolutionalBudgetGenerator().double()
+    x = torch.zeros(1, 1, 30, 30, dtype=torch.double)
+    x[..., 12:18, 12:18] = torch.rand(6, 6)
+    outputs, moved = generator(x), generator(x.roll((3, -2), (2, 3)))
+    torch.testing.assert_close(moved, outputs.roll((3, -2), (2, 3)))
+    assert outputs.std() > 1e-5
+
+
+def test_the_convolutional_generator_sees_the_whole_image():
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 40, 40, requires_grad=True)
+    ConvolutionalBudgetGenerator()(x)[0, 0, 0, 0].backward()
+    assert x.grad[0, 0, -1, -1] != 0, "beyond the convolutions' field of 11 pixels: by the context"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 0}, "channels: got 0; give the images' number of channels, at least 1"),
+        ({"width": 0}, "width: got 0; give the features' number of channels, at least 1"),
+        ({"initial_output": 1.0}, "initial_output: got 1.0; give a value strictly between 0 and 1"),
+    ],
+)
+def test_wrong_settings_of_the_convolutional_generator(settings, message):
+    with pytest.raises(SettingError, match=message):
+        ConvolutionalBudgetGenerator(**settings)
+
+
+def test_the_convolutional_generator_refuses_images_of_other_channels():
+    with pytest.raises(SettingError, match="channels: got 3; the images have 1 channels; give that"):
+        ConvolutionalBudgetGenerator(3)(torch.rand(2, 1, 8, 8))
 
 
 def test_parameter_counts_of_pre_activation_networks():
