@@ -11,7 +11,7 @@ from reports.runs import Run
 from robust.metric_names.registry import MetricInfo, find
 
 MOST_DETAILS = 4
-_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/")
+_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/", "training_cost/")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from robust.bounds.sequential import feed_forward
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
 from robust.errors import require
+from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box
 
 Method = Literal["ibp", "crown-ibp", "tightest"]
@@ -93,12 +94,12 @@ class FeedForwardVerifier:
             margin = margin_interval(last, inputs[-1], y)
             highest = margin.center + margin.radius
             if crown_weight == 0:
-                return highest.logsumexp(-1)
+                return reported(highest.logsumexp(-1), network, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
             bound = _fused_crown(layers, inputs, y, margin, shift)
             if crown_weight < 1:
                 bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return bound.log() + shift.squeeze(-1)
+            return reported(bound.log() + shift.squeeze(-1), network, INTERVALS + LINEAR_ROW)
 
     def _margins(self, layers: list[Layer], box: Box, y: Tensor) -> tuple[Tensor, ...]:
         last, inputs = _propagated(layers, box, y)
