@@ -1,4 +1,4 @@
-"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs what is missing in the results, and compares the runs.
+"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs what is missing in the results, and compares runs.
 
 The same command continues after a stop: finished runs remain, trainings resume from their last checkpoints, tests
 from what they have already measured.

@@ -128,10 +128,11 @@ class CountingHook:
             self.counter.add(self.name, output, 1)
 
 
-def reported(bound: Tensor, network: nn.Module, passes: int) -> Tensor:
-    """A bound (B, ...) of a network, after its cost of ``passes`` for each image is counted."""
+def reported(bound: Tensor, network: nn.Module, x: Tensor, passes: int) -> Tensor:
+    """A bound (B, ...) of a network on images ``x`` (B, C, H, W), after its cost of ``passes`` an image is counted."""
     counter = _current.get()
     if counter is not None and (name := counter.name_of(network)) is not None:
+        counter.note_input(name, (x,))
         counter.add(name, bound, passes)
     return bound
 

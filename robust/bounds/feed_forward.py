@@ -94,12 +94,12 @@ class FeedForwardVerifier:
             margin = margin_interval(last, inputs[-1], y)
             highest = margin.center + margin.radius
             if crown_weight == 0:
-                return reported(highest.logsumexp(-1), network, INTERVALS)
+                return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
             bound = _fused_crown(layers, inputs, y, margin, shift)
             if crown_weight < 1:
                 bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return reported(bound.log() + shift.squeeze(-1), network, INTERVALS + LINEAR_ROW)
+            return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
 
     def _margins(self, layers: list[Layer], box: Box, y: Tensor) -> tuple[Tensor, ...]:
         last, inputs = _propagated(layers, box, y)
