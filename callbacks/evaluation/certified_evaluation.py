@@ -124,16 +124,20 @@ class CertifiedEvaluation(Evaluation):
         """Bound the network once in each threat model, by each method."""
         remedy = "its predictions differ from pass to pass, so that no bound holds for them; leave it out"
         require(not module.stochastic, NAME, type(module).__name__, remedy)
-        verifiers = self._verifiers(module)
+        verifiers, refusals = self._verifiers(module), {}
         for method, verifier in verifiers.items():
             try:
                 for epsilon in self.epsilons or [module.epsilon]:
                     for threat_model in self._threat_models(module, x, epsilon).values():
                         try_verifier(f"{NAME}.verifier", verifier, module, threat_model.interval(x), y)
             except SettingError as error:
-                if not self.where_possible or len(self._verifiers(module)) == 1:
+                if not self.where_possible:
                     raise
-                self.skip(f"{NAME}.{method}", error)
+                refusals[method] = error
+        if len(refusals) == len(verifiers):
+            raise next(iter(refusals.values()))
+        for method, refusal in refusals.items():
+            self.skip(f"{NAME}.{method}", refusal)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with full_precision(x.device):
