@@ -108,7 +108,7 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     with pytest.raises(SystemExit) as end:
         experiment.main([path])
     assert end.value.code == 0
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()][0] == "b seed 0"
+    assert next(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()) == "b seed 0"
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
