@@ -120,7 +120,8 @@ def _differing(flat: list[dict[str, Any]]) -> list[str]:
     """Names of settings with more than one value, the model's first and classes before their settings."""
     names = dict.fromkeys(name for each in flat for name in each)
     values = {name: {settings.text(each.get(name)) for each in flat} for name in names}
-    found = [name for name in names if len(values[name]) > 1 and name != "model"]  # that is the method
+    found = {name for name in names if len(values[name]) > 1 and name != "model"}  # that is the method
+    found = {name for name in found if not any(name.startswith(f"{other}.") for other in found)}  # of another class
     return sorted(found, key=lambda name: (not name.startswith("model"), name.count("."), name))
 
 

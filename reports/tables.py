@@ -11,6 +11,15 @@ from reports.report import Report
 from reports.rows import Value
 from robust.metric_names.registry import ARROWS
 
+_DETAILS = (
+    "/vote",
+    "/noise_off",
+    "/area",
+    "/clean/attacked",
+    "/ibp",
+    "/crown_ibp",
+)  # Markdown gets too wide with these
+
 
 def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
     """A value as text, fractions in percent; with std and n if there are several runs.
@@ -29,11 +38,12 @@ def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The table in Markdown, with differences from the baseline and caveats below."""
-    titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in report.columns]
+    """The table in Markdown, without details of other columns, with differences from the baseline and caveats below."""
+    columns = [(name, info) for name, info in report.columns if not name.endswith(_DETAILS)]
+    titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in columns]
     lines = [f"| run | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for index, row in enumerate(report.rows):
-        cells = [cell(row.value(name), info.unit) for name, info in report.columns]
+        cells = [cell(row.value(name), info.unit) for name, info in columns]
         lines.append(
             f"| {_escaped(row.label)}{' (baseline)' if index == report.baseline else ''} | {' | '.join(cells)} |"
         )
