@@ -72,6 +72,11 @@ def group(runs: list[Run]) -> list[Row]:
     return result
 
 
+def is_detail(metric: str) -> bool:
+    """Whether a metric refines another one: tables that must not get too wide leave it out."""
+    return metric.endswith(("/vote", "/noise_off", "/area", "/clean/attacked", "/ibp", "/crown_ibp"))
+
+
 def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     """The stage's accuracies and scores, with what the registry says: clean, certified, attacked, others."""
     names = {
@@ -79,7 +84,8 @@ def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     }
     found = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
     judged = [(name, info) for name, info in found.items() if info is not None and info.direction != "none"]
-    order = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/", "robustness")
+    accuracies = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/worst")
+    order = (*accuracies, "accuracy/", "robustness")
 
     def rank(column: tuple[str, MetricInfo]) -> tuple[int, str]:
         metric = column[0].removeprefix(f"{stage}/")

@@ -8,17 +8,8 @@ import json
 from typing import Any
 
 from reports.report import Report
-from reports.rows import Value
+from reports.rows import Value, is_detail
 from robust.metric_names.registry import ARROWS
-
-_DETAILS = (
-    "/vote",
-    "/noise_off",
-    "/area",
-    "/clean/attacked",
-    "/ibp",
-    "/crown_ibp",
-)  # Markdown gets too wide with these
 
 
 def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
@@ -39,7 +30,7 @@ def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
 
 def markdown(report: Report) -> str:
     """The table in Markdown, without details of other columns, with differences from the baseline and caveats below."""
-    columns = [(name, info) for name, info in report.columns if not name.endswith(_DETAILS)]
+    columns = [(name, info) for name, info in report.columns if not is_detail(name)]
     titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in columns]
     lines = [f"| run | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for index, row in enumerate(report.rows):
@@ -49,7 +40,7 @@ def markdown(report: Report) -> str:
         )
     lines += ["", "Fractions in %; mean ± std over seeds (n)." if report.columns else "No metric of this stage.", ""]
     for index, row in enumerate(report.rows):
-        notes = [f"{report.short(name)}: {text}" for name, text in report.sentences(index)] + row.caveats
+        notes = [*report.statements(index), *row.caveats]
         lines += [f"* **{_escaped(row.label)}**: {_escaped('. '.join(notes))}." for _ in notes[:1]]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -9,7 +9,7 @@ from reports.rows import group
 from reports.runs import read_runs
 from reports.settings import attacks
 from reports.tables import markdown
-from tests.recorded_runs import CLEAN, attack, write_run
+from tests.recorded_runs import ATTACKED, CLEAN, attack, outcomes, write_run
 
 
 def balls(steps=5):
@@ -57,3 +57,17 @@ def test_markdown_leaves_out_details(tmp_path):
     assert f"| {ball} ↑" in table
     assert "/ibp" not in table
     assert "/vote" not in table
+
+
+def test_markdown_says_once_by_which_test_what_exceeds_chance(tmp_path):
+    import numpy as np
+
+    judged = {"a": [1] * 40, "b": [0] * 30 + [1] * 10}
+    for name, correct in judged.items():
+        images = {metric: outcomes(correct) for metric in (CLEAN, ATTACKED)}
+        share = float(np.mean(correct))
+        write_run(tmp_path / name, method=name, metrics={CLEAN: share, ATTACKED: share}, outcomes=images)
+    text = markdown(make_report([tmp_path], "test", None))
+    assert text.count("McNemar") == 1
+    assert "Exceeds chance by McNemar's exact test on the same images" in text
+    assert "accuracy/clean (p = 1.9e-09), accuracy/pgd/linf_0.1 (p = 1.9e-09)" in text

@@ -131,7 +131,8 @@ class Evaluation(StageCallback, ABC):
 
     def skip(self, what: str, why: Exception) -> None:
         """Leave out the evaluation or a part of it, with a warning and a line in the record."""
-        self.skipped[what] = " ".join(str(why).split())
+        reason = " ".join(str(why).split())
+        self.skipped[what] = reason.partition("; ")[2] or reason  # without the setting and its value
         rank_zero_warn(f"{what} is left out: {self.skipped[what]}")
 
     def rows(self, name: str) -> dict[str, Tensor]:
