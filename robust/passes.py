@@ -90,8 +90,8 @@ class PassCounter:
             self._inputs[name] = torch.zeros_like(inputs[0][:1])
 
     def measure(self) -> None:
-        """Count the multiplications of each network that was called with a single tensor."""
-        for name, blank in self._inputs.items():
+        """Count the multiplications of each network that was called with one tensor; a single network needs none."""
+        for name, blank in self._inputs.items() if len(self._networks) > 1 else ():
             if name not in self.multiplications:
                 self.multiplications[name] = _multiplications(self._networks[name], blank)
 
