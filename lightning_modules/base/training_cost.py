@@ -17,7 +17,7 @@ class TrainingCost(TypedDict):
     """Cost of a training so far.
 
     ``parameters`` of all networks; ``seconds`` of training steps in the first process; ``passes``: ``forward`` and
-    ``backward`` passes of one image, by network, and of several networks the ``multiplications`` of a forward pass (0 if
+    ``backward`` passes of one image, by network, and of several networks the ``multiplications`` of a pass (0 if
     not known); ``forward_equivalents``: all passes as forward passes through the first network (:mod:`robust.passes`).
     """
 
