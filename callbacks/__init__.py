@@ -9,6 +9,7 @@ from callbacks.evaluation.certified_evaluation import CertifiedEvaluation
 from callbacks.evaluation.certified_volume import CertifiedVolume
 from callbacks.evaluation.gradient_masking_checks import GradientMaskingChecks
 from callbacks.evaluation.group_accuracy import GroupAccuracy
+from callbacks.evaluation.resumable import ResumableTest
 from callbacks.evaluation.robustness_score import RobustnessScore
 from callbacks.evaluation.sampled_robustness import SampledRobustness
 from callbacks.evaluation.weighted_minimax import WeightedMinimaxEvaluation
@@ -45,6 +46,7 @@ __all__ = [
     "Predictions",
     "Progress",
     "Results",
+    "ResumableTest",
     "RobustnessScore",
     "RunConfig",
     "SampledRobustness",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +31,7 @@ class StageCallback(Callback):
     Attributes:
         stages: the stages in which it runs.
         folder: the run's log folder.
+        first_seconds: time of the first batch of the last test, in seconds.
 
     Raises:
         SettingError: if a setting is below 1.
@@ -45,6 +47,7 @@ class StageCallback(Callback):
             value = getattr(self, setting)
             require(value is None or value >= 1, f"{type(self).__name__}.{setting}", value, "give at least 1")
         self.folder = Path()
+        self.first_seconds = 0.0
 
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Prepare for the batches of a stage."""
@@ -98,8 +101,11 @@ class StageCallback(Callback):
     ) -> None:
         """Process a test batch if it is due."""
         if self.is_due("test", trainer, batch_idx):
+            start = time.perf_counter()
             self.on_batch("test", trainer, pl_module, batch, batch_idx)
             advance()
+            if batch_idx == 0:
+                self.first_seconds = time.perf_counter() - start
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Finish the validation."""

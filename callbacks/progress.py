@@ -8,18 +8,25 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks._stages import Stage, StageCallback
 from robust.progress import unwatch, watch
 
-SECONDS = 0.5
+SECONDS = 0.5  # between two moves of the bar
+SHORT = 20.0  # seconds; a shorter remaining time is not printed
+
+
+def _staged(trainer: Trainer) -> list[StageCallback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, StageCallback)]
 
 
 class Progress(Callback):
     """Moves the bar of validation and test inside a batch too, so that it shows the remaining time from the start.
 
-    Attacks and evaluations report their steps (:mod:`robust.progress`). Without a terminal or a progress bar nothing is
-    written.
+    Attacks and evaluations report their steps (:mod:`robust.progress`). Without a terminal or a progress bar no bar is
+    drawn. After its first batch, a test that takes long prints the time that the others will take.
     """
 
     def __init__(self) -> None:
@@ -34,7 +41,9 @@ class Progress(Callback):
     def on_test_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Watch the evaluations of this batch."""
+        """Watch the evaluations of this batch; before the second one, estimate the remaining time."""
+        if batch_idx == 1:
+            self._estimate(trainer)
         self._watch("test", trainer, batch_idx)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
@@ -49,15 +58,24 @@ class Progress(Callback):
         """Stop watching."""
         unwatch()
 
+    def _estimate(self, trainer: Trainer) -> None:
+        """Print the time of the remaining test batches, by that of the first one."""
+        batches = int(trainer.num_test_batches[0])
+        seconds = sum(
+            callback.first_seconds * sum(callback.is_due("test", trainer, index) for index in range(1, batches))
+            for callback in _staged(trainer)
+        )
+        if seconds >= SHORT:
+            text = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+            rank_zero_info(f"Test: the other {batches - 1} batches take about {text}, by the time of the first")
+
     def _watch(self, stage: Stage, trainer: Trainer, batch_idx: int) -> None:
         if trainer.progress_bar_callback is None or not sys.stdout.isatty():
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        staged = [callback for callback in callbacks if isinstance(callback, StageCallback)]
         self._shown = time.monotonic()
         watch(
             lambda fraction: self._show(trainer, batch_idx + fraction),
-            total=sum(callback.is_due(stage, trainer, batch_idx) for callback in staged),
+            total=sum(callback.is_due(stage, trainer, batch_idx) for callback in _staged(trainer)),
         )
 
     def _show(self, trainer: Trainer, batches: float) -> None:

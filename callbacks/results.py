@@ -22,7 +22,9 @@ from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 from callbacks.evaluation.base import Evaluation
 from robust.metric_names.registry import ARROWS, find
+from robust.metrics.confidence import wilson_interval
 
+COST = ("parameters", "seconds", "forward_equivalents")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 
@@ -32,11 +34,14 @@ class Results(Callback):
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
     ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
-    ``optimizers`` (as they were used), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and ``wall_time``
-    (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
+    ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
+    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and
+    ``wall_time`` (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or
+    ``inf``.
 
-    The record of a test also has ``outcomes`` and ``margins`` of single images
-    (``callbacks.evaluation.outcomes``).
+    The record of a test also has ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``),
+    ``skipped`` (why an evaluation did not run, by its class) and, of a test of some images, ``intervals``: 95 %
+    confidence intervals of accuracies on all images. The training's cost is among the test's metrics, too.
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -72,6 +77,12 @@ class Results(Callback):
         if trainer.state.fn == "validate":
             self._record(trainer, pl_module, "validate", {"val": trainer.val_dataloaders})
 
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the training of the tested weights has cost."""
+        cost: dict[str, Any] = getattr(pl_module, "training_cost", None) or {}
+        for name in COST if cost else ():
+            pl_module.log(f"test/training_cost/{name}", torch.tensor(float(cost[name])), sync_dist=True)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the test."""
         self._record(trainer, pl_module, "test", {"test": trainer.test_dataloaders})
@@ -80,6 +91,9 @@ class Results(Callback):
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
+        sized = {name: loader for name, loader in first.items() if hasattr(loader, "dataset")}
+        samples = {name: getattr(loader.sampler, "size", len(loader.dataset)) for name, loader in sized.items()}
+        intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if "test" in sized else {}
         if not trainer.is_global_zero:
             return
         record = {
@@ -92,22 +106,24 @@ class Results(Callback):
             "versions": {"python": platform.python_version(), **installed_versions()},
             "device": describe_device(trainer),
             "optimizers": getattr(module, "used_optimizers", []),
+            "training_cost": getattr(module, "training_cost", None),
             "class_names": getattr(getattr(trainer, "datamodule", None), "class_names", None),
-            "samples": {name: len(loader.dataset) for name, loader in first.items() if hasattr(loader, "dataset")},
+            "samples": samples,
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
             "sources": self.sources,
-            **(_of_images(trainer) if stage == "test" else {}),
+            **(_of_evaluations(trainer) | {"intervals": intervals} if stage == "test" else {}),
         }
         path = self._folder / "results.json"
         if not is_dry(trainer):
             add_record(path, stage, record)
-        self._print(f"Results of {stage} ({record['wall_time']:.0f} s)", metrics)
+        self._print(f"Results of {stage} ({record['wall_time']:.0f} s)", metrics, intervals)
         if not is_dry(trainer):
             Console().print(f"Written to {path}", soft_wrap=True)
 
-    def _print(self, title: str, metrics: dict[str, float]) -> None:
-        table = Table(title=title, caption="↑ higher is better, ↓ lower is better")
+    def _print(self, title: str, metrics: dict[str, float], intervals: dict[str, tuple[float, float]]) -> None:
+        of_some = "; 95 % intervals for all test images" if intervals else ""
+        table = Table(title=title, caption=f"↑ higher is better, ↓ lower is better{of_some}")
         table.add_column("metric", overflow="fold")
         table.add_column("value", justify="right")
         table.add_column("unit")
@@ -116,17 +132,35 @@ class Results(Callback):
             arrow = ARROWS[info.direction] if info else ""
             unit = info.unit if info and info.unit not in ("fraction", "none") else ""
             text = f"{value:.2%}" if info and info.unit == "fraction" else f"{value:.4g}"
+            if name in intervals:
+                text += " [{:.1%}, {:.1%}]".format(*intervals[name])
             table.add_row(f"{name} {arrow}".rstrip(), text, unit)
         Console().print(table)
 
 
-def _of_images(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The evaluations' outcomes and margins of single images, by metric."""
+def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, tuple[float, float]]:
+    """95 % confidence intervals of accuracies on ``total`` images, of which ``count`` were tested; none of all."""
+    infos = {name: find(name) for name in metrics} if count < total else {}
+    return {
+        name: wilson_interval(metrics[name], count, total)
+        for name, info in infos.items()
+        if info is not None
+        and info.unit == "fraction"
+        and info.direction == "higher is better"
+        and name.startswith(("test/accuracy/", "test/certified_accuracy/"))
+        and math.isfinite(metrics[name])
+    }
+
+
+def _of_evaluations(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The evaluations' outcomes and margins of single images, by metric, and why some were left out."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    recorded = [each.recorded for each in callbacks if isinstance(each, Evaluation)]
+    evaluations = [each for each in callbacks if isinstance(each, Evaluation)]
+    recorded = [each.recorded for each in evaluations]
     return {
         "outcomes": {name: value for each in recorded for name, value in each.outcomes.items()},
         "margins": {name: value for each in recorded for name, value in each.margins.items()},
+        "skipped": {name: why for each in evaluations for name, why in each.skipped.items()},
     }
 
 

@@ -22,6 +22,7 @@ from datamodules.loading import (
     part_of_batch,
     scaled,
     seeded,
+    spread,
 )
 from robust.errors import require
 
@@ -45,6 +46,8 @@ class ImageDataModule(LightningDataModule, ABC):
             it.
         num_workers: number of loader processes; 0 is fastest for images in memory.
         seed: seed of the order and augmentation of training images; default is that of ``seed_everything``, else 0.
+        test_images: number of images that a test takes, spread over all test images and the same in every run; None
+            for all.
 
     Attributes:
         num_classes: number of classes.
@@ -70,17 +73,21 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_batch_size: int = 256,
         num_workers: int = 0,
         seed: int | None = None,
+        test_images: int | None = None,
     ) -> None:
         super().__init__()
         require(batch_size > 0, "data.batch_size", batch_size, "give 1 or more")
         require(eval_batch_size > 0, "data.eval_batch_size", eval_batch_size, "give 1 or more")
         require(num_workers >= 0, "data.num_workers", num_workers, "give 0 or more")
         require(seed is None or 0 <= seed <= _LARGEST_SEED, "data.seed", seed, f"give 0 to {_LARGEST_SEED}, or null")
+        remedy = "give 1 or more, or null for all"
+        require(test_images is None or test_images > 0, "data.test_images", test_images, remedy)
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.test_images = test_images
         self.shuffle_seed = self._seed_of_run()
         self._images: dict[Part, LabelledImages] = {}
         self._indices: dict[Part, tuple[tuple[int, int], list[Tensor]]] = {}
@@ -214,8 +221,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
     def _batches(self, part: Part) -> ShardedBatches:
+        images, predicting = self.images(part), self.trainer is not None and self.trainer.predicting
+        if part == "test" and self.test_images is not None and not predicting:
+            remedy = f"the test has {len(images)} images; give at most that"
+            require(self.test_images <= len(images), "data.test_images", self.test_images, remedy)
+            chosen = spread(self.test_images, len(images))
+            return ShardedBatches(images, self.eval_batch_size, shuffle=False, chosen=chosen)
         size = self.batch_size if part == "train" else self.eval_batch_size
-        return self.batches(self.images(part), size, train=part == "train")
+        return self.batches(images, size, train=part == "train")
 
     def _stream_seed(self, stream: int) -> int:
         """Seed of one of the independent orders; the first order has ``shuffle_seed``."""

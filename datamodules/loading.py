@@ -182,6 +182,17 @@ def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
     return slice(rank * size, (rank + 1) * size)
 
 
+def spread(count: int, total: int) -> range:
+    """Indices of ``count`` of ``total`` images in equal steps, from a start that depends on the two numbers alone.
+
+    >>> list(spread(3, 3)), len(spread(100, 10_000)), spread(100, 10_000).step
+    ([0, 1, 2], 100, 100)
+    """
+    step = total // count
+    start = int(torch.randint(total - step * (count - 1), (), generator=seeded(count, total)))
+    return range(start, start + step * count, step)
+
+
 class ShardedBatches(DistributedSampler[Indices]):
     """Sampler of index arrays: this process's part of each batch.
 
@@ -202,6 +213,7 @@ class ShardedBatches(DistributedSampler[Indices]):
         seed: seed of the permutation, in [0, 2**32).
         num_replicas: number of processes; by default that of torch.distributed.
         rank: rank of this process; by default that of torch.distributed.
+        chosen: indices of the images of an evaluation; by default all.
 
     Raises:
         SettingError: if a batch is no multiple of the number of processes or exceeds the training images, or a process
@@ -217,12 +229,14 @@ class ShardedBatches(DistributedSampler[Indices]):
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,
+        chosen: range | None = None,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         processes = num_replicas or (dist.get_world_size() if distributed else 1)
         rank = rank if rank is not None else (dist.get_rank() if distributed else 0)
         super().__init__(dataset, num_replicas=processes, rank=rank, shuffle=shuffle, seed=seed)
-        self.size = len(dataset)
+        self.chosen = range(len(dataset)) if chosen is None else chosen
+        self.size = len(self.chosen)
         self.batch_size = batch_size
         self.first_batch = 0
 
@@ -252,7 +266,7 @@ class ShardedBatches(DistributedSampler[Indices]):
         if self.shuffle:
             whole = self._order()[: len(self) * self.batch_size].view(len(self), self.batch_size)
             return list(whole[:, part_of_batch(self.batch_size, self.num_replicas, self.rank)])
-        own = torch.arange(self.rank, self.size, self.num_replicas)
+        own = torch.tensor(self.chosen[self.rank :: self.num_replicas])
         size = self.batch_size // self.num_replicas
         return list(own.tensor_split(tuple(range(size, size * len(self), size))))
 

@@ -53,6 +53,7 @@ class SemiSupervised(ImageDataModule):
             eval_batch_size=labelled.eval_batch_size,
             num_workers=labelled.num_workers,
             seed=labelled.seed,
+            test_images=labelled.test_images,
         )
         count = labelled_fraction * labelled.batch_size
         whole = abs(count - round(count)) < 1e-6 and 0 < round(count) < labelled.batch_size

@@ -43,9 +43,14 @@ class Difference:
         """The statement for a reader."""
         if self.p is None:
             return "not tested: this needs three seeds of each row, or records of the same images"
-        verdict = "exceeds chance" if self.exceeds_chance else "is within chance"
-        what = "of these two networks; three seeds are needed to compare methods" if self.networks_only else ""
-        return f"{verdict} (p = {self.p:.2g}, {self.test}{'; ' + what if what else ''})"
+        verdict, test = self.verdict
+        return f"{verdict} (p = {self.p:.2g}, {test})"
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Whether it exceeds chance, and by which test of what."""
+        what = "; of these two networks, three seeds are needed to compare methods" if self.networks_only else ""
+        return "exceeds chance" if self.exceeds_chance else "is within chance", f"{self.test}{what}"
 
 
 def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference]:

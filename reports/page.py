@@ -16,7 +16,7 @@ from markupsafe import Markup
 from reports import charts
 from reports.curves import read_curves
 from reports.report import Report
-from reports.rows import Row
+from reports.rows import Row, is_detail
 from reports.tables import cell
 from robust.metric_names.registry import ARROWS, MetricInfo
 
@@ -68,7 +68,7 @@ def _first_columns(report: Report) -> list[str]:
     """Names of the metrics that most rows have."""
     names = [name for name, _ in report.columns]
     counts = {name: sum(name in row.metrics for row in report.rows) for name in names}
-    common = [name for name in names if 2 * counts[name] >= len(report.rows)]
+    common = [name for name in names if 2 * counts[name] >= len(report.rows) and not is_detail(name)]
     return (common or names)[:MOST_COLUMNS]
 
 

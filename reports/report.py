@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from reports.caveats import add_caveats
 from reports.comparison import Difference, compare
-from reports.rows import Row, columns, group
+from reports.rows import Row, columns, group, is_detail
 from reports.runs import read_runs
 from robust.errors import SettingError
 from robust.metric_names.registry import MetricInfo
@@ -39,10 +39,15 @@ class Report:
         """A metric's name without the stage, which is that of the whole report."""
         return metric.removeprefix(f"{self.stage}/")
 
-    def sentences(self, index: int) -> list[tuple[str, str]]:
-        """Statements on a row's differences from the baseline, of the metrics where a test applies."""
-        found = [(name, self.differences[name].get(index)) for name, _ in self.columns]
-        return [(name, each.sentence) for name, each in found if each is not None and each.p is not None]
+    def statements(self, index: int) -> Iterator[str]:
+        """Which of a row's differences from the baseline exceed chance, a statement for each test and verdict."""
+        by_test: dict[tuple[str, str], list[str]] = {}
+        for name, _ in self.columns:
+            each = self.differences[name].get(index)
+            if each is not None and each.p is not None and not is_detail(name):
+                by_test.setdefault(each.verdict, []).append(f"{self.short(name)} (p = {each.p:.2g})")
+        for (verdict, test), metrics in by_test.items():
+            yield f"{verdict[0].upper()}{verdict[1:]} by {test}: {', '.join(metrics)}"
 
 
 def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: str | None = None) -> Report:

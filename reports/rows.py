@@ -11,7 +11,7 @@ from reports.runs import Run
 from robust.metric_names.registry import MetricInfo, find
 
 MOST_DETAILS = 4
-_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/")
+_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/", "training_cost/")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def group(runs: list[Run]) -> list[Row]:
     return result
 
 
+def is_detail(metric: str) -> bool:
+    """Whether a metric refines another one: tables that must not get too wide leave it out."""
+    return metric.endswith(("/vote", "/noise_off", "/area", "/clean/attacked", "/ibp", "/crown_ibp"))
+
+
 def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     """The stage's accuracies and scores, with what the registry says: clean, certified, attacked, others."""
     names = {
@@ -79,7 +84,8 @@ def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     }
     found = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
     judged = [(name, info) for name, info in found.items() if info is not None and info.direction != "none"]
-    order = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/", "robustness")
+    accuracies = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/worst")
+    order = (*accuracies, "accuracy/", "robustness")
 
     def rank(column: tuple[str, MetricInfo]) -> tuple[int, str]:
         metric = column[0].removeprefix(f"{stage}/")
@@ -120,7 +126,8 @@ def _differing(flat: list[dict[str, Any]]) -> list[str]:
     """Names of settings with more than one value, the model's first and classes before their settings."""
     names = dict.fromkeys(name for each in flat for name in each)
     values = {name: {settings.text(each.get(name)) for each in flat} for name in names}
-    found = [name for name in names if len(values[name]) > 1 and name != "model"]  # that is the method
+    found = {name for name in names if len(values[name]) > 1 and name != "model"}  # that is the method
+    found = {name for name in found if not any(name.startswith(f"{other}.") for other in found)}  # of another class
     return sorted(found, key=lambda name: (not name.startswith("model"), name.count("."), name))
 
 

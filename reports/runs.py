@@ -94,9 +94,11 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     runs: dict[tuple[Path, str], Run] = {}
     for file in dict.fromkeys(file for path in paths for file in _files(Path(path))):
-        for name, record in _records(file).items():
+        records = _records(file)
+        trained = _folder(records.get("fit") or {})
+        for name, record in records.items():
             kind = name.partition("-")[0]
-            owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record)
+            owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record, trained)
             key = (owner.resolve(), checkpoint)
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)
@@ -131,12 +133,26 @@ def _records(file: Path) -> dict[str, Record]:
     return dict(records)
 
 
-def _origin(file: Path, record: Record) -> tuple[Path, str]:
-    """The file of the training whose checkpoint was evaluated, and the checkpoint's name."""
+def _folder(record: Record) -> Path | None:
+    """The folder that a run was told to write to, as its record says, also in a copy of the record."""
+    folder = ((record.get("config") or {}).get("trainer") or {}).get("default_root_dir")
+    return Path(folder) if folder else None
+
+
+def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]:
+    """The file of the training whose checkpoint was evaluated, and the checkpoint's name.
+
+    Args:
+        file: that has the record.
+        record: of the evaluation.
+        folder: of the training that the file has, too; None if it has none.
+    """
     given = (record.get("config") or {}).get("ckpt_path")
     if given is None or given in ("last", "best", "hpc"):
         return file, given or "last"
     checkpoint = Path(given)
+    if folder is not None and checkpoint.is_relative_to(folder):
+        return file, checkpoint.stem
     trained = checkpoint.parent.parent / FILE
     if trained.is_file():
         return trained, checkpoint.stem

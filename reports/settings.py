@@ -47,10 +47,11 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def experiment(config: dict[str, Any]) -> dict[str, Any]:
     """The flat settings that make a training what it is, apart from its seed."""
+    ignored = {f"data.{name}" for name in (*_OTHER_DATA, "test_images")}
     parts = {name: part for name, part in config.items() if name not in _OTHER}
     trainer = {name: each for name, each in (config.get("trainer") or {}).items() if name not in _OTHER_TRAINER}
     settings = flat(parts | {"trainer": trainer})
-    return {name: each for name, each in settings.items() if name not in {f"data.{other}" for other in _OTHER_DATA}}
+    return {name: each for name, each in settings.items() if name not in ignored}
 
 
 def data(config: dict[str, Any]) -> str:
@@ -66,13 +67,22 @@ def attacks(config: dict[str, Any]) -> dict[str, str]:
     for callback in (config.get("trainer") or {}).get("callbacks") or []:
         if not isinstance(callback, dict) or not str(callback.get("class_path")).endswith("AdversarialEvaluation"):
             continue
-        for key, case in ((callback.get("init_args") or {}).get("attacks") or {}).items():
-            target = flat({"": case.get("threat_model") or case.get("norm")})
-            size = case.get("epsilon") or next((each for name, each in target.items() if "epsilon" in name), "")
-            found[f"{case.get('name') or key} in {target.get('') or 'its own threat models'} {size}".strip()] = text(
-                case.get("attack")
-            )
+        given = callback.get("init_args") or {}
+        balls = given.get("balls") or {}
+        for key, case in (given.get("attacks") or {}).items():
+            for target in _targets(case, balls):
+                found[f"{case.get('name') or key} in {target}".strip()] = text(case.get("attack"))
     return found
+
+
+def _targets(case: dict[str, Any], balls: dict[str, Any]) -> list[str]:
+    """The threat models of a case, with their sizes."""
+    norm = case.get("norm")
+    if balls and not norm and not case.get("threat_model"):
+        return [f"{name} {size}" for name, size in balls.items()]
+    target = flat({"": case.get("threat_model") or norm})
+    own = next((each for name, each in target.items() if "epsilon" in name), balls.get(norm or "", ""))
+    return [f"{target.get('') or 'its own threat models'} {case.get('epsilon') or own}"]
 
 
 def text(value: Any) -> str:

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from reports.report import Report
-from reports.rows import Value
+from reports.rows import Value, is_detail
 from robust.metric_names.registry import ARROWS
 
 
@@ -29,17 +29,18 @@ def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The table in Markdown, with differences from the baseline and caveats below."""
-    titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in report.columns]
+    """The table in Markdown, without details of other columns, with differences from the baseline and caveats below."""
+    columns = [(name, info) for name, info in report.columns if not is_detail(name)]
+    titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in columns]
     lines = [f"| run | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for index, row in enumerate(report.rows):
-        cells = [cell(row.value(name), info.unit) for name, info in report.columns]
+        cells = [cell(row.value(name), info.unit) for name, info in columns]
         lines.append(
             f"| {_escaped(row.label)}{' (baseline)' if index == report.baseline else ''} | {' | '.join(cells)} |"
         )
     lines += ["", "Fractions in %; mean ± std over seeds (n)." if report.columns else "No metric of this stage.", ""]
     for index, row in enumerate(report.rows):
-        notes = [f"{report.short(name)}: {text}" for name, text in report.sentences(index)] + row.caveats
+        notes = [*report.statements(index), *row.caveats]
         lines += [f"* **{_escaped(row.label)}**: {_escaped('. '.join(notes))}." for _ in notes[:1]]
     return "\n".join(lines).rstrip() + "\n"
 

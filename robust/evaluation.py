@@ -100,14 +100,17 @@ def attack_variants(
     """
     own = getattr(attack, "num_samples", None)
     if not stochastic:
-        return {name: attack if own in (None, 1) else _with_expectation(attack, 1)}
+        return {name: attack if own in (None, 1) else with_expectation(attack, 1)}
     if own != 1:
         return {name: attack}
-    variants = {name: attack, f"{name}_eot": _with_expectation(attack, num_samples)}
+    variants = {name: attack, f"{name}_eot": with_expectation(attack, num_samples)}
     return variants | ({f"{name}{MEAN_NETWORK}": _on_mean_network(attack)} if noise_sources(network) else {})
 
 
-def _with_expectation(attack: Any, num_samples: int) -> Attack:
+def with_expectation(attack: Any, num_samples: int) -> Attack:
+    """The attack with gradients and verdicts averaged over ``num_samples`` passes, if it has that setting."""
+    if not hasattr(attack, "num_samples"):
+        return attack  # type: ignore[no-any-return]
     averaging: Any = copy.copy(attack)
     averaging.num_samples = num_samples
     return averaging  # type: ignore[no-any-return]

@@ -63,7 +63,12 @@ def learned_elsewhere(name, folder):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
+        for name in NAMES
+        if not name.startswith("protocol_")  # tests/test_protocols.py
+    ],
 )
 def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:

@@ -68,7 +68,7 @@ def evaluations(stochastic, few):
         "square": attack("Square", queries=4) | {"threat_model": linf},
     }
     adversarial = {"attacks": cases, "num_samples": 3, "gradient_samples": 2}
-    masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilon": 0.1, "tolerance": 0.9}
+    masking = {"steps": 2, "restarts": 2, "queries": 5, "max_batches": 2, "epsilons": {"linf": 0.1}, "tolerance": 0.9}
     curve = {"attacks": {"pgd": attack("PGD", steps=2)["attack"]}, "epsilons": [0.05, 0.1], "num_samples": 3}
     weighted = {"steps": 2, "step_size": 0.03, "epsilon": 0.1, "restarts": 2}
     chosen = {"AdversarialEvaluation": adversarial, "GradientMaskingChecks": masking, "AccuracyCurve": curve}

@@ -102,6 +102,7 @@ class AdversarialEvaluation(Evaluation):
 
     Args:
         attacks: cases by name.
+        balls: radius by norm: a case without threat model attacks in each of these balls, which also are groups.
         every_n_epochs: also evaluate in validation at this interval, in epochs of training, and after the last epoch;
             by default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
@@ -123,9 +124,14 @@ class AdversarialEvaluation(Evaluation):
         max_batches: int | None = None,
         num_samples: int = 10,
         gradient_samples: int = 30,
+        balls: dict[Norm, float] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(seed, every_n_epochs, max_batches)
+        self.balls: dict[Norm, float] = balls or {}
+        require(balls != {}, f"{NAME}.balls", balls, "give a radius for at least one norm, or leave it out")
+        for norm, radius in self.balls.items():
+            ball(norm, radius)  # raises if there is no such ball
         setting = f"{NAME}.attacks"
         require(len(attacks) > 0, setting, attacks, "give at least one attack")
         for name in [case.name or key for key, case in attacks.items()]:
@@ -144,7 +150,7 @@ class AdversarialEvaluation(Evaluation):
         names = [
             f"{case.name or key}/{threat_model}"
             for key, case in self.attacks.items()
-            for threat_model, _ in _threat_models(key, case, module, x)
+            for threat_model, _, _ in self._threat_models(key, case, module, x)
         ]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(
@@ -154,36 +160,49 @@ class AdversarialEvaluation(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         all_examples = torch.arange(len(x), device=x.device)
         with self.seeded(x):
-            counts = {"clean": self._judge("clean", module, x, y, all_examples)}
-        remaining = all_examples if module.stochastic else counts["clean"].nonzero().squeeze(1)
+            clean = self._count("clean", module, self._judged("clean", module, x, y, all_examples))
+        remaining = all_examples if module.stochastic else clean.nonzero().squeeze(1)
+        counts: dict[str, Tensor] = {}
         groups: dict[str, list[Tensor]] = {}
-        for index, (key, case) in enumerate(tracked(list(self.attacks.items()))):
-            name = case.name or key
-            for model_name, threat_model in tracked(list(_threat_models(key, case, module, x))):
-                variants = self._variants(name, case.attack, module)
-                alone = f"{name if len(variants) == 1 else f'{name}_worst'}/{model_name}"
-                group = alone if case.group is None else f"worst/{case.group}"
-                for variant, attack in tracked(list(variants.items())):
-                    metric = f"{variant}/{model_name}"
-                    with self.seeded(x, index):
-                        x_adv = x.clone()
-                        if len(remaining) > 0:
-                            subset, labels = threat_model.select(remaining), y[remaining]
-                            with part(remaining):
-                                attacked = checked_attack(metric, attack, module, subset, x[remaining], labels)
-                            x_adv[remaining] = attacked
-                        counts[metric] = self._judge(metric, module, x_adv, y, remaining)
-                    self.note_misclassified(module, threat_model, counts[metric] == 0, metric)
-                    groups.setdefault(group, []).append(counts[metric])
+        for run in tracked(list(self._runs(module, x))):
+            settings = [list(self.attacks.values())[run.index], self.gradient_samples, self._num_samples(module)]
+            compute = partial(self._attacked, module, run, x, y, remaining)
+            judged = self.saved(module, run.metric, settings, (x, y), compute)
+            counts[run.metric] = self._count(run.metric, module, judged)
+            self.note_misclassified(module, run.threat_model, counts[run.metric] == 0, run.metric)
+            groups.setdefault(run.group, []).append(counts[run.metric])
         worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
         counts |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
         self._groups = list(worst)
-        clean = counts.pop("clean")
         if module.stochastic or (self.max_batches is not None and not module.trainer.testing):
             counts["clean/attacked"] = clean
         for metric, count in counts.items():
             self.update(f"accuracy/{metric}", partial(Accuracy, self._num_samples(module)), count)
         self.update("attacked_samples", SumMetric, torch.tensor(len(x), device=x.device))
+
+    def _runs(self, module: RobustClassifier, x: Tensor) -> Iterator[_Run]:
+        """Each attack in each threat model."""
+        for index, (key, case) in enumerate(self.attacks.items()):
+            name = case.name or key
+            variants = self._variants(name, case.attack, module)
+            for model_name, threat_model, own_group in self._threat_models(key, case, module, x):
+                alone = f"{name if len(variants) == 1 else f'{name}_worst'}/{model_name}"
+                group = case.group or own_group
+                for variant, attack in variants.items():
+                    metric = f"{variant}/{model_name}"
+                    yield _Run(index, metric, f"worst/{group}" if group else alone, threat_model, attack)
+
+    def _attacked(
+        self, module: RobustClassifier, run: _Run, x: Tensor, y: Tensor, remaining: Tensor
+    ) -> dict[str, Tensor]:
+        """The verdicts of :meth:`_judged` on the attacked images."""
+        with self.seeded(x, run.index):
+            x_adv = x.clone()
+            if len(remaining) > 0:
+                subset, labels = run.threat_model.select(remaining), y[remaining]
+                with part(remaining):
+                    x_adv[remaining] = checked_attack(run.metric, run.attack, module, subset, x[remaining], labels)
+            return self._judged(run.metric, module, x_adv, y, remaining)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics, and the mean over groups."""
@@ -197,34 +216,64 @@ class AdversarialEvaluation(Evaluation):
             return {name: attack}
         return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.gradient_samples)
 
-    def _judge(self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor) -> Tensor:
-        """Number of passes that classify each image (B, C, H, W) correctly, int64 (B,); 0 outside ``remaining``."""
+    def _judged(
+        self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor
+    ) -> dict[str, Tensor]:
+        """Whether each pass classifies each image correctly, bool (B, S), not so outside ``remaining``.
+
+        Of networks with noise also the majority's verdict and that without noise, bool (B,).
+        """
         with full_precision(x.device), part(remaining):
             correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
+        judged = {"correct": torch.zeros(len(y), len(correct), dtype=torch.bool, device=y.device)}
+        judged["correct"][remaining] = correct.T
         if module.stochastic:
-            if self.num_samples > 1:
-                self.update(f"accuracy/{metric}/std", partial(AccuracyStd, self.num_samples), correct)
-            self.update(f"accuracy/{metric}/vote", Accuracy, vote)
+            judged["vote"] = vote
             if noise_sources(module) and (metric == "clean" or metric.partition("/")[0].endswith(MEAN_NETWORK)):
-                with without_noise(module):
-                    noise_off = module(x).argmax(1) == y
-                self.update(f"accuracy/{metric}/noise_off", Accuracy, noise_off)
-        return torch.zeros_like(y).index_copy(0, remaining, correct.sum(0))
+                with full_precision(x.device), without_noise(module):
+                    judged["noise_off"] = module(x).argmax(1) == y
+        return judged
+
+    def _count(self, metric: str, module: RobustClassifier, judged: dict[str, Tensor]) -> Tensor:
+        """Number of passes that classify each image correctly, int64 (B,); updates metrics of noisy networks."""
+        correct = judged["correct"]
+        if module.stochastic and self.num_samples > 1:
+            self.update(f"accuracy/{metric}/std", partial(AccuracyStd, self.num_samples), correct.T)
+        for column in ("vote", "noise_off"):
+            if column in judged:
+                self.update(f"accuracy/{metric}/{column}", Accuracy, judged[column])
+        return correct.sum(1)
 
     def _num_samples(self, module: RobustClassifier) -> int:
         return self.num_samples if module.stochastic else 1
 
+    def _threat_models(
+        self, key: str, case: AttackCase, module: RobustClassifier, x: Tensor
+    ) -> Iterator[tuple[str, ThreatModel, str | None]]:
+        """Yield each threat model of a case with its name in metrics, and its group unless the case has one."""
+        given: PixelBox | L2Ball | L1Ball | None = case.threat_model
+        if case.norm is not None:
+            epsilon = self.balls.get(case.norm) if case.epsilon is None else case.epsilon
+            given = norm_ball(f"{NAME}.attacks.{key}.epsilon", case.norm, epsilon, module, x)
+        if given is None and self.balls:
+            for norm, radius in self.balls.items():
+                yield threat_model_name(norm, radius), ball(norm, radius), norm
+        elif given is None:
+            for name, threat_model in module.threat_models(x, module.epsilon).items():
+                yield name, threat_model, None
+        elif given.norm is not None and given.epsilon is not None:
+            group = given.norm if self.balls.get(given.norm) == given.epsilon else None
+            yield threat_model_name(given.norm, given.epsilon), given, group
+        else:
+            yield f"{key}_budgets", given, None
 
-def _threat_models(
-    key: str, case: AttackCase, module: RobustClassifier, x: Tensor
-) -> Iterator[tuple[str, ThreatModel]]:
-    """Yield each threat model of a case with its name in metrics."""
-    given: PixelBox | L2Ball | L1Ball | None = case.threat_model
-    if case.norm is not None:
-        given = norm_ball(f"{NAME}.attacks.{key}.epsilon", case.norm, case.epsilon, module, x)
-    if given is None:
-        yield from module.threat_models(x, module.epsilon).items()
-    elif given.norm is not None and given.epsilon is not None:
-        yield threat_model_name(given.norm, given.epsilon), given
-    else:
-        yield f"{key}_budgets", given
+
+@dataclass(frozen=True)
+class _Run:
+    """One attack in one threat model: the case's index, and the names of its metric and its group."""
+
+    index: int
+    metric: str
+    group: str
+    threat_model: ThreatModel
+    attack: Attack

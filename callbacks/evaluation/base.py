@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks._stages import Stage, StageCallback
 from callbacks.evaluation.order import Verdict, check_against_others
 from callbacks.evaluation.outcomes import Outcomes
+from callbacks.evaluation.resumable import kept
+from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import Batch, RobustClassifier, check_precision
-from robust.errors import require
+from robust.errors import SettingError, require
 from robust.metric_names.registry import find
 from robust.metrics import Accuracy, Gathered
 from robust.modes import attack_mode
@@ -38,8 +41,11 @@ class Evaluation(StageCallback, ABC):
             default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation; None for all.
         max_test_batches: maximum number of batches of each process in a test; None for all.
+        where_possible: leave the evaluation out, with a warning and a line in the record, if it does not fit the
+            module, instead of an error.
 
     Attributes:
+        skipped: why the evaluation, by its class, or a part of it is left out.
         needs_float32: whether the evaluation refuses weights of half precision.
         metrics: metrics by name, without the stage.
         indices: indices in the data of the current batch's examples, int64 (B,).
@@ -59,9 +65,12 @@ class Evaluation(StageCallback, ABC):
         every_n_epochs: int | None = None,
         max_batches: int | None = None,
         max_test_batches: int | None = None,
+        where_possible: bool = False,
     ) -> None:
         super().__init__(every_n_epochs, max_batches, max_test_batches)
         self.seed = seed
+        self.where_possible = where_possible
+        self.skipped: dict[str, str] = {}
         self._tried = False
         self.recorded = Outcomes()
         self.reset()
@@ -105,6 +114,27 @@ class Evaluation(StageCallback, ABC):
         ):
             self.recorded.update("outcomes", name, self.indices, values[0])
 
+    def saved(
+        self, module: RobustClassifier, key: str, depends_on: object, batch: Batch, compute: Callable[[], Rows]
+    ) -> Rows:
+        """Columns (B, ...) that ``compute`` gives of a batch, or that a stopped test has left (:class:`ResumableTest`).
+
+        Args:
+            module: what is evaluated.
+            key: what is computed; unique in this class.
+            depends_on: settings that it depends on, beside the seed and the weights.
+            batch: images and labels.
+            compute: computes the columns; its random draws do not depend on earlier ones.
+        """
+        key = f"{type(self).__name__}/{key.replace('/', '-')}"
+        return kept(module.trainer, key, [self.seed, depends_on], self.indices, *batch, compute)
+
+    def skip(self, what: str, why: Exception) -> None:
+        """Leave out the evaluation or a part of it, with a warning and a line in the record."""
+        reason = " ".join(str(why).split())
+        self.skipped[what] = reason.partition("; ")[2] or reason  # without the setting and its value
+        rank_zero_warn(f"{what} is left out: {self.skipped[what]}")
+
     def rows(self, name: str) -> dict[str, Tensor]:
         """Columns (N, ...) of the :class:`Gathered` metric of that name, over all processes."""
         metric = self.metrics[name]
@@ -137,7 +167,11 @@ class Evaluation(StageCallback, ABC):
         self._check_names(trainer, pl_module)
         if self.needs_float32 and stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
-        self._tried = False
+        self._tried, self.skipped = False, {}
+
+    def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
+        """Whether to evaluate this batch."""
+        return type(self).__name__ not in self.skipped and super().is_due(stage, trainer, batch_idx)
 
     def reset(self) -> None:
         """Reset metrics and verdicts; a stopped evaluation may have left some."""
@@ -240,7 +274,12 @@ class Evaluation(StageCallback, ABC):
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
         with attack_mode(module, "eval"), global_seed(module.device, self.seed):
             blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
-            self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
+            try:
+                self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
+            except SettingError as error:
+                if not self.where_possible:
+                    raise
+                self.skip(type(self).__name__, error)
 
 
 def _image_shape(batch: Any) -> tuple[int, ...] | None:

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
 from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.common_map import SeenExamples
 from callbacks.evaluation.order import Verdict, check_order
+from callbacks.evaluation.saved_rows import Rows
 from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import Auto, Verifier, certify
 from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
-from robust.errors import require
+from robust.errors import SettingError, require
+from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, CommonVariance
 from robust.progress import tracked
 from robust.random import part
-from robust.threat_models import PixelBox, ThreatModel
+from robust.threat_models import Norm, PixelBox, ThreatModel, ball
 
 NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
 _COMMON = "common_variance"
-
-
-class _Examples(NamedTuple):
-    """A batch: images (B, C, H, W); labels, and whether they are correct without perturbation, (B,); their indices."""
-
-    x: Tensor
-    y: Tensor
-    clean: Tensor
-    rows: range
+Method = Literal["ibp", "crown-ibp", "tightest", "crown", "alpha-crown"]  # of either verifier
 
 
 class CertifiedEvaluation(Evaluation):
@@ -47,7 +43,7 @@ class CertifiedEvaluation(Evaluation):
 
     - ``<stage>/certified_accuracy/<threat model>``: fraction of examples that are certified. The threat model is
       ``<norm>_<size>`` for balls, and ``own_budgets`` for learned budgets; sizes other than the module's append
-      ``_<size>`` to it
+      ``_<size>`` to it. With several ``methods``, certified by any of them, and ``.../<method>`` for each
     - ``<stage>/accuracy/pgd_<steps>/<threat model>``, by default in tests: fraction of examples that are correct
       without perturbation and under a short attack in the same box
     - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
@@ -69,6 +65,9 @@ class CertifiedEvaluation(Evaluation):
     Args:
         verifier: computes the margins; ``auto``: the module's verifier, which is chosen by the classifier's layers
             unless the module has another. It is tried on a blank image first.
+        methods: bounds of the verifier to certify by, such as ``ibp`` and ``crown-ibp``; by default its own.
+        norm: certify in the ball of this norm, and in budgets that the module has learned, instead of in each of the
+            module's threat models; with ``epsilons``, equal for all modules.
         epsilons: sizes of the threat models in (0, 1]; by default the module's epsilon.
         every_n_epochs: certify in validation at this interval, in epochs of training.
         max_batches: maximum number of batches of each process in validation; tests certify all.
@@ -78,37 +77,49 @@ class CertifiedEvaluation(Evaluation):
         rounding_safe: in tests, bound the rounding errors of margins, and bound the margins that are closer to 0 than
             their error again in float64, so that certificates hold in exact arithmetic
             (:func:`robust.bounds.certify`).
+        where_possible: leave out a network that the verifier cannot bound, or the methods that cannot, with a warning
+            and a line in the record, instead of an error.
         seed: seed of the attack's random starts, as in :class:`AdversarialEvaluation`.
 
     Raises:
-        SettingError: if a setting is out of its range, or the verifier cannot bound the network.
+        SettingError: if a setting is out of its range, the network has noise, or the verifier cannot bound it.
         ContradictionError: if a certified example is misclassified.
     """
 
     def __init__(
         self,
         verifier: Verifier | Auto = "auto",
+        methods: list[Method] | None = None,
+        norm: Norm | None = None,
         epsilons: list[float] | None = None,
         every_n_epochs: int = 1,
         max_batches: int | None = None,
         pgd_steps: int | None = None,
         budgets: dict[str, LearnedBudgets] | None = None,
         rounding_safe: bool = True,
+        where_possible: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches)
+        super().__init__(seed, every_n_epochs, max_batches, where_possible=where_possible)
+        remedy = "give each once, or leave it out"
+        require(methods is None or len(methods) == len(set(methods)) > 0, f"{NAME}.methods", methods, remedy)
+        require(
+            norm is None or budgets is None, f"{NAME}.norm", norm, "leave it out: budgets replace all threat models"
+        )
         for epsilon in epsilons or []:
             require(0 < epsilon <= 1, f"{NAME}.epsilons", epsilon, "give sizes in (0, 1], in pixel units")
         steps = 0 if pgd_steps is None else pgd_steps
         require(steps >= 0, f"{NAME}.pgd_steps", pgd_steps, "give 0 for no attack, or a number of steps")
         require(budgets != {}, f"{NAME}.budgets", budgets, "give at least one, or leave it out")
         self.verifier = verifier
+        self.methods = methods
+        self.norm = norm
         self.epsilons = epsilons
         self.budgets = budgets
         self.pgd_steps = pgd_steps
         self.rounding_safe = rounding_safe
         self._seconds = 0.0
-        self._margins = torch.zeros(0)  # of the last certified batch
+        self._by_method: dict[str, Any] = {}
 
     def namespaces(self, module: LightningModule) -> set[str]:
         """The names of the budgets, each with each size."""
@@ -118,13 +129,26 @@ class CertifiedEvaluation(Evaluation):
     def reset(self) -> None:
         """Reset, and forget the examples of the last stage."""
         super().reset()
-        self._examples: list[_Examples] = []
+        self._seen = SeenExamples()
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Bound the network once in each threat model."""
-        for epsilon in self.epsilons or [module.epsilon]:
-            for threat_model in self._threat_models(module, x, epsilon).values():
-                try_verifier(f"{NAME}.verifier", self._verifier(module), module, threat_model.interval(x), y)
+        """Bound the network once in each threat model, by each method."""
+        remedy = "its predictions differ from pass to pass, so that no bound holds for them; leave it out"
+        require(not module.stochastic, NAME, type(module).__name__, remedy)
+        verifiers, refusals = self._verifiers(module), {}
+        for method, verifier in verifiers.items():
+            try:
+                for epsilon in self.epsilons or [module.epsilon]:
+                    for threat_model in self._threat_models(module, x, epsilon).values():
+                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.interval(x), y)
+            except SettingError as error:
+                if not self.where_possible:
+                    raise
+                refusals[method] = error
+        if len(refusals) == len(verifiers):
+            raise next(iter(refusals.values()))
+        for method, refusal in refusals.items():
+            self.skip(f"{NAME}.{method}", refusal)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with full_precision(x.device):
@@ -140,7 +164,7 @@ class CertifiedEvaluation(Evaluation):
                     learned = True
                 index += 1
         if learned:
-            self._examples.append(_Examples(x.cpu(), y.cpu(), clean.cpu(), self._rows))
+            self._seen.add(x, y, clean, self._rows)
 
     def _certify(
         self,
@@ -153,8 +177,16 @@ class CertifiedEvaluation(Evaluation):
         index: int,
     ) -> None:
         """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
-        verifier = type(self._verifier(module)).__name__
-        verified, misclassified = self._verified(module, name, threat_model, x, y), ~clean
+        settings = [self.methods, self.verifier, self.budgets, self.rounding_safe]
+        judged = self.saved(module, name, settings, (x, y), partial(self._verified, module, threat_model, x, y))
+        methods = list(self._verifiers(module))
+        verifier = "/".join([type(self._verifier(module)).__name__, *(filter(None, methods))])
+        verified, misclassified = judged["certified"].any(1), ~clean
+        for index_of_method, method in enumerate(methods if len(methods) > 1 else []):
+            each = judged["certified"][:, index_of_method]
+            self.update(f"certified_accuracy/{name}/{method.replace('-', '_')}", Accuracy, each)
+        if self.rounding_safe and module.trainer.testing:
+            self.update(f"recomputed_samples/{name}", SumMetric, judged["recomputed"].sum())
         steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
         if steps:
             with self.seeded(x, index):
@@ -163,27 +195,53 @@ class CertifiedEvaluation(Evaluation):
         how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
         check_order(verified, misclassified, self.indices, verifier, how)
         self.certified.append(Verdict(threat_model, verified, verifier))
-        self.note_margins(f"certified_accuracy/{name}", self._margins)
+        self.note_margins(f"certified_accuracy/{name}", judged["margins"])
         self.note_misclassified(module, threat_model, misclassified, f"PGD of {NAME}")
         self.update(f"certified_accuracy/{name}", Accuracy, verified)
 
     def _verifier(self, module: RobustClassifier) -> Verifier:
         return module.verifier if isinstance(self.verifier, str) else self.verifier
 
-    def _threat_models(self, module: RobustClassifier, x: Tensor, epsilon: float) -> Mapping[str, ThreatModel]:
-        if self.budgets is None:
-            return module.threat_models(x, epsilon)
-        return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
+    def _verifiers(self, module: RobustClassifier) -> dict[str, Verifier]:
+        """The verifier by each method that is not left out; by its own under an empty name."""
+        verifier: Any = self._verifier(module)
+        if self.methods is None:
+            return {"": verifier}
+        remedy = f"{type(verifier).__name__} has no setting method; leave it out"
+        require(hasattr(verifier, "method"), f"{NAME}.methods", self.methods, remedy)
+        for method in self.methods:
+            if method not in self._by_method:  # once, since LirpaVerifier keeps the graphs that it has traced
+                self._by_method[method] = copied = copy.copy(verifier)
+                copied.method = method
+        return {method: each for method, each in self._by_method.items() if f"{NAME}.{method}" not in self.skipped}
 
-    def _verified(self, module: RobustClassifier, name: str, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each example is certified, bool (B,)."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check module and names, and forget verifiers of another module."""
+        super().setup(trainer, pl_module, stage)
+        self._by_method = {}
+
+    def _threat_models(self, module: RobustClassifier, x: Tensor, epsilon: float) -> Mapping[str, ThreatModel]:
+        if self.budgets is not None:
+            return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
+        own = module.threat_models(x, epsilon)
+        if self.norm is None:
+            return own
+        learned = {name: threat_model for name, threat_model in own.items() if threat_model.norm is None}
+        return {threat_model_name(self.norm, epsilon): ball(self.norm, epsilon)} | learned
+
+    def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Rows:
+        """Whether each method certifies each example, bool (B, M); the margins, and the float64 verdicts, (B,)."""
         safe = self.rounding_safe and module.trainer.testing
-        verdicts = certify(self._verifier(module), module.classifier, threat_model, x, y, rounding_safe=safe)
-        self._margins = verdicts.margins
-        self._seconds += verdicts.seconds
-        if safe:
-            self.update(f"recomputed_samples/{name}", SumMetric, verdicts.recomputed.sum())
-        return verdicts.certified
+        by_method = [
+            certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe)
+            for verifier in self._verifiers(module).values()
+        ]
+        self._seconds += sum(verdicts.seconds for verdicts in by_method)
+        return {
+            "certified": torch.stack([verdicts.certified for verdicts in by_method], 1),
+            "margins": torch.stack([verdicts.margins for verdicts in by_method]).amax(0),
+            "recomputed": torch.stack([verdicts.recomputed for verdicts in by_method]).sum(0),
+        }
 
     def _attack(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
@@ -207,14 +265,14 @@ class CertifiedEvaluation(Evaluation):
 
     def _certify_common_map(self, module: RobustClassifier, name: str, common: Tensor) -> None:
         """Certify all examples of this process in budgets ``common`` (C, H, W)."""
-        safe = self.rounding_safe and module.trainer.testing
-        verifier, threat_model = self._verifier(module), PixelBox(common[None])
-        for examples in self._examples:
-            x, y = examples.x.to(module.device), examples.y.to(module.device)
-            self._rows, self.indices = examples.rows, torch.tensor(examples.rows, device=module.device)
-            certified = certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe).certified
-            how = "as they are, in the common map of budgets"
-            check_order(certified, ~examples.clean.to(module.device), self.indices, type(verifier).__name__, how)
+        safe, threat_model = self.rounding_safe and module.trainer.testing, PixelBox(common[None])
+        for x, y, clean, rows in self._seen.on(module.device):
+            self._rows, self.indices = rows, torch.tensor(rows, device=module.device)
+            certified = torch.zeros_like(clean)
+            for method, verifier in self._verifiers(module).items():
+                certified |= certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe).certified
+                how = f"{type(verifier).__name__} {method}".strip()
+                check_order(certified, ~clean, self.indices, how, "as they are, in the common map of budgets")
             self.update(f"certified_accuracy/{name}/common_map", Accuracy, certified)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
@@ -223,7 +281,7 @@ class CertifiedEvaluation(Evaluation):
         with torch.inference_mode(False), torch.no_grad():
             for name, metric in learned.items():
                 assert isinstance(metric, CommonVariance)
-                self._certify_common_map(module, name, metric.common().to(self._examples[0].x.dtype))
+                self._certify_common_map(module, name, metric.common().to(self._seen.dtype))
         values = super().compute(module)
         if count := sum(int(value) for name, value in values.items() if name.startswith("recomputed_samples/")):
             seconds, self._seconds = self._seconds, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +15,19 @@ from torchmetrics import SumMetric
 
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.norm_balls import norm_ball
+from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
-from robust.evaluation import Attack, checked_attack
+from robust.evaluation import Attack, checked_attack, with_expectation
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy
 from robust.progress import tracked
 from robust.random import part
-from robust.threat_models import LinfBall, ThreatModel
+from robust.threat_models import Norm, ThreatModel, ball
 
 PREFIX = "masking"
+_SQUARE = "random search without gradients is stronger than PGD"
 
 
 @dataclass
@@ -47,12 +50,12 @@ class _Noise:
 class GradientMaskingChecks(Evaluation):
     """Attacks of known order of strength on the first test batches; warns if the order is violated.
 
-    All attacks search linf balls, and PGD ascends the cross-entropy. Logged, as accuracies in [0, 1] on those
-    batches: ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/linf_<size>``. The attacks are
+    All attacks search balls of one norm, or of each of several, and PGD ascends the cross-entropy. Logged, as
+    accuracies in [0, 1]: ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/<norm>_<size>``. Attacks:
     ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps); ``more_restarts``; ``noise`` (the
-    worst of as many random images as PGD has steps); ``square`` (random search without gradients); and ``pgd`` in
-    balls of growing sizes up to 1. Logged too: ``test/masking/samples``, the number of images, and
-    ``test/masking/failed_checks``, the number of failed checks. Each failed check is one warning:
+    worst of as many random images as PGD has steps); ``square`` (random search without gradients, in linf alone); and
+    ``pgd`` in balls of growing sizes, the last of which holds all images. Logged too: ``test/masking/samples``, the
+    number of images, and ``test/masking/failed_checks``, the number of failed checks. Each failed check is one warning:
 
     - more steps do not raise the accuracy: ``pgd`` <= ``one_step``, ``more_steps`` <= ``pgd``
     - more restarts do not raise it: ``more_restarts`` <= ``pgd``
@@ -64,7 +67,7 @@ class GradientMaskingChecks(Evaluation):
     2019, "On evaluating adversarial robustness".
 
     Args:
-        epsilon: radius in (0, 1]; by default that of the module's linf ball.
+        epsilons: radius by norm, in linf at most 1; by default that of the module's linf ball.
         steps: steps of PGD, each of size 2.5 / steps times the radius.
         restarts: random starts of ``more_restarts``.
         queries: queries of Square.
@@ -81,7 +84,7 @@ class GradientMaskingChecks(Evaluation):
 
     def __init__(
         self,
-        epsilon: float | None = None,
+        epsilons: dict[Norm, float] | None = None,
         steps: int = 20,
         restarts: int = 5,
         queries: int = 500,
@@ -99,10 +102,12 @@ class GradientMaskingChecks(Evaluation):
             ("gradient_samples", gradient_samples),
         ):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
-        require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
+        require(epsilons != {}, f"{name}.epsilons", epsilons, "give at least one, or leave it out")
+        for norm, epsilon in (epsilons or {}).items():
+            ball(norm, epsilon)  # raises if there is no such ball
         require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a fraction of the examples in [0, 1)")
         super().__init__(seed, max_test_batches=max_batches)
-        self.epsilon = epsilon
+        self.epsilons = epsilons
         self.tolerance = tolerance
         pgd = partial(PGD, early_stop=True, num_samples=gradient_samples)
         self.attacks: dict[str, Attack] = {
@@ -116,24 +121,46 @@ class GradientMaskingChecks(Evaluation):
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Check that there is a ball."""
-        norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x)
+        self._radii(module, x)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with self.seeded(x):
             clean = module(x).argmax(1) == y
         self.update(f"{PREFIX}/accuracy/clean", Accuracy, clean)
         self.update(f"{PREFIX}/samples", SumMetric, torch.tensor(len(x), device=x.device))
-        epsilon = norm_ball("GradientMaskingChecks.epsilon", "linf", self.epsilon, module, x).epsilon
-        cases = [(name, attack, epsilon) for name, attack in self.attacks.items()]
-        cases += [("pgd", self.attacks["pgd"], size) for size in _doubled_sizes(epsilon)]
-        for index, (name, attack, size) in enumerate(tracked(cases)):
-            correct = torch.zeros_like(clean)
-            if clean.any():
-                with self.seeded(x, index), part(clean):
-                    x_adv = _attacked(name, attack, module, LinfBall(size), x[clean], y[clean])
-                    correct[clean] = module(x_adv).argmax(1) == y[clean]
-            self.note_misclassified(module, LinfBall(size), ~correct, f"{name} of GradientMaskingChecks")
-            self.update(f"{PREFIX}/accuracy/{name}/{threat_model_name('linf', size)}", Accuracy, correct)
+        runs = [
+            (norm, *case) for norm, epsilon in self._radii(module, x).items() for case in self._cases(norm, epsilon, x)
+        ]
+        for norm, index, name, size in tracked(runs):
+            threat_model, metric = ball(norm, size), f"{name}/{threat_model_name(norm, size)}"
+            compute = partial(self._correct, module, index, name, threat_model, x, y, clean)
+            correct = self.saved(module, metric, self.attacks[name], (x, y), compute)["correct"]
+            self.note_misclassified(module, threat_model, ~correct, f"{name} of GradientMaskingChecks")
+            self.update(f"{PREFIX}/accuracy/{metric}", Accuracy, correct)
+
+    def _radii(self, module: RobustClassifier, x: Tensor) -> dict[Norm, float]:
+        """The radius of the smallest ball, by norm."""
+        if self.epsilons is not None:
+            return self.epsilons
+        return {"linf": norm_ball("GradientMaskingChecks.epsilons", "linf", None, module, x).epsilon}
+
+    def _cases(self, norm: Norm, epsilon: float, x: Tensor) -> list[tuple[int, str, float]]:
+        """Index and name of each attack, and the radius of the ball that it searches."""
+        fitting = [name for name in self.attacks if name != "square" or norm == "linf"]
+        cases = [(name, epsilon) for name in fitting] + [("pgd", size) for size in _doubled_sizes(norm, epsilon, x)]
+        return [(index, name, size) for index, (name, size) in enumerate(cases)]
+
+    def _correct(
+        self, module: RobustClassifier, index: int, name: str, ball: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
+    ) -> Rows:
+        """Whether each image is correct without attack and under it, bool (B,)."""
+        correct = torch.zeros_like(clean)
+        if clean.any():
+            attack = self.attacks[name] if module.stochastic else with_expectation(self.attacks[name], 1)
+            with self.seeded(x, index), part(clean):
+                x_adv = _attacked(name, attack, module, ball, x[clean], y[clean])
+                correct[clean] = module(x_adv).argmax(1) == y[clean]
+        return {"correct": correct}
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics, and the number of failed checks; warns for each."""
@@ -145,10 +172,16 @@ class GradientMaskingChecks(Evaluation):
 
     def _failures(self, values: dict[str, Tensor]) -> Iterator[str]:
         """Describe each failed check."""
-        under_pgd = [name for name in values if name.startswith(f"{PREFIX}/accuracy/pgd/")]  # the balls grow
-        ball = under_pgd[0].rpartition("/")[2]
-        accuracy = {name: float(values[f"{PREFIX}/accuracy/{name}/{ball}"]) for name in self.attacks}
-        larger = {f"pgd in {name.rpartition('/')[2]}": float(values[name]) for name in under_pgd[1:]}
+        under_pgd = [name.rpartition("/")[2] for name in values if name.startswith(f"{PREFIX}/accuracy/pgd/")]
+        for norm in dict.fromkeys(name.partition("_")[0] for name in under_pgd):
+            balls = [name for name in under_pgd if name.startswith(f"{norm}_")]  # they grow
+            yield from (f"in {balls[0]}, {failure}" for failure in self._failures_in(balls, values))
+
+    def _failures_in(self, balls: list[str], values: dict[str, Tensor]) -> Iterator[str]:
+        """Describe each failed check in balls of one norm, by their names in metrics."""
+        names = {name: f"{PREFIX}/accuracy/{name}/{balls[0]}" for name in self.attacks}
+        accuracy = {name: float(values[metric]) for name, metric in names.items() if metric in values}
+        larger = {f"pgd in {name}": float(values[f"{PREFIX}/accuracy/pgd/{name}"]) for name in balls[1:]}
         accuracy, growing = accuracy | larger, ["pgd", *larger]
         whitebox = min(("pgd", "more_steps", "more_restarts"), key=lambda name: accuracy[name])
         checks = [
@@ -156,17 +189,18 @@ class GradientMaskingChecks(Evaluation):
             ("more_steps", "pgd", "more steps help the defender"),
             ("more_restarts", "pgd", "more restarts help the defender"),
             ("pgd", "noise", "random noise is stronger than PGD"),
-            (whitebox, "square", "random search without gradients is stronger than PGD"),
+            *([(whitebox, "square", _SQUARE)] if "square" in accuracy else []),
             *((large, small, "a larger ball helps the defender") for small, large in pairwise(growing)),
         ]
         for lower, higher, what in checks:  # lower and higher: where the accuracy should be lower and higher
             if accuracy[lower] > accuracy[higher] + self.tolerance:
-                yield f"{what} (accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower})"
+                found = f"accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower}"
+                yield f"{what} ({found})"
         if (remaining := accuracy[growing[-1]]) > self.tolerance:
             yield f"in a ball that holds all images the accuracy under PGD is {remaining:.3f}, not 0"
 
 
-def _attacked(name: str, attack: Attack, module: nn.Module, ball: LinfBall, x: Tensor, y: Tensor) -> Tensor:
+def _attacked(name: str, attack: Attack, module: nn.Module, ball: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
     """The attack's images (B, C, H, W); ``x`` itself if the gradient is zero, which fails the checks."""
     try:
         return checked_attack(name, attack, module, ball, x, y)
@@ -174,10 +208,12 @@ def _attacked(name: str, attack: Attack, module: nn.Module, ball: LinfBall, x: T
         return x
 
 
-def _doubled_sizes(epsilon: float) -> list[float]:
-    """Repeatedly doubled sizes above ``epsilon``, the last of them 1."""
+def _doubled_sizes(norm: Norm, epsilon: float, x: Tensor) -> list[float]:
+    """Repeatedly doubled sizes above ``epsilon``, the last of them that of a ball that holds all images."""
+    pixels = x[0].numel()
+    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
     sizes = []
-    while epsilon < 1:
-        epsilon = min(2 * epsilon, 1.0)
+    while epsilon < largest:
+        epsilon = min(2 * epsilon, largest)
         sizes.append(epsilon)
     return sizes

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.saved_rows import Rows
 from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.attacks import BoundaryAttack, FGSMGrid, GrowingPGD, LinearizedBoundary
@@ -67,13 +68,21 @@ class RobustnessScore(Evaluation):
         self.attacks = attacks
         self.halvings = halvings
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Check that the network has no noise."""
         remedy = "its predictions differ from pass to pass, so that it has no margin; leave out RobustnessScore"
         require(not module.stochastic, "model", type(module).__name__, remedy)
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        self.try_out(module, x, y)
+        found = self.saved(module, "margins", [self.attacks, self.halvings], (x, y), partial(self._nearest, module, x))
+        row = (self.indices, y, module(x).argmax(1), found["margin"], found["attack"], found["distances"])
+        self.update("margins", partial(Gathered, COLUMNS), *row)
+
+    def _nearest(self, module: RobustClassifier, x: Tensor) -> Rows:
         with self.seeded(x):
             nearest = nearest_boundary(module, self.attacks, x, self.halvings)
-        row = (self.indices, y, module(x).argmax(1), nearest.margin, nearest.attack, nearest.distances)
-        self.update("margins", partial(Gathered, COLUMNS), *row)
+        return {"margin": nearest.margin, "attack": nearest.attack, "distances": nearest.distances}
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The score, its area on the curve, and the fractions of the attacks."""

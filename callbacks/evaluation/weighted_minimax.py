@@ -11,6 +11,7 @@ from torchmetrics import SumMetric
 
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.norm_balls import Ball, norm_ball
+from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
@@ -98,12 +99,13 @@ class WeightedMinimaxEvaluation(Evaluation):
         """Update the metrics of each attack."""
         ball = self._ball(module, x)
         name = threat_model_name("linf", ball.epsilon)
-        margins, correct = self._attack(module, cross_entropy, x, y, clean)
+        margins, correct = self._attack(module, "cross_entropy", cross_entropy, x, y, clean)
         self.note_misclassified(module, ball, ~correct, "WeightedMinimaxEvaluation's attack")
         self.update(f"accuracy/a_rob/{name}", Accuracy, correct)
         self.update(f"weighted_accuracy/a_sa/{name}", partial(WeightedAccuracy, self.alphas), margins, correct)
         for alpha in self.alphas:
-            margins, correct = self._attack(module, partial(_weighted, alpha=alpha), x, y, clean)
+            weighted = partial(_weighted, alpha=alpha)
+            margins, correct = self._attack(module, f"weighted_{alpha:g}", weighted, x, y, clean)
             self.update(
                 f"weighted_accuracy/a_tr/{name}/{alpha:g}", partial(WeightedAccuracy, [alpha]), margins, correct
             )
@@ -112,19 +114,23 @@ class WeightedMinimaxEvaluation(Evaluation):
         return norm_ball("WeightedMinimaxEvaluation.epsilon", "linf", self.epsilon, module, x)
 
     def _attack(
-        self, module: RobustClassifier, loss: Loss, x: Tensor, y: Tensor, clean: Tensor
+        self, module: RobustClassifier, name: str, loss: Loss, x: Tensor, y: Tensor, clean: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Probability margins (B,) of the attacked images, and whether they are correct, bool (B,)."""
-        with self.seeded(x):
-            attack = partial(self.attack, loss=loss)
-            x_adv = checked_attack("WeightedMinimaxEvaluation", attack, module, self._ball(module, x), x, y)
-            logits = module(x_adv)
-        if not module.stochastic:  # an attack that leaves a misclassified image unchanged keeps it misclassified
-            repaired = (logits.argmax(1) == y) & (clean.argmax(1) != y)
-            logits = torch.where(repaired[:, None], clean, logits)
+
+        def compute() -> Rows:
+            with self.seeded(x):
+                attack = partial(self.attack, loss=loss)
+                x_adv = checked_attack("WeightedMinimaxEvaluation", attack, module, self._ball(module, x), x, y)
+                logits = module(x_adv)
+            if not module.stochastic:  # an attack that leaves a misclassified image unchanged keeps it misclassified
+                repaired = (logits.argmax(1) == y) & (clean.argmax(1) != y)
+                logits = torch.where(repaired[:, None], clean, logits)
+            return {"margin": probability_margin(logits.double(), y), "correct": logits.double().argmax(1) == y}
+
+        judged = self.saved(module, name, [self.attack, self._ball(module, x).epsilon], (x, y), compute)
         advance()
-        logits = logits.double()
-        return probability_margin(logits, y), logits.argmax(1) == y
+        return judged["margin"], judged["correct"]
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The metrics; weighted metrics once for each alpha."""

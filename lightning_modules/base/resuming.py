@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.base.processes import AcrossProcesses
 from lightning_modules.base.progress import correct_progress
 from lightning_modules.base.rates import check_schedules, monitored_names
 from lightning_modules.base.resumed_optimizers import ResumedOptimizers
@@ -19,11 +18,12 @@ from lightning_modules.base.settings import (
     describe_optimizers,
     require_same,
 )
+from lightning_modules.base.training_cost import CountedTraining
 from robust.errors import require
 from robust.seeds import seed
 
 
-class Resuming(AcrossProcesses):
+class Resuming(CountedTraining):
     """A module that resumes bit for bit and refuses a checkpoint that does not fit.
 
     Args:
@@ -68,6 +68,7 @@ class Resuming(AcrossProcesses):
 
     def on_train_start(self) -> None:
         """Apply the chosen optimizer settings and check the schedules."""
+        super().on_train_start()
         self.used_optimizers = self._resumed.apply(self.trainer, self.used_optimizers, self.resume_settings)
         check_schedules(self.trainer)
 
@@ -102,6 +103,7 @@ class Resuming(AcrossProcesses):
         Raises:
             SettingError: if the checkpoint does not fit this module.
         """
+        super().on_load_checkpoint(checkpoint)
         method = checkpoint.get("method")
         require(
             method == type(self).__name__,

@@ -63,3 +63,4 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         self.check_labelled(batch, f"train batch {batch_idx}", self.training_batches)
         step_schedules(self.trainer, batch_idx, self.monitored_metrics())
         self.seed_step(batch_idx)
+        self.start_counting()

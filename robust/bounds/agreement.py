@@ -14,6 +14,7 @@ from robust.bounds.rounding import RoundingErrors
 from robust.bounds.verifier import bound_precision
 from robust.errors import UnsupportedLayerError, require
 from robust.modes import in_mode
+from robust.passes import CountingHook, uncounted
 from robust.seeds import generator
 from robust.threat_models import Box
 
@@ -68,7 +69,8 @@ def hooks(module: nn.Module) -> tuple[object, ...]:
     """What runs at a module's call beside its class's forward: hooks, and a forward set on the module itself."""
     kinds = (module._forward_hooks, module._forward_pre_hooks)
     own = vars(module).get("forward")  # set on the instance
-    return id(own) if own is not None else None, *(tuple(map(id, kind.values())) for kind in kinds)
+    changing = ([id(hook) for hook in kind.values() if not isinstance(hook, CountingHook)] for kind in kinds)
+    return id(own) if own is not None else None, *map(tuple, changing)
 
 
 def _versions(network: nn.Module) -> object:
@@ -81,7 +83,7 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
     """The recording of a network, whose graph gives the values that the network has for other images."""
     dtype = bound_precision(network)
     images = torch.rand(BATCH + 2, *like.shape[1:], generator=generator(0), dtype=torch.float64).to(like.device, dtype)
-    with in_mode(network, "eval"):
+    with in_mode(network, "eval"), uncounted():
         recording, _ = record(network, images[:BATCH])
         again, values = record(network, others := images[BATCH:])
         logits = others if again.result.key == IMAGES else values[int(again.result.key)]

@@ -17,6 +17,7 @@ from robust.bounds.rounding import RoundingErrors
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
 from robust.errors import require
+from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box
 
 Method = Literal["ibp", "crown-ibp", "tightest", "crown"]
@@ -100,12 +101,12 @@ class FeedForwardVerifier:
             margin = margin_interval(graph, values, y)
             highest = margin.center + margin.radius
             if crown_weight == 0:
-                return highest.logsumexp(-1)
+                return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
             bound = fused_crown(graph, values, y, margin, shift)
             if crown_weight < 1:
                 bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return bound.log() + shift.squeeze(-1)
+            return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
 
     def _margins(self, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)

@@ -16,6 +16,7 @@ from robust.bounds.agreement import hooks
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
 from robust.errors import UnsupportedLayerError, require
+from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box
 
 
@@ -79,7 +80,7 @@ class LirpaVerifier:
             differences = classes - classes[y][:, None]  # rows z_k - z_y, all zero at k = y
             lowest, highest = graph.bound(box, differences, "ibp")
             if crown_weight == 0:
-                return highest.logsumexp(-1)
+                return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
             slope, intercept = _chord(lowest, highest, shift)
             row = torch.einsum("bk,bkj->bj", slope, differences)
@@ -88,7 +89,7 @@ class LirpaVerifier:
             bound = torch.maximum(bound, (-shift.squeeze(-1)).exp().clamp(min=torch.finfo(bound.dtype).tiny))
             if crown_weight < 1:
                 bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return bound.log() + shift.squeeze(-1)
+            return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
 
     def _optimised_margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
         """Alpha-CROWN's margins, (B, K-1), detached."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-Unit = Literal["fraction", "pixel units", "squared pixel units", "nats", "count", "per second", "none"]
+Unit = Literal["fraction", "pixel units", "squared pixel units", "nats", "count", "seconds", "per second", "none"]
 Direction = Literal["higher is better", "lower is better", "none"]
 STAGES = ("train", "val", "test")
 ARROWS: dict[Direction, str] = {"higher is better": "↑", "lower is better": "↓", "none": ""}
@@ -77,6 +77,12 @@ REGISTRY: tuple[MetricInfo, ...] = (
     ),
     MetricInfo(
         "certified_accuracy/<threat model>/high", "fraction", "higher is better", "upper end of its confidence interval"
+    ),
+    MetricInfo(
+        "certified_accuracy/<threat model>/<method>",
+        "fraction",
+        "higher is better",
+        "the same by one of several bounds, such as ibp and crown_ibp",
     ),
     MetricInfo(
         "certified_accuracy/<threat model>/common_map",
@@ -158,6 +164,14 @@ REGISTRY: tuple[MetricInfo, ...] = (
         "fraction",
         "higher is better",
         "correct under an attack of the checks",
+    ),
+    MetricInfo("training_cost/parameters", "count", "lower is better", "parameters of all networks of the training"),
+    MetricInfo("training_cost/seconds", "seconds", "lower is better", "time of the training steps"),
+    MetricInfo(
+        "training_cost/forward_equivalents",
+        "count",
+        "lower is better",
+        "passes of one image in the training, as forward passes through the classifier",
     ),
     MetricInfo("reconstruction", "squared pixel units", "lower is better", "an autoencoder's mean squared l2 distance"),
     MetricInfo("loss", "none", "lower is better", "the method's loss on a batch"),

@@ -178,6 +178,9 @@ def test_a_row_of_several_processes_is_taken_once():
 def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
     with pytest.raises(SettingError, match=r"trainer.limit_test_batches: got 1; .*CertifiedVolume.num_samples"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=2), limit_test_batches=1)
+    few = Digits(eval_batch_size=64, test_images=9)
+    with pytest.raises(SettingError, match=r"data.test_images: got 9; leave it out: the images are drawn from all"):
+        trainer_with(CertifiedVolume(ibp(), num_samples=2), default_root_dir=tmp_path).test(trained, few)
     with pytest.raises(SettingError, match=r"CertifiedVolume.num_samples: got 300; the test has 299 images"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=300))
 

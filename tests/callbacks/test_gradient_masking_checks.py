@@ -93,7 +93,7 @@ def test_each_check_has_its_warning():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("epsilon", 2.0), ("steps", 0), ("restarts", 0), ("queries", 0), ("max_batches", 0), ("tolerance", -0.1)],
+    [("steps", 0), ("restarts", 0), ("queries", 0), ("max_batches", 0), ("tolerance", -0.1)],
 )
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"^GradientMaskingChecks.{setting}: got"):

@@ -1,0 +1,112 @@
+"""Tests that continue after an interruption: what the evaluations have computed of single images, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate, digest
+from robust.errors import require
+
+
+class ResumableTest(Callback):
+    """Keeps what the evaluations of a test compute in a folder; the same command continues a test that was stopped.
+
+    After each attack on each batch, the folder has the verdicts on its images. A later test of the same weights, on any
+    number of processes, takes them from there, and ends with the same metrics as an uninterrupted one. Other weights,
+    settings or images are refused: give each checkpoint a folder.
+
+    Args:
+        folder: made if absent.
+
+    Raises:
+        SettingError: if the folder has results of other weights, settings or images, or cannot be written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._weights = ""
+        self._kept: dict[str, tuple[SavedRows, Rows]] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the weights, which all results depend on."""
+        self._weights, self._kept = digest(pl_module.state_dict().values()), {}
+
+    def rows(self, key: str, depends_on: object, images: Rows, process: int, compute: Callable[[], Rows]) -> Rows:
+        """The rows of ``images`` (columns ``index``, ``image``) from the folder, else what ``compute`` gives of them.
+
+        Args:
+            key: what is computed; a folder below the folder.
+            depends_on: settings that it depends on.
+            images: their indices in the data and their checksums, both int64 (B,).
+            process: number of this process.
+            compute: gives the other columns (B, ...).
+        """
+        if key not in self._kept:
+            saved = SavedRows("ResumableTest.folder", self.folder / key, self._settings(depends_on))
+            self._kept[key] = saved, saved.read()
+        saved, rows = self._kept[key]
+        if rows and bool(torch.isin(images["index"], rows["index"]).all()):
+            found = {name: column[torch.searchsorted(rows["index"], images["index"])] for name, column in rows.items()}
+            same = torch.equal(found["image"], images["image"])
+            require(
+                same, "ResumableTest.folder", str(self.folder), "it has results of other images; give another folder"
+            )
+            return found
+        computed = {name: column.cpu() for name, column in compute().items()}
+        rows = concatenate([rows, images | computed])
+        self._kept[key] = saved, rows
+        saved.write(rows, process)
+        return images | computed
+
+    def _settings(self, depends_on: object) -> dict[str, Any]:
+        return {"weights": self._weights, "settings": described(depends_on)}
+
+
+def kept(
+    trainer: Trainer, key: str, depends_on: object, indices: Tensor, x: Tensor, y: Tensor, compute: Callable[[], Rows]
+) -> Rows:
+    """What ``compute`` gives of the images, from the folder of :class:`ResumableTest` if the test has one.
+
+    Args:
+        trainer: of the test.
+        key: what is computed.
+        depends_on: settings that it depends on.
+        indices: of the images in the data, (B,).
+        x: images (B, C, H, W).
+        y: labels (B,).
+        compute: gives columns (B, ...).
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    resumable = next((each for each in callbacks if isinstance(each, ResumableTest)), None)
+    if resumable is None or not trainer.testing:
+        return compute()
+    bytes_ = (x.detach() * 255).round().long().flatten(1)
+    places = torch.arange(1, bytes_.shape[1] + 1, device=x.device)
+    images = {"index": indices.cpu(), "image": ((bytes_ * places).sum(1) * 1009 + y).cpu()}
+    rows = resumable.rows(key, depends_on, images, trainer.global_rank, compute)
+    return {name: column.to(x.device) for name, column in rows.items() if name not in images}
+
+
+def described(value: object) -> Any:
+    """Settings as plain values that are equal for equal settings: objects by class and public attributes."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return digest([value])
+    if isinstance(value, list | tuple):
+        return [described(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(name): described(each) for name, each in value.items()}
+    if isinstance(value, partial):
+        return [described(value.func), described(value.args), described(value.keywords)]
+    if callable(value) and hasattr(value, "__qualname__"):  # a function
+        return f"{value.__module__}.{value.__qualname__}"
+    public = {name: each for name, each in vars(value).items() if not name.startswith("_")}
+    return {"class": type(value).__qualname__, **{name: described(each) for name, each in public.items()}}

@@ -1,0 +1,151 @@
+"""The file of a matrix of experiments: runs, each with several seeds, and one evaluation for all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cli.config_files import load
+from robust.errors import require
+
+Part = str | dict[str, Any]  # path of a config file, or settings by their full names
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and its test.
+
+    Args:
+        name: of the run in the matrix.
+        seed: of the training.
+        folder: log folder.
+        result: file of its records; it exists when the job is done.
+        training: arguments of ``train.py``: config files and settings.
+        evaluation: the same of the test; none for a training that others need.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    result: Path
+    training: tuple[str, ...]
+    evaluation: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after the training."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def done(self) -> bool:
+        """Whether its records are in the results."""
+        return self.result.is_file()
+
+    def fit(self) -> list[str]:
+        """Arguments of the training, which resumes if there is a checkpoint."""
+        resumed = [f"--ckpt_path={self.checkpoint}"] if self.checkpoint.is_file() else []
+        return ["fit", *self.training, *self._common(), "--test_after_fit=false", *resumed]
+
+    def test(self) -> list[str]:
+        """Arguments of the test, which continues if it was stopped."""
+        state = ["--trainer.callbacks+=ResumableTest", f"--trainer.callbacks.folder={self.folder / 'test'}"]
+        evaluation = ["--trainer.callbacks=[]", *self.evaluation]
+        return ["test", *self.training, *evaluation, *self._common(), f"--ckpt_path={self.checkpoint}", *state]
+
+    def _common(self) -> list[str]:
+        where = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
+        return [*where, "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+
+
+@dataclass
+class Matrix:
+    """What a file of experiments says.
+
+    Args:
+        runs: by name, a config file, or a list of config files and of settings by their full names. Paths are relative
+            to the folder of the matrix' file. ``{NAME}`` in a setting stands for the checkpoint of a prepared run.
+        evaluation: of the test of every run, as in ``runs``; it takes the place of the run's callbacks.
+        folder: log folder of all runs.
+        results: folder of the records.
+        seeds: each run trains once with each of them.
+        prepare: runs that others need, as in ``runs``; they train first, with the first seed alone.
+        settings: settings of all runs, by their full names; those of a run go first.
+
+    Raises:
+        SettingError: if a value does not fit.
+    """
+
+    runs: dict[str, Part | list[Part]]
+    evaluation: Part | list[Part]
+    folder: str
+    results: str
+    seeds: list[int] = field(default_factory=lambda: [0])
+    prepare: dict[str, Part | list[Part]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    base: Path = Path()
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs), "runs", self.runs, "give at least one, such as mine: my_config.yaml")
+        require(bool(self.seeds), "seeds", self.seeds, "give at least one")
+        twice = sorted(self.runs.keys() & self.prepare.keys())
+        require(not twice, "prepare", ", ".join(twice), "runs has this name, too; rename one")
+        self.jobs()  # raises if a file is absent
+
+    def prepared(self) -> list[Job]:
+        """The trainings that others need."""
+        return [self._job(name, parts, self.seeds[0], tested=False) for name, parts in self.prepare.items()]
+
+    def jobs(self) -> list[Job]:
+        """Every run with every seed, seed by seed, so that a part of them has all runs."""
+        return [self._job(name, parts, seed, tested=True) for seed in self.seeds for name, parts in self.runs.items()]
+
+    def _job(self, name: str, parts: Part | list[Part], seed: int, *, tested: bool) -> Job:
+        folder = Path(self.folder) / name / f"seed_{seed}"
+        checkpoints = {job.name: str(job.checkpoint) for job in self.prepared()} if tested else {}
+        result = Path(self.results) / f"{name}_{seed}.json" if tested else folder / "results.json"
+        whole = [self.settings, *(parts if isinstance(parts, list) else [parts])]
+        training = self._arguments(f"{'runs' if tested else 'prepare'}.{name}", whole, checkpoints)
+        evaluation = self.evaluation if isinstance(self.evaluation, list) else [self.evaluation]
+        judged = self._arguments("evaluation", evaluation, checkpoints) if tested else []
+        return Job(name, seed, folder, result, tuple(training), tuple(judged))
+
+    def _arguments(self, name: str, parts: list[Part], checkpoints: dict[str, str]) -> list[str]:
+        """Arguments of the command line, config files first."""
+        paths = [self.base / part for part in parts if isinstance(part, str)]
+        for path in paths:
+            require(path.is_file(), name, str(path), "this is no file; paths are relative to the matrix' folder")
+        settings = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+        given = {key: _filled(f"{name}.{key}", value, checkpoints) for key, value in settings.items()}
+        return [*(f"--config={path.resolve()}" for path in paths), *(f"--{key}={_text(v)}" for key, v in given.items())]
+
+
+def read_matrix(path: str) -> Matrix:
+    """The matrix in a YAML file.
+
+    Raises:
+        SettingError: if the file cannot be read or a setting does not fit.
+    """
+    file = Path(path)
+    require(file.is_file(), "matrix", path, "this is no file; give a YAML file such as experiments/digits.yaml")
+    content = load(file.read_text(encoding="utf-8"))
+    names = {each.name for each in fields(Matrix)} - {"base"}
+    require(isinstance(content, dict), "matrix", path, f"give a mapping with {', '.join(sorted(names))}")
+    unknown = sorted(set(content) - names)
+    require(not unknown, "matrix", ", ".join(unknown), f"no such setting; give {', '.join(sorted(names))}")
+    missing = [name for name in ("runs", "evaluation", "folder", "results") if name not in content]
+    require(not missing, "matrix", path, f"it lacks {', '.join(missing)}")
+    return Matrix(**content, base=file.parent)
+
+
+def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:
+    if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
+        return value
+    remedy = f"prepare has no such run; it has {', '.join(checkpoints) or 'none'}"
+    require(value[1:-1] in checkpoints, name, value, remedy)
+    return checkpoints[value[1:-1]]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

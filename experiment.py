@@ -1,0 +1,146 @@
+"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs what is missing in the results, and compares runs.
+
+The same command continues after a stop: finished runs remain, trainings resume from their last checkpoints, tests
+from what they have already measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import report
+from cli.experiment import Job, read_matrix
+from robust.errors import SettingError, require
+
+TRAIN = Path(__file__).with_name("train.py")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run what is missing, or print it; status 2 and one line for a wrong setting, 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("matrix", help="YAML file, such as experiments/digits.yaml")
+    parser.add_argument("--processes", type=int, default=2, help="runs at the same time; default: 2")
+    parser.add_argument("--missing", action="store_true", help="print the missing runs, and run nothing")
+    given = parser.parse_args(args)
+    try:
+        matrix = read_matrix(given.matrix)
+        require(given.processes >= 1, "processes", given.processes, "give at least 1")
+    except (SettingError, ValueError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    jobs = matrix.jobs()
+    missing = [job for job in jobs if not job.done]
+    if given.missing:
+        print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
+        return
+    prepared = [job for job in matrix.prepared() if not job.done] if missing else []
+    runner = Runner(given.processes, [job for job in jobs if job.done])
+    if runner.run(prepared, len(missing)) or runner.run(missing):
+        sys.exit(1)
+    files = [str(Path(matrix.folder) / f"report{ending}") for ending in report.FORMATS]
+    Path(matrix.folder).mkdir(parents=True, exist_ok=True)
+    sys.exit(report.main([*(str(job.result) for job in jobs), "--output", *files]))
+
+
+class Runner:
+    """Runs jobs in processes of their own.
+
+    Args:
+        processes: number of jobs at the same time.
+        done: finished jobs, whose times give the first estimates.
+    """
+
+    def __init__(self, processes: int, done: list[Job]) -> None:
+        self.processes = processes
+        self.threads = max((os.cpu_count() or 1) // processes, 1)
+        self._seconds = [_recorded_seconds(job) for job in done]
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, jobs: list[Job], later: int = 0) -> int:
+        """Run jobs, and print each with the estimated time left; return the number of failures.
+
+        Args:
+            jobs: to run.
+            later: number of jobs that will follow.
+        """
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        failures = 0
+        with ThreadPoolExecutor(self.processes) as pool:
+            running = {pool.submit(self._run, job): job for job in jobs}
+            try:
+                for count, future in enumerate(as_completed(running), start=1):
+                    job, error = running[future], future.result()
+                    failures += error is not None
+                    state = "done" if error is None else f"failed: {error}"
+                    print(f"{job.name} seed {job.seed}: {state}; {self._left(len(jobs) - count + later)}", flush=True)
+            except KeyboardInterrupt:
+                self._stopped = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                for child in list(self._children):
+                    child.terminate()  # a training writes a checkpoint first
+                print("Stopped; the same command continues", flush=True)
+                sys.exit(130)
+        return failures
+
+    def _run(self, job: Job) -> str | None:
+        """Train and test; why it failed, None if it did not."""
+        start = time.monotonic()
+        if not job.checkpoint.is_file() and job.folder.is_dir():
+            shutil.rmtree(job.folder)  # of a training that was stopped before its first checkpoint
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if "fit" not in _records(job.folder) and (error := self._call(job, job.fit())):
+            return error
+        if job.evaluation:
+            if "test" not in _records(job.folder) and (error := self._call(job, job.test())):
+                return error
+            job.result.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(job.folder / "results.json", job.result)
+        self._seconds.append(time.monotonic() - start)
+        return None
+
+    def _call(self, job: Job, arguments: list[str]) -> str | None:
+        log = job.folder / f"{arguments[0]}.log"
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with log.open("wb") as file:
+            if self._stopped:
+                return "stopped"
+            command = [sys.executable, str(TRAIN), *arguments]
+            child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            self._children.add(child)
+            status = child.wait()
+            self._children.discard(child)
+        if status == 0:
+            return None
+        lines = log.read_text(errors="replace").strip().splitlines()
+        return f"{lines[-1] if lines else f'status {status}'} ({log})"
+
+    def _left(self, jobs: int) -> str:
+        if not jobs or not self._seconds:
+            return f"{jobs} left"
+        return f"{jobs} left, about {fmean(self._seconds) * jobs / self.processes / 60:.0f} min"
+
+
+def _records(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _recorded_seconds(job: Job) -> float:
+    records = json.loads(job.result.read_text(encoding="utf-8"))
+    return sum(float(record["wall_time"]) for record in records.values())
+
+
+if __name__ == "__main__":
+    main()

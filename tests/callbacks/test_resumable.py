@@ -1,0 +1,105 @@
+"""A test that is stopped in the middle and resumed measures what an uninterrupted one does, and nothing twice."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from callbacks import (
+    AdversarialEvaluation,
+    AttackCase,
+    CertifiedEvaluation,
+    GradientMaskingChecks,
+    ResumableTest,
+    RobustnessScore,
+    WeightedMinimaxEvaluation,
+)
+from callbacks.evaluation.resumable import described
+from datamodules import Digits
+from robust.attacks import APGD, PGD, LinearizedBoundary
+from robust.errors import SettingError
+from tests.callbacks.trained import trainer_with
+
+
+class StoppedError(Exception):
+    """Ends a test."""
+
+
+class Counting:
+    """An attack that counts its calls, and ends the test at one of them."""
+
+    calls, last = 0, 10**9
+
+    def __init__(self, attack):
+        self.attack = attack
+
+    def __call__(self, *arguments):
+        Counting.calls += 1
+        if Counting.calls == Counting.last:
+            raise StoppedError
+        return self.attack(*arguments)
+
+
+def evaluations():
+    return [
+        CertifiedEvaluation(methods=["ibp", "crown-ibp"], norm="linf", epsilons=[0.02]),
+        AdversarialEvaluation(
+            {"pgd": AttackCase(Counting(PGD(3))), "apgd": AttackCase(Counting(APGD(3)))},
+            balls={"linf": 0.05, "l2": 0.5},
+        ),
+        WeightedMinimaxEvaluation(2, 0.03, 0.05, restarts=2, alphas=(1.0,)),
+        RobustnessScore({"bg": LinearizedBoundary()}),
+        GradientMaskingChecks({"l2": 0.5}, steps=2, restarts=2, tolerance=0.9),
+    ]
+
+
+def measure(module, folder, last=10**9, images=40):
+    """Metrics and outcomes of a test, and the calls of the attacks; it stops at the attack number ``last``."""
+    Counting.calls, Counting.last = 0, last
+    callbacks = evaluations()
+    resumable = [] if folder is None else [ResumableTest(str(folder))]
+    trainer = trainer_with(*resumable, *callbacks, default_root_dir=folder)
+    data = Digits(eval_batch_size=20, test_images=images)
+    metrics = trainer.test(copy.deepcopy(module), data, verbose=False)[0]
+    recorded = [(each.recorded.outcomes, each.recorded.margins) for each in callbacks]
+    return json.dumps([metrics, recorded], sort_keys=True), Counting.calls
+
+
+def test_a_stopped_test_resumes_to_the_same_results(trained, tmp_path):
+    whole, calls = measure(trained, None)
+    assert calls == 2 * 2 * 2  # batches, attacks, balls
+    with pytest.raises(StoppedError):
+        measure(trained, tmp_path / "state", last=7)
+    assert measure(trained, tmp_path / "state") == (whole, 2)
+    assert measure(trained, tmp_path / "state") == (whole, 0)
+
+
+def test_a_state_of_another_test_is_refused(trained, tmp_path):
+    measure(trained, tmp_path / "state")
+    other = copy.deepcopy(trained)
+    with torch.no_grad():
+        other.classifier[0].weight.add_(0.01)
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other weights: give"):
+        measure(other, tmp_path / "state")
+
+    class Brighter(Digits):
+        def load(self, split):
+            images = super().load(split)
+            images.images.add_(1)
+            return images
+
+    brighter = Brighter(eval_batch_size=20, test_images=40)
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it has results of other images; give"):
+        trainer_with(ResumableTest(str(tmp_path / "state")), *evaluations()).test(trained, brighter, verbose=False)
+    weaker = AdversarialEvaluation({"pgd": AttackCase(Counting(PGD(2)))}, balls={"linf": 0.05})
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other settings: give"):
+        trainer_with(ResumableTest(str(tmp_path / "state")), weaker).test(
+            trained, Digits(eval_batch_size=20, test_images=40), verbose=False
+        )
+
+
+def test_settings_are_described_by_their_values():
+    assert described(PGD(3)) == described(PGD(3)) != described(PGD(4))
+    assert described([torch.ones(2), {"a": PGD}]) == described([torch.ones(2), {"a": PGD}])
+    assert described(torch.ones(2)) != described(torch.zeros(2))

@@ -1,0 +1,170 @@
+"""A matrix of experiments runs what is missing, goes on after a stop, and names wrong files; trainings are fakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+import experiment
+from cli.experiment import read_matrix
+from tests.recorded_runs import write_run
+from tests.testers import ROOT
+
+FAKE = """
+import json, sys, time
+from pathlib import Path
+
+values = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[2:])
+folder = Path(values["trainer.default_root_dir"])
+if (folder.parent / "slow").exists():
+    time.sleep(60)
+if (folder.parent / "fail").exists():
+    sys.exit("error: it broke")
+(folder / "checkpoints").mkdir(exist_ok=True)
+(folder / "checkpoints" / "last.ckpt").touch()
+path = folder / "results.json"
+records = json.loads(path.read_text()) if path.exists() else {}
+records[sys.argv[1]] = json.loads(Path(__file__).with_name("record.json").read_text()) | {
+    "seed": int(values["seed_everything"]), "command": " ".join(sys.argv[1:])
+}
+path.write_text(json.dumps(records))
+"""
+
+
+@pytest.fixture
+def matrix(tmp_path, monkeypatch):
+    """A matrix of two runs and two seeds, one of which needs a prepared one."""
+    (tmp_path / "train.py").write_text(FAKE)
+    recorded = json.loads((write_run(tmp_path / "record") / "results.json").read_text())
+    (tmp_path / "record.json").write_text(json.dumps(recorded["fit"]))
+    monkeypatch.setattr(experiment, "TRAIN", tmp_path / "train.py")
+    for name in ("a", "b", "base", "protocol"):
+        (tmp_path / f"{name}.yaml").write_text("{}")
+    content = {
+        "folder": str(tmp_path / "logs"),
+        "results": str(tmp_path / "results"),
+        "seeds": [0, 1],
+        "evaluation": ["protocol.yaml", {"data.test_images": 5}],
+        "prepare": {"base": "base.yaml"},
+        "settings": {"trainer.max_epochs": 2},
+        "runs": {"a": "a.yaml", "b": ["b.yaml", {"model.start": "{base}", "model.generator": None}]},
+    }
+
+    def write(**changes):
+        (tmp_path / "matrix.yaml").write_text(yaml.safe_dump(content | changes))
+        return str(tmp_path / "matrix.yaml")
+
+    return write
+
+
+def commands(tmp_path, name):
+    """The commands of a finished run, by their first word."""
+    records = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    return {stage: each["command"].split() for stage, each in records.items()}
+
+
+def test_what_is_missing_runs_and_is_compared(matrix, tmp_path, capsys):
+    experiment.main([matrix(), "--missing"])
+    assert capsys.readouterr().out.splitlines() == ["a seed 0", "b seed 0", "a seed 1", "b seed 1"]
+    with pytest.raises(SystemExit) as end:
+        experiment.main([matrix()])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("base seed 0: done; 4 left, about 0 min")
+    assert {line.partition(";")[0] for line in lines[1:5]} == {f"{n} seed {s}: done" for n in "ab" for s in (0, 1)}
+    assert (tmp_path / "logs" / "report.html").is_file()
+    fit, test = (commands(tmp_path, "b_1")[stage] for stage in ("fit", "test"))
+    base = tmp_path / "logs" / "base" / "seed_0" / "checkpoints" / "last.ckpt"
+    own = tmp_path / "logs" / "b" / "seed_1"
+    settings = ["--trainer.max_epochs=2", f"--model.start={base}", "--model.generator=null"]
+    assert fit[1] == f"--config={tmp_path / 'b.yaml'}"
+    assert sorted(fit[2:5]) == sorted(settings)
+    assert "--seed_everything=1" in fit
+    assert fit[-1] == "--test_after_fit=false"
+    assert test[1:5] == fit[1:5]
+    assert test[5:8] == ["--trainer.callbacks=[]", f"--config={tmp_path / 'protocol.yaml'}", "--data.test_images=5"]
+    assert f"--ckpt_path={own / 'checkpoints' / 'last.ckpt'}" in test
+    experiment.main([matrix(), "--missing"])
+    assert capsys.readouterr().out == "nothing missing\n"
+
+
+def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path, capsys):
+    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml", "b": "b.yaml"})
+    (tmp_path / "logs" / "b" / "seed_0").mkdir(parents=True)
+    (tmp_path / "logs" / "b" / "fail").touch()
+    with pytest.raises(SystemExit) as end:
+        experiment.main([path])
+    assert end.value.code == 1
+    failed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("b "))
+    assert failed.startswith(f"b seed 0: failed: error: it broke ({tmp_path / 'logs' / 'b' / 'seed_0' / 'fit.log'})")
+    (tmp_path / "logs" / "b" / "fail").unlink()
+    checkpoint = tmp_path / "logs" / "b" / "seed_0" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(SystemExit) as end:
+        experiment.main([path])
+    assert end.value.code == 0
+    assert next(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()) == "b seed 0"
+    assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
+
+
+def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
+    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
+    (tmp_path / "logs" / "a").mkdir(parents=True)
+    (tmp_path / "logs" / "a" / "slow").touch()
+    code = f"import experiment, pathlib; experiment.TRAIN = pathlib.Path({str(tmp_path / 'train.py')!r})"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; experiment.main([{path!r}])"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "logs" / "a" / "seed_0" / "fit.log"
+    for _ in range(300):
+        if log.is_file():
+            break
+        time.sleep(0.1)
+    runner.send_signal(signal.SIGTERM)
+    output, _ = runner.communicate(timeout=20)
+    assert (runner.returncode, output) == (130, "Stopped; the same command continues\n")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": {}}, "runs: got {}; give at least one"),
+        ({"seeds": []}, "seeds: got []; give at least one"),
+        ({"runs": {"base": "a.yaml"}}, "prepare: got 'base'; runs has this name, too"),
+        ({"runs": {"a": "none.yaml"}}, "runs.a: got "),
+        ({"prepare": {}}, "runs.b.model.start: got '{base}'; prepare has no such run; it has none"),
+        ({"evaluation": "none.yaml"}, "evaluation: got "),
+        ({"sedes": [1]}, "matrix: got 'sedes'; no such setting; give evaluation, folder"),
+    ],
+)
+def test_wrong_matrices_are_named(matrix, change, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        experiment.main([matrix(**change)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_absent_files_and_keys_are_named(tmp_path, capsys):
+    (tmp_path / "matrix.yaml").write_text("runs: {a: a.yaml}")
+    for arguments, message in (
+        ([str(tmp_path / "none.yaml")], "matrix: got"),
+        ([str(tmp_path / "matrix.yaml")], "matrix: got"),
+        ([str(ROOT / "experiments" / "digits.yaml"), "--processes=0"], "processes: got 0; give at least 1"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            experiment.main(arguments)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_matrices_of_the_project_can_be_read(path):
+    matrix = read_matrix(str(path))
+    assert matrix.jobs()
+    assert len({(job.name, job.seed) for job in matrix.jobs()}) == len(matrix.jobs())

@@ -1,0 +1,248 @@
+"""The protocols behind checkpoints and networks of every kind; images spread over the test set; two processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, RobustnessScore
+from callbacks.progress import Progress
+from callbacks.results import _intervals
+from datamodules import Digits
+from datamodules.loading import spread
+from lightning_modules import ContextualBudgets
+from robust.attacks import PGD
+from robust.errors import SettingError
+from robust.metrics.confidence import wilson_interval
+from robust.networks import BudgetGenerator, DMSmall
+from tests.callbacks.trained import Plain, small, stored, trainer_with
+from tests.testers import ROOT, assert_registered, run, two_processes
+
+FOLDER = ROOT / "configs" / "evaluation"
+PROTOCOLS = sorted(path.stem for path in FOLDER.glob("protocol_*.yaml"))
+QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
+FEW = ["--data.test_images=6", "--data.eval_batch_size=3"]
+pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
+
+
+def test_a_protocol_measures_what_the_page_says(tmp_path):
+    """Behind untrained learned budgets, on the smallest of the protocols."""
+    protocol = [f"--config={FOLDER / 'protocol_quick.yaml'}"]
+    _, record = run("test", [*QUICKSTART, *protocol, *FEW], tmp_path)
+    metrics = record["metrics"]
+    assert_registered(metrics)
+    balls = {"linf": "linf_0.1", "l2": "l2_1.5", "l1": "l1_12"}
+    expected = {f"accuracy/{attack}/{ball}" for attack in ("pgd", "apgd", "apgd_targeted") for ball in balls.values()}
+    expected |= {"accuracy/clean", "accuracy/square/linf_0.1", "accuracy/union", "accuracy/average"}
+    expected |= {f"accuracy/worst/{norm}" for norm in balls}
+    expected |= {f"certified_accuracy/{model}{bound}" for model in ("linf_0.1", "own_budgets_0.1")
+                 for bound in ("", "/ibp", "/crown_ibp")}  # fmt: skip
+    expected |= {"accuracy/a_rob/linf_0.1", "weighted_accuracy/a_sa/linf_0.1/alpha_1", "robustness_score/r2"}
+    expected |= {"weighted_accuracy/a_tr/linf_0.1/alpha_2", "masking/failed_checks"}
+    expected |= {f"masking/accuracy/more_steps/{ball}" for ball in balls.values()}
+    assert {f"test/{name}" for name in expected} <= metrics.keys()
+    assert record["samples"] == {"test": 6}
+    assert record["skipped"] == {}
+    low, high = record["intervals"]["test/accuracy/clean"]
+    assert (low, high) == pytest.approx(wilson_interval(metrics["test/accuracy/clean"], 6, 299))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_protocols_have_the_same_parts(name):
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    if "config" in content:
+        content = yaml.safe_load((FOLDER / content["config"]).read_text())
+    first = yaml.safe_load((FOLDER / "protocol_digits.yaml").read_text())
+    assert shape(content) == shape(first)
+
+
+def shape(value):
+    """Nested settings without numbers."""
+    if isinstance(value, dict):
+        return {key: shape(each) for key, each in value.items()}
+    return [shape(each) for each in value] if isinstance(value, list) else type(value)
+
+
+class Rough(torch.nn.Sequential):
+    """A network that no verifier can bound."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Softshrink())
+
+
+def test_weights_of_a_plain_file_that_cannot_be_bounded(tmp_path):
+    torch.save(Rough().state_dict(), tmp_path / "net.pth")
+    network = [f"--model.classifier={__name__}.Rough", f"--model.weights={tmp_path / 'net.pth'}"]
+    settings = ["--model=StandardTraining", *network, "--data=Digits", *FEW]
+    with pytest.warns(UserWarning, match=r"^CertifiedEvaluation is left out: network layer '2' .Softshrink.: got"):
+        _, record = run("test", [*settings, f"--config={FOLDER / 'protocol_quick.yaml'}", *FEW], tmp_path / "run")
+    assert not any("certified" in name for name in record["metrics"])
+    assert "test/accuracy/union" in record["metrics"]
+    assert list(record["skipped"]) == ["CertifiedEvaluation"]
+    assert "network layer '2' (Softshrink)" in record["skipped"]["CertifiedEvaluation"]
+    assert record["training_cost"] is None
+
+
+def measured(module, *callbacks, **data):
+    return trainer_with(*callbacks).test(module, Digits(**{"eval_batch_size": 64, **data}), verbose=False)[0]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [CertifiedEvaluation(where_possible=True), RobustnessScore(where_possible=True)], ids=repr
+)
+def test_networks_with_noise_have_no_certificate_and_no_margin(evaluation):
+    class Coin(Plain):
+        stochastic = True
+
+    with pytest.warns(UserWarning, match=r"is left out: .*its predictions differ from pass to pass"):
+        metrics = measured(Coin(small()), evaluation, test_images=4)
+    assert metrics.keys() == {"test/accuracy/clean"}
+    assert list(evaluation.skipped) == [type(evaluation).__name__]
+    strict = type(evaluation)()
+    with pytest.raises(SettingError, match=r"its predictions differ from pass to pass"):
+        measured(Coin(small()), strict, test_images=4)
+
+
+def test_certified_by_any_of_several_methods_is_the_union():
+    module = stored()
+    by_method = {
+        method: measured(module, CertifiedEvaluation(methods=methods, norm="linf", epsilons=[0.02], pgd_steps=0))
+        for method, methods in {"both": ["ibp", "crown-ibp"], "tightest": ["tightest"], "ibp": ["ibp"]}.items()
+    }
+    name = "test/certified_accuracy/linf_0.02"
+    both = by_method["both"]
+    assert both[f"{name}/ibp"] == by_method["ibp"][name]
+    assert max(both[f"{name}/ibp"], both[f"{name}/crown_ibp"]) <= both[name] <= by_method["tightest"][name]
+    assert 0 < both[name] < 1
+
+
+def test_certified_in_linf_whatever_the_models_own_balls_and_in_learned_budgets():
+    torch.manual_seed(0)
+    learned = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.02)
+    settings = {"norm": "linf", "epsilons": [0.01], "pgd_steps": 0}
+    names = [name for name in measured(learned, CertifiedEvaluation(**settings), test_images=8) if "certified" in name]
+    assert sorted(names) == ["test/certified_accuracy/linf_0.01", "test/certified_accuracy/own_budgets_0.01"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": []}, "CertifiedEvaluation.methods: got []; give each once"),
+        ({"methods": ["ibp", "ibp"]}, "CertifiedEvaluation.methods: got ['ibp', 'ibp']; give each once"),
+        ({"norm": "linf", "budgets": {"a": None}}, "CertifiedEvaluation.norm: got 'linf'; leave it out: budgets"),
+    ],
+)
+def test_wrong_settings_of_certificates(settings, message):
+    with pytest.raises(SettingError) as error:
+        CertifiedEvaluation(**settings)
+    assert str(error.value).startswith(message)
+
+
+def test_a_verifier_without_methods_is_named():
+    class Own:
+        def margins(self, network, box, y):
+            return -torch.ones(len(y), 9)
+
+    with pytest.raises(SettingError, match=r"^CertifiedEvaluation.methods: got \['ibp'\]; Own has no setting method"):
+        measured(stored(), CertifiedEvaluation(Own(), methods=["ibp"]), test_images=4)
+
+
+def test_balls_are_groups():
+    balls = {"linf": 0.05, "l2": 0.5}
+    case, own = AttackCase(PGD(2, start="clean")), AttackCase(PGD(3, start="clean"), norm="l2", name="own")
+    metrics = measured(stored(), AdversarialEvaluation({"a": case, "b": own}, balls=balls))
+    worst = {norm: metrics[f"test/accuracy/worst/{norm}"] for norm in balls}
+    assert worst["linf"] == metrics["test/accuracy/a/linf_0.05"]
+    assert worst["l2"] <= min(metrics[f"test/accuracy/{name}/l2_0.5"] for name in ("a", "own"))
+    assert metrics["test/accuracy/union"] <= min(worst.values())
+    with pytest.raises(SettingError, match=r"^AdversarialEvaluation.balls: got \{\}; give a radius"):
+        AdversarialEvaluation({"a": case}, balls={})
+
+
+def test_masking_checks_in_every_norm():
+    metrics = measured(stored(), GradientMaskingChecks({"linf": 0.05, "l2": 0.5, "l1": 4.0}, steps=5, restarts=2))
+    under = {name for name in metrics if "/masking/accuracy/" in name}
+    assert {f"test/masking/accuracy/more_steps/{ball}" for ball in ("linf_0.05", "l2_0.5", "l1_4")} <= under
+    assert {"test/masking/accuracy/pgd/l2_28", "test/masking/accuracy/pgd/l1_784"} <= under
+    assert [name for name in under if "/square/" in name] == ["test/masking/accuracy/square/linf_0.05"]
+    with pytest.raises(SettingError, match=r"^GradientMaskingChecks.epsilons: got \{\}"):
+        GradientMaskingChecks({})
+
+
+# -- a part of the images --------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 400), st.integers(0, 2000))
+def test_images_are_spread_and_depend_on_the_numbers_alone(count, more):
+    chosen = spread(count, count + more)
+    assert len(chosen) == count
+    assert chosen[0] >= 0
+    assert chosen[-1] < count + more
+    assert chosen == spread(count, count + more)
+    assert chosen.step == (count + more) // count
+
+
+def test_some_images_get_the_verdicts_that_they_get_among_all():
+    """Draws depend on the image's index in the data: a limited test judges as the whole one does, in any batches."""
+    module, outcomes = stored(), {}
+    for images, size in ((None, 64), (50, 7)):
+        evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(2, restarts=2))}, balls={"linf": 0.05})
+        measured(module, evaluation, test_images=images, eval_batch_size=size)
+        record = evaluation.recorded.outcomes["test/accuracy/pgd/linf_0.05"]
+        outcomes[images] = bits(record)
+    assert outcomes[50] == [outcomes[None][index] for index in spread(50, 299)]
+
+
+def bits(record):
+    import base64
+
+    import numpy as np
+
+    packed = np.frombuffer(base64.b64decode(record["correct"]), dtype=np.uint8)
+    return np.unpackbits(packed)[: record["count"]].tolist()
+
+
+def test_wrong_numbers_of_images_are_named():
+    with pytest.raises(SettingError, match=r"^data.test_images: got 0; give 1 or more"):
+        Digits(test_images=0)
+    with pytest.raises(SettingError, match=r"^data.test_images: got 300; the test has 299 images; give at most that"):
+        measured(stored(), test_images=300)
+
+
+def test_intervals_are_of_accuracies_on_a_part_of_the_images():
+    metrics = {"test/accuracy/clean": 0.5, "test/accuracy/clean/std": 0.1, "test/robustness_score/r2": 1.0}
+    assert _intervals(metrics, 299, 299) == {}
+    assert _intervals(metrics, 100, 299).keys() == {"test/accuracy/clean"}
+
+
+def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):
+    monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
+    with caplog.at_level("INFO"):
+        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=100)
+        assert "Test: the other 2 batches take about 0.0 min, by the time of the first" in caplog.text
+        caplog.clear()
+        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=300)
+        assert "batches take about" not in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_counts_of_one_and_continue_from_its_state(tmp_path):
+    settings = [*QUICKSTART, f"--config={FOLDER / 'protocol_quick.yaml'}", "--data.test_images=15"]
+    settings += ["--model.generator=null", "--data.eval_batch_size=8", "--trainer.callbacks+=ResumableTest"]
+    _, one = run("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "one")
+    _, two = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'b'}"], tmp_path / "two")
+    _, again = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "again")
+    loose = ("test/training_cost", "test/robustness_score", "test/masking")
+    for record in (two, again):
+        assert record["metrics"].keys() == one["metrics"].keys()
+        exact = {name: value for name, value in one["metrics"].items() if not name.startswith(loose)}
+        assert {name: record["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
+    outcomes = [
+        json.loads((tmp_path / name / "results.json").read_text())["test"]["outcomes"] for name in ("one", "two")
+    ]
+    assert outcomes[0].keys() == outcomes[1].keys()
+    assert Path(tmp_path / "b" / "AdversarialEvaluation").is_dir()
