@@ -92,7 +92,9 @@ def measured(module, *callbacks, **data):
 
 
 @pytest.mark.parametrize(
-    "evaluation", [CertifiedEvaluation(where_possible=True), RobustnessScore(where_possible=True)], ids=repr
+    "evaluation",
+    [CertifiedEvaluation(where_possible=True), RobustnessScore(where_possible=True)],
+    ids=["certificate", "margin"],
 )
 def test_networks_with_noise_have_no_certificate_and_no_margin(evaluation):
     class Coin(Plain):
@@ -125,7 +127,8 @@ def test_certified_in_linf_whatever_the_models_own_balls_and_in_learned_budgets(
     learned = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.02)
     settings = {"norm": "linf", "epsilons": [0.01], "pgd_steps": 0}
     names = [name for name in measured(learned, CertifiedEvaluation(**settings), test_images=8) if "certified" in name]
-    assert sorted(names) == ["test/certified_accuracy/linf_0.01", "test/certified_accuracy/own_budgets_0.01"]
+    own = "test/certified_accuracy/own_budgets_0.01"
+    assert sorted(names) == ["test/certified_accuracy/linf_0.01", own, f"{own}/common_map"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,7 @@ def test_wrong_numbers_of_images_are_named():
     with pytest.raises(SettingError, match=r"^data.test_images: got 0; give 1 or more"):
         Digits(test_images=0)
     with pytest.raises(SettingError, match=r"^data.test_images: got 300; the test has 299 images; give at most that"):
-        measured(stored(), test_images=300)
+        Digits(test_images=300).test_dataloader()
 
 
 def test_intervals_are_of_accuracies_on_a_part_of_the_images():
