@@ -8,11 +8,12 @@ from pathlib import Path
 
 from reports.documents import update
 from reports.page import html
+from reports.picture import svg
 from reports.report import make_report
 from reports.tables import as_json, comma_separated, markdown
 from robust.errors import SettingError, require
 
-FORMATS = {".html": html, ".md": markdown, ".csv": comma_separated, ".json": as_json}
+FORMATS = {".html": html, ".md": markdown, ".csv": comma_separated, ".json": as_json, ".svg": svg}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="*", type=Path, help="log folders of runs, searched at every depth, or JSON files"
     )
     help_text = (
-        "file to write, by its ending HTML, Markdown, CSV or JSON; several may follow; default: Markdown to stdout"
+        "file to write, by its ending HTML, Markdown, CSV, JSON or SVG; several may follow; default: Markdown to stdout"
     )
     parser.add_argument("-o", "--output", nargs="+", type=Path, default=[], help=help_text)
     parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")

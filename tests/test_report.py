@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from xml.etree import ElementTree
 
 import pytest
 
@@ -131,6 +132,17 @@ def test_repeated_measurements_and_several_commits_are_named(tmp_path):
     ]
 
 
+def test_the_picture_has_the_rows_the_most_robust_first(tmp_path):
+    union = "test/accuracy/union"
+    for method, accuracy in {"MSD": 0.2, "TRADES": 0.5, "MNGAC": 0.3}.items():
+        write_run(tmp_path / method, method=method, metrics={CLEAN: 0.9, union: accuracy})
+    assert report.main([str(tmp_path), "--output", str(tmp_path / "report.svg")]) == 0
+    texts = [each.text for each in ElementTree.parse(tmp_path / "report.svg").iter() if each.text]
+    order = [text for text in texts if text in ("MSD", "TRADES", "MNGAC")]
+    assert order == ["TRADES", "MNGAC", "MSD"]
+    assert {"accuracy/clean", "accuracy/union"} <= set(texts)
+
+
 def test_all_formats(tmp_path, capsys):
     margins = {CERTIFIED: [-1.0, 0.5, 2.0]}
     write_run(tmp_path / "a", metrics={CLEAN: 0.9, CERTIFIED: 0.5, "test/certified_accuracy/linf_0.2": 0.25})
@@ -177,7 +189,7 @@ def test_the_page_loads_nothing(tmp_path):
             ["text.json"],
             "runs: got 'text.json'; it is no JSON (Expecting value: line 1 column 1 (char 0)); give a results",
         ),
-        (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json"),
+        (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
         (["a", "--baseline", "MSD"], "baseline: got 'MSD'; 0 rows fit; give a part of one of these: TRADES"),
     ],

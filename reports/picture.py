@@ -1,0 +1,66 @@
+"""A report as one picture: the accuracies of each row on one scale."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from reports.charts import PALETTE
+from reports.report import Report
+
+WIDTH = 520  # pixels of the scale
+
+
+def svg(report: Report) -> str:
+    """Clean, certified and attacked accuracy of each row, the most robust first; lines are of one std over seeds.
+
+    Shown are the accuracies without perturbation, certified in each threat model, under the worst attack of each group
+    of attacks, and under all attacks. Rows are sorted by the last that most of them have.
+    """
+    metrics = _metrics(report)
+    points = [
+        {"row": row.label, "metric": short, "accuracy": value.mean, "std": value.std or 0.0}
+        for row in report.rows
+        for name, short in metrics.items()
+        if (value := row.value(name)) is not None
+    ]
+    order = _order(report, list(metrics))
+    chart = _chart(points, list(metrics.values()), order)
+    text: str = vl_convert.vegalite_to_svg(chart)
+    return text + "\n"
+
+
+def _metrics(report: Report) -> dict[str, str]:
+    """Names of the metrics that are shown, with their short names."""
+    shown = ("accuracy/clean", "certified_accuracy/[^/]+", "accuracy/worst/[^/]+", "accuracy/union")
+    names = [name for pattern in shown for name, _ in report.columns if re.fullmatch(f"[^/]+/{pattern}", name)]
+    return {name: report.short(name) for name in names}
+
+
+def _order(report: Report, metrics: list[str]) -> list[str]:
+    """Labels of the rows by their mean in the last metric, the largest first."""
+    last = next(
+        (name for name in reversed(metrics) if 2 * sum(name in row.metrics for row in report.rows) >= len(report.rows)),
+        "",
+    )
+    means = {row.label: value.mean if (value := row.value(last)) else -1.0 for row in report.rows}
+    return sorted(means, key=lambda label: -means[label])
+
+
+def _chart(points: list[dict[str, Any]], metrics: list[str], order: list[str]) -> dict[str, Any]:
+    base = alt.Chart({"values": points}).encode(
+        y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=320, grid=True)),
+        color=alt.Color("metric:N", title=None, scale=alt.Scale(domain=metrics, range=PALETTE[: len(metrics)])),
+    )
+    ends = base.transform_calculate(low="datum.accuracy - datum.std", high="datum.accuracy + datum.std")
+    scale = alt.X("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
+    lines = ends.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q", title="accuracy"), x2="high:Q")
+    dots = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=scale, shape=alt.Shape("metric:N", title=None, scale=alt.Scale(domain=metrics))
+    )
+    chart = (lines + dots).properties(width=WIDTH, height=alt.Step(20), background="white")
+    specification: dict[str, Any] = chart.configure_legend(orient="bottom", columns=4, labelLimit=200).to_dict()
+    return specification
