@@ -84,6 +84,7 @@ def test_print_config_shows_all_of_them_with_their_defaults(capsys):
         "eval_batch_size": 256,
         "num_workers": 0,
         "seed": None,
+        "test_images": None,
     }
 
 

@@ -79,16 +79,16 @@ REGISTRY: tuple[MetricInfo, ...] = (
         "certified_accuracy/<threat model>/high", "fraction", "higher is better", "upper end of its confidence interval"
     ),
     MetricInfo(
-        "certified_accuracy/<threat model>/<method>",
-        "fraction",
-        "higher is better",
-        "the same by one of several bounds, such as ibp and crown_ibp",
-    ),
-    MetricInfo(
         "certified_accuracy/<threat model>/common_map",
         "fraction",
         "higher is better",
         "the same if each image had the geometric mean of all images' budgets",
+    ),
+    MetricInfo(
+        "certified_accuracy/<threat model>/<method>",
+        "fraction",
+        "higher is better",
+        "the same by one of several bounds, such as ibp and crown_ibp",
     ),
     MetricInfo(
         "weighted_accuracy/a_sa/<threat model>/<alpha>",

@@ -281,7 +281,7 @@ def test_radii_are_smoothed_bounded_and_stored(tmp_path):
     assert module.radii.shape == (1298,)
     sampler = digits.batches(digits.images("train"), 64, train=True)
     sampler.set_epoch(1)
-    seen = torch.cat(list(sampler))
+    seen = torch.cat(sampler.of_epoch())
     others = torch.ones(1298, dtype=torch.bool)
     others[seen] = False
     assert (module.radii[others] == 0.1).all()

@@ -217,7 +217,7 @@ def test_the_data_modules_give_two_orders_of_the_same_images():
     for stream in range(2):
         sampler = digits.batches(digits.images("train"), 59, train=True)
         sampler.seed = digits._stream_seed(stream)
-        orders.append(torch.cat(list(sampler)))
+        orders.append(torch.cat(sampler.of_epoch()))
     assert all(torch.equal(order.sort().values, torch.arange(1298)) for order in orders)
     assert (orders[0] == orders[1]).float().mean() < 0.05
     plain = digits.images("train").images.float() / 255
