@@ -1,7 +1,7 @@
 """Run the benchmarks, and write their ratios to ``results/benchmarks``, from which the tables of the docs are made.
 
     uv run benchmarks/run.py [NAME ...] [--rounds 10]     # all by default, peers included: about 15 minutes
-    uv run benchmarks/run.py --quick                      # under a minute: fails where a ratio is 1.5 times the recorded
+    uv run benchmarks/run.py --quick                      # a minute: fails where a ratio is 1.5 times as recorded
     uv run benchmarks/run.py --quick --record             # write what the quick variant compares with
 
 All are ratios of times that take turns in one process, on one thread; lower is better. Then ``uv run report.py
