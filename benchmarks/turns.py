@@ -1,8 +1,7 @@
-"""Ratios of times that take turns in one process, which other load on the machine hardly changes."""
+"""Ratios of times that take turns in one process."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -12,18 +11,16 @@ Case = Callable[[], object]
 
 
 def ratios(cases: dict[str, Case], rounds: int) -> dict[str, float]:
-    """Median over the rounds of each case's time over the first case's in the same round; the first does not count.
+    """Least time of each case in all rounds but the first over that of the first case.
 
-    On CPU, time is the process's own over all its threads.
+    On CPU, time is the process's own over all its threads, of which other load on the machine can only make more.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
         for name, case in cases.items():
             times[name].append(seconds(case))
-    unit = next(iter(times.values()))
-    return {
-        name: statistics.median(t / u for t, u in zip(each[1:], unit[1:], strict=True)) for name, each in times.items()
-    }
+    least = {name: min(each[1:]) for name, each in times.items()}
+    return {name: each / next(iter(least.values())) for name, each in least.items()}
 
 
 def seconds(case: Case) -> float:
