@@ -109,6 +109,13 @@ class RobustCLI(LightningCLI):
         model = read_model(file, path, needed=not configs and not values_of(self._arguments, "--model"))
         self._model = model and importable(model, path, configs)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """A subcommand's parser; without settings where the first argument is another one: all take over a second."""
+        command = self._arguments[0] if self._arguments else ""
+        if command != subcommand and command in self.subcommands():
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings beside model, data and trainer."""
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+NEWTON_STEPS = 8
 TINY = 1e-30  # keeps 0 / 0 from being NaN; what it divides is 0 there
 
 
@@ -49,14 +50,18 @@ def project_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
     def shrunk(scale: Tensor) -> Tensor:
         return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
 
-    norm = partial(torch.linalg.vector_norm, ord=1, dim=1)
-    return _moved(x, delta, largest(shrunk, norm, torch.zeros_like(longest), epsilon))
+    def slope(point: Tensor) -> Tensor:
+        """Of the norm to the scale: the number of pixels that are neither 0 nor at their end, times the longest."""
+        return ((room - point) * point).sign_().sum(1) * longest
+
+    norm = partial(torch.sum, dim=1)  # no entry is negative
+    return _moved(x, delta, largest(shrunk, norm, torch.zeros_like(longest), epsilon, slope))
 
 
 def _split_perturbation(x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Perturbation, its absolute value, and how far each pixel can go that way in [0, 1]; all (B, d)."""
     delta, start = (x_adv - x).flatten(1), x.flatten(1)
-    return delta, delta.abs(), ((delta > 0).to(x.dtype) - start).abs_()
+    return delta, delta.abs(), delta.sign().clamp_(min=0.0).sub_(start).abs_()  # several times as fast as a mask
 
 
 def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
@@ -65,13 +70,18 @@ def _moved(x: Tensor, delta: Tensor, length: Tensor) -> Tensor:
 
 
 def largest(
-    shrunk: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor], inside: Tensor, epsilon: float
+    shrunk: Callable[[Tensor], Tensor],
+    norm: Callable[[Tensor], Tensor],
+    inside: Tensor,
+    epsilon: float,
+    slope: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """``shrunk(scale)``, (B, d), of the largest scale (B,) in [inside, 1] of which the norm is at most ``epsilon``.
 
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to
     1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its
-    excess halved. An example's scale does not depend on the others: it stays as soon as it is near enough.
+    excess halved. The first steps are Newton's where the norm's ``slope`` at a point is given and they stay in the
+    bracket. An example's scale does not depend on the others: it stays as soon as it is near enough.
 
     >>> length = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     >>> zero = torch.zeros(1, dtype=torch.float64)
@@ -87,13 +97,19 @@ def largest(
         return whole
     inside, lack, stayed = torch.where(fits, outside, inside), epsilon - norm(shrunk(inside)), torch.zeros_like(inside)
     done, near = fits, max(8 * torch.finfo(inside.dtype).eps, 1e-12)
-    for _ in range(100):
+    newton = outside if slope is None else outside - (excess + 0.5 * near * epsilon) / slope(whole).clamp_min(TINY)
+    for step in range(100):
         done = done | (lack <= near * epsilon) | (outside - inside <= near / 8 * outside)
         if bool(done.all()):
             break
         middle = inside + (outside - inside) * (lack / (lack + excess).clamp_min(TINY))
-        now = norm(shrunk(middle)) - epsilon
+        if slope is not None and step < NEWTON_STEPS:
+            middle = torch.where((newton > inside) & (newton < outside), newton, middle)
+        point = shrunk(middle)
+        now = norm(point) - epsilon
         fit = now <= 0
+        if slope is not None and step + 1 < NEWTON_STEPS:
+            newton = middle - (now + 0.5 * near * epsilon) / slope(point).clamp_min(TINY)
         lack, excess = (
             torch.where(fit, -now, torch.where(stayed < 0, 0.5 * lack, lack)),
             torch.where(fit, torch.where(stayed > 0, 0.5 * excess, excess), now),

@@ -23,13 +23,15 @@ def test_each_run_is_in_a_table():
     tables = [yaml.safe_load(path.read_text()) for path in (ROOT / "results" / "tables").iterdir()]
     cited = {file for table in tables for row in table["rows"] for file in row.get("runs", [])}
     files = {str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json")}
-    assert files == cited
+    assert {file for file in files if not file.startswith("benchmarks/")} == cited
 
 
 def test_each_table_is_in_a_page():
     pages = "".join(page.read_text() for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     for table in (ROOT / "results" / "tables").iterdir():
         assert f"<!-- begin results {table.stem} -->" in pages
+    for file in (ROOT / "results" / "benchmarks").glob("*.json"):
+        assert f"<!-- begin results benchmarks/{file.stem} -->" in pages
 
 
 def project(folder, table):
@@ -106,3 +108,18 @@ def test_a_table_that_is_missing_or_malformed_is_an_error(tmp_path):
 def test_the_command_updates_nothing_here(capsys):
     assert report.main(["--update-docs"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
+    (tmp_path / "page.md").write_text("<!-- begin results benchmarks/steps -->\n<!-- end results -->\n")
+    with pytest.raises(SettingError, match=r"benchmarks/steps; there is no steps.json; run benchmarks/run.py steps"):
+        update(tmp_path)
+    record = {"unit": "a step", "columns": {"small": {"own": 2.0, "new": 1.25}, "large": {"own": 3.456}}, "rounds": 3}
+    record |= {"threads": 1, "cpu": "a CPU", "commit": "a" * 40, "versions": {"torch": "2"}}
+    (tmp_path / "results" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "results" / "benchmarks" / "steps.json").write_text(json.dumps(record))
+    update(tmp_path)
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert lines[1] == "| time over that of a step | small | large |"
+    assert lines[3:5] == ["| own | 2 | 3.46 |", "| new | 1.25 | |"]
+    assert lines[6] == "a CPU, 1 thread, 3 rounds, commit aaaaaaa; torch 2."

@@ -155,9 +155,9 @@ class Evaluation(StageCallback, ABC):
         if not module.stochastic:
             self.misclassified.append(Verdict(threat_model, misclassified, f"as they are or under {attack}"))
 
-    def note_margins(self, name: str, margins: Tensor) -> None:
-        """Record the lowest certified margin of each image of the batch, (B,), under the metric's name."""
-        self.recorded.update("margins", name, self.indices, margins)
+    def note_margins(self, name: str, margins: Tensor, chosen: Tensor) -> None:
+        """Record the lowest certified margins (B,) of the chosen images of the batch, under the metric's name."""
+        self.recorded.update("margins", name, self.indices[chosen], margins[chosen])
 
     # -- the hooks of an evaluation --------------------------------------------------------------------------------
 

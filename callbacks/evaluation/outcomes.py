@@ -20,7 +20,7 @@ class Outcomes:
 
     In a record, ``outcomes`` maps a metric to ``images`` (a hash of their indices in the data), their ``count`` and
     ``correct``: one bit for each in the order of the indices, packed, in base64. ``margins`` maps a metric to 51 evenly
-    spaced quantiles, ascending, of the images' lowest certified margin, in logits.
+    spaced quantiles, ascending, of the lowest certified margin, in logits, of the images that have one.
     """
 
     def __init__(self) -> None:

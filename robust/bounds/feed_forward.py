@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, get_args
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from robust.bounds.agreement import checked_graph
+from robust.bounds.cascade import Cascade, Decision, Method, envelope
 from robust.bounds.crown import tightened
 from robust.bounds.graph import Graph
-from robust.bounds.margins import fused_crown, margin_interval
+from robust.bounds.margins import fused_crown, margin_interval, margin_rows
 from robust.bounds.operations import Interval
 from robust.bounds.rounding import RoundingErrors
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
@@ -20,7 +22,6 @@ from robust.errors import require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box
 
-Method = Literal["ibp", "crown-ibp", "tightest", "crown"]
 COPIES = 6  # tensors of the largest activation's size that a pass holds at a time, about
 
 
@@ -64,7 +65,7 @@ class FeedForwardVerifier:
         with full_precision(y.device):
             box = in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
-            return self._in_parts(self._margins, graph, box, y)[0]
+            return self._in_parts(self._margins, graph, _of_first(graph, box), box, y)[0]
 
     def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the margins' bounds are at least and at most in exact arithmetic; both (B, K-1).
@@ -82,11 +83,40 @@ class FeedForwardVerifier:
         with full_precision(y.device), torch.no_grad():
             in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
-            few = graph.propagate(Box(*(side[:1] for side in box)))
-            if not RoundingErrors(graph, few).known:
+            first = _of_first(graph, box)
+            if not RoundingErrors(graph, first).known:
                 return None
-            low, high = self._in_parts(self._margin_range, graph, box, y)
+            low, high = self._in_parts(self._margin_range, graph, first, box, y)
             return low, high
+
+    def decide(self, network: nn.Module, box: Box, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
+        """The verdicts that the margins' bounds give, without most of the margins.
+
+        Interval bounds come first. The rest, whose label wins at the box's midpoint, have a linear bound of the lowest
+        margin first, then of those margins that intervals leave open. Images close to 0 have all.
+
+        Args:
+            network: as for ``margin_range``.
+            box: as there.
+            y: labels (B,).
+            rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
+
+        Returns:
+            Certified images, bool (B,), and those that cannot be, in exact arithmetic; neither where it is to be
+            computed again in more precision (and, by ``crown``, which has no bound of its rounding, is certified as
+            computed). None where the rounding of an operation is not known.
+        """
+        with full_precision(y.device), torch.no_grad():
+            converted = in_bound_precision(network, box)
+            if rounding_safe and self.method == "crown" and converted.lower.dtype != box.lower.dtype:
+                return None  # margins, which it then is about, are of the converted box
+            box = box if rounding_safe else converted
+            graph = checked_graph(network, box.lower, weights_too=True)
+            first = _of_first(graph, box)
+            if rounding_safe and not RoundingErrors(graph, first).known:
+                return None
+            decide = partial(self._decide, network, rounding_safe)
+            return Decision(*self._in_parts(decide, graph, first, box, y))
 
     def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
@@ -111,7 +141,7 @@ class FeedForwardVerifier:
     def _margins(self, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)
         if self.method == "crown":
-            values = tightened(graph, values, self._rows_at_once(_largest(values), box))
+            values = tightened(graph, values, self._rows_at_once(graph, _largest(values), len(y)))
         bounds = []
         if self.method != "crown-ibp":
             bounds.append(-self._highest(graph, values, y))
@@ -137,31 +167,51 @@ class FeedForwardVerifier:
             return ranges[0]
         return tuple(torch.maximum(*ends) for ends in zip(*ranges, strict=True))
 
+    def _decide(self, network: nn.Module, rounding_safe: bool, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
+        values = _propagated(graph, box, y)
+        margins, rows_at_once = -self._highest(graph, values, y), partial(self._rows_at_once, graph, _largest(values))
+        cascade = Cascade(graph, values, y, margins, rows_at_once)
+        errors = RoundingErrors(graph, [envelope(value) for value in values]) if rounding_safe else None
+        certified, refused = cascade.verdicts(network, self.method, errors)
+        near = (~certified & ~refused).nonzero().squeeze(1)
+        if len(near) == 0:
+            return certified, refused
+        if self.method == "crown":
+            positive = (self._margins(graph, Box(box.lower[near], box.upper[near]), y[near])[0] > 0).all(1)
+            final = not rounding_safe or graph.dtype == torch.float64
+            certified[near], refused[near] = positive if final else False, ~positive
+        elif rounding_safe:  # each image's own rounding errors
+            cascade = cascade.select(near)
+            errors = RoundingErrors(graph, cascade.values)
+            certified[near], refused[near] = cascade.verdicts(network, self.method, errors)
+        return certified, refused
+
     def _highest(self, graph: Graph, values: list[Interval], y: Tensor) -> Tensor:
         """IBP's upper bounds of z_k - z_y for the classes k other than y, (B, K-1)."""
         hidden = values[graph.nodes[graph.output - 1].inputs[0]].center
-        margin = margin_interval(graph, values, y, self._rows_at_once(hidden[0].numel(), values[0]))
+        margin = margin_interval(graph, values, y, self._rows_at_once(graph, hidden[0].numel(), len(y)))
         return (margin.center + margin.radius).gather(1, other_classes(y, margin.center.shape[1]))
 
     def _rows(self, graph: Graph, values: list[Interval], y: Tensor) -> Iterator[Tensor]:
         """Rows z_k - z_y on the logits (B, S, K), S classes k other than y in ascending order at a time."""
-        logits = values[graph.output].center
-        classes = torch.eye(logits.shape[1], dtype=logits.dtype, device=y.device)
-        at_once = self._rows_at_once(_largest(values), values[0])
-        for part in torch.split(other_classes(y, len(classes)), at_once, dim=1):
-            yield classes[part] - classes[y][:, None]
+        others, at_once = other_classes(y, graph.num_classes), self._rows_at_once(graph, _largest(values), len(y))
+        return margin_rows(graph, y, others, at_once)
 
-    def _rows_at_once(self, size: int, box: Box | Interval) -> int:
-        each = COPIES * size * len(box[0]) * box[0].element_size()
-        return max(int(self.memory / each), 1)
+    def _rows_at_once(self, graph: Graph, size: int, images: int) -> int:
+        return max(int(self.memory / (COPIES * size * images * graph.dtype.itemsize)), 1)
 
     def _in_parts(
-        self, bound: Callable[[Graph, Box, Tensor], tuple[Tensor, ...]], graph: Graph, box: Box, y: Tensor
+        self,
+        bound: Callable[[Graph, Box, Tensor], tuple[Tensor, ...]],
+        graph: Graph,
+        first: list[Interval],
+        box: Box,
+        y: Tensor,
     ) -> tuple[Tensor, ...]:
         """What ``bound`` gives of all images, of so many at a time as the memory allows where no gradient is wanted."""
         if torch.is_grad_enabled():
             return bound(graph, box, y)
-        sizes = [interval.center.numel() for interval in graph.propagate(Box(*(side[:1] for side in box)))]
+        sizes = [interval.center.numel() for interval in first]
         images = max(int(self.memory / (COPIES * sum(sizes) * box.lower.element_size())), 1)
         parts = [
             bound(graph, Box(lower, upper), labels)
@@ -176,6 +226,12 @@ def _propagated(graph: Graph, box: Box, y: Tensor) -> list[Interval]:
     values = graph.propagate(box)
     check_box(*values[0])
     return values
+
+
+@torch.no_grad()
+def _of_first(graph: Graph, box: Box) -> list[Interval]:
+    """The interval of every value of the first image: what they are like."""
+    return graph.propagate(Box(*(side[:1] for side in box)))
 
 
 def _largest(values: list[Interval]) -> int:

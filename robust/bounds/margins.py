@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +35,20 @@ def margin_interval(graph: Graph, values: list[Interval], y: Tensor, classes_at_
     parts = torch.split(last.weight, classes_at_once or len(last.weight))
     radii = [torch.einsum("bkd,bd->bk", (part - of_label).abs(), hidden.radius) for part in parts]
     return Interval(center, radii[0] if len(radii) == 1 else torch.cat(radii, 1))
+
+
+def margin_rows(graph: Graph, y: Tensor, classes: Tensor, at_once: int) -> Iterator[Tensor]:
+    """Rows z_k - z_y on the logits, (B, S, K), of S classes k at a time.
+
+    Args:
+        graph: of the network.
+        y: labels (B,).
+        classes: of each image, (B, R).
+        at_once: how many rows of each image, at most.
+    """
+    units = torch.eye(graph.num_classes, dtype=graph.dtype, device=y.device)
+    for part in torch.split(classes, at_once, dim=1):
+        yield units[part] - units[y][:, None]
 
 
 def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interval, shift: Tensor) -> Tensor:

@@ -42,9 +42,13 @@ class RoundingErrors:
         return all(error is not None for error in (*self.errors, *self.row_weights()))
 
     def of_margins(self, y: Tensor) -> Tensor:
-        """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y."""
+        """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y.
+
+        The values are of as many images as there are labels, or of one that stands for all.
+        """
         error = self.errors[self._graph.output]
         assert error is not None
+        error = error.expand(len(y), -1)
         both = error + error.gather(1, y[:, None])
         return both.scatter(1, y[:, None], 0.0)
 

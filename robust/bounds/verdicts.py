@@ -5,32 +5,43 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from robust.bounds.cascade import Decision
 from robust.bounds.verifier import Verifier, bound_precision
 from robust.threat_models import Box, ThreatModel
 
 
 @runtime_checkable
-class RangeVerifier(Protocol):
+class RangeVerifier(Verifier, Protocol):
     """A verifier that bounds its own rounding error; see :meth:`robust.bounds.FeedForwardVerifier.margin_range`."""
 
     def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the margins' bounds are at least and at most in exact arithmetic, both (B, K-1); None: not known."""
 
 
+@runtime_checkable
+class DecidingVerifier(RangeVerifier, Protocol):
+    """A verifier that decides without all margins; see :meth:`robust.bounds.FeedForwardVerifier.decide`."""
+
+    def decide(self, network: nn.Module, box: Box, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
+        """Which images are certified, and which cannot be, both (B,); None: not known."""
+
+
 class Verdicts(NamedTuple):
     """Which examples are certified and which were bounded again in float64, bool (B,); their lowest margins (B,).
 
-    Margins are the bounds as first computed, in logits. ``seconds`` is the time in float64.
+    Margins are the bounds as first computed, in logits; None where they were left out. ``seconds`` is the time in
+    float64.
     """
 
     certified: Tensor
     recomputed: Tensor
-    margins: Tensor
+    margins: Tensor | None
     seconds: float = 0.0
 
 
@@ -43,6 +54,7 @@ def certify(
     y: Tensor,
     *,
     rounding_safe: bool = True,
+    margins: bool = True,
 ) -> Verdicts:
     """Whether the label wins on every perturbed image, by the verifier's bounds of the margins.
 
@@ -66,31 +78,52 @@ def certify(
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,).
         rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
+        margins: compute the margins of all images, whether or not a verdict needs them. Without, the verdicts are the
+            same, several times faster by linear bounds of the own verifier.
 
     Raises:
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.
         UnsupportedLayerError: if the verifier cannot bound the network.
     """
+    if not margins and isinstance(verifier, DecidingVerifier) and _is_own(verifier, "decide"):
+        decision = verifier.decide(network, threat_model.interval(x), y, rounding_safe=rounding_safe)
+        if decision is not None:
+            return _by_decision(verifier, network, threat_model, x, y, decision)
     if not rounding_safe:
         lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
         return Verdicts(lowest > 0, torch.zeros_like(lowest, dtype=torch.bool), lowest)
-    if isinstance(verifier, RangeVerifier) and _owner(verifier, "margins") is _owner(verifier, "margin_range"):
+    if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
         ends = verifier.margin_range(network, threat_model.interval(x), y)
         if ends is not None:
             return _by_range(verifier, network, threat_model, x, y, ends)
     lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
-    certified = lowest > 0
-    again = certified & (bound_precision(network) != torch.float64)
+    again = (lowest > 0) & (bound_precision(network) != torch.float64)
+    verdicts = Verdicts(lowest > 0, again, lowest)
+    return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
+
+
+def _is_own(verifier: Verifier, method: str) -> bool:
+    """Whether a method belongs to the margins: a subclass that overrides the margins alone has none of its own."""
+    owners = {next(kind for kind in type(verifier).__mro__ if name in vars(kind)) for name in ("margins", method)}
+    return len(owners) == 1
+
+
+def _by_decision(
+    verifier: DecidingVerifier,
+    network: nn.Module,
+    threat_model: ThreatModel,
+    x: Tensor,
+    y: Tensor,
+    decision: Decision,
+) -> Verdicts:
+    certified, refused = decision
+    again = ~certified & ~refused & (bound_precision(network) != torch.float64)
 
     def in_float64(box: Box, labels: Tensor) -> Tensor:
-        return verifier.margins(copy.deepcopy(network).double(), box, labels)
+        precise = verifier.decide(network, box, labels)
+        return _certified_precisely(verifier, network, box, labels) if precise is None else precise.certified
 
-    return _recomputed(Verdicts(certified, again, lowest), in_float64, threat_model, x, y)
-
-
-def _owner(verifier: Verifier, method: str) -> type:
-    """The class that defines a method: a subclass that overrides the margins alone has no range of its own."""
-    return next(kind for kind in type(verifier).__mro__ if method in vars(kind))
+    return _recomputed(Verdicts(certified, again, None), in_float64, threat_model, x, y)
 
 
 def _by_range(
@@ -104,28 +137,32 @@ def _by_range(
     low, high = ends
     certified = (low > 0).all(1)
     again = ~certified & (high > 0).all(1) & (bound_precision(network) != torch.float64)
+    verdicts = Verdicts(certified, again, low.amin(1))
+    return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
 
-    def in_float64(box: Box, labels: Tensor) -> Tensor:
-        precise = verifier.margin_range(network, box, labels)
-        assert precise is not None  # as in float32
-        return precise[0]
 
-    return _recomputed(Verdicts(certified, again, low.amin(1)), in_float64, threat_model, x, y)
+def _certified_precisely(verifier: Verifier, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+    """Whether bounds over a box in float64, less their rounding errors where these are known, are above 0; (B,)."""
+    ends = None
+    if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
+        ends = verifier.margin_range(network, box, y)
+    margins = verifier.margins(copy.deepcopy(network).double(), box, y) if ends is None else ends[0]
+    return (margins > 0).all(1)
 
 
 def _recomputed(
     verdicts: Verdicts,
-    margins: Callable[[Box, Tensor], Tensor],
+    in_float64: Callable[[Box, Tensor], Tensor],
     threat_model: ThreatModel,
     x: Tensor,
     y: Tensor,
 ) -> Verdicts:
-    """The verdicts with those to be recomputed by ``margins`` of their boxes in float64."""
+    """The verdicts with those to be recomputed by ``in_float64`` of their boxes and labels."""
     again = verdicts.recomputed
     if not bool(again.any()):
         return verdicts
     start = time.perf_counter()
     box = threat_model.select(again).interval(x[again].double())
-    certified = verdicts.certified.masked_scatter(again, (margins(box, y[again]) > 0).all(1))
+    certified = verdicts.certified.masked_scatter(again, in_float64(box, y[again]))
     bool(certified.any())  # waits for the device
     return Verdicts(certified, again, verdicts.margins, time.perf_counter() - start)

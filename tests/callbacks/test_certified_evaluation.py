@@ -8,7 +8,7 @@ from callbacks import BudgetImages, CertifiedEvaluation
 from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
-from robust.bounds import FeedForwardVerifier
+from robust.bounds import FeedForwardVerifier, certify
 from robust.errors import ContradictionError, SettingError
 from robust.networks import BudgetGenerator, DMSmall
 from robust.threat_models import LinfBall, PixelBox
@@ -144,3 +144,25 @@ def test_a_uniform_threat_model_has_no_picture(tmp_path):
     assert not list(tmp_path.rglob("*.png"))
     assert list(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)) == ["linf_0.4"]
     assert isinstance(module.threat_models(torch.rand(1, 1, 28, 28), 0.4)["linf_0.4"], LinfBall)
+
+
+def test_a_test_records_the_margins_of_some_images_and_verdicts_of_all(module):
+    data, verifier = Digits(eval_batch_size=40), FeedForwardVerifier("tightest")
+    recorded, metrics = {}, {}
+    for count in (0, 100, 500):
+        callback = CertifiedEvaluation(verifier, norm="linf", epsilons=[0.03], pgd_steps=0, margin_samples=count)
+        metrics[count] = trainer_with(callback, limit_test_batches=1).test(module, data, verbose=False)[0]
+        recorded[count] = callback.recorded.margins.get("test/certified_accuracy/linf_0.03")
+    name = "test/certified_accuracy/linf_0.03"
+    assert metrics[0][name] == metrics[100][name] == metrics[500][name]
+    x, y = data.images("test")[torch.arange(40)]
+    lowest = certify(verifier, module.classifier, LinfBall(0.03), x, y).margins.double()
+    assert recorded[0] is None
+    for count, step in ((100, 2), (500, 1)):
+        expected = lowest[::step].quantile(torch.linspace(0, 1, 51, dtype=torch.float64))
+        torch.testing.assert_close(torch.tensor(recorded[count], dtype=torch.float64), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_negative_number_of_margins_is_an_error():
+    with pytest.raises(SettingError, match=r"margin_samples: got -1; give 0 for none, or a number of images"):
+        CertifiedEvaluation(margin_samples=-1)

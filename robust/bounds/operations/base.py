@@ -87,6 +87,9 @@ class Operation(ABC):
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """By how much an exact output may lie outside of the computed interval, (B, *out); None: not known.
 
+        It depends on the intervals by their sizes alone, and grows with these and with the errors: that of an interval
+        around 0, as large as the largest of several, holds for each of them.
+
         Args:
             inputs: the computed intervals of h_1, ..., h_n.
             errors: by how much exact inputs may lie outside of them.
@@ -99,8 +102,8 @@ class Operation(ABC):
     ) -> Tensor | None:
         """What the absolute coefficients of a row on the output are to be multiplied with, (B, *out); None: not known.
 
-        The sum of the products bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs.
-        Arguments as in ``error``.
+        The sum of the products bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs. That
+        of an interval around 0 holds for smaller ones, as in ``error``. Arguments as there.
         """
         return None
 

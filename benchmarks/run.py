@@ -1,0 +1,179 @@
+"""Run the benchmarks, and write their ratios to ``results/benchmarks``, from which the tables of the docs are made.
+
+    uv run benchmarks/run.py [NAME ...] [--rounds 10]     # all by default, peers included: about 15 minutes
+    uv run benchmarks/run.py --quick                      # a minute: fails where a ratio is 1.5 times as recorded
+    uv run benchmarks/run.py --quick --record             # write what the quick variant compares with
+
+All are ratios of times that take turns in one process, on one thread; lower is better. Then ``uv run report.py
+--update-docs`` writes the tables. The quick variant has fewer rounds and no peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
+
+from benchmarks import attacks, bounds, certification, data, noise
+from benchmarks.turns import ratios
+from callbacks.results import _cpu_name, git_commit, installed_versions
+from robust.networks import DMLarge, DMSmall
+from robust.threat_models import PixelBox
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
+WORSE = 1.5
+Columns = dict[str, dict[str, float]]
+
+
+class Benchmark(NamedTuple):
+    """What the ratios are to, and a function of rounds and whether it is the quick variant that gives its columns."""
+
+    unit: str
+    columns: Callable[[int, bool], Columns]
+
+
+def of_bounds(rounds: int, quick: bool) -> Columns:
+    """Training steps by each bound."""
+    sizes = {"DM-small, batch 256": (DMSmall(), 256), "DM-large, batch 16": (DMLarge(), 16)}
+    if quick:
+        sizes = {"DM-small, batch 64": (DMSmall(), 64)}
+    columns = {}
+    for name, (network, batch) in sizes.items():
+        x, y = torch.rand(batch, 1, 28, 28), torch.randint(10, (batch,))
+        steps = bounds.steps(network, x, y, (0.1 * torch.rand_like(x)).requires_grad_())
+        chosen = {each: step for each, step in steps.items() if not quick or "unfused" not in each}
+        cases = {
+            each: (lambda step=step: step().backward())
+            for each, step in chosen.items()
+            if not quick or not each.startswith("auto_LiRPA")
+        }
+        columns[name] = ratios(cases, rounds)
+    return columns
+
+
+def of_attacks(rounds: int, quick: bool) -> Columns:
+    """Steps of PGD in each threat model."""
+    steps = 5 if quick else 20
+    network = DMSmall((1, 28, 28))
+    attacks.train(network, "cpu", epochs=5)
+    x, y = attacks.digits("test", "cpu")
+    balls = {**attacks.BALLS, "per-pixel budgets": PixelBox(0.3 * torch.rand_like(x))}
+    runs = {"plain passes": attacks.plain(network, steps)}
+    for name, ball in balls.items():
+        runs[name] = attacks.ours(network, steps, ball)
+        if not quick:
+            runs[f"{name}, early stop"] = attacks.ours(network, steps, ball, early_stop=True)
+    return {"PGD": ratios({name: (lambda attack=attack: attack(x, y)) for name, attack in runs.items()}, rounds)}
+
+
+def of_certification(rounds: int, quick: bool) -> Columns:
+    """Verdicts and margins of test images."""
+    return {"DM-small, digits": certification.measure(rounds, peers=not quick)}
+
+
+def of_noise(rounds: int, quick: bool) -> Columns:
+    """Training steps with each kind of noise."""
+    x, y = torch.rand(32 if quick else 128, *noise.SHAPE), torch.randint(10, (32 if quick else 128,))
+    kinds = noise.networks("cpu")
+    optimizers = {name: torch.optim.SGD(kind.parameters(), lr=1e-3, momentum=0.9) for name, kind in kinds.items()}
+    cases = {name: (lambda name=name: noise.seconds(kinds[name], optimizers[name], x, y)) for name in kinds}
+    return {"ResNet-20": ratios(cases, rounds)}
+
+
+def of_data(rounds: int, quick: bool) -> Columns:
+    """Epochs of batches, over torchvision's with its better number of workers: 0 on one thread."""
+    columns, count = {}, 2_560 if quick else 12_800
+    for name, shape in data.SHAPES.items():
+        pipelines = {"torchvision": data.usual(shape, count, 0), "ours": data.ours(shape, count)}
+        cases = {each: (lambda epoch=epoch: data.rate(epoch)) for each, epoch in pipelines.items()}
+        columns[name] = ratios(cases, rounds)
+    return columns
+
+
+BENCHMARKS = {
+    "bounds": Benchmark("a plain training step", of_bounds),
+    "certification": Benchmark("a plain forward pass", of_certification),
+    "attacks": Benchmark("as many plain passes forward and back to the input", of_attacks),
+    "noise": Benchmark("a training step without noise", of_noise),
+    "data": Benchmark("an epoch of torchvision's batches", of_data),
+}
+
+
+def record(name: str, rounds: int, quick: bool) -> dict[str, Any]:
+    """Measure a benchmark: its ratios, and where they are from."""
+    torch.manual_seed(0)
+    benchmark = BENCHMARKS[name]
+    columns = benchmark.columns(rounds, quick)
+    rounded = {column: {row: float(f"{ratio:.3g}") for row, ratio in rows.items()} for column, rows in columns.items()}
+    return {
+        "unit": benchmark.unit,
+        "columns": rounded,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu_name(),
+        "commit": git_commit(),
+        "versions": installed_versions(),
+    }
+
+
+def slower(measured: Columns, recorded: Columns) -> list[str]:
+    """The ratios that are more than 1.5 times those recorded, each as a line.
+
+    >>> slower({"small": {"own": 3.2, "new": 9.0}}, {"small": {"own": 2.0}})
+    ['small, own: 3.2, recorded 2']
+    """
+    return [
+        f"{column}, {row}: {ratio:.3g}, recorded {recorded[column][row]:.3g}"
+        for column, rows in measured.items()
+        for row, ratio in rows.items()
+        if row in recorded.get(column, {}) and ratio > WORSE * recorded[column][row]
+    ]
+
+
+def compare(names: list[str], rounds: int, results: Path) -> int:
+    """The quick variant: print what is slower than recorded, measured again before it counts; the exit status."""
+    worse = []
+    for name in names:
+        path = results / "quick" / f"{name}.json"
+        if not path.is_file():
+            print(f"{name}: there is no {path.name}; record it by --quick --record", file=sys.stderr)
+            return 2
+        recorded = json.loads(path.read_text())["columns"]
+        found = slower(record(name, rounds, True)["columns"], recorded)
+        if found:  # other load may have come in between
+            found = slower(record(name, 3 * rounds, True)["columns"], recorded)
+        print(f"{name}: {'slower than recorded' if found else 'as recorded'}", flush=True)
+        worse += [f"{name}, {line}" for line in found]
+    print("\n".join(worse))
+    return int(bool(worse))
+
+
+def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
+    """Run what the arguments name; the exit status is 1 where the quick variant finds something slower."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--rounds", type=int, help="by default 10, quick 3")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    names, rounds = options.names or list(BENCHMARKS), options.rounds or (3 if options.quick else 10)
+    if options.quick and not options.record:
+        return compare(names, rounds, results)
+    folder = results / "quick" if options.quick else results
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.json").write_text(json.dumps(record(name, rounds, options.quick), indent=1) + "\n")
+        print(folder / f"{name}.json", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

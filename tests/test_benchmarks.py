@@ -1,0 +1,42 @@
+"""The benchmarks' quick variant finds what has become slower; the slow test runs it as a user does."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import run
+from tests.testers import ROOT
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A benchmark whose ratio the test sets."""
+    ratio = {"own": 2.0}
+    monkeypatch.setattr(
+        run, "BENCHMARKS", {"fake": run.Benchmark("a step", lambda rounds, quick: {"small": dict(ratio)})}
+    )
+    monkeypatch.setattr(run, "installed_versions", dict)
+    return ratio
+
+
+def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
+    assert run.main(["--quick", "--record"], tmp_path) == 0
+    recorded = json.loads((tmp_path / "quick" / "fake.json").read_text())
+    assert recorded["columns"] == {"small": {"own": 2.0}}
+    assert recorded.keys() == {"unit", "columns", "rounds", "threads", "cpu", "commit", "versions"}
+    for ratio, status in ((0.5, 0), (2.9, 0), (3.1, 1)):
+        fake["own"] = ratio
+        assert run.main(["--quick"], tmp_path) == status
+    assert "fake, small, own: 3.1, recorded 2" in capsys.readouterr().out
+
+
+def test_without_a_record_there_is_nothing_to_compare_with(fake, tmp_path, capsys):
+    assert run.main(["--quick"], tmp_path) == 2
+    assert capsys.readouterr().err == "fake: there is no fake.json; record it by --quick --record\n"
+
+
+@pytest.mark.slow
+def test_nothing_is_slower_than_recorded():
+    subprocess.run([sys.executable, "benchmarks/run.py", "--quick"], cwd=ROOT, check=True)
