@@ -123,8 +123,9 @@ class LirpaGraph:
             if name in weights and "param" in node._parameters:
                 node._parameters["param"] = weights[name].detach() if detached else weights[name]
             elif name in buffers and "buffer" in node._buffers:
-                # a copy: batch-norm may change it in place before the caller's backward pass needs it
-                node._buffers["buffer"] = buffers[name].clone()
+                # a copy: batch-norm may change it in place before the caller's backward pass needs it; a constant, as
+                # torch's own batch_norm cannot be differentiated to its statistics
+                node._buffers["buffer"] = buffers[name].detach().clone()
 
     def has_slopes(self) -> bool:
         """Whether there is anything for alpha-CROWN to optimise."""
@@ -161,7 +162,8 @@ class LirpaGraph:
 
 def _for_tracing(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode, whose state_dict, hence the graph, holds every buffer."""
-    traced = copy.deepcopy(network).eval()
+    computed = (buffer for buffer in network.buffers() if buffer.grad_fn is not None)  # which deepcopy refuses
+    traced = copy.deepcopy(network, {id(buffer): buffer.detach().clone() for buffer in computed}).eval()
     for module in traced.modules():
         module._non_persistent_buffers_set.clear()
         if type(module) is nn.Dropout:  # by this name, auto_LiRPA would trace in training mode, batch-norm included
