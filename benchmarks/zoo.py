@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from robust.networks import CNN7, DMLarge, DMSmall, PlainCNN, ResNet18, ResNetB, ResNetV1, WideResNet
+from robust.networks import CNN7, DMLarge, DMSmall, PlainCNN, ResNetB, ResNetV1, WideResNet
 
 
 class Case(NamedTuple):
-    """A name, what builds the network, and the shape of its images."""
+    """A name, what builds the network for color images of 32 x 32 pixels, and whether method ``crown`` is measured."""
 
     name: str
     build: Callable[[], nn.Module]
-    shape: tuple[int, int, int] = (3, 32, 32)
+    crown: bool = False
 
 
 class SqueezeExcite(nn.Module):
@@ -65,18 +65,17 @@ def densenet() -> nn.Module:
 
 
 ZOO = [
-    Case("`DMSmall`", lambda: DMSmall((3, 32, 32))),
+    Case("`DMSmall`", lambda: DMSmall((3, 32, 32)), crown=True),
     Case("`DMLarge`", lambda: DMLarge((3, 32, 32))),
     Case("`PlainCNN`", lambda: PlainCNN((3, 32, 32))),
     Case("`CNN7`", lambda: CNN7((3, 32, 32))),
-    Case("`ResNetB`, 2 blocks", ResNetB),
+    Case("`ResNetB`, 2 blocks", ResNetB, crown=True),
     Case("`ResNetB`, 4 blocks, batch-norm", lambda: ResNetB(blocks=4, width=16, batch_norm=True)),
     Case("`ResNetV1`, depth 8", lambda: ResNetV1(8)),
     Case("`ResNetV1`, depth 20", lambda: ResNetV1(20)),
-    Case("`ResNet18`", ResNet18),
     Case("`WideResNet`, depth 10", lambda: WideResNet(depth=10, width=1)),
-    Case("LeNet with max-pooling", lenet),
-    Case("squeeze-and-excite blocks", squeeze_excite),
+    Case("LeNet with max-pooling", lenet, crown=True),
+    Case("squeeze-and-excite blocks", squeeze_excite, crown=True),
     Case("torchvision `resnet18`", lambda: models.resnet18(num_classes=10)),
     Case("torchvision `mobilenet_v2`", lambda: models.mobilenet_v2(num_classes=10)),
     Case("torchvision `mobilenet_v3_small`", lambda: models.mobilenet_v3_small(num_classes=10)),
