@@ -75,7 +75,7 @@ ZOO = [
     Case("`ResNetV1`, depth 20", lambda: ResNetV1(20)),
     Case("`WideResNet`, depth 10", lambda: WideResNet(depth=10, width=1)),
     Case("LeNet with max-pooling", lenet, crown=True),
-    Case("squeeze-and-excite blocks", squeeze_excite, crown=True),
+    Case("squeeze-and-excite blocks", squeeze_excite),
     Case("torchvision `resnet18`", lambda: models.resnet18(num_classes=10)),
     Case("torchvision `mobilenet_v2`", lambda: models.mobilenet_v2(num_classes=10)),
     Case("torchvision `mobilenet_v3_small`", lambda: models.mobilenet_v3_small(num_classes=10)),

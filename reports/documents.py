@@ -8,10 +8,13 @@ A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the tab
   as ``commit`` or ``wall_time``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
+
+Where there is ``results/benchmarks/NAME.json`` instead, its ``rows``, texts by a column's title, are the table.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,6 +62,10 @@ def table(results: Path, name: str) -> str:
     Raises:
         SettingError: if it or a run that it names is missing or malformed.
     """
+    benchmark = results / "benchmarks" / f"{name}.json"
+    if benchmark.is_file():
+        rows = json.loads(benchmark.read_text(encoding="utf-8"))["rows"]
+        return _markdown([list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)])
     file = results / "tables" / f"{name}.yaml"
     require(file.is_file(), "results", name, f"there is no {file.name} in results/tables; name a table that is there")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -75,6 +82,10 @@ def table(results: Path, name: str) -> str:
             str(texts[column["title"]]) if column["title"] in texts else _cell(runs, column, name) for column in columns
         ]
         lines.append([given["label"], *cells])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)
 
 

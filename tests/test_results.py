@@ -23,13 +23,15 @@ def test_each_run_is_in_a_table():
     tables = [yaml.safe_load(path.read_text()) for path in (ROOT / "results" / "tables").iterdir()]
     cited = {file for table in tables for row in table["rows"] for file in row.get("runs", [])}
     files = {str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json")}
-    assert files == cited
+    assert {file for file in files if not file.startswith("benchmarks/")} == cited
 
 
 def test_each_table_is_in_a_page():
     pages = "".join(page.read_text() for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     for table in (ROOT / "results" / "tables").iterdir():
         assert f"<!-- begin results {table.stem} -->" in pages
+    for benchmark in (ROOT / "results" / "benchmarks").iterdir():
+        assert f"<!-- begin results {benchmark.stem} -->" in pages
 
 
 def project(folder, table):
@@ -50,6 +52,18 @@ def test_a_single_run_of_a_network_with_noise_has_the_std_over_its_passes(tmp_pa
     (tmp_path / "results" / "noisy.json").write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
     update(tmp_path)
     assert "| noisy | 2.00 ± 0.40 |" in (tmp_path / "docs" / "page.md").read_text()
+
+
+def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
+    project(tmp_path, {"columns": [], "rows": []})
+    (tmp_path / "results" / "tables" / "mine.yaml").unlink()
+    (tmp_path / "results" / "benchmarks").mkdir()
+    rows = [{"network": "one", "time": "1.5"}, {"network": "two", "time": ""}]
+    (tmp_path / "results" / "benchmarks" / "mine.json").write_text(json.dumps({"rows": rows}))
+    update(tmp_path)
+    assert (
+        "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n" in (tmp_path / "docs" / "page.md").read_text()
+    )
 
 
 def test_a_table_is_written_between_its_markers(tmp_path):

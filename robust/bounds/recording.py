@@ -1,8 +1,10 @@
 """A network as the list of calls that its forward pass makes: recorded while it runs in evaluation mode.
 
-Recording follows any Python code (shapes, asserts, loops, hooks, pruning, parametrizations), where ``torch.fx`` stops
-at the first ``if`` or ``assert`` on a shape and ``torch.export`` decomposes what has bounds of its own. What depends on
-the *values* of an image cannot be followed and is an error.
+Recording follows any Python code: shapes, asserts, branches on a shape, loops, hooks, pruning, parametrizations. Tried
+on 25 networks of torchvision, timm and ours, and on five that use such code: ``torch.fx`` traced 24 and stopped at an
+assert and at a branch on a shape; ``torch.export`` followed all 30, in 62 s for the 25, where recording takes 3 s. A
+recording also keeps the modules, for which users register operations of their own, and the line of the user's code.
+What depends on the *values* of an image cannot be followed and is an error.
 """
 
 from __future__ import annotations
