@@ -34,6 +34,7 @@ ALIKE = [
 ALIKE += [
     f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10_short", "organ_a_mnist")
 ]
+ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("mnist_cnn7", "cifar10_cnn7", "mnist_resnet")]
 ALIKE += [f"contextual_budgets/{name}_contextual.yaml" for name in ("watermarked_mnist", "doubled_cifar10")]
 FIGURES = {
     "CertifiedEvaluation": "test/certified_accuracy/linf_",

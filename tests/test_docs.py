@@ -66,7 +66,7 @@ def own_code(folder, output):
 
 def own_network(folder, _output):
     methods = {results_in(path)["method"] for path in folder.rglob("results.json")}
-    assert methods == {"AdversarialTraining", "StandardTraining"}
+    assert methods == {"AdversarialTraining", "ContextualBudgets", "StandardTraining"}
 
 
 def export(folder, _output):
