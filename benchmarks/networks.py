@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
 from benchmarks.zoo import ZOO, Case
-from callbacks.results import git_commit, installed_versions
+from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, Verifier
 from robust.bounds.agreement import checked_graph
@@ -113,7 +112,9 @@ def shown(value: Any) -> str:
     """A cell: numbers with two digits or as whole ones, and powers of ten where they are large."""
     if not isinstance(value, float):
         return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}" if value < 1e4 else f"{value:.0e}".replace("+0", "")
+    if value < 1e4:
+        return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def main() -> None:
@@ -136,7 +137,7 @@ def main() -> None:
     record = {
         "command": f"benchmarks/networks.py --rounds {args.rounds}",
         "commit": git_commit(),
-        "hardware": f"{platform.processor()}, 1 thread",
+        "hardware": f"{cpu_name()}, 1 thread",
         "versions": installed_versions(),
         "rows": rows,
     }

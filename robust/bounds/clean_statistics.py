@@ -68,6 +68,7 @@ def in_place_of_running(statistics: Statistics) -> Iterator[None]:
 
     ``FeedForwardVerifier`` has gradients to them, ``LirpaVerifier`` takes them as constants.
 
+    >>> import torch
     >>> network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten())
     >>> with clean_statistics(network) as statistics:
     ...     _ = network(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
