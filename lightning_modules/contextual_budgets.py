@@ -56,7 +56,7 @@ class ContextualBudgets(GeneratorClassifier):
         natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, from 1 at its start; by
             default there is none.
         interval_weight: weight lambda of the regularisers of intervals (Shi et al. 2021) at epsilon 0; it falls to 0 as
-            epsilon rises. They take another pass of intervals.
+            epsilon rises. They take another pass of intervals, and compare means over the images of each process.
         interval_initialisation: whether to draw the classifier's weights so that intervals keep their width (Shi et al.
             2021), in place of its own initialisation.
         gradient_clip: largest gradient norm of classifier and generator together.
