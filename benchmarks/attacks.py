@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from callbacks.results import _cpu_name, git_commit, installed_versions
+from callbacks.results import cpu_name, git_commit, installed_versions
 from datamodules import Digits
 from robust.attacks import FGSM, PGD
 from robust.networks import DMSmall
@@ -144,7 +144,7 @@ def main() -> None:
     for name, implementation in sorted(results, key=lambda key: [*BALLS, "none", "per-pixel budgets"].index(key[0])):
         spent, accuracy = results[name, implementation]
         print(f"| {name} | {implementation} | {spent / seconds:.2f} | {accuracy:.1f} |")
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{_cpu_name()} x {args.threads}"
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()} x {args.threads}"
     others = {name: version(name) for name in ("torchattacks", "foolbox") if args.peers}
     print(
         f"\nDM-small, {len(x)} test digits, {args.steps} steps of 2.5 / {args.steps} radius, {args.rounds} rounds, "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from callbacks.results import _cpu_name, git_commit, installed_versions
+from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import BayesianWeights, Noisy, NoisyWeights, ResNetV1
 
 NOISY_LAYERS, SHAPE = ["bn1", "*.addition"], (3, 32, 32)
@@ -69,7 +69,7 @@ def main() -> None:
         own = [times[name] for times in rounds[1:]]  # the first round allocates memory
         ratio = statistics.median(times[name] / times["plain"] for times in rounds[1:])
         print(f"| {name} | {statistics.median(own):.3g} | {ratio:.2f} |")
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{_cpu_name()} x {args.threads} threads"
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()} x {args.threads} threads"
     print(
         f"\nResNet-20, batch {args.batch}, {args.rounds} rounds. {hardware}, commit {git_commit()}, "
         f"{installed_versions()}"

@@ -31,7 +31,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from callbacks.results import _cpu_name, git_commit, installed_versions
+from callbacks.results import cpu_name, git_commit, installed_versions
 
 
 class StepTime(Callback):
@@ -92,7 +92,7 @@ def main() -> None:
     for case in args.cases:
         ratio = statistics.median(times[case] / times[args.cases[0]] for times in rounds)
         print(f"| `{case}` | {statistics.median(times[case] for times in rounds):.3g} | {ratio:.2f} |")
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu_name()} x {args.threads} threads"
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu_name()} x {args.threads} threads"
     print(
         f"\n{args.rounds} rounds of {args.batches} batches. {hardware}, commit {git_commit()}, {installed_versions()}"
     )

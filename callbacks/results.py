@@ -215,11 +215,12 @@ def describe_device(trainer: Trainer) -> str:
     if trainer.strategy.root_device.type == "cuda":
         name = torch.cuda.get_device_name(trainer.strategy.root_device)
     else:
-        name = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
     return f"{trainer.world_size} x {name}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]

@@ -24,10 +24,12 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.base import Batch, GeneratorClassifier
-from robust.bounds import Auto, Verifier
+from lightning_modules.base import Batch, GeneratorClassifier, statistics_of
+from robust.bounds import Auto, Verifier, clean_statistics, in_place_of_running, interval_regulariser
+from robust.bounds.clean_statistics import normalised_by_batch
 from robust.budgets import check_budget_range, relative_budgets
 from robust.errors import require
+from robust.networks import initialise_for_intervals
 from robust.threat_models import LinfBall, PixelBox, ThreatModel
 
 
@@ -39,7 +41,8 @@ class ContextualBudgets(GeneratorClassifier):
     larger ones: epsilon is full after half of the ramp, then the smallest budget moves geometrically to ``alpha_low``.
     By default epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they use the full
     epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
-    loss fusion.
+    loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
+    bounds take too (Shi et al. 2021); evaluations use the running statistics.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -52,6 +55,10 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
         natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, from 1 at its start; by
             default there is none.
+        interval_weight: weight lambda of the regularisers of intervals (Shi et al. 2021) at epsilon 0; it falls to 0 as
+            epsilon rises. They take another pass of intervals, and compare means over the images of each process.
+        interval_initialisation: whether to draw the classifier's weights so that intervals keep their width (Shi et al.
+            2021), in place of its own initialisation.
         gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
@@ -72,6 +79,8 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_high: float = 2.0,
         alpha_low_start: float | None = None,
         natural_weight: float | None = None,
+        interval_weight: float = 0.0,
+        interval_initialisation: bool = False,
         gradient_clip: float | None = 8.0,
         optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
         generator_optimizer: OptimizerCallable = lambda params: Adam(params, lr=5e-4),
@@ -81,6 +90,9 @@ class ContextualBudgets(GeneratorClassifier):
         fits = alpha_low_start is None or 0 < alpha_low_start <= 1
         require(fits, "model.alpha_low_start", alpha_low_start, "give a value in (0, 1]: the mean budget must fit")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
+        require(interval_weight >= 0, "model.interval_weight", interval_weight, "give a weight of 0 or above")
+        if interval_initialisation:
+            initialise_for_intervals(classifier)
         super().__init__(
             classifier=classifier,
             generator=generator,
@@ -93,7 +105,7 @@ class ContextualBudgets(GeneratorClassifier):
         if not isinstance(verifier, str):
             self.verifier = verifier
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
-        self.alpha_low_start = alpha_low_start
+        self.alpha_low_start, self.interval_weight = alpha_low_start, interval_weight
 
     @property
     def current_epsilon(self) -> float:
@@ -128,15 +140,25 @@ class ContextualBudgets(GeneratorClassifier):
             loss = F.cross_entropy(self(x), y)
             self.descend(loss, self.all_optimizers()[0])
         else:
-            box = self.threat_model(x, self.current_epsilon, self.current_alpha_low).interval(x)
-            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
-            if self.natural_weight is not None:
-                kappa = 1 - self.ramp * (1 - self.natural_weight)
-                loss = (1 - kappa) * loss + kappa * F.cross_entropy(self(x), y)
+            loss = self._robust_loss(x, y)
             self.descend(loss, *self.all_optimizers())
         self.log("train/loss", loss.detach(), prog_bar=True)
         if self.alpha_low_start is not None:
             self.log("train/alpha_low", self.current_alpha_low)
+
+    def _robust_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """(1 - kappa) L_rob + kappa L_nat, and lambda (L_tightness + L_relu); one clean pass, where one is needed."""
+        box = self.threat_model(x, self.current_epsilon, self.current_alpha_low).interval(x)
+        kappa = 0.0 if self.natural_weight is None else 1 - self.ramp * (1 - self.natural_weight)
+        natural = x.new_zeros(())
+        with clean_statistics(self.classifier, statistics_of) as statistics:
+            if self.natural_weight is not None or normalised_by_batch(self.classifier):
+                natural = F.cross_entropy(self(x), y)
+        with in_place_of_running(statistics):
+            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
+            loss = loss if kappa == 0 else (1 - kappa) * loss + kappa * natural
+            weight = self.interval_weight * (1 - self.current_epsilon / self.epsilon)
+            return loss if weight == 0 else loss + weight * interval_regulariser(self.classifier, box)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the range of budgets, which other models need to use the generator."""

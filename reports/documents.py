@@ -1,8 +1,8 @@
 """The tables of README and docs, generated from the measured runs in ``results/``.
 
 A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the table between them is that of
-``results/tables/NAME.yaml``, with ``columns`` and ``rows``, or, for ``benchmarks/NAME``, of the ratios that
-``benchmarks/run.py`` has written:
+``results/tables/NAME.yaml``, with ``columns`` and ``rows``, or, for ``benchmarks/NAME``, that of the ratios or
+rows which a benchmark has written:
 
 - A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
   ``show`` (``error %``, ``accuracy %`` or ``plain``) and ``digits``; or ``field``, a key of the run's last record, such
@@ -62,7 +62,7 @@ def table(results: Path, name: str) -> str:
         SettingError: if it or a run that it names is missing or malformed.
     """
     if name.startswith("benchmarks/"):
-        return _ratios(results, name)
+        return _benchmark(results, name)
     file = results / "tables" / f"{name}.yaml"
     require(file.is_file(), "results", name, f"there is no {file.name} in results/tables; name a table that is there")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -79,21 +79,31 @@ def table(results: Path, name: str) -> str:
             str(texts[column["title"]]) if column["title"] in texts else _cell(runs, column, name) for column in columns
         ]
         lines.append([given["label"], *cells])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines)
 
 
-def _ratios(results: Path, name: str) -> str:
-    """A table of a benchmark's ratios, and the line that says where they are from."""
+def _benchmark(results: Path, name: str) -> str:
+    """The table of a benchmark: its rows, or its ratios and the line that says where they are from."""
     file = results / f"{name}.json"
     require(file.is_file(), "results", name, f"there is no {file.name}; run benchmarks/run.py {file.stem}")
     record = json.loads(file.read_text(encoding="utf-8"))
+    if "rows" in record:
+        return _markdown([list(record["rows"][0]), ["---"] * len(record["rows"][0]), *map(_texts, record["rows"])])
     columns = record["columns"]
     rows = dict.fromkeys(row for column in columns.values() for row in column)
     lines = [["time over that of " + record["unit"], *columns], ["---"] * (len(columns) + 1)]
     lines += [[row, *(f"{column[row]:.3g}" if row in column else "" for column in columns.values())] for row in rows]
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     source = f"{record['cpu']}, {record['threads']} thread, {record['rounds']} rounds, commit {record['commit'][:7]}"
-    return "\n".join([*(f"| {' | '.join(line)} |".replace("  ", " ") for line in lines), "", f"{source}; {versions}."])
+    return "\n".join([_markdown(lines), "", f"{source}; {versions}."])
+
+
+def _texts(row: dict[str, str]) -> list[str]:
+    return list(row.values())
 
 
 def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:

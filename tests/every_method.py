@@ -58,6 +58,19 @@ METHODS: dict[str, tuple[str, list[str]]] = {
             "--model.generator=robust.networks.ConvolutionalBudgetGenerator",
         ],
     ),
+    "contextual_budgets_batch_norm": (
+        "contextual_budgets",
+        [
+            "--epsilon_schedule.start_epoch=1",
+            "--epsilon_schedule.length=2",
+            "--checkpoint.monitor=null",
+            "--model.classifier=robust.networks.ResNetB",
+            "--model.classifier.init_args.image_shape=[1, 28, 28]",
+            "--model.classifier.init_args.width=2",
+            "--model.classifier.init_args.batch_norm=true",
+            "--model.interval_initialisation=true",
+        ],
+    ),
     # batch normalisation with second derivatives, and with random weights
     "mng_ac_batch_norm": ("mng_ac", [f"--model.classifier={OWN}", "--model.optimizer.init_args.lr=0.01"]),
     "adversarial_bnn_batch_norm": ("adversarial_bnn", [f"--model.classifier.init_args.network={OWN}"]),

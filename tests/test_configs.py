@@ -32,6 +32,7 @@ ALIKE = [
     name for name in EXPERIMENTS if name.startswith(SCORES) and name.endswith("_short.yaml")
 ]  # but for the schedule
 ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10", "organ_a_mnist")]
+ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("mnist_cnn7", "cifar10_cnn7", "mnist_resnet")]
 ALIKE += [f"contextual_budgets/{name}_contextual.yaml" for name in ("watermarked_mnist", "doubled_cifar10")]
 FIGURES = {
     "CertifiedEvaluation": "test/certified_accuracy/linf_",

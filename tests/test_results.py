@@ -54,6 +54,18 @@ def test_a_single_run_of_a_network_with_noise_has_the_std_over_its_passes(tmp_pa
     assert "| noisy | 2.00 ± 0.40 |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
+    project(tmp_path, {"columns": [], "rows": []})
+    (tmp_path / "results" / "tables" / "mine.yaml").unlink()
+    (tmp_path / "results" / "benchmarks").mkdir()
+    rows = [{"network": "one", "time": "1.5"}, {"network": "two", "time": ""}]
+    (tmp_path / "results" / "benchmarks" / "mine.json").write_text(json.dumps({"rows": rows}))
+    update(tmp_path)
+    assert (
+        "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n" in (tmp_path / "docs" / "page.md").read_text()
+    )
+
+
 def test_a_table_is_written_between_its_markers(tmp_path):
     columns = [COLUMN, {"title": "commit", "field": "commit"}, {"title": "time", "field": "wall_time"}]
     rows = [

@@ -7,6 +7,7 @@ from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
 from lightning_modules.base.multi_norm_classifier import MultiNormClassifier, attacks_by_norm
 from lightning_modules.base.robust_classifier import RobustClassifier
+from lightning_modules.base.synchronised import statistics_of
 from lightning_modules.base.training_module import Batch, TrainingModule
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "attacks_by_norm",
     "check_precision",
     "run_blank",
+    "statistics_of",
 ]

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robust.bounds.clean_statistics import batch_statistics
 from robust.errors import require
 
 
@@ -55,22 +56,39 @@ class SynchronisedStatistics(LayerSync):
         return model
 
 
-def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:
-    """Torch's ``forward`` of batch normalisation with the statistics of all processes."""
-    if not (layer.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        output: Tensor = type(layer).forward(layer, x)
-        return output
-    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+def statistics_of(layer: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) by which a layer in training mode normalises its input (B, C, ...)."""
+    if "forward" in vars(layer) and _several_processes():
+        return _statistics(x)[:2]
+    return batch_statistics(layer, x)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of values of each channel, over all processes."""
     others = [dim for dim in range(x.dim()) if dim != 1]
     wide = [1, -1, *[1] * (x.dim() - 2)]
     values = x if x.dtype == torch.float64 else x.float()
     count = _sum_over_ranks(values.new_tensor([values.numel() / values.shape[1]]))
     mean = _sum_over_ranks(values.sum(others)) / count
     centred = values - mean.view(wide)
-    variance = _sum_over_ranks(centred.square().sum(others)) / count  # E[x^2] - E[x]^2 would lose digits
+    return mean, _sum_over_ranks(centred.square().sum(others)) / count, count  # E[x^2] - E[x]^2 would lose digits
+
+
+def _forward(layer: _BatchNorm, x: Tensor) -> Tensor:
+    """Torch's ``forward`` of batch normalisation with the statistics of all processes."""
+    if not (layer.training and _several_processes()):
+        output: Tensor = type(layer).forward(layer, x)
+        return output
+    layer._check_input_dim(x)  # type: ignore[no-untyped-call]
+    mean, variance, count = _statistics(x)
+    wide = [1, -1, *[1] * (x.dim() - 2)]
     if layer.track_running_stats and layer.running_mean is not None:
         _update_running_statistics(layer, mean.detach(), (variance * count / (count - 1)).detach())
-    output = centred * torch.rsqrt(variance + layer.eps).view(wide)
+    output = (x.to(mean.dtype) - mean.view(wide)) * torch.rsqrt(variance + layer.eps).view(wide)
     if layer.affine:
         output = output * layer.weight.view(wide) + layer.bias.view(wide)
     return output.to(x.dtype)

@@ -123,8 +123,9 @@ class LirpaGraph:
             if name in weights and "param" in node._parameters:
                 node._parameters["param"] = weights[name].detach() if detached else weights[name]
             elif name in buffers and "buffer" in node._buffers:
-                # a copy: batch-norm may change it in place before the caller's backward pass needs it
-                node._buffers["buffer"] = buffers[name].clone()
+                # a copy: batch-norm may change it in place before the caller's backward pass needs it; a constant, as
+                # torch's own batch_norm cannot be differentiated to its statistics
+                node._buffers["buffer"] = buffers[name].detach().clone()
 
     def has_slopes(self) -> bool:
         """Whether there is anything for alpha-CROWN to optimise."""
@@ -161,7 +162,8 @@ class LirpaGraph:
 
 def _for_tracing(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode, whose state_dict, hence the graph, holds every buffer."""
-    traced = copy.deepcopy(network).eval()
+    computed = (buffer for buffer in network.buffers() if buffer.grad_fn is not None)  # which deepcopy refuses
+    traced = copy.deepcopy(network, {id(buffer): buffer.detach().clone() for buffer in computed}).eval()
     for module in traced.modules():
         module._non_persistent_buffers_set.clear()
         if type(module) is nn.Dropout:  # by this name, auto_LiRPA would trace in training mode, batch-norm included
@@ -205,14 +207,16 @@ def _failure(network: nn.Module, images: Tensor, optimiser: dict[str, float]) ->
 def _exact_as_patches(node: nn.Module | None) -> bool:
     """Whether CROWN may hold its rows on this operation's output as convolution patches, which save memory.
 
-    It fails on pooling, on dilated or grouped convolutions, and on constants that are added to hidden layers.
+    It fails on pooling, on dilated or grouped convolutions, and on constants that are added to hidden layers. Sums of
+    two branches whose strides or paddings differ have wrong bounds for some shapes of images, which the boxes of the
+    check do not always show.
     """
     settings = vars(node)
     kind, *inputs = (type(n).__name__.removeprefix("Bound") for n in (node, *settings["inputs"]))
     if kind == "Conv":
         return set(settings["dilation"]) == {1} and settings["groups"] == 1
     if kind in ("Add", "Sub"):
-        return "Input" in inputs or not {"Params", "Buffers", "Constant"} & set(inputs)
+        return "Input" in inputs
     return kind in _PATCH_OPERATIONS
 
 

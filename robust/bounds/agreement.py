@@ -109,8 +109,8 @@ def _compare(network: nn.Module, graph: Graph, values: list[Tensor], images: Ten
 
 def _require_alone(network: nn.Module, logits: Tensor, images: Tensor) -> None:
     """Raise unless an image's logits are the same without the others of its batch; NaN is for others to report."""
-    if bool(
-        ((network(images[:1]) - logits[:1]).abs() > 1e-2 * logits[:1].abs() + 1e-3 * (1 + logits.abs().amax())).any()
-    ):
+    alone = network(images[:1])
+    size = float(1 + logits.nan_to_num(0, 0, 0).abs().amax())
+    if not torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3 * size, equal_nan=True):
         remedy = f"an image's logits depend on the others in its batch; {REMEDY}"
         raise UnsupportedLayerError("network", type(network).__name__, remedy)

@@ -2,8 +2,10 @@
 
 from robust.networks.adversarial_generator import AdversarialGenerator
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
+from robust.networks.cnn7 import CNN7
 from robust.networks.dm import DMLarge, DMSmall
 from robust.networks.generators import BudgetGenerator, ConvolutionalBudgetGenerator
+from robust.networks.initialisation import initialise_for_intervals
 from robust.networks.noise import (
     NoiseSource,
     Noisy,
@@ -18,11 +20,13 @@ from robust.networks.noisy_weights import BayesianWeights, GaussianWeight, Noisy
 from robust.networks.normalize import Normalize, Normalized
 from robust.networks.plain_cnn import PlainCNN
 from robust.networks.resnet import ResNet18
+from robust.networks.resnet_b import ResNetB
 from robust.networks.resnet_v1 import ResNetV1
 from robust.networks.small_cnn import SmallCNN
 from robust.networks.wide_resnet import PreActResNet18, WideResNet
 
 __all__ = [
+    "CNN7",
     "AdversarialGenerator",
     "Autoencoder",
     "BayesianWeights",
@@ -41,11 +45,13 @@ __all__ = [
     "PlainCNN",
     "PreActResNet18",
     "ResNet18",
+    "ResNetB",
     "ResNetV1",
     "SmallCNN",
     "WeightNoise",
     "WideResNet",
     "divergence",
+    "initialise_for_intervals",
     "injections",
     "load_autoencoder",
     "noise_sources",

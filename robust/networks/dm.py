@@ -12,7 +12,12 @@ from robust.networks.normalize import Normalize
 ImageShape = tuple[int, int, int]
 
 
-def _check(image_shape: ImageShape, num_classes: int, smallest: int) -> None:
+def check_sizes(image_shape: ImageShape, num_classes: int, smallest: int) -> None:
+    """Check the settings of a network for images of one shape.
+
+    Raises:
+        SettingError: if the images are smaller than ``smallest`` pixels, or there are fewer than 2 classes.
+    """
     require(
         len(image_shape) == 3 and min(image_shape[1:]) >= smallest and image_shape[0] >= 1,
         "image_shape",
@@ -22,7 +27,12 @@ def _check(image_shape: ImageShape, num_classes: int, smallest: int) -> None:
     require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
 
 
-def _first(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+    """The first layers of a network: none without mean and std.
+
+    Raises:
+        SettingError: if only one of the two is given.
+    """
     require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
     return [] if mean is None or std is None else [Normalize(mean, std)]
 
@@ -46,11 +56,11 @@ class DMSmall(nn.Sequential):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        _check(image_shape, num_classes, smallest=10)
+        check_sizes(image_shape, num_classes, smallest=10)
         channels, height, width = image_shape
         flat = 32 * ((height - 4) // 2 - 2) * ((width - 4) // 2 - 2)
         super().__init__(
-            *_first(mean, std),
+            *normalisation(mean, std),
             nn.Conv2d(channels, 16, 4, stride=2),
             nn.ReLU(),
             nn.Conv2d(16, 32, 4),
@@ -81,11 +91,11 @@ class DMLarge(nn.Sequential):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        _check(image_shape, num_classes, smallest=2)
+        check_sizes(image_shape, num_classes, smallest=2)
         channels, height, width = image_shape
         flat = 128 * ((height + 1) // 2) * ((width + 1) // 2)
         super().__init__(
-            *_first(mean, std),
+            *normalisation(mean, std),
             nn.Conv2d(channels, 64, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(64, 64, 3, padding=1),

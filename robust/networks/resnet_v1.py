@@ -36,7 +36,7 @@ class PaddedBlock(nn.Module):
 
 
 class ResNetV1(nn.Module):
-    """ResNet-20, 32, 44 or 56: 269,722, 464,154, 658,586 or 853,018 parameters with 10 classes.
+    """ResNet-8, 20, 32, 44 or 56: 75,290, 269,722, 464,154, 658,586 or 853,018 parameters with 10 classes.
 
     Three stages of (depth - 2) / 6 blocks each. The places for noise are ``bn1`` and every block's ``addition``, all
     before a ReLU. Source: He et al. 2016, section 4.2; widths as in Learn2Perturb.
@@ -56,7 +56,7 @@ class ResNetV1(nn.Module):
 
     def __init__(
         self,
-        depth: Literal[20, 32, 44, 56] = 20,
+        depth: Literal[8, 20, 32, 44, 56] = 20,
         width_multiplier: float = 1.0,
         num_classes: int = 10,
         channels: int = 3,
@@ -64,7 +64,7 @@ class ResNetV1(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        require(depth in (20, 32, 44, 56), "depth", depth, "give 20, 32, 44 or 56")
+        require(depth in (8, 20, 32, 44, 56), "depth", depth, "give 8, 20, 32, 44 or 56")
         whole = width_multiplier > 0 and 16 * width_multiplier % 1 == 0
         require(whole, "width_multiplier", width_multiplier, "give a positive multiple of 1/16")
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")

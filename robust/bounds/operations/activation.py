@@ -20,7 +20,7 @@ class Activation(Operation):
     piece (for the upper line; a convex one for the lower), where the tangent at *any* point t is a bound of f, hence
     g(h) <= g(t) + (f'(t) - slope) (h - t): the bounds hold however well t, where f' should be the slope, is found.
 
-    >>> from robust.bounds.operations.activations import Square
+    >>> from robust.bounds.operations.powers import Square
     >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
     >>> Square().interval(h).lower, Square().interval(h).upper
     (tensor([[0.]]), tensor([[9.]]))

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.bounds.operations.activation import Activation
+from robust.bounds.operations.base import Interval  # noqa: F401  (in examples)
 from robust.bounds.operations.piecewise import Abs, Clamp, Hardsigmoid, LeakyReLU
+from robust.bounds.operations.powers import Square
 from robust.bounds.operations.registry import Operand, UnboundedError, register
 
 
@@ -19,7 +21,14 @@ def _log(slope: Tensor) -> Tensor:
 
 
 class ELU(Activation):
-    """h where it is positive, else alpha (exp(h) - 1)."""
+    """h where it is positive, else alpha (exp(h) - 1).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (ELU(1.0).interval(h).lower, ELU(1.0).interval(h).upper)]
+    [-0.632, 3.0]
+    >>> [round(part.item(), 3) for part in ELU(1.0).lines(h)]  # slope, offsets of the lines
+    [0.908, -0.004, 0.276]
+    """
 
     kinks, pieces = (0.0,), ((-math.inf, 0.0, 1),)
 
@@ -42,7 +51,14 @@ class ELU(Activation):
 
 
 class Sigmoid(Activation):
-    """1 / (1 + exp(-h))."""
+    """1 / (1 + exp(-h)).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Sigmoid().interval(h).lower, Sigmoid().interval(h).upper)]
+    [0.269, 0.953]
+    >>> [round(part.item(), 3) for part in Sigmoid().lines(h)]  # slope, offsets of the lines
+    [0.171, 0.44, 0.564]
+    """
 
     pieces, lipschitz = ((-math.inf, 0.0, 1), (0.0, math.inf, -1)), 0.25
 
@@ -61,7 +77,14 @@ class Sigmoid(Activation):
 
 
 class Tanh(Activation):
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Tanh().interval(h).lower, Tanh().interval(h).upper)]
+    [-0.762, 0.995]
+    >>> [round(part.item(), 3) for part in Tanh().lines(h)]  # slope, offsets of the lines
+    [0.439, -0.323, 0.323]
+    """
 
     pieces, lipschitz = ((-math.inf, 0.0, 1), (0.0, math.inf, -1)), 1.0
 
@@ -80,7 +103,14 @@ class Tanh(Activation):
 
 
 class GELU(Activation):
-    """h times the normal distribution function of h."""
+    """h times the normal distribution function of h.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (GELU().interval(h).lower, GELU().interval(h).upper)]
+    [-0.17, 2.996]
+    >>> [round(part.item(), 3) for part in GELU().lines(h)]  # slope, offsets of the lines
+    [0.789, -0.053, 0.63]
+    """
 
     pieces = ((-math.inf, -math.sqrt(2), -1), (-math.sqrt(2), math.sqrt(2), 1), (math.sqrt(2), math.inf, -1))
     turns, lipschitz, reach = (-0.7517915246935645,), 1.13, 8.0
@@ -97,7 +127,14 @@ class GELU(Activation):
 
 
 class TanhGELU(Activation):
-    """GELU with the tanh that approximates the normal distribution function."""
+    """GELU with the tanh that approximates the normal distribution function.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (TanhGELU().interval(h).lower, TanhGELU().interval(h).upper)]
+    [-0.17, 2.996]
+    >>> [round(part.item(), 3) for part in TanhGELU().lines(h)]  # slope, offsets of the lines
+    [0.789, -0.053, 0.63]
+    """
 
     bend = 1.418504008790828
     pieces = ((-math.inf, -bend, -1), (-bend, bend, 1), (bend, math.inf, -1))
@@ -117,7 +154,14 @@ class TanhGELU(Activation):
 
 
 class SiLU(Activation):
-    """h times the sigmoid of h."""
+    """h times the sigmoid of h.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (SiLU().interval(h).lower, SiLU().interval(h).upper)]
+    [-0.269, 2.858]
+    >>> [round(part.item(), 3) for part in SiLU().lines(h)]  # slope, offsets of the lines
+    [0.782, -0.082, 0.513]
+    """
 
     bend = 2.399357280515468  # h tanh(h / 2) is 2
     pieces = ((-math.inf, -bend, -1), (-bend, bend, 1), (bend, math.inf, -1))
@@ -133,7 +177,14 @@ class SiLU(Activation):
 
 
 class Hardswish(Activation):
-    """h min(max(h + 3, 0), 6) / 6."""
+    """h min(max(h + 3, 0), 6) / 6.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Hardswish().interval(h).lower, Hardswish().interval(h).upper)]
+    [-0.333, 3.0]
+    >>> [round(part.item(), 3) for part in Hardswish().lines(h)]  # slope, offsets of the lines
+    [0.833, -0.167, 0.5]
+    """
 
     kinks, pieces, turns, lipschitz = (-3.0, 3.0), ((-3.0, 3.0, 1),), (-1.5,), 1.5
 
@@ -147,7 +198,14 @@ class Hardswish(Activation):
 
 
 class Softplus(Activation):
-    """log(1 + exp(beta h)) / beta."""
+    """log(1 + exp(beta h)) / beta.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Softplus(1.0).interval(h).lower, Softplus(1.0).interval(h).upper)]
+    [0.313, 3.049]
+    >>> [round(part.item(), 3) for part in Softplus(1.0).lines(h)]  # slope, offsets of the lines
+    [0.684, 0.624, 0.997]
+    """
 
     pieces, lipschitz = ((-math.inf, math.inf, 1),), 1.0
 
@@ -170,26 +228,15 @@ class Softplus(Activation):
         return (_log(slope) - _log(1 - slope)) / self.beta
 
 
-class Square(Activation):
-    """h^2."""
-
-    pieces, turns = ((-math.inf, math.inf, 1),), (0.0,)
-
-    def value(self, x: Tensor) -> Tensor:
-        """The function."""
-        return x.square()
-
-    def slope(self, x: Tensor) -> Tensor:
-        """Its derivative."""
-        return 2 * x
-
-    def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
-        return slope / 2
-
-
 class Exp(Activation):
-    """exp(h)."""
+    """exp(h).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Exp().interval(h).lower, Exp().interval(h).upper)]
+    [0.368, 20.086]
+    >>> [round(part.item(), 3) for part in Exp().lines(h)]  # slope, offsets of the lines
+    [4.929, -2.934, 5.297]
+    """
 
     pieces = ((-math.inf, math.inf, 1),)
 
@@ -204,28 +251,6 @@ class Exp(Activation):
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Where the function has that slope."""
         return _log(slope)
-
-
-class Power(Activation):
-    """(h + eps)^exponent of h that are not negative, with a negative exponent."""
-
-    pieces, falls = ((-math.inf, math.inf, 1),), True
-
-    def __init__(self, exponent: float, eps: float) -> None:
-        self.exponent, self.eps = exponent, eps
-
-    def value(self, x: Tensor) -> Tensor:
-        """f; h below 0 are rounded zeros."""
-        return (x.clamp(min=0) + self.eps).pow(self.exponent)
-
-    def slope(self, x: Tensor) -> Tensor:
-        """Its derivative."""
-        return self.exponent * (x.clamp(min=0) + self.eps).pow(self.exponent - 1)
-
-    def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
-        tiny = torch.finfo(slope.dtype).tiny
-        return (slope / self.exponent).clamp(min=tiny).pow(1 / (self.exponent - 1)) - self.eps
 
 
 for _name, _kind in {

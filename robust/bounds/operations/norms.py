@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robust.bounds.operations.activations import Power
 from robust.bounds.operations.base import Affine
+from robust.bounds.operations.powers import Power
 from robust.bounds.operations.registry import Operand, register, rewrite
 
 

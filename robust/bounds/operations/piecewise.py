@@ -12,7 +12,14 @@ from robust.bounds.operations.registry import UnboundedError
 
 
 class LeakyReLU(Activation):
-    """max(h, slope h), slope in [0, 1)."""
+    """max(h, slope h), slope in [0, 1).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (LeakyReLU(0.25).interval(h).lower, LeakyReLU(0.25).interval(h).upper)]
+    [-0.25, 3.0]
+    >>> [round(part.item(), 3) for part in LeakyReLU(0.25).lines(h)]  # slope, offsets of the lines
+    [0.812, 0.0, 0.562]
+    """
 
     kinks, lipschitz = (0.0,), 1.0
 
@@ -31,7 +38,14 @@ class LeakyReLU(Activation):
 
 
 class Clamp(Activation):
-    """min(max(h, low), high)."""
+    """min(max(h, low), high).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Clamp(0.0, 1.0).interval(h).lower, Clamp(0.0, 1.0).interval(h).upper)]
+    [0.0, 1.0]
+    >>> [round(part.item(), 3) for part in Clamp(0.0, 1.0).lines(h)]  # slope, offsets of the lines
+    [0.25, 0.0, 0.75]
+    """
 
     lipschitz = 1.0
 
@@ -52,7 +66,14 @@ class Clamp(Activation):
 
 
 class Abs(Activation):
-    """|h|."""
+    """|h|.
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Abs().interval(h).lower, Abs().interval(h).upper)]
+    [0.0, 3.0]
+    >>> [round(part.item(), 3) for part in Abs().lines(h)]  # slope, offsets of the lines
+    [0.5, 0.0, 1.5]
+    """
 
     kinks, turns, lipschitz = (0.0,), (0.0,), 1.0
 
@@ -66,7 +87,14 @@ class Abs(Activation):
 
 
 class Hardsigmoid(Activation):
-    """min(max(h / 6 + 1/2, 0), 1)."""
+    """min(max(h / 6 + 1/2, 0), 1).
+
+    >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
+    >>> [round(end.item(), 3) for end in (Hardsigmoid().interval(h).lower, Hardsigmoid().interval(h).upper)]
+    [0.333, 1.0]
+    >>> [round(part.item(), 3) for part in Hardsigmoid().lines(h)]  # slope, offsets of the lines
+    [0.167, 0.5, 0.5]
+    """
 
     kinks, lipschitz = (-3.0, 3.0), 0.17
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.bounds import FeedForwardVerifier
-from robust.bounds.operations import Activation, Arithmetic, Interval, activations, register, registry
+from robust.bounds.operations import Activation, Arithmetic, Interval, activations, powers, register, registry
 from robust.bounds.operations.pooling import MaxPool
 from robust.errors import UnsupportedLayerError
 from robust.threat_models import LinfBall, PixelBox
@@ -29,7 +29,7 @@ SMOOTH = [
     ),
     *(activations.ELU(1.0), activations.ELU(1.7), activations.ELU(0.5), activations.Softplus(2.0)),
     *(activations.LeakyReLU(0.1), activations.Clamp(-0.5, 1.0), activations.Clamp(None, 0.5), activations.Abs()),
-    *(activations.Square(), activations.Exp(), activations.Power(-0.5, 1e-3)),
+    *(powers.Square(), activations.Exp(), powers.Power(-0.5, 1e-3)),
 ]
 
 
@@ -43,7 +43,7 @@ def random_intervals(activation, seed, dtype, count=64):
     scale = 10 ** (4 * torch.rand(1, count, dtype=torch.double) - 2)
     wide = 3.0 if isinstance(activation, activations.Exp) else 300.0
     low, high = (torch.randn(2, 1, count, dtype=torch.double) * scale).clamp(-wide, wide).to(dtype).sort(0).values
-    if isinstance(activation, activations.Power):
+    if isinstance(activation, powers.Power):
         low, high = torch.stack([low.abs(), high.abs()]).sort(0).values
     return Interval.between(low, high)
 
@@ -96,7 +96,7 @@ def test_float64_is_within_the_rounding_error_of_float32(activation, seed):
 def test_gradients_of_lines_and_intervals_agree_with_finite_differences(activation):
     center, radius = random_intervals(activation, 3, torch.double, count=12)
     center, radius = 3 * center.tanh(), 0.01 + radius.tanh()
-    center = center.abs() + radius if isinstance(activation, activations.Power) else center
+    center = center.abs() + radius if isinstance(activation, powers.Power) else center
     A = torch.randn(1, 3, 12, dtype=torch.double)
 
     def bounds(A, center, radius):
