@@ -55,15 +55,12 @@ def test_a_single_run_of_a_network_with_noise_has_the_std_over_its_passes(tmp_pa
 
 
 def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
-    project(tmp_path, {"columns": [], "rows": []})
-    (tmp_path / "results" / "tables" / "mine.yaml").unlink()
-    (tmp_path / "results" / "benchmarks").mkdir()
+    (tmp_path / "page.md").write_text("<!-- begin results benchmarks/mine -->\n<!-- end results -->\n")
+    (tmp_path / "results" / "benchmarks").mkdir(parents=True)
     rows = [{"network": "one", "time": "1.5"}, {"network": "two", "time": ""}]
     (tmp_path / "results" / "benchmarks" / "mine.json").write_text(json.dumps({"rows": rows}))
     update(tmp_path)
-    assert (
-        "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n" in (tmp_path / "docs" / "page.md").read_text()
-    )
+    assert "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n" in (tmp_path / "page.md").read_text()
 
 
 def test_a_table_is_written_between_its_markers(tmp_path):
@@ -124,7 +121,7 @@ def test_the_command_updates_nothing_here(capsys):
 
 def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     (tmp_path / "page.md").write_text("<!-- begin results benchmarks/steps -->\n<!-- end results -->\n")
-    with pytest.raises(SettingError, match=r"benchmarks/steps; there is no steps.json; run benchmarks/run.py steps"):
+    with pytest.raises(SettingError, match=r"benchmarks/steps'; there is no steps.json; run benchmarks/run.py steps"):
         update(tmp_path)
     record = {"unit": "a step", "columns": {"small": {"own": 2.0, "new": 1.25}, "large": {"own": 3.456}}, "rounds": 3}
     record |= {"threads": 1, "cpu": "a CPU", "commit": "a" * 40, "versions": {"torch": "2"}}

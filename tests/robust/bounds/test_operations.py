@@ -255,7 +255,8 @@ class Softsign(Activation):
 
 
 def test_an_operation_of_ones_own(monkeypatch):
-    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+    known = {key: builder for key, builder in registry._BUILDERS.items() if "softsign" not in str(key)}  # of the docs
+    monkeypatch.setattr(registry, "_BUILDERS", known)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Softsign(), nn.Linear(8, 3))
     x = torch.rand(30, 1, 2, 2)
     y = network(x).argmax(1)
