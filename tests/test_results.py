@@ -112,7 +112,7 @@ def test_the_command_updates_nothing_here(capsys):
 
 def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     (tmp_path / "page.md").write_text("<!-- begin results benchmarks/steps -->\n<!-- end results -->\n")
-    with pytest.raises(SettingError, match=r"benchmarks/steps; there is no steps.json; run benchmarks/run.py steps"):
+    with pytest.raises(SettingError, match=r"benchmarks/steps'; there is no steps.json; run benchmarks/run.py steps"):
         update(tmp_path)
     record = {"unit": "a step", "columns": {"small": {"own": 2.0, "new": 1.25}, "large": {"own": 3.456}}, "rounds": 3}
     record |= {"threads": 1, "cpu": "a CPU", "commit": "a" * 40, "versions": {"torch": "2"}}
