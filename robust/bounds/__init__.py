@@ -1,6 +1,7 @@
 """Certified bounds over per-pixel boxes: own ones for networks without cycles, auto_LiRPA's as a second opinion."""
 
 from robust.bounds.automatic import Auto, choose_verifier
+from robust.bounds.cascade import Decision
 from robust.bounds.clean_statistics import clean_statistics, in_place_of_running
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.largest_box import CertifiedBox, LargestCertifiedBox
@@ -12,6 +13,7 @@ from robust.bounds.verifier import Verifier
 __all__ = [
     "Auto",
     "CertifiedBox",
+    "Decision",
     "FeedForwardVerifier",
     "LargestCertifiedBox",
     "LirpaVerifier",

@@ -15,7 +15,7 @@ from robust.threat_models import Box
 
 
 def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5) -> Tensor:
-    """Sum of :func:`tightness` and :func:`balance` of the intervals before each ReLU, mean over the ReLUs.
+    """Sum of ``tightness`` and ``balance`` of the intervals before each ReLU, mean over the ReLUs.
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), with operations that have bounds, at least one ReLU.
