@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 
 from benchmarks import attacks, bounds, certification, data, noise
 from benchmarks.turns import ratios
-from callbacks.results import _cpu_name, git_commit, installed_versions
+from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
 from robust.threat_models import PixelBox
 
@@ -117,7 +117,7 @@ def record(name: str, rounds: int, quick: bool) -> dict[str, Any]:
         "columns": rounded,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "commit": git_commit(),
         "versions": installed_versions(),
     }

@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import _typehints
 
 OURS = ("robust.networks.", "robust.attacks.", "robust.schedules.", "lightning_modules.", "datamodules.", "callbacks.")
-MOST = 3
+MOST = 2
 EXAMPLE = """\
 example, a network that is trained and certified on the digits of scikit-learn in a minute:
 

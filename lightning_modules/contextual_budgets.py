@@ -42,7 +42,8 @@ class ContextualBudgets(GeneratorClassifier):
     By default epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they use the full
     epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
     loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
-    bounds take too (Shi et al. 2021); evaluations use the running statistics.
+    bounds take too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
+    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals, over each process's images.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -53,12 +54,9 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
-        natural_weight: weight kappa of the natural cross-entropy at the end of the ramp, from 1 at its start; by
-            default there is none.
-        interval_weight: weight lambda of the regularisers of intervals (Shi et al. 2021) at epsilon 0; it falls to 0 as
-            epsilon rises. They take another pass of intervals, and compare means over the images of each process.
-        interval_initialisation: whether to draw the classifier's weights so that intervals keep their width (Shi et al.
-            2021), in place of its own initialisation.
+        natural_weight: weight kappa of the natural loss at the end of the ramp, from 1 at its start; null for none.
+        interval_weight: weight of the regularisers of intervals at epsilon 0; it falls to 0 along the ramp.
+        interval_initialisation: draw weights by which intervals keep their width.
         gradient_clip: largest gradient norm of classifier and generator together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.

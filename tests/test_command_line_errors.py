@@ -71,7 +71,10 @@ def trained(tmp_path_factory):
             "model.classifier=robust.networks.DMsmall",
             "model.classifier: got 'robust.networks.DMsmall'; no such class, did you mean robust.networks.DMSmall?",
         ),
-        ("model.classifier=nowhere.Net", "model.classifier: got 'nowhere.Net'; no such class, give its import path"),
+        (
+            "model.classifier=nowhere.Xylophone",
+            "model.classifier: got 'nowhere.Xylophone'; no such class, give its import path",
+        ),
         ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
         ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that is made from it"),
