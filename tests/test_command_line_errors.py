@@ -72,8 +72,8 @@ def trained(tmp_path_factory):
             "model.classifier: got 'robust.networks.DMsmall'; no such class, did you mean robust.networks.DMSmall?",
         ),
         (
-            "model.classifier=nowhere.Xylophone",
-            "model.classifier: got 'nowhere.Xylophone'; no such class, give its import path",
+            "model.classifier=nowhere.Zz",
+            "model.classifier: got 'nowhere.Zz'; no such class, give its import path",
         ),
         ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),

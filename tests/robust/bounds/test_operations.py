@@ -69,7 +69,7 @@ def test_lines_touch_an_activation_and_do_not_cross_it(activation, seed):
     size = 1e-9 * (1 + values.abs().amax(-1) + (slope * h.size).abs())
     assert (below <= rest.amin(-1) + size).all()
     assert (above >= rest.amax(-1) - size).all()
-    loose = 1e-3 * (rest.amax(-1) - rest.amin(-1)) + 1e-4 * h.radius * (1 + slope.abs())
+    loose = 1e-2 * (rest.amax(-1) - rest.amin(-1)) + 1e-3 * h.radius * (1 + slope.abs())  # far more than is found
     assert (below >= rest.amin(-1) - size - loose).all()
     assert (above <= rest.amax(-1) + size + loose).all()
 
