@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,6 +50,7 @@ def random_intervals(activation, seed, dtype, count=64):
 
 @pytest.mark.parametrize("activation", SMOOTH, ids=name)
 @settings(max_examples=5, deadline=None)
+@example(135521892)  # SiLU between 10.6 and 240
 @given(st.integers(0, 2**31))
 def test_lines_touch_an_activation_and_do_not_cross_it(activation, seed):
     h = random_intervals(activation, seed, torch.double)
@@ -69,7 +70,7 @@ def test_lines_touch_an_activation_and_do_not_cross_it(activation, seed):
     size = 1e-9 * (1 + values.abs().amax(-1) + (slope * h.size).abs())
     assert (below <= rest.amin(-1) + size).all()
     assert (above >= rest.amax(-1) - size).all()
-    loose = 1e-2 * (rest.amax(-1) - rest.amin(-1)) + 1e-3 * h.radius * (1 + slope.abs())  # far more than is found
+    loose = 1e-3 * (rest.amax(-1) - rest.amin(-1)) + 1e-4 * h.radius * (1 + slope.abs())  # 0.13 of this in 150 seeds
     assert (below >= rest.amin(-1) - size - loose).all()
     assert (above <= rest.amax(-1) + size + loose).all()
 
