@@ -84,11 +84,15 @@ class EpsilonScheduler(Callback):
         """Check that there is a threat model to ramp.
 
         Raises:
-            SettingError: if ``shape`` is not constant and the module's training has no epsilon.
+            SettingError: if ``shape`` is not constant and the module's training has no epsilon, or is constant and the
+                module needs a ramp.
         """
         fits = self.shape == "constant" or _is_ramped(pl_module)
         remedy = f"the training of {type(pl_module).__name__} has no epsilon to ramp; give constant"
         require(fits, "epsilon_schedule.shape", self.shape, remedy)
+        idle = self.shape == "constant" and isinstance(pl_module, RobustClassifier) and pl_module.needs_ramp
+        remedy = "a setting of the model, such as alpha_low_start, has no effect without a ramp; give another shape"
+        require(not idle, "epsilon_schedule.shape", self.shape, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Warn if the epochs or steps end before the ramp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from jsonargparse.typing import register_type
+
+from robust.errors import require
 
 MOST_BYTES = 4_000_000
 MOST_NODES = 100_000
@@ -50,6 +53,30 @@ def load(text: str) -> Any:
     except _RefusalError as error:
         raise RefusedYAMLError(text, str(error)) from None
     return _plain(text)
+
+
+def load_settings(name: str, path: str, known: set[str], required: Sequence[str], example: str) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Args:
+        name: what the errors call the file.
+        path: the file.
+        known: settings that it may have.
+        required: settings that it must have.
+        example: a file of the kind.
+
+    Raises:
+        SettingError: if the file is absent, is no mapping, or has other settings or too few.
+    """
+    require(Path(path).is_file(), name, path, f"this is no file; give a YAML file such as {example}")
+    content = load(Path(path).read_text(encoding="utf-8"))
+    require(isinstance(content, dict), name, path, f"give a mapping with {', '.join(sorted(known))}")
+    unknown = sorted(set(content) - known)
+    require(not unknown, name, ", ".join(unknown), f"no such setting; give {', '.join(sorted(known))}")
+    missing = [each for each in required if each not in content]
+    require(not missing, name, path, f"it lacks {', '.join(missing)}")
+    settings: dict[str, Any] = content
+    return settings
 
 
 def check_levels(text: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cli.config_files import load
+from cli.config_files import load_settings
 from robust.errors import require
 
 Part = str | dict[str, Any]  # path of a config file, or settings by their full names
@@ -127,16 +127,11 @@ def read_matrix(path: str) -> Matrix:
     Raises:
         SettingError: if the file cannot be read or a setting does not fit.
     """
-    file = Path(path)
-    require(file.is_file(), "matrix", path, "this is no file; give a YAML file such as experiments/digits.yaml")
-    content = load(file.read_text(encoding="utf-8"))
     names = {each.name for each in fields(Matrix)} - {"base"}
-    require(isinstance(content, dict), "matrix", path, f"give a mapping with {', '.join(sorted(names))}")
-    unknown = sorted(set(content) - names)
-    require(not unknown, "matrix", ", ".join(unknown), f"no such setting; give {', '.join(sorted(names))}")
-    missing = [name for name in ("runs", "evaluation", "folder", "results") if name not in content]
-    require(not missing, "matrix", path, f"it lacks {', '.join(missing)}")
-    return Matrix(**content, base=file.parent)
+    content = load_settings(
+        "matrix", path, names, ("runs", "evaluation", "folder", "results"), "experiments/digits.yaml"
+    )
+    return Matrix(**content, base=Path(path).parent)
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:

@@ -25,7 +25,7 @@ def install() -> None:
 
 
 def _known_classes(action: Any) -> str:
-    """The classes of this project that a setting takes, or else those of others; three at most."""
+    """The classes of this project that a setting takes, or else those of others; few of them."""
     paths = _typehints.get_all_subclass_paths(action._typehint, closed_types=False)
     ours = [path for package in OURS for path in sorted(paths) if path.startswith(package)] or paths
     names = ", ".join(ours[:MOST])

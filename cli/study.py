@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.config_files import load
+from cli.config_files import load_settings
 from robust.errors import SettingError, require
 
 if TYPE_CHECKING:
@@ -66,17 +66,11 @@ def read_study(path: str) -> StudyFile:
     Raises:
         SettingError: if the file cannot be read or a setting does not fit.
     """
-    file = Path(path)
-    require(file.is_file(), "study", path, "this is no file; give a YAML file such as configs/sweeps/r2_weight.yaml")
-    content = load(file.read_text(encoding="utf-8"))
     names = {each.name for each in fields(StudyFile)}
-    require(isinstance(content, dict), "study", path, f"give a mapping with {', '.join(sorted(names))}")
-    unknown = sorted(set(content) - names)
-    require(not unknown, "study", ", ".join(unknown), f"no such setting; give {', '.join(sorted(names))}")
-    missing = [name for name in ("config", "settings", "objectives", "folder") if name not in content]
-    require(not missing, "study", path, f"it lacks {', '.join(missing)}")
+    required = ("config", "settings", "objectives", "folder")
+    content = load_settings("study", path, names, required, "configs/sweeps/r2_weight.yaml")
     config = content["config"] if isinstance(content["config"], list) else [content["config"]]
-    return StudyFile(**content | {"config": [str((file.parent / each).resolve()) for each in config]})
+    return StudyFile(**content | {"config": [str((Path(path).parent / each).resolve()) for each in config]})
 
 
 def _check_distribution(name: str, distribution: Any) -> None:

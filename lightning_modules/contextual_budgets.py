@@ -87,6 +87,8 @@ class ContextualBudgets(GeneratorClassifier):
         check_budget_range(epsilon, alpha_low, alpha_high)
         fits = alpha_low_start is None or 0 < alpha_low_start <= 1
         require(fits, "model.alpha_low_start", alpha_low_start, "give a value in (0, 1]: the mean budget must fit")
+        learned = generator is not None or alpha_low_start is None
+        require(learned, "model.alpha_low_start", alpha_low_start, "leave it out: uniform budgets have no range")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
         require(interval_weight >= 0, "model.interval_weight", interval_weight, "give a weight of 0 or above")
         if interval_initialisation:
@@ -104,6 +106,7 @@ class ContextualBudgets(GeneratorClassifier):
             self.verifier = verifier
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
         self.alpha_low_start, self.interval_weight = alpha_low_start, interval_weight
+        self.needs_ramp = alpha_low_start is not None
 
     @property
     def current_epsilon(self) -> float:

@@ -28,15 +28,6 @@ class Block(nn.Module):
         return F.relu(self.second(self.first(x)) + self.shortcut(x))
 
 
-class Lambda(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def seeded(build):
     torch.manual_seed(0)
     network = build()

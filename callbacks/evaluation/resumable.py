@@ -53,12 +53,10 @@ class ResumableTest(Callback):
             self._kept[key] = saved, saved.read()
         saved, rows = self._kept[key]
         if rows and bool(torch.isin(images["index"], rows["index"]).all()):
-            found = {name: column[torch.searchsorted(rows["index"], images["index"])] for name, column in rows.items()}
-            same = torch.equal(found["image"], images["image"])
-            require(
-                same, "ResumableTest.folder", str(self.folder), "it has results of other images; give another folder"
-            )
-            return found
+            stored = {name: column[torch.searchsorted(rows["index"], images["index"])] for name, column in rows.items()}
+            remedy = "it has results of other images; give another folder"
+            require(torch.equal(stored["image"], images["image"]), "ResumableTest.folder", str(self.folder), remedy)
+            return stored
         computed = {name: column.cpu() for name, column in compute().items()}
         rows = concatenate([rows, images | computed])
         self._kept[key] = saved, rows

@@ -75,8 +75,10 @@ class RobustnessScore(Evaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         self.try_out(module, x, y)
-        found = self.saved(module, "margins", [self.attacks, self.halvings], (x, y), partial(self._nearest, module, x))
-        row = (self.indices, y, module(x).argmax(1), found["margin"], found["attack"], found["distances"])
+        nearest = self.saved(
+            module, "margins", [self.attacks, self.halvings], (x, y), partial(self._nearest, module, x)
+        )
+        row = (self.indices, y, module(x).argmax(1), nearest["margin"], nearest["attack"], nearest["distances"])
         self.update("margins", partial(Gathered, COLUMNS), *row)
 
     def _nearest(self, module: RobustClassifier, x: Tensor) -> Rows:

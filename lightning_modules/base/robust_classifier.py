@@ -38,6 +38,7 @@ class RobustClassifier(TrainingModule):
         largest_epsilon: largest allowed ``epsilon``: 1 in linf, infinity in other norms.
         ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
         ramped: whether the training uses ``ramp``; if not, only a constant schedule is accepted.
+        needs_ramp: whether a setting has no effect in a constant schedule, which is then refused.
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon], or the weights do not fit the classifier.
@@ -45,6 +46,7 @@ class RobustClassifier(TrainingModule):
 
     largest_epsilon: float = 1.0
     ramped: bool = True
+    needs_ramp: bool = False
 
     def __init__(
         self, classifier: nn.Module, epsilon: float = 8 / 255, *, weights: str | None = None, **settings: Any

@@ -59,9 +59,8 @@ def certify(
     """Whether the label wins on every perturbed image, by the verifier's bounds of the margins.
 
     In float32 a bound that rounds to above 0 may be below it. Where 0 lies within a bound of the rounding error, the
-    margins are computed again in float64, from the threat model on, and must be above 0 by more than that precision's
-    error. Without such a bound (auto_LiRPA's; operations whose rounding is not known), all that float32 certifies
-    is computed again in float64 and must be above 0, up to that precision's own rounding.
+    margins are computed again in float64 and must be above 0 by more than that precision's error. Without such a bound
+    (auto_LiRPA's; operations whose rounding is not known), all that float32 certifies is computed again in float64.
 
     >>> from robust.bounds import FeedForwardVerifier
     >>> from robust.threat_models import LinfBall
@@ -78,8 +77,7 @@ def certify(
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,).
         rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
-        margins: compute the margins of all images, whether or not a verdict needs them. Without, the verdicts are the
-            same, several times faster by linear bounds of the own verifier.
+        margins: compute the margins of all images. Without, the verdicts are the same, and linear bounds faster.
 
     Raises:
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from robust.errors import require
-from robust.networks.normalize import Normalize
+from robust.networks.dm import normalisation
 
 
 class PlainCNN(nn.Sequential):
@@ -44,8 +44,7 @@ class PlainCNN(nn.Sequential):
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
         require(0 <= dropout < 1, "dropout", dropout, "give a probability in [0, 1)")
         require(width >= 1, "width", width, "give at least 1 channel")
-        require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
-        layers: list[nn.Module] = [] if mean is None or std is None else [Normalize(mean, std)]
+        layers = normalisation(mean, std)
         for out in (width, 2 * width, 4 * width):
             layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
             layers += [nn.Conv2d(out, out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]

@@ -329,18 +329,12 @@ class TestTrainer:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "name"),
-    [
-        ({"batch_size": 0}, "data.batch_size"),
-        ({"eval_batch_size": -1}, "data.eval_batch_size"),
-        ({"num_workers": -1}, "data.num_workers"),
-        ({"seed": 2**32}, "data.seed"),
-        ({"seed": -1}, "data.seed"),
-    ],
+    ("name", "value"),
+    [("batch_size", 0), ("eval_batch_size", -1), ("num_workers", -1), ("seed", 2**32), ("seed", -1)],
 )
-def test_settings_out_of_range(wrong, name):
-    with pytest.raises(SettingError, match=f"^{name}: got"):
-        Numbered(**wrong)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(SettingError, match=f"^data.{name}: got"):
+        Numbered(**{name: value})
 
 
 def test_wrong_image_shape():

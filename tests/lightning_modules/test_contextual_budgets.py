@@ -117,6 +117,13 @@ def test_a_start_of_the_range_without_budgets_is_refused(start):
         small_module(alpha_low_start=start)
 
 
+def test_a_schedule_of_the_range_needs_a_generator_and_a_ramp():
+    with pytest.raises(SettingError, match=r"model.alpha_low_start: got 0.1; leave it out: uniform budgets have no"):
+        ContextualBudgets(Coarse(), None, alpha_low_start=0.1)
+    with pytest.raises(SettingError, match=r"^epsilon_schedule.shape: got 'constant'; a setting of the model"):
+        fit(small_module(alpha_low_start=0.1), batches(), EpsilonScheduler("constant"))
+
+
 @pytest.mark.filterwarnings("ignore:epsilon_schedule.length")
 def test_before_the_ramp_natural_training_updates_the_classifier_alone():
     module = small_module()

@@ -12,7 +12,7 @@ from robust.bounds import FeedForwardVerifier, agreement
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.networks import DMSmall, Normalize
 from robust.threat_models import Box, LinfBall, PixelBox
-from tests.random_networks import corners_and_points
+from tests.random_networks import Lambda, corners_and_points
 
 METHODS = ("ibp", "crown-ibp", "tightest")
 
@@ -178,17 +178,6 @@ class Wandering(nn.Module):
         return next(self.functions)(x)
 
 
-class Own(nn.Module):
-    """A module of one function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 def behind(part):
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), part, nn.Linear(4, 3))
@@ -198,27 +187,30 @@ def behind(part):
     ("network", "message"),
     [
         (
-            behind(Own(lambda x: x + hidden(x))),
+            behind(Lambda(lambda x: x + hidden(x))),
             "network layer '2': got 'add .*; its forward pass computes someth",
         ),
         (
-            behind(Own(hidden)),
+            behind(Lambda(hidden)),
             "network: got 'Sequential'; its logits come from code",
         ),
         (behind(Noisy()), "network layer '2': got 'add .*computes something else"),
         (behind(Wandering()), "network: got 'Sequential'; its operations differ from one pass to the next"),
         (
-            behind(Own(lambda x: x if x.sum() > 0 else -x)),
+            behind(Lambda(lambda x: x if x.sum() > 0 else -x)),
             r"layer '2': got 'bool \(test_agreement.py, line \d+: .*values",
         ),
         (
-            behind(Own(lambda x: x.sort().values)),
+            behind(Lambda(lambda x: x.sort().values)),
             r"layer '2': got 'sort \(test_agreement.py, line \d+: .*has no bound for it",
         ),
-        (behind(Own(lambda x: x - x.mean(0, keepdim=True))), "layer '2': got 'mean .*it mixes the images of a batch"),
-        (behind(Own(lambda x: x + x.flip(0))), "network: got 'Sequential'; an image's logits depend on the others"),
-        (behind(Own(lambda x: x + 0.1 * x.flip(1).add_(1))), None),
-        (behind(Own(Doubling.apply)), None),
+        (
+            behind(Lambda(lambda x: x - x.mean(0, keepdim=True))),
+            "layer '2': got 'mean .*it mixes the images of a batch",
+        ),
+        (behind(Lambda(lambda x: x + x.flip(0))), "network: got 'Sequential'; an image's logits depend on the others"),
+        (behind(Lambda(lambda x: x + 0.1 * x.flip(1).add_(1))), None),
+        (behind(Lambda(Doubling.apply)), None),
         (behind(nn.LogSigmoid()), r"network layer '2': got 'LogSigmoid\(\)'; FeedForwardVerifier has no bound for it"),
     ],
 )

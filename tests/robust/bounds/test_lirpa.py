@@ -15,7 +15,6 @@ from robust.errors import SettingError, UnsupportedLayerError
 from robust.threat_models import Box, PixelBox
 from tests.lirpa_cases import (
     METHODS,
-    Lambda,
     case,
     conv_net,
     gradients,
@@ -25,7 +24,7 @@ from tests.lirpa_cases import (
     worst_sampled,
 )
 from tests.plain_bounds import plain_bounds
-from tests.random_networks import networks, random_case
+from tests.random_networks import Lambda, networks, random_case
 
 pytestmark = needs_lirpa
 

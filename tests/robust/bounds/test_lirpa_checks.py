@@ -9,7 +9,8 @@ from robust.bounds import LirpaVerifier
 from robust.bounds._lirpa_graph import LirpaGraph
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.threat_models import Box, LinfBall, PixelBox
-from tests.lirpa_cases import METHODS, Block, Lambda, needs_lirpa, seeded, worst_sampled
+from tests.lirpa_cases import METHODS, Block, needs_lirpa, seeded, worst_sampled
+from tests.random_networks import Lambda
 
 pytestmark = needs_lirpa
 

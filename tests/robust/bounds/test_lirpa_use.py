@@ -20,7 +20,6 @@ from robust.networks import Normalize
 from robust.threat_models import Box, PixelBox
 from tests.lirpa_cases import (
     METHODS,
-    Lambda,
     case,
     conv_net,
     gradients,
@@ -29,6 +28,7 @@ from tests.lirpa_cases import (
     seeded,
     worst_sampled,
 )
+from tests.random_networks import Lambda
 
 pytestmark = needs_lirpa
 

@@ -16,6 +16,7 @@ from robust.bounds.operations.pooling import MaxPool
 from robust.errors import UnsupportedLayerError
 from robust.threat_models import LinfBall, PixelBox
 from tests.plain_bounds import plain_bounds
+from tests.random_networks import Lambda
 
 SMOOTH = [
     *(
@@ -108,17 +109,6 @@ def test_gradients_of_lines_and_intervals_agree_with_finite_differences(activati
     assert torch.autograd.gradcheck(bounds, inputs, eps=1e-7, atol=1e-4, rtol=1e-4)
 
 
-class Own(nn.Module):
-    """A module of one function."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 # the reference joins padding and convolution: a window that holds a pixel twice, as in reflections, has other bounds
 AFFINE = {
     **{mode: nn.Conv2d(2, 3, 3, padding=2, padding_mode=mode) for mode in ("zeros", "circular")},
@@ -135,14 +125,14 @@ AFFINE = {
     "reflected": nn.ReflectionPad2d(2),
     "batch-norm": nn.BatchNorm2d(2, affine=False),
     "shuffled": nn.Sequential(nn.Conv2d(2, 4, 3), nn.PixelShuffle(2)),
-    "constants": Own(lambda h: (3 - h) * torch.tensor([[1.0], [-2.0]])[..., None] / 2 - h.new_tensor([0.5] * 7)),
-    "constants with a batch": Own(lambda h: h.new_ones(len(h), 2, 1, 1) + h),
-    "transposed": Own(lambda h: h.mT.transpose(1, -1).permute(0, 3, 1, 2).flip(1).roll(2, 3)),
-    "parts": Own(lambda h: torch.cat([h.split(3, 3)[1], h.unbind(1)[0][:, None, :, :3], h.narrow(3, 0, 3)], 1)),
-    "picked": Own(lambda h: h[:, [1, 0, 1], 1:4:2][..., h.new_tensor([0, 5]).long()]),
-    "copied": Own(lambda h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2).repeat(1, 1, 2, 1).squeeze(1)),
-    "summed": Own(lambda h: h.sum((1, 2), keepdim=True) + h.mean(-1, keepdim=True)),
-    "scaled by a weight": Own(lambda h: -h.mul(2).div(3).sub(1).add(h, alpha=1)),
+    "constants": Lambda(lambda h: (3 - h) * torch.tensor([[1.0], [-2.0]])[..., None] / 2 - h.new_tensor([0.5] * 7)),
+    "constants with a batch": Lambda(lambda h: h.new_ones(len(h), 2, 1, 1) + h),
+    "transposed": Lambda(lambda h: h.mT.transpose(1, -1).permute(0, 3, 1, 2).flip(1).roll(2, 3)),
+    "parts": Lambda(lambda h: torch.cat([h.split(3, 3)[1], h.unbind(1)[0][:, None, :, :3], h.narrow(3, 0, 3)], 1)),
+    "picked": Lambda(lambda h: h[:, [1, 0, 1], 1:4:2][..., h.new_tensor([0, 5]).long()]),
+    "copied": Lambda(lambda h: h.unsqueeze(1).expand(-1, 2, -1, -1, -1).flatten(1, 2).repeat(1, 1, 2, 1).squeeze(1)),
+    "summed": Lambda(lambda h: h.sum((1, 2), keepdim=True) + h.mean(-1, keepdim=True)),
+    "scaled by a weight": Lambda(lambda h: -h.mul(2).div(3).sub(1).add(h, alpha=1)),
 }
 
 
@@ -228,7 +218,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_arguments_without_a_bound_are_named_with_the_remedy(message):
-    network = nn.Sequential(nn.Conv2d(1, 2, 1), Own(REFUSED[message]), nn.Flatten(), nn.LazyLinear(3)).eval()
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), Lambda(REFUSED[message]), nn.Flatten(), nn.LazyLinear(3)).eval()
     x = torch.rand(2, 1, 4, 4)
     network(x)
     line = r" \(test_operations.py, line \d+: .*"
@@ -238,7 +228,7 @@ def test_arguments_without_a_bound_are_named_with_the_remedy(message):
 
 
 def test_a_branch_that_the_logits_do_not_need_is_not_bounded():
-    network = nn.Sequential(nn.Flatten(), Own(lambda h: (h.softmax(1), h)[1]), nn.Linear(4, 2))
+    network = nn.Sequential(nn.Flatten(), Lambda(lambda h: (h.softmax(1), h)[1]), nn.Linear(4, 2))
     x = torch.rand(2, 1, 2, 2)
     assert FeedForwardVerifier().margins(network, LinfBall(0.1).interval(x), torch.tensor([0, 1])).shape == (2, 1)
 
