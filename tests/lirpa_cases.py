@@ -39,8 +39,11 @@ def seeded(build):
 
 
 def conv_net(classes=4):
-    layers = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten()]
-    return seeded(lambda: nn.Sequential(*layers, nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, classes)))
+    def build():
+        layers = [nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 2), nn.ReLU(), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, classes))
+
+    return seeded(build)
 
 
 def residual_net():

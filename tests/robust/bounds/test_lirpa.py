@@ -87,13 +87,22 @@ def test_no_sampled_point_crosses_a_bound(build, method):
 
 
 @pytest.mark.parametrize("build", [conv_net, residual_net])
-def test_the_methods_become_tighter(build):
+def test_alpha_crown_optimises(build):
+    """0.3's optimises nothing on a torch whose clamp has gradient zero at its ends, but for our shim."""
     network = build()
     x, y, budgets = case(3, 0.2)
     box = PixelBox(budgets).interval(x)
+    crown, alpha = (LirpaVerifier(method=method).margins(network, box, y).mean() for method in ("crown", "alpha-crown"))
+    assert alpha > crown + 2e-3
+
+
+def test_the_methods_become_tighter():
+    """No theorem: so it is for this network."""
+    network = residual_net()
+    x, y, budgets = case(3, 0.2)
+    box = PixelBox(budgets).interval(x)
     means = [LirpaVerifier(method=method).margins(network, box, y).mean() for method in METHODS]
-    # 0.3's alpha-CROWN optimises nothing on a torch whose clamp has gradient zero at its ends
-    assert means[1] < means[2] - 1e-3 < means[3] - 2e-3
+    assert means[0] < means[1] - 0.1 < means[2] - 0.2 < means[3] - 0.3
 
 
 def test_crown_is_the_same_with_patches_and_with_matrices(monkeypatch):
