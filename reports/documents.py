@@ -5,8 +5,9 @@ A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the tab
 rows which a benchmark has written:
 
 - A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
-  ``show`` (``error %``, ``accuracy %`` or ``plain``) and ``digits``; or ``field``, a key of the run's last record, such
-  as ``commit`` or ``wall_time``.
+  ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the run's
+  last record, such as ``commit`` or ``wall_time``. A mean over several runs is followed by their number, unless a
+  column has the field ``n``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
 """
@@ -27,7 +28,7 @@ from reports.runs import Run, read_runs
 from robust.errors import SettingError, require
 
 MARKED = re.compile(r"(<!-- begin results (\S+) -->\n).*?(<!-- end results -->)", re.DOTALL)
-SHOWN = ("error %", "accuracy %", "plain")
+SHOWN = ("error %", "accuracy %", "millions", "plain")
 
 
 def update(root: Path) -> list[Path]:
@@ -69,6 +70,7 @@ def table(results: Path, name: str) -> str:
     complete = isinstance(content, dict) and content.keys() == {"columns", "rows"}
     require(complete, "results", name, "give columns and rows in its YAML file")
     columns = content["columns"]
+    counted = any(column.get("field") == "n" for column in columns)
     lines = [["run", *(column["title"] for column in columns)], ["---"] * (len(columns) + 1)]
     for given in content["rows"]:
         runs = read_runs(results / each for each in given.get("runs") or [])
@@ -76,7 +78,8 @@ def table(results: Path, name: str) -> str:
         unknown = texts.keys() - {column["title"] for column in columns}
         require(not unknown, f"results {name}, cells", sorted(unknown), "give titles of columns")
         cells = [
-            str(texts[column["title"]]) if column["title"] in texts else _cell(runs, column, name) for column in columns
+            str(texts[column["title"]]) if column["title"] in texts else _cell(runs, column, name, not counted)
+            for column in columns
         ]
         lines.append([given["label"], *cells])
     return _markdown(lines)
@@ -106,10 +109,12 @@ def _texts(row: dict[str, str]) -> list[str]:
     return list(row.values())
 
 
-def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:
+def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) -> str:
     """The cell of the runs in a column; empty without runs."""
     if not runs:
         return ""
+    if column.get("field") == "n":
+        return str(len(runs))
     if "field" in column:
         record = runs[0].evaluations[-1] if runs[0].evaluations else runs[0].identity
         return _field(column["field"], record.get(column["field"]))
@@ -120,7 +125,9 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str) -> str:
     if None in values:
         missing = column["metrics"][values.index(None)]
         raise SettingError(f"results {name}", missing, f"{runs[0].name} has no such metric; give its text in cells")
-    return " / ".join(_number(value, show, column.get("digits", 2)) for value in values if value is not None)
+    texts = [_number(value, show, column.get("digits", 2)) for value in values if value is not None]
+    count = max((value.n for value in values if value is not None and value.std is not None), default=1)
+    return " / ".join(texts) + (f" (n {count})" if with_count and count > 1 else "")
 
 
 def _first(row: Row, names: list[str]) -> Value | None:
@@ -141,9 +148,8 @@ def _field(name: str, value: Any) -> str:
 
 
 def _number(value: Value, show: str, digits: int) -> str:
-    """Mean as text, with std and n if there are several runs."""
-    mean = {"error %": 100 * (1 - value.mean), "accuracy %": 100 * value.mean, "plain": value.mean}[show]
-    if value.std is None:
-        return f"{mean:.{digits}f}"
-    std = value.std if show == "plain" else 100 * value.std
-    return f"{mean:.{digits}f} ± {std:.{digits}f}" + (f" (n {value.n})" if value.n > 1 else "")
+    """Mean as text, with the std if there are several runs."""
+    scale = {"error %": 100.0, "accuracy %": 100.0, "millions": 1e-6, "plain": 1.0}[show]
+    mean = scale * (1 - value.mean if show == "error %" else value.mean)
+    std = "" if value.std is None else f" ± {scale * value.std:.{digits}f}"
+    return f"{mean:.{digits}f}{std}"

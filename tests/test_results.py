@@ -86,6 +86,16 @@ def test_a_table_is_written_between_its_markers(tmp_path):
     assert update(tmp_path) == []
 
 
+def test_a_column_with_the_number_of_runs_takes_it_out_of_the_cells(tmp_path):
+    columns = [COLUMN | {"show": "millions", "digits": 3}, {"title": "seeds", "field": "n"}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "two", "runs": ["0.json", "1.json"]}]})
+    for seed, passes in enumerate((2_000_000, 2_004_000)):
+        record = {"metrics": {"test/accuracy/clean": passes}, "method": "MSD", "seed": seed, "commit": "a" * 40}
+        (tmp_path / "results" / f"{seed}.json").write_text(json.dumps({"test": record}))
+    update(tmp_path)
+    assert "| two | 2.002 ± 0.003 | 2 |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("column", "row", "message"),
     [
@@ -94,7 +104,11 @@ def test_a_table_is_written_between_its_markers(tmp_path):
             {},
             "results mine: got 'test/accuracy/union'; .* has no such metric; give",
         ),
-        ({"show": "percent"}, {}, "results mine, show: got 'percent'; give one of error %, accuracy %, plain"),
+        (
+            {"show": "percent"},
+            {},
+            "results mine, show: got 'percent'; give one of error %, accuracy %, millions, plain",
+        ),
         ({}, {"runs": ["absent.json"]}, "runs: got '.*absent.json'; it does not exist"),
         ({}, {"cells": {"dirty": "1"}}, r"results mine, cells: got \['dirty'\]; give titles of columns"),
     ],
