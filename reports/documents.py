@@ -10,6 +10,8 @@ rows which a benchmark has written:
   column has the field ``n``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
+
+A file with ``claims`` instead is a table of claims (:mod:`reports.claims`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from reports.claims import claim_lines
 from reports.rows import Row, Value
 from reports.runs import Run, read_runs
 from robust.errors import SettingError, require
@@ -67,8 +70,10 @@ def table(results: Path, name: str) -> str:
     file = results / "tables" / f"{name}.yaml"
     require(file.is_file(), "results", name, f"there is no {file.name} in results/tables; name a table that is there")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.keys() == {"claims"}:
+        return _markdown(claim_lines(results, name, content["claims"], _number))
     complete = isinstance(content, dict) and content.keys() == {"columns", "rows"}
-    require(complete, "results", name, "give columns and rows in its YAML file")
+    require(complete, "results", name, "give columns and rows, or claims, in its YAML file")
     columns = content["columns"]
     counted = any(column.get("field") == "n" for column in columns)
     lines = [["run", *(column["title"] for column in columns)], ["---"] * (len(columns) + 1)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 
 import pytest
 import yaml
@@ -21,7 +22,8 @@ def test_pages_are_up_to_date():
 
 def test_each_run_is_in_a_table():
     tables = [yaml.safe_load(path.read_text()) for path in (ROOT / "results" / "tables").iterdir()]
-    cited = {file for table in tables for row in table["rows"] for file in row.get("runs", [])}
+    rows = [row for table in tables for row in table.get("rows", table.get("claims"))]
+    cited = {file for row in rows for file in [*row.get("runs", []), *row.get("against", [])]}
     files = {str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json")}
     assert {file for file in files if not file.startswith("benchmarks/")} == cited
 
@@ -121,7 +123,7 @@ def test_a_table_that_cannot_be_made_is_an_error(tmp_path, column, row, message)
 
 def test_a_table_that_is_missing_or_malformed_is_an_error(tmp_path):
     project(tmp_path, {"rows": []})
-    with pytest.raises(SettingError, match="results: got 'mine'; give columns and rows in its YAML file"):
+    with pytest.raises(SettingError, match="results: got 'mine'; give columns and rows, or claims, in its YAML file"):
         update(tmp_path)
     shutil.rmtree(tmp_path / "results" / "tables")
     with pytest.raises(SettingError, match=r"results: got 'mine'; there is no mine.yaml in results/tables"):
@@ -146,3 +148,59 @@ def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     assert lines[1] == "| time over that of a step | small | large |"
     assert lines[3:5] == ["| own | 2 | 3.46 |", "| new | 1.25 | |"]
     assert lines[6] == "a CPU, 1 thread, 3 rounds, commit aaaaaaa; torch 2."
+
+
+CLAIM = {
+    "claim": "more",
+    "paper": "1 against 2",
+    "title": "clean",
+    "metric": "test/accuracy/clean",
+    "expected": "higher",
+}
+
+
+def claims(folder, values, **more):
+    """A project with a claim about records of these accuracies, and the decision in its page."""
+    project(
+        folder,
+        {"claims": [CLAIM | {side: [f"{side}_{n}.json" for n in range(len(values[side]))] for side in values} | more]},
+    )
+    for side, accuracies in values.items():
+        for seed, accuracy in enumerate(accuracies):
+            record = {"metrics": {"test/accuracy/clean": accuracy}, "method": "MSD", "seed": seed}
+            (folder / "results" / f"{side}_{seed}.json").write_text(json.dumps({"test": record}))
+    update(folder)
+    return (folder / "docs" / "page.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ours", "against", "expected", "decision"),
+    [
+        ([0.90, 0.91, 0.92], [0.50, 0.51, 0.49], "higher", "yes (p = "),
+        ([0.90, 0.91, 0.92], [0.50, 0.51, 0.49], "lower", "no: the opposite (p = "),
+        ([0.90, 0.91, 0.92], [0.50, 0.51, 0.49], "equal", "no: they differ (p = "),
+        ([0.90, 0.50, 0.70], [0.60, 0.71, 0.69], "higher", "not decided: within chance (p = "),
+        ([0.90, 0.50, 0.70], [0.60, 0.71, 0.69], "equal", "no difference found (p = "),
+        ([0.90], [0.50], "higher", "not decided: one seed"),
+    ],
+)
+def test_a_claim_is_decided_by_its_runs(tmp_path, ours, against, expected, decision):
+    page = claims(tmp_path, {"runs": ours, "against": against}, expected=expected)
+    assert decision in page
+    count = f" ± {100 * statistics.stdev(ours):.1f} (n 3)" if len(ours) > 1 else ""
+    assert f"| more | 1 against 2 | clean | {100 * statistics.fmean(ours):.1f}{count} |" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"expected": "more"}, "results mine, expected: got 'more'; give one of"),
+        (
+            {"metric": "test/accuracy/union"},
+            "results mine, metric: got 'test/accuracy/union'; give one that all its runs",
+        ),
+    ],
+)
+def test_a_claim_that_cannot_be_decided_is_an_error(tmp_path, more, message):
+    with pytest.raises(SettingError, match=message):
+        claims(tmp_path, {"runs": [0.9], "against": [0.5]}, **more)
