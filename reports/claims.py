@@ -1,8 +1,8 @@
 """Tables of claims: what a paper says, what was measured, and whether the difference exceeds chance.
 
-A claim of ``results/tables/NAME.yaml`` has ``claim`` and ``paper``, texts; ``title`` and ``metric``, a name
-(``A or B``: the first that the runs have), with ``show`` and ``digits`` as of a column; ``runs`` and ``against``, files
-in ``results/`` that differ by their seeds; and ``expected``: whether the paper has the metric ``higher`` or
+A claim of ``results/tables/NAME.yaml`` has ``claim`` and ``paper``, texts; ``title`` and ``metric``, with ``show`` and
+``digits`` as of a column; ``runs`` and ``against``, files in ``results/`` that differ by their seeds;
+``metric_against`` if these have another metric; and ``expected``: whether the paper has the metric ``higher`` or
 ``lower`` in ``runs``, or ``equal``.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports.comparison import Difference, compare, holm
+from reports.comparison import Difference, between, holm
 from reports.rows import Row, Value
 from reports.runs import read_runs
 from robust.errors import require
@@ -42,23 +42,27 @@ def claim_lines(
             claim["expected"] in EXPECTED, f"results {name}, expected", claim["expected"], f"give one of {EXPECTED}"
         )
     pairs = [tuple(Row(read_runs(results / file for file in claim[side])) for side in _SIDES) for claim in claims]
-    metrics = [_metric(name, claim["metric"], pair) for claim, pair in zip(claims, pairs, strict=True)]
-    differences = [compare([ours], against, metric)[0] for (ours, against), metric in zip(pairs, metrics, strict=True)]
+    metrics = [(claim["metric"], claim.get("metric_against", claim["metric"])) for claim in claims]
+    differences = [_difference(name, pair, both) for pair, both in zip(pairs, metrics, strict=True)]
     tested = [index for index, each in enumerate(differences) if each.p is not None]
     for index, p in zip(tested, holm([differences[index].p or 0.0 for index in tested]), strict=True):
         differences[index] = replace(differences[index], p=p)
     lines = [list(TITLES), ["---"] * len(TITLES)]
-    for claim, pair, metric, difference in zip(claims, pairs, metrics, differences, strict=True):
-        values = [_shown(row.value(metric), claim, number) for row in pair]
+    for claim, pair, both, difference in zip(claims, pairs, metrics, differences, strict=True):
+        values = [_shown(row.value(metric), claim, number) for row, metric in zip(pair, both, strict=True)]
         decision = _decision(claim["expected"], difference, min(len(row.runs) for row in pair))
         lines.append([claim["claim"], str(claim["paper"]), claim["title"], *values, decision])
     return lines
 
 
-def _metric(name: str, given: str, pair: tuple[Row, ...]) -> str:
-    found = next((each for each in given.split(" or ") if all(row.value(each) is not None for row in pair)), None)
-    require(found is not None, f"results {name}, metric", given, "give one that all its runs have")
-    return str(found)
+def _difference(name: str, pair: tuple[Row, ...], metrics: tuple[str, str]) -> Difference:
+    for row, metric in zip(pair, metrics, strict=True):
+        require(
+            row.value(metric) is not None, f"results {name}, metric", metric, f"{row.runs[0].name} has no such metric"
+        )
+    difference = between(pair[0], metrics[0], pair[1], metrics[1])
+    assert difference is not None
+    return difference
 
 
 def _shown(value: Value | None, claim: dict[str, Any], number: Callable[[Value, str, int], str]) -> str:

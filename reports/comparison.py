@@ -62,7 +62,7 @@ def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference
     found = {
         index: difference
         for index, row in enumerate(rows)
-        if row is not baseline and (difference := _difference(row, baseline, metric)) is not None
+        if row is not baseline and (difference := between(row, metric, baseline, metric)) is not None
     }
     tested = [index for index, each in found.items() if each.p is not None]
     adjusted = holm([found[index].p or 0.0 for index in tested])
@@ -72,15 +72,16 @@ def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference
     return found
 
 
-def _difference(row: Row, baseline: Row, metric: str) -> Difference | None:
-    ours, theirs = row.values(metric), baseline.values(metric)
+def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Difference | None:
+    """A row's metric minus one of the baseline's, tested as in :func:`compare`; None if a row has no such metric."""
+    ours, theirs = row.values(metric), baseline.values(theirs_metric)
     if not ours or not theirs:
         return None
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
         p = _welch(ours, theirs)
         return Difference(value) if np.isnan(p) else Difference(value, WELCH, p)
-    pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(metric)
+    pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(theirs_metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
         return Difference(value)
     return Difference(value, MCNEMAR, mcnemar(correct(pair[0]), correct(pair[1])), networks_only=True)

@@ -191,13 +191,26 @@ def test_a_claim_is_decided_by_its_runs(tmp_path, ours, against, expected, decis
     assert f"| more | 1 against 2 | clean | {100 * statistics.fmean(ours):.1f}{count} |" in page
 
 
+def test_a_claim_may_compare_two_metrics(tmp_path):
+    other = "test/accuracy/union"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("<!-- begin results mine -->\n<!-- end results -->\n")
+    (tmp_path / "results" / "tables").mkdir(parents=True)
+    claim = CLAIM | {"runs": ["0.json"], "against": ["0.json"], "metric_against": other}
+    (tmp_path / "results" / "tables" / "mine.yaml").write_text(yaml.safe_dump({"claims": [claim]}))
+    metrics = {"test/accuracy/clean": 0.9, other: 0.4}
+    (tmp_path / "results" / "0.json").write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
+    update(tmp_path)
+    assert "| clean | 90.0 | 40.0 | not decided: one seed |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"expected": "more"}, "results mine, expected: got 'more'; give one of"),
         (
             {"metric": "test/accuracy/union"},
-            "results mine, metric: got 'test/accuracy/union'; give one that all its runs",
+            "results mine, metric: got 'test/accuracy/union'; .* has no such metric",
         ),
     ],
 )
