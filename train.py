@@ -103,8 +103,8 @@ class RobustCLI(LightningCLI):
         if not paths or paths[-1] in (*WORDS, "null") or command not in ("validate", "test", "predict", "export"):
             return
         path, configs = paths[-1], values_of(self._arguments, "--config", "-c")
-        if "://" in path:
-            self._downloaded = checkpoints.download(path)
+        if checkpoints.is_elsewhere(path):
+            self._downloaded = checkpoints.fetch(path)
         file = path if self._downloaded is None else self._downloaded.path
         model = read_model(file, path, needed=not configs and not values_of(self._arguments, "--model"))
         self._model = model and importable(model, path, configs)
@@ -161,14 +161,14 @@ class RobustCLI(LightningCLI):
         self._find_checkpoint(config.get("ckpt_path"))
 
     def _find_checkpoint(self, path: Any) -> None:
-        """Check the checkpoint at a path, or download it from a URL; a word needs the run's folder and comes later."""
+        """Check the checkpoint at a path, or fetch it from elsewhere; a word needs the run's folder and comes later."""
         if path is None and self.subcommand not in ("fit", "export"):
             rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
         if path is None or path in WORDS:
             return
         config = self.config[self.subcommand]
-        if "://" in str(path):
-            self._downloaded = self._downloaded or checkpoints.download(str(path))
+        if checkpoints.is_elsewhere(str(path)):
+            self._downloaded = self._downloaded or checkpoints.fetch(str(path))
             config.ckpt_path = self._downloaded.path
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
 

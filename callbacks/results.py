@@ -98,7 +98,7 @@ class Results(Callback):
             return
         record = {
             "metrics": metrics,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", *sys.argv]).replace(f"{Path.cwd()}/", ""),  # true on other machines too
             "method": type(module).__name__,
             "epochs": trainer.current_epoch,
             "seed": self.config.get("seed_everything"),

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
+from robust import zoo
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 
@@ -22,7 +24,7 @@ _REMEDY = "give a checkpoint that fit wrote"
 
 
 class Downloaded(NamedTuple):
-    """A downloaded checkpoint: its temporary folder, removed with this object, and its path."""
+    """A fetched checkpoint: its temporary folder, removed with this object, and its path."""
 
     folder: tempfile.TemporaryDirectory[str]
     path: str
@@ -51,6 +53,29 @@ def download(url: str) -> Downloaded:
             NAME, url, f"it cannot be fetched ({reason}); give a URL of a checkpoint, or a path"
         ) from error
     return Downloaded(folder, str(path))
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether a checkpoint is at a URL or in the zoo."""
+    return "://" in path or path.startswith(zoo.PREFIX)
+
+
+def fetch(path: str) -> Downloaded:
+    """Write a checkpoint of a URL or of the zoo into a temporary folder.
+
+    Raises:
+        SettingError: if there is none of that name, or as of :func:`download`.
+    """
+    if not path.startswith(zoo.PREFIX):
+        return download(path)
+    try:
+        content = zoo.checkpoint(path.removeprefix(zoo.PREFIX))
+    except SettingError as error:
+        raise SettingError(NAME, path, str(error).partition("; ")[2]) from error
+    folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
+    file = Path(folder.name) / "zoo.ckpt"
+    torch.save(content, file)
+    return Downloaded(folder, str(file))
 
 
 def _copy(source: Any, target: Any) -> None:

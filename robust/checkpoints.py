@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust import zoo
 from robust.errors import SettingError, require
 
 
@@ -54,25 +55,32 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
 
     Args:
         network: the network that gets them.
-        path: a ``.safetensors`` file; or a file of ``torch.save`` with a ``state_dict``, alone or under that name. Of a
-            checkpoint of a training, the classifier is loaded.
+        path: a ``.safetensors`` file; or a file of ``torch.save`` with a ``state_dict``, alone or under that name; or
+            ``zoo:NAME``. Of a checkpoint of a training, the classifier is loaded.
         setting: name of the path's setting, for the errors.
 
     Raises:
         SettingError: if the file is absent, cannot be read or holds no such weights; or if names or shapes differ.
     """
     remedy = "give a .safetensors file, or a .pth file of a state_dict"
+    if path.startswith(zoo.PREFIX):
+        state = zoo.load(path.removeprefix(zoo.PREFIX)).state_dict()
+    else:
+        state = _read_state(path, setting, remedy)
+    wrong = _differences(network.state_dict(), state)
+    require(not wrong, setting, path, f"{wrong}; give weights of this network, or the network's settings of that file")
+    network.load_state_dict(state)
+
+
+def _read_state(path: str, setting: str, remedy: str) -> dict[str, Tensor]:
+    """The weights in a file, of the classifier if the file is a checkpoint of fit."""
     content = _read_safetensors(path, setting, remedy) if path.endswith(".safetensors") else None
     content = read_saved(path, setting, remedy) if content is None else content
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     fits = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
     require(fits, setting, path, f"it holds no state_dict of tensors; {remedy}")
     assert isinstance(state, dict)
-    if "method" in content:  # a checkpoint of fit
-        state = read_part(path, "classifier", setting)[1]
-    wrong = _differences(network.state_dict(), state)
-    require(not wrong, setting, path, f"{wrong}; give weights of this network, or the network's settings of that file")
-    network.load_state_dict(state)
+    return read_part(path, "classifier", setting)[1] if "method" in content else state  # method: a checkpoint of fit
 
 
 def _differences(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
