@@ -1,0 +1,65 @@
+"""Adds a trained network to the zoo: ``python -m cli.zoo RUN_FOLDER NAME``, for maintainers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from cli.model_card import ExportedModel, model_card, read_records, training_settings
+from robust import zoo
+from robust.checkpoints import read_saved
+
+LICENSE = "mit"
+_KEPT = ("pytorch-lightning_version", "epoch", "global_step", "method", "seed", "model")  # what an evaluation reads
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the weights and the card of a run's last checkpoint, and read them back."""
+    parser = argparse.ArgumentParser(prog="python -m cli.zoo", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run, with checkpoints/last.ckpt and results.json")
+    parser.add_argument("name", help="such as digits_adversarial_training")
+    given = parser.parse_args(arguments)
+    add(given.run, given.name, Path(zoo.__file__).parent)
+
+
+def add(run: Path, name: str, folder: Path) -> None:
+    """Write ``folder/NAME.safetensors`` and ``folder/NAME.md`` from a run's folder."""
+    content = read_saved(run / "checkpoints" / "last.ckpt", "run", "give the folder of a run")
+    about = {key: content[key] for key in _KEPT}
+    state = {key: w.contiguous() for key, w in content["state_dict"].items()}
+    metadata = {"format": "pt", "license": LICENSE, zoo.HEADER: json.dumps(about)}
+    save_file(state, folder / f"{name}.safetensors", metadata=metadata)
+    (folder / f"{name}.md").write_text(_card(run, name, about), encoding="utf-8")
+
+
+def _card(run: Path, name: str, about: dict[str, Any]) -> str:
+    records = read_records(run)
+    settings = training_settings(records, {})
+    network = about["model"]["init_args"]["classifier"]
+    return model_card(
+        ExportedModel(
+            file=f"{name}.safetensors",
+            method=about["method"],
+            data=settings["data"]["class_path"].rpartition(".")[2],
+            image_shape=_first(network, "image_shape"),
+            num_classes=_first(network, "num_classes"),
+            settings=settings,
+            records={key: record for key, record in records.items() if key.startswith("test")},
+            license=LICENSE,
+            notes=[f'**Load it**: `robust.zoo.load("{name}")`, or `--ckpt_path {zoo.PREFIX}{name}`.'],
+        )
+    )
+
+
+def _first(settings: Any, name: str) -> Any:
+    """The setting of that name in the network, or in the network that it wraps."""
+    arguments = settings["init_args"]
+    return arguments[name] if name in arguments and "network" not in arguments else _first(arguments["network"], name)
+
+
+if __name__ == "__main__":
+    main()
