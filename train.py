@@ -142,6 +142,7 @@ class RobustCLI(LightningCLI):
         """Store the settings for the record, and check them before anything is built."""
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
+        self.save_config_kwargs["text"] = dumped
         # Lightning makes the same dump once more unless it finds this one
         self.results.config = self.config_dump = plain = yaml.safe_load(dumped)
         parser: Any = self._parser(self.subcommand)

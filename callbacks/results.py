@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Results(Callback):
             SettingError: if the folder holds another run.
         """
         self._start = time.perf_counter()
+        git_commit()  # a long training records the code that it began with
         self._folder = log_folder(trainer)
         if self._folder not in self._own:
             claim_folder(trainer, self.config.get("ckpt_path") or trainer.ckpt_path)
@@ -189,8 +191,9 @@ def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
     return value
 
 
+@cache
 def git_commit() -> str | None:
-    """Commit of the checkout of this file, with ``-dirty`` if tracked files differ; None outside git."""
+    """Commit of this file's checkout at the first call, with ``-dirty`` if tracked files differ; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
@@ -199,6 +202,7 @@ def git_commit() -> str | None:
     return run.stdout.strip()
 
 
+@cache
 def installed_versions() -> dict[str, str | None]:
     """Versions of the packages that results depend on; None for a package that is not installed."""
     versions: dict[str, str | None] = {}

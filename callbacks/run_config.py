@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
 
 class RunConfig(SaveConfigCallback):
-    """Lightning's without overwriting: writes ``config.yaml``, then ``config-test.yaml``, ``config-test-2.yaml``."""
+    """Writes ``config.yaml``, then ``config-test.yaml``, ``config-test-2.yaml``, and overwrites none.
+
+    Args:
+        parser: that of the command line.
+        config: the parsed settings.
+        text: the same as YAML. Lightning's own callback makes this text again, and checks all settings once more.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str = "") -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self._text = text
+        self._folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        """Write the file, once."""
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes ask for it
+        super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file in the first process."""
         fn = getattr(stage, "value", stage)
         names = (f"config{f'-{fn}' if n else ''}{f'-{n}' if n > 1 else ''}.yaml" for n in range(1_000_000))
-        self.config_filename = next(name for name in names if not (folder / name).exists())
-        super().setup(trainer, pl_module, stage)
+        path = next(path for name in names if not (path := self._folder / name).exists())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self._text, encoding="utf-8")

@@ -7,6 +7,7 @@ They pass on every processor. To test with the instructions of another one, or w
     ROBUST_TEST_THREADS=2 pytest -n 1
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -24,16 +25,19 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def session():
-    """Threads, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
+    """Threads, rare garbage collection, a quick command line, no arguments of pytest's, of which LightningCLI warns."""
     import torch
 
     from tests import quick_command_line
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    gc.freeze()  # torch has hundred thousands of objects, which each collection would look at
+    gc.set_threshold(50_000, 20, 50)
     quick_command_line.install()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -21,4 +21,4 @@ def main(args=None):
 def install():
     """Replace ``train.main``, and the defaults of the picture that each run draws."""
     train.main = main
-    AdversarialExamples.__init__.__defaults__ = (2, None, 1, 0)  # count, every_n_epochs, steps, seed
+    AdversarialExamples.__init__.__defaults__ = (1, None, 1, 0)  # count, every_n_epochs, steps, seed

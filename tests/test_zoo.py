@@ -1,0 +1,125 @@
+"""Networks of the zoo are those whose figures their cards state."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import train
+from cli.zoo import add
+from datamodules import Digits
+from robust import zoo
+from robust.attacks import APGD
+from robust.bounds import FeedForwardVerifier, certify
+from robust.checkpoints import load_weights
+from robust.errors import SettingError
+from robust.networks import without_noise
+from robust.threat_models import LinfBall
+from tests.testers import ROOT
+
+SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.logger=false"]
+FOLDER = ROOT / "robust" / "zoo"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Test images (299, 1, 28, 28) and labels."""
+    data = Digits(eval_batch_size=299)
+    data.prepare_data()
+    data.setup("test")
+    x, y, *_ = next(iter(data.test_dataloader()))
+    return x, y
+
+
+def stated(name):
+    """Figures of the card, by metric."""
+    card = (FOLDER / f"{name}.md").read_text()
+    return {metric: float(value) for metric, value in re.findall(r"^\| (test/\S+) \| (\S+) \|", card, re.MULTILINE)}
+
+
+def wrong_by(accuracy, correct):
+    """Difference of an accuracy from the fraction of True, in images."""
+    return abs(accuracy * len(correct) - int(correct.sum()))
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_each_network_has_the_figures_of_its_card(name, digits):
+    """Within what other instruction sets and the single draws of networks with noise change."""
+    x, y = digits
+    network, figures = zoo.load(name), stated(name)
+    stochastic = "test/accuracy/clean/noise_off" in figures
+    with without_noise(network):
+        clean = network(x).argmax(1) == y
+        assert wrong_by(figures["test/accuracy/clean/noise_off" if stochastic else "test/accuracy/clean"], clean) <= 1
+        if not stochastic:
+            x_adv = APGD(steps=20)(network, LinfBall(0.1), x, y)
+            attacked = clean & (network(x_adv).argmax(1) == y)
+            assert wrong_by(figures["test/accuracy/apgd/linf_0.1"], attacked) <= 4
+            certified = certify(FeedForwardVerifier("tightest"), network, LinfBall(0.1), x, y).certified
+            assert wrong_by(figures["test/certified_accuracy/linf_0.1"], certified) <= 1
+            assert (certified <= attacked).all()
+
+
+def test_the_zoo_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 20e6
+
+
+def test_each_network_has_a_card():
+    assert {path.stem for path in FOLDER.glob("*.md")} == set(zoo.names())
+
+
+def test_an_evaluation_needs_no_config(tmp_path, monkeypatch):
+    """Own budgets are those of the trained generator, whose settings and weights come from the zoo."""
+    monkeypatch.chdir(tmp_path)
+    evaluation = "{class_path: CertifiedEvaluation, init_args: {budgets: {own_budgets: own}}}"
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", f"--trainer.callbacks=[{evaluation}]"]
+    train.main(["test", "--ckpt_path=zoo:digits_contextual_budgets", "--data=Digits", *quiet])
+    record = json.loads((tmp_path / "results.json").read_text())["test"]
+    name = "test/certified_accuracy/own_budgets"
+    assert abs(record["metrics"][name] - stated("digits_contextual_budgets")[name]) * 299 <= 1.01
+    assert record["config"]["ckpt_path"] == "zoo:digits_contextual_budgets"
+
+
+def test_a_training_starts_from_its_weights_but_does_not_resume(tmp_path):
+    settings = ["fit", "--config=configs/adversarial_training/digits.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit):
+        train.main([*settings, "--ckpt_path=zoo:digits_adversarial_training"])
+    network = zoo.load("digits_adversarial_training")
+    for weight in network.parameters():
+        torch.nn.init.zeros_(weight)
+    load_weights(network, "zoo:digits_adversarial_training", "weights")
+    assert all(
+        torch.equal(weight, network.state_dict()[name])
+        for name, weight in zoo.load("digits_adversarial_training").state_dict().items()
+    )
+
+
+def test_a_part_of_a_module_is_a_network_too():
+    generator = zoo.load_part("digits_contextual_budgets", "generator")
+    assert generator(torch.rand(2, 1, 28, 28)).shape == (2, 1, 28, 28)
+    assert not generator.training
+    with pytest.raises(SettingError, match="part: got 'generator'; digits_adversarial_training has none; it has class"):
+        zoo.load_part("digits_adversarial_training", "generator")
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_names(capsys):
+    message = r"name: got 'digits_adverserial'; the zoo has no such network; did you mean digits_adv.*\? It has digits_"
+    with pytest.raises(SettingError, match=message):
+        zoo.load("digits_adverserial")
+    with pytest.raises(SystemExit):
+        train.main(["test", "--ckpt_path=zoo:mine", "--data=Digits"])
+    assert "ckpt_path: got 'zoo:mine'; the zoo has no such network; it has digits_" in capsys.readouterr().err
+
+
+def test_a_run_is_added_with_its_card(tmp_path, monkeypatch):
+    train.main(["fit", "--config=configs/quickstart.yaml", f"--trainer.default_root_dir={tmp_path / 'run'}", *SHORT])
+    add(tmp_path / "run", "mine", tmp_path)
+    monkeypatch.setattr(zoo, "_FOLDER", tmp_path)
+    assert zoo.names() == ["mine"]
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    read = zoo.checkpoint("mine")
+    assert read["model"] == trained["model"]
+    assert read["state_dict"].keys() == trained["state_dict"].keys()
+    assert all(torch.equal(weight, trained["state_dict"][name]) for name, weight in read["state_dict"].items())
+    assert "| test/accuracy/clean |" in (tmp_path / "mine.md").read_text()
