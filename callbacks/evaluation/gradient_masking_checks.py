@@ -53,7 +53,7 @@ class GradientMaskingChecks(Evaluation):
     All attacks search balls of one norm, or of each of several, and PGD ascends the cross-entropy. Logged, as
     accuracies in [0, 1]: ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/<norm>_<size>``. Attacks:
     ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps); ``more_restarts``; ``noise`` (the
-    worst of as many random images as PGD has steps); ``square`` (random search without gradients, in linf alone); and
+    worst of as many random images as PGD has steps); ``square`` (random search without gradients); and
     ``pgd`` in balls of growing sizes, the last of which holds all images. Logged too: ``test/masking/samples``, the
     number of images, and ``test/masking/failed_checks``, the number of failed checks. Each failed check is one warning:
 
@@ -146,8 +146,8 @@ class GradientMaskingChecks(Evaluation):
 
     def _cases(self, norm: Norm, epsilon: float, x: Tensor) -> list[tuple[int, str, float]]:
         """Index and name of each attack, and the radius of the ball that it searches."""
-        fitting = [name for name in self.attacks if name != "square" or norm == "linf"]
-        cases = [(name, epsilon) for name in fitting] + [("pgd", size) for size in _doubled_sizes(norm, epsilon, x)]
+        larger = [("pgd", size) for size in _doubled_sizes(norm, epsilon, x)]
+        cases = [(name, epsilon) for name in self.attacks] + larger
         return [(index, name, size) for index, (name, size) in enumerate(cases)]
 
     def _correct(
@@ -189,7 +189,7 @@ class GradientMaskingChecks(Evaluation):
             ("more_steps", "pgd", "more steps help the defender"),
             ("more_restarts", "pgd", "more restarts help the defender"),
             ("pgd", "noise", "random noise is stronger than PGD"),
-            *([(whitebox, "square", _SQUARE)] if "square" in accuracy else []),
+            (whitebox, "square", _SQUARE),
             *((large, small, "a larger ball helps the defender") for small, large in pairwise(growing)),
         ]
         for lower, higher, what in checks:  # lower and higher: where the accuracy should be lower and higher
