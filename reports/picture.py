@@ -55,7 +55,7 @@ def _chart(points: list[dict[str, Any]], metrics: list[str], order: list[str]) -
         y=alt.Y("row:N", sort=order, title=None, axis=alt.Axis(labelLimit=320, grid=True)),
         color=alt.Color("metric:N", title=None, scale=alt.Scale(domain=metrics, range=PALETTE[: len(metrics)])),
     )
-    ends = base.transform_calculate(low="datum.accuracy - datum.std", high="datum.accuracy + datum.std")
+    ends = base.transform_calculate(low="max(datum.accuracy - datum.std, 0)", high="min(datum.accuracy + datum.std, 1)")
     scale = alt.X("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]))
     lines = ends.mark_rule(strokeWidth=2, opacity=0.6).encode(x=alt.X("low:Q", title="accuracy"), x2="high:Q")
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(

@@ -72,11 +72,11 @@ def test_each_network_has_a_card():
 def test_an_evaluation_needs_no_config(tmp_path, monkeypatch):
     """Own budgets are those of the trained generator, whose settings and weights come from the zoo."""
     monkeypatch.chdir(tmp_path)
-    evaluation = "{class_path: CertifiedEvaluation, init_args: {budgets: {own_budgets: own}}}"
+    evaluation = "{class_path: CertifiedEvaluation, init_args: {norm: linf, epsilons: [0.1]}}"
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", f"--trainer.callbacks=[{evaluation}]"]
     train.main(["test", "--ckpt_path=zoo:digits_contextual_budgets", "--data=Digits", *quiet])
     record = json.loads((tmp_path / "results.json").read_text())["test"]
-    name = "test/certified_accuracy/own_budgets"
+    name = "test/certified_accuracy/own_budgets_0.1"
     assert abs(record["metrics"][name] - stated("digits_contextual_budgets")[name]) * 299 <= 1.01
     assert record["config"]["ckpt_path"] == "zoo:digits_contextual_budgets"
 
@@ -123,3 +123,8 @@ def test_a_run_is_added_with_its_card(tmp_path, monkeypatch):
     assert read["state_dict"].keys() == trained["state_dict"].keys()
     assert all(torch.equal(weight, trained["state_dict"][name]) for name, weight in read["state_dict"].items())
     assert "| test/accuracy/clean |" in (tmp_path / "mine.md").read_text()
+
+
+def test_the_page_lists_all_networks():
+    page = (ROOT / "docs" / "zoo.md").read_text()
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == zoo.names()
