@@ -40,7 +40,7 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
         yield f"masked gradients: {run.metrics[f'{stage}/masking/failed_checks']:.0f} checks failed"
     for record in run.evaluations:
         for name, reason in (record.get("skipped") or {}).items():
-            yield f"{name} was left out: {reason}"
+            yield f"{name} was left out: {reason.partition('; leave')[0]}"  # the remedy was for the run
     if missing := sorted(name for name, value in run.metrics.items() if value is None):
         yield f"not finite: {', '.join(missing)}"
     if run.repeated:
