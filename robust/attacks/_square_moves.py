@@ -1,171 +1,152 @@
-"""What the Square attack tries next: squares at the ends of budgets, or windows that exchange their part of a norm."""
+"""Where the Square attack looks next: squares at the ends of a box, windows of an l2 or l1 ball."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from robust.errors import require
 from robust.projections import TINY
 from robust.random import rand
 from robust.threat_models import PixelBox, ThreatModel
 
-# Queries after which the squares' area is halved once more (Andriushchenko et al. 2020, Sec. 4.2).
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_GRID = 5  # tiles along the shorter side of the first image
+_RINGS = {2: 2, 1: 4}  # by the norm's power: the power by which the rings of a peak get lower; 4 as in l1-AutoAttack
 
 
 class Moves(Protocol):
-    """Random proposals of images (B, C, H, W) in the threat model."""
+    """How a threat model is searched; all images are (B, C, H, W), and inside it."""
 
     def start(self, x: Tensor) -> Tensor:
-        """The first proposal for the images ``x``."""
+        """The first image to try, of all examples ``x``."""
 
-    def move(self, x: Tensor, best: Tensor, area: float) -> Tensor:
-        """Change the ``best`` images so far in squares of this fraction of the image."""
-
-    def select(self, chosen: Tensor) -> Moves:
-        """Moves of the examples with these indices."""
+    def move(self, x: Tensor, best: Tensor, chosen: Tensor, area: float) -> Tensor:
+        """The next image to try of the ``chosen`` examples, int64 (B,), in whose images ``best`` that area moves."""
 
 
-def area_of(query: int, first_area: float) -> float:
-    """Fraction of the image that the squares of a query cover."""
-    return first_area * 0.5 ** sum(query > halving for halving in HALVINGS)
+def moves_in(threat_model: ThreatModel, x: Tensor) -> Moves:
+    """How ``threat_model`` is searched around ``x`` (B, C, H, W).
+
+    Raises:
+        SettingError: if it is neither a box nor an l2 or l1 ball.
+    """
+    remedy = "take APGD: Square searches boxes, l2 and l1 balls"
+    known = threat_model.is_box or threat_model.norm in ("l2", "l1")
+    require(known, "threat_model", type(threat_model).__name__, remedy)
+    return BoxMoves(threat_model, x) if threat_model.is_box else BallMoves(threat_model)
 
 
 class BoxMoves:
-    """Stripes, then squares, whose pixels are at one end of their budgets (ibid., Sec. 4.2; algorithm 2).
+    """A square goes to an end of its pixels' budgets, in each channel (Andriushchenko et al. 2020, algorithm 2).
 
     Args:
-        budgets: (B, C, H, W).
+        box: linf ball or per-pixel box.
+        x: images (B, C, H, W).
     """
 
-    def __init__(self, budgets: Tensor) -> None:
-        self.budgets = budgets
+    def __init__(self, box: ThreatModel, x: Tensor) -> None:
+        self.budgets = torch.as_tensor(box.radius).to(x).expand_as(x)
 
     def start(self, x: Tensor) -> Tensor:
-        stripes = _signs((*x.shape[:2], 1, x.shape[3]), x)
+        """Stripes: each column of each channel at one of its ends."""
+        stripes = torch.where(rand(x[:, :, :1].shape, x) < 0.5, -1.0, 1.0).to(x)
         return PixelBox(self.budgets).project(x + stripes * self.budgets, x)
 
-    def move(self, x: Tensor, best: Tensor, area: float) -> Tensor:
-        _, _, height, width = x.shape
+    def move(self, x: Tensor, best: Tensor, chosen: Tensor, area: float) -> Tensor:
+        """One square of that area."""
+        ends, (height, width) = self.budgets[chosen], x.shape[2:]
         side = min(max(round((area * height * width) ** 0.5), 1), height, width)
-        inside = Window(x, side).mask
-        moved = x + _signs((*x.shape[:2], 1, 1), x) * self.budgets
-        return PixelBox(self.budgets).project(torch.where(inside, moved, best), x)
-
-    def select(self, chosen: Tensor) -> BoxMoves:
-        return BoxMoves(self.budgets[chosen])
+        rows, columns = (_offsets(rand((len(x), 1), x), size, side) for size in (height, width))
+        signs = torch.where(rand((*x.shape[:2], 1, 1), x) < 0.5, -1.0, 1.0).to(x)
+        return PixelBox(ends).project(torch.where(_inside(rows, columns, side), x + signs * ends, best), x)
 
 
 class BallMoves:
-    """Bumps that use the whole radius, and windows of which one takes over the other's part of it.
+    """The perturbation of one window goes into another one, in the shape of two opposite peaks.
 
-    The l2 version is Andriushchenko et al. 2020, Sec. 4.3, algorithm 3; that of l1 has its norm in place of l2
-    (Croce & Hein 2021). Cutting to [0, 1] only brings pixels nearer to the image, so that the norm does not grow.
+    In l2 the result is scaled to the radius and cut to [0, 1] (Andriushchenko et al. 2020, algorithm 3); in l1 it is
+    projected onto ball and cube at once, from as many times the norm as there are channels (Croce & Hein 2021).
 
     Args:
-        radius: of the ball.
-        order: 2 for l2, 1 for l1.
+        ball: l2 or l1 ball.
     """
 
-    def __init__(self, radius: float, order: int) -> None:
-        self.radius = radius
-        self.order = order
+    def __init__(self, ball: ThreatModel) -> None:
+        self.ball = ball
+        self.power = 2 if ball.norm == "l2" else 1
+        self.radius = float(ball.radius)
 
     def start(self, x: Tensor) -> Tensor:
-        """Bumps in tiles of a fifth of the image, each of a random sign."""
+        """A grid of peaks, of random signs and directions."""
         batch, channels, height, width = x.shape
-        side = max(min(height, width) // 5, 1)
-        rows, columns = -(-height // side), -(-width // side)
-        signs = _signs((batch, channels, rows, columns), x)
-        signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
-        delta = signs * bump(side, x).repeat(rows, columns)[:height, :width]
-        return (x + delta * (self.radius / self._norm(delta, (1, 2, 3)).clamp_min(TINY))).clamp(0.0, 1.0)
+        side = -(-min(height, width) // _GRID)
+        rows, columns = (torch.arange(size, device=x.device) for size in (height, width))
+        tiles = (-(-height // side), -(-width // side))
+        draws = rand((batch, channels + 1, *tiles), x)[:, :, (rows // side)[:, None], columns // side]
+        signs = torch.where(draws[:, 1:] < 0.5, -1.0, 1.0).to(x)
+        peaks = _peaks(side, self.power).to(x)[(draws[:, 0] < 0.5).long(), (rows % side)[:, None], columns % side]
+        delta = signs * peaks[:, None]
+        # l1: what is beyond the ball is cut off by the projection
+        return self._into_ball(x, 2 * self.radius * delta / self._norm(delta, (1, 2, 3)))
 
-    def move(self, x: Tensor, best: Tensor, area: float) -> Tensor:
-        """A bump joins the first window's perturbation, which gets the radius that the second one gives up."""
-        _, channels, height, width = x.shape
-        side = max(round((area * height * width) ** 0.5), 3) | 1  # odd, so that a bump has a middle
-        side = min(side, height, width)
-        delta = best - x
-        gaining, losing = Window(x, side), Window(x, side)
-        both = gaining.mask | losing.mask
-        unused = (self.radius**self.order - self._power(delta, (1, 2, 3))).clamp_min(0.0) / channels
-        available = (unused + self._power(delta * both, (2, 3))) ** (1 / self.order)
-        added = gaining.place(bump(side, x)) * _signs((*x.shape[:2], 1, 1), x)
-        old = delta * gaining.mask
-        new = added + old / self._norm(old, (2, 3)).clamp_min(TINY)
-        new = new * (available / self._norm(new, (2, 3)).clamp_min(TINY))
-        return (x + torch.where(both, new, delta)).clamp(0.0, 1.0)
-
-    def select(self, chosen: Tensor) -> BallMoves:
-        return self
-
-    def _power(self, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
-        return delta.abs().pow(self.order).sum(dims, keepdim=True)
-
-    def _norm(self, delta: Tensor, dims: tuple[int, ...]) -> Tensor:
-        return self._power(delta, dims) ** (1 / self.order)
-
-
-class Window:
-    """A square at a random place in each image.
-
-    Args:
-        x: images (B, C, H, W).
-        side: of the square, in pixels.
-    """
-
-    def __init__(self, x: Tensor, side: int) -> None:
-        batch, _, height, width = x.shape
-        self._side = side
-        self._rows, self._columns = (
-            torch.arange(size, device=x.device) - (rand((batch, 1), x) * (size - side + 1)).long()
-            for size in (height, width)
+    def move(self, x: Tensor, best: Tensor, chosen: Tensor, area: float) -> Tensor:
+        """What two windows of that area have goes into the first, with what the ball has left."""
+        (batch, channels, height, width), delta = x.shape, best - x
+        side = min(max(round((area * height * width) ** 0.5), 3) // 2 * 2 + 1, height, width)
+        draws = rand((batch, 5 + channels), x)
+        rows, columns, other_rows, other_columns = (
+            _offsets(draws[:, k : k + 1], size, side) for k, size in enumerate((height, width, height, width))
         )
+        window, other = _inside(rows, columns, side), _inside(other_rows, other_columns, side)
+        signs = torch.where(draws[:, 5:, None, None] < 0.5, -1.0, 1.0).to(x)
+        at = (rows.clamp(0, side - 1)[:, :, None], columns.clamp(0, side - 1)[:, None])
+        peaks = _peaks(side, self.power).to(x)[(draws[:, 4, None, None] < 0.5).long(), *at]
+        old = delta * window
+        shape = signs * peaks[:, None] * window + old / self._norm(old)
+        unused = (self.radius**self.power - self._norm(delta, (1, 2, 3)) ** self.power).clamp_min(0.0)
+        available = unused / channels + self._norm(delta * (window | other)) ** self.power
+        if self.power == 1:
+            available = available * channels
+        new = shape / self._norm(shape) * available ** (1 / self.power)
+        return self._into_ball(x, torch.where(window, new, delta * ~other))
 
-    @property
-    def mask(self) -> Tensor:
-        """True inside, (B, 1, H, W)."""
-        rows, columns = ((each >= 0) & (each < self._side) for each in (self._rows, self._columns))
-        mask: Tensor = rows[:, None, :, None] & columns[:, None, None, :]
-        return mask
+    def _norm(self, delta: Tensor, over: tuple[int, ...] = (2, 3)) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(delta, self.power, over, keepdim=True)
+        return norm.clamp_min(TINY)
 
-    def place(self, pattern: Tensor) -> Tensor:
-        """The pattern (side, side) in each image's square, zeros elsewhere; (B, 1, H, W)."""
-        rows, columns = (each.clamp(0, self._side - 1) for each in (self._rows, self._columns))
-        return pattern[rows[:, :, None], columns[:, None, :]][:, None] * self.mask
+    def _into_ball(self, x: Tensor, delta: Tensor) -> Tensor:
+        if self.power == 1:
+            return self.ball.project(x + delta, x)
+        return (x + self.radius * delta / self._norm(delta, (1, 2, 3))).clamp(0.0, 1.0)
 
 
-def bump(side: int, like: Tensor) -> Tensor:
-    """Two opposite hills side by side, (side, side), of l2 norm 1 (ibid., eq. 2); one hill below side 2.
+def _offsets(draws: Tensor, size: int, side: int) -> Tensor:
+    """Of each of ``size`` rows or columns from a window's first, (B, size); ``draws`` (B, 1) are uniform in [0, 1)."""
+    return torch.arange(size, device=draws.device) - (draws * (size - side + 1)).long()
 
-    >>> [[round(value, 2) for value in row] for row in bump(2, torch.zeros(1)).tolist()]
-    [[0.14, 0.69], [-0.14, -0.69]]
+
+def _inside(rows: Tensor, columns: Tensor, side: int) -> Tensor:
+    """Mask (B, 1, H, W) of the square whose :func:`_offsets` these are."""
+    mask: Tensor = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None]
+    return mask
+
+
+@cache
+def _peaks(side: int, power: int) -> Tensor:
+    """Two peaks of opposite signs, one above the other and one beside the other, of norm 1; (2, side, side).
+
+    Each peak is a stack of squares, of which the k-th one has the height k^-2 in l2 (ibid., eq. 2), k^-4 in l1.
     """
-    upper = side // 2
-    pattern = torch.cat([_hill(upper, side, like), -_hill(side - upper, side, like)])
-    normalised: Tensor = (pattern if upper else -pattern) / torch.linalg.vector_norm(pattern)
-    return normalised
-
-
-def _hill(height: int, width: int, like: Tensor) -> Tensor:
-    """Values that rise towards the middle of a rectangle: sums of 1 / k^2 from the distance to it on."""
-    rows = torch.arange(height, device=like.device).sub(height // 2).abs()
-    columns = torch.arange(width, device=like.device).sub(width // 2).abs()
-    distance = torch.maximum(rows[:, None], columns[None, :])
-    terms = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype) ** -2
-    values: Tensor = terms.flip(0).cumsum(0).flip(0)[distance]
-    return values
-
-
-def moves(threat_model: ThreatModel, x: Tensor) -> Moves:
-    """The moves for images ``x`` (B, C, H, W) in a threat model."""
-    if threat_model.is_box:
-        return BoxMoves(torch.as_tensor(threat_model.radius).to(x).expand_as(x))
-    return BallMoves(float(threat_model.radius), order=1 if threat_model.norm == "l1" else 2)
-
-
-def _signs(shape: tuple[int, ...], x: Tensor) -> Tensor:
-    return torch.where(rand(shape, x) < 0.5, -1.0, 1.0).to(x.dtype)
+    halves = []
+    for height, sign in ((side // 2, 1.0), (side - side // 2, -1.0)):
+        rows, columns = (torch.arange(size) - size // 2 for size in (height, side))
+        ring = torch.maximum(rows.abs()[:, None], columns.abs())
+        heights = torch.arange(1, max(height, side) // 2 + 2, dtype=torch.float64) ** -_RINGS[power]
+        half = heights.flip(0).cumsum(0).flip(0)[ring]
+        halves.append(sign * half / torch.linalg.vector_norm(half, power).clamp_min(TINY))
+    both = torch.cat(halves)
+    peaks: Tensor = torch.stack((both, both.T)) / torch.linalg.vector_norm(both, power)
+    return peaks

@@ -151,7 +151,8 @@ ATTACKS = {
     "apgd": (APGD(5, restarts=2), LinfBall(0.1)),
     "apgd l1": (APGD(9, restarts=2), L1Ball(2.0)),
     "square": (Square(12), LinfBall(0.1)),
-    "square l2": (Square(12), L2Ball(0.5)),
+    "square l2": (Square(12, num_samples=2), L2Ball(0.5)),
+    "square l1": (Square(12), L1Ball(2.0)),
 }
 
 

@@ -1,6 +1,5 @@
 """APGD, Square and Carlini-Wagner: against pyautoattack's at equal settings, PGD, and closed forms."""
 
-import math
 import warnings
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from torch import nn
 
 from robust.attacks import APGD, PGD, BoxedHalfspace, CarliniWagnerL2, Square
-from robust.attacks._square_moves import HALVINGS, BallMoves, BoxMoves, area_of
 from robust.errors import SettingError
 from robust.losses import margin
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
@@ -48,11 +46,11 @@ def test_apgd_is_as_strong_as_the_authors(accuracy, reference, norm, loss):
     assert ours <= theirs + MARGINS[norm]
 
 
-@pytest.mark.parametrize("norm", BALLS)
-def test_square_is_as_strong_as_the_authors(accuracy, reference, norm):
+@pytest.mark.parametrize(("norm", "queries"), [("Linf", 300), ("L2", 150), ("L1", 150)])
+def test_square_is_as_strong_as_the_authors(accuracy, reference, norm, queries):
     library = pytest.importorskip("pyautoattack.square", reason="needs the extra eval")
-    theirs = reference(library.SquareAttack, norm, n_queries=300, p_init=0.8, resc_schedule=False, seed=0)
-    assert accuracy(Square(300), BALLS[norm]) <= theirs + MARGINS["Square"]
+    theirs = reference(library.SquareAttack, norm, n_queries=queries, p_init=0.8, resc_schedule=False, seed=0)
+    assert accuracy(Square(queries), BALLS[norm]) <= theirs + MARGINS["Square"]
 
 
 @pytest.mark.parametrize("norm", BALLS)
@@ -90,50 +88,6 @@ def test_apgd_ascends_where_nothing_can_be_broken():
         x_adv = APGD(100, loss="margin")(network, ball, x, y)
         rise = margin(network(x_adv), y) - margin(network(x), y)
         torch.testing.assert_close(rise, (1e-3 * optimum).expand(8), rtol=0.01, atol=1e-6)
-
-
-def test_squares_shrink():
-    x = torch.full((50, 3, 10, 12), 0.5)
-    moves = BoxMoves(torch.full_like(x, 0.1))
-    areas = [area_of(query, 0.8) for query in (1, *(halving + 1 for halving in HALVINGS))]
-    masks = [(moves.move(x, x, area) != x).any(1) for area in areas]
-    counts = [mask.sum((1, 2)) for mask in masks]
-    assert all((count == count[0]).all() for count in counts)
-    sides = [math.isqrt(int(count[0])) for count in counts]
-    assert sides == [max(round((0.8 * 0.5**halvings * 120) ** 0.5), 1) for halvings in range(10)]
-    assert masks[-1].any(0).float().mean() > 0.3  # all over the image
-
-
-@pytest.mark.parametrize(("order", "ball"), [(2, L2Ball(0.7)), (1, L1Ball(2.0))])
-def test_windows_exchange_their_part_of_the_radius(order, ball):
-    """Away from the ends of [0, 1], each proposal uses the whole radius, and changes two squares alone."""
-    torch.manual_seed(0)
-    x = torch.full((20, 3, 9, 11), 0.5)
-    moves = BallMoves(ball.epsilon, order)
-    best = moves.start(x)
-    for area in (0.4, 0.1, 0.01):
-        moved = moves.move(x, best, area)
-        norms = (moved - x).flatten(1).norm(order, dim=1)
-        torch.testing.assert_close(norms, torch.full_like(norms, ball.epsilon))
-        assert (((moved != best).any(1).sum((1, 2))) <= 2 * max(area * 99, 9) * 1.5).all()
-        best = moved
-
-
-@pytest.mark.parametrize("ball", [L2Ball(0.5), L1Ball(2.0)])
-def test_square_finds_most_of_what_a_plane_allows(ball):
-    """Of a linear network in two classes, whose margin rises by at most the dual norm of the weights."""
-    torch.manual_seed(0)
-    network, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), 0.4 + 0.2 * torch.rand(8, 1, 6, 6)
-    y = network(x).argmax(1)
-    w = (network[1].weight[1] - network[1].weight[0]).detach()
-    largest = ball.epsilon * (w.norm() if ball.norm == "l2" else w.abs().max())
-    with torch.no_grad():
-        network[1].bias.mul_(0).add_(torch.tensor([9.0, -9.0]))  # no image is broken
-    y = torch.zeros(8, dtype=torch.long)
-    x_adv = Square(500)(network, ball, x, y)
-    rise = (margin(network(x_adv), y) - margin(network(x), y)) / largest
-    assert (rise <= 1.0001).all()
-    assert rise.min() > 0.5
 
 
 def test_carlini_wagner_finds_the_distance_to_a_plane():
