@@ -6,8 +6,8 @@ rows which a benchmark has written:
 
 - A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
   ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the run's
-  last record, such as ``commit`` or ``wall_time``. A mean over several runs is followed by their number, unless a
-  column has the field ``n``.
+  last record, such as ``commit`` or ``wall_time``. Where runs lack an ``optional`` column's metrics, the cell is empty.
+  A mean over several runs is followed by their number, unless a column has the field ``n``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
 
@@ -127,6 +127,8 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
     require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
     row = Row(runs)
     values = [_first(row, names.split(" or ")) for names in column["metrics"]]
+    if None in values and column.get("optional"):
+        return ""
     if None in values:
         missing = column["metrics"][values.index(None)]
         raise SettingError(f"results {name}", missing, f"{runs[0].name} has no such metric; give its text in cells")
@@ -153,8 +155,8 @@ def _field(name: str, value: Any) -> str:
 
 
 def _number(value: Value, show: str, digits: int) -> str:
-    """Mean as text, with the std if there are several runs."""
+    """Mean as text, with the std if there are several runs that differ."""
     scale = {"error %": 100.0, "accuracy %": 100.0, "millions": 1e-6, "plain": 1.0}[show]
     mean = scale * (1 - value.mean if show == "error %" else value.mean)
-    std = "" if value.std is None else f" ± {scale * value.std:.{digits}f}"
+    std = f" ± {scale * value.std:.{digits}f}" if value.std else ""
     return f"{mean:.{digits}f}{std}"

@@ -98,6 +98,13 @@ def test_a_column_with_the_number_of_runs_takes_it_out_of_the_cells(tmp_path):
     assert "| two | 2.002 ± 0.003 | 2 |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_an_optional_column_is_empty_where_the_runs_have_no_such_metric(tmp_path):
+    columns = [COLUMN, {"title": "union", "metrics": ["test/accuracy/union"], "optional": True}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "one", "runs": ["0.json"]}]})
+    update(tmp_path)
+    assert "| one | 2.00 | |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("column", "row", "message"),
     [
