@@ -7,6 +7,7 @@ from callbacks.evaluation.adversarial_evaluation import AdversarialEvaluation, A
 from callbacks.evaluation.budget_regions import BudgetRegions
 from callbacks.evaluation.certified_evaluation import CertifiedEvaluation
 from callbacks.evaluation.certified_volume import CertifiedVolume
+from callbacks.evaluation.corrupted_accuracy import CorruptedAccuracy
 from callbacks.evaluation.gradient_masking_checks import GradientMaskingChecks
 from callbacks.evaluation.group_accuracy import GroupAccuracy
 from callbacks.evaluation.resumable import ResumableTest
@@ -35,6 +36,7 @@ __all__ = [
     "CertifiedEvaluation",
     "CertifiedVolume",
     "Checkpoint",
+    "CorruptedAccuracy",
     "DecisionBoundary",
     "EpsilonScheduler",
     "GradientMaskingChecks",

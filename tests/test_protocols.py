@@ -1,6 +1,7 @@
 """The protocols behind checkpoints and networks of every kind; images spread over the test set; two processes."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from hypothesis import strategies as st
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, RobustnessScore
 from callbacks.progress import Progress
 from callbacks.results import _intervals
-from datamodules import Digits
-from datamodules.loading import spread
+from datamodules import MNIST, Digits
+from datamodules.loading import TensorImages, spread
 from lightning_modules import ContextualBudgets
 from robust.attacks import PGD
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval
-from robust.networks import BudgetGenerator, DMSmall
+from robust.networks import Autoencoder, BudgetGenerator, DMSmall
 from tests.callbacks.trained import Plain, small, stored, trainer_with
 from tests.programs import Program
 from tests.testers import ROOT, assert_registered, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
+DIGITS = FOLDER / "protocol_digits.yaml"
 PROTOCOLS = sorted(path.stem for path in FOLDER.glob("protocol_*.yaml"))
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
@@ -59,8 +61,15 @@ def test_the_protocols_have_the_same_parts(name):
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     if "config" in content:
         content = yaml.safe_load((FOLDER / content["config"]).read_text())
-    first = yaml.safe_load((FOLDER / "protocol_digits.yaml").read_text())
-    assert shape(content) == shape(first)
+    callbacks, first = (each["trainer.callbacks+"] for each in (content, yaml.safe_load(DIGITS.read_text())))
+    more = [each for each in callbacks if each["class_path"] in ("CorruptedAccuracy", "SampledRobustness")]
+    assert all(each["init_args"]["where_possible"] for each in more)
+    assert len(more) == {"protocol_mnist": 2, "protocol_cifar10": 1}.get(name, 0)
+    (attacks,) = (each["init_args"] for each in callbacks if each["class_path"] == "AdversarialEvaluation")
+    if more:
+        assert attacks.pop("where_possible")
+        assert attacks["attacks"].pop("autoattack")
+    assert shape([each for each in callbacks if each not in more]) == shape(first)
 
 
 def shape(value):
@@ -88,6 +97,65 @@ def test_weights_of_a_plain_file_that_cannot_be_bounded(tmp_path):
     assert list(record["skipped"]) == ["CertifiedEvaluation"]
     assert "network layer '2' (Softshrink)" in record["skipped"]["CertifiedEvaluation"]
     assert record["training_cost"] is None
+
+
+class Linear(torch.nn.Sequential):
+    """The smallest network that can be bounded."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+
+
+@pytest.fixture
+def on_mnist(written, tmp_path):
+    """Test arguments of a linear network and the protocol of MNIST, on two of six images in files."""
+    torch.manual_seed(0)
+    torch.save(Linear().state_dict(), tmp_path / "net.pth")
+    network = [f"--model.classifier={__name__}.Linear", f"--model.weights={tmp_path / 'net.pth'}"]
+    data = ["--data=MNIST", f"--data.root={written}", "--data.verify_checksums=false", "--data.test_images=2"]
+    return ["--model=StandardTraining", *network, *data, f"--config={FOLDER / 'protocol_mnist.yaml'}"]
+
+
+@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+def test_what_is_not_there_is_left_out_of_a_protocol(on_mnist, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setenv("ROBUST_DATA", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"is left out: ") as warned:
+        _, record = run("test", on_mnist, tmp_path / "run")
+    reasons = {
+        "AdversarialEvaluation.autoattack": "install it: uv sync --extra eval",
+        "CorruptedAccuracy": f"cannot read {tmp_path}/mnist_c/shot_noise/test_images.npy (No such file",
+        "SampledRobustness": "give that of an autoencoder's training",
+    }
+    assert record["skipped"].keys() == reasons.keys()
+    for name, reason in reasons.items():
+        assert reason in record["skipped"][name]
+        assert sum(str(warning.message).startswith(f"{name} is left out: ") for warning in warned) == 1
+    assert "test/accuracy/square/l1_10" in record["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+def test_what_is_there_is_part_of_a_protocol(on_mnist, written, tmp_path, monkeypatch):
+    pytest.importorskip("pyautoattack", reason="needs the extra eval")
+    monkeypatch.setattr("datamodules.MNISTC.load", lambda *_: copies(written))
+    torch.save(
+        {"state_dict": {f"autoencoder.{name}": value for name, value in Autoencoder(code_size=2).state_dict().items()}},
+        tmp_path / "autoencoder.ckpt",
+    )
+    autoencoder = f"--trainer.callbacks.score.sampler.checkpoint={tmp_path / 'autoencoder.ckpt'}"
+    _, record = run("test", [*on_mnist, autoencoder], tmp_path / "run")
+    assert record["skipped"] == {}
+    names = {f"accuracy/autoattack/{ball}" for ball in ("linf_0.3", "l2_2", "l1_10")}
+    names |= {"accuracy/group/mean", "accuracy/group/fog", "robustness_score/r4", "robustness_score/r4/normalized"}
+    assert {f"test/{name}" for name in names} <= record["metrics"].keys()
+    assert_registered(record["metrics"])
+
+
+def copies(root):
+    """MNIST's test images as those of all corruptions."""
+    images, labels = MNIST(root=str(root), verify_checksums=False).images("test").raw(torch.arange(6))
+    return TensorImages(images.repeat(15, 1, 1, 1), labels.repeat(15), 10)
 
 
 def measured(module, *callbacks, **data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision
-from robust.errors import require
+from robust.errors import SettingError, require
 from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, AccuracyStd
@@ -109,10 +110,12 @@ class AdversarialEvaluation(Evaluation):
             the test; ``attacked_samples`` gives the number of examples.
         num_samples: number of passes that classify each image, for networks with noise.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
+        where_possible: leave out attacks that cannot attack the network, such as AutoAttack where its package is not
+            installed, with a warning and a line in the record, instead of an error.
         seed: seed of the attacks' random draws.
 
     Raises:
-        SettingError: if a setting is out of its range, or a name is used twice.
+        SettingError: if a setting is out of its range, a name is used twice, or an attack cannot attack the network.
         RuntimeError: if an attack returns images outside its threat model or [0, 1].
         ContradictionError: if an attack breaks an example that another evaluation of the same test certifies.
     """
@@ -125,9 +128,10 @@ class AdversarialEvaluation(Evaluation):
         num_samples: int = 10,
         gradient_samples: int = 30,
         balls: dict[Norm, float] | None = None,
+        where_possible: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(seed, every_n_epochs, max_batches)
+        super().__init__(seed, every_n_epochs, max_batches, where_possible=where_possible)
         self.balls: dict[Norm, float] = balls or {}
         require(balls != {}, f"{NAME}.balls", balls, "give a radius for at least one norm, or leave it out")
         for norm, radius in self.balls.items():
@@ -146,7 +150,7 @@ class AdversarialEvaluation(Evaluation):
         self._groups: list[str] = []
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Resolve each case's threat models, and check that no two cases have the same metric."""
+        """Resolve each case's threat models, and check that its attack fits, and that no two have the same metric."""
         names = [
             f"{case.name or key}/{threat_model}"
             for key, case in self.attacks.items()
@@ -156,6 +160,18 @@ class AdversarialEvaluation(Evaluation):
         require(
             twice is None, f"{NAME}.attacks", twice, "two cases have this name in the same threat model; rename one"
         )
+        refusals: dict[str, SettingError] = {}
+        for key, case in self.attacks.items():
+            check: Any = getattr(case.attack, "check", None)  # such as AutoAttack's
+            try:
+                for _, threat_model, _ in self._threat_models(key, case, module, x) if check else ():
+                    check(module, threat_model, x)
+            except SettingError as error:
+                refusals[key] = error
+        if refusals and not (self.where_possible and refusals.keys() < self.attacks.keys()):
+            raise next(iter(refusals.values()))
+        for key, refusal in refusals.items():
+            self.skip(f"{NAME}.{key}", refusal)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         all_examples = torch.arange(len(x), device=x.device)
@@ -183,6 +199,8 @@ class AdversarialEvaluation(Evaluation):
     def _runs(self, module: RobustClassifier, x: Tensor) -> Iterator[_Run]:
         """Each attack in each threat model."""
         for index, (key, case) in enumerate(self.attacks.items()):
+            if f"{NAME}.{key}" in self.skipped:
+                continue
             name = case.name or key
             variants = self._variants(name, case.attack, module)
             for model_name, threat_model, own_group in self._threat_models(key, case, module, x):

@@ -63,9 +63,13 @@ class SampledRobustness(Evaluation):
         """The name of the score."""
         return {self.name}
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
+        """Check that the network has no noise, and draw neighbours once."""
         remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
         require(not module.stochastic, "model", type(module).__name__, remedy)
+        self.score.sampler(x, self._radii(x)[:1], [0])
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         epsilons = self._radii(x)
         keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 

@@ -43,7 +43,7 @@ class AutoAttack:
             an interrupted evaluation that is begun anew goes on behind the last attack that it finished.
 
     Raises:
-        SettingError: if a setting is out of its range or pyautoattack is missing; on use, if the threat model is a
+        SettingError: if a setting is out of its range; on use, if pyautoattack is missing, the threat model is a
             per-pixel box, there are fewer than 4 classes (3 for ``"rand"``), the network gives probabilities, or it is
             random and the version is not ``"rand"``.
     """
@@ -57,12 +57,6 @@ class AutoAttack:
     ) -> None:
         require(version in ("standard", "rand"), "version", version, "give standard or rand")
         require(batch_size >= 1, "batch_size", batch_size, "give at least 1")
-        try:
-            import pyautoattack
-        except ModuleNotFoundError:
-            remedy = 'install it: uv sync --extra eval, or pip install "robust-lightning[eval]"'
-            raise SettingError("AutoAttack", "no package pyautoattack", remedy) from None
-        self._library: Any = pyautoattack
         self.version = version
         self.batch_size = batch_size
         self.seed = seed
@@ -80,18 +74,16 @@ class AutoAttack:
             x: images (B, C, H, W) in [0, 1], float32.
             y: labels (B,).
         """
-        norm, epsilon = _NORMS.get(threat_model.norm), threat_model.epsilon
-        if norm is None or epsilon is None:
-            kind, remedy = type(threat_model).__name__, "take APGD: AutoAttack knows linf, l2 and l1 balls"
-            raise SettingError("threat_model", kind, remedy)
+        norm, epsilon = _norm_and_radius(threat_model)
         with (
             attacking(network, "eval", x, y) as (checked, x, y),
             _without_parameters(network),
             _undisturbed(x.device),
         ):
-            require(x.dtype is torch.float32, "images", str(x.dtype), "give float32: pyautoattack computes in it")
+            classes = self.check(checked, threat_model, x[: self.batch_size])
+            input_gradient(checked, margin, x[: self.batch_size], y[: self.batch_size], 1)  # it is only checked
             draws = SharedDraws()
-            runner = self._runner(checked, draws.outside(checked), norm, epsilon, x, y)
+            runner = self._runner(draws.outside(checked), norm, epsilon, classes, x.device)
             path = self._state_path(checked, norm, epsilon, x, y)
             state = _load(path, x, checked(x).argmax(1) == y if self.version == "standard" else torch.ones_like(y) > 0)
             with loop(sum(_passes(runner, attack) * _cost(attack) for attack in runner.attacks_to_run)):
@@ -105,6 +97,30 @@ class AutoAttack:
                     advance(_passes(runner, attack) * _cost(attack))
             x_adv: Tensor = state["x_adv"]
             return x_adv
+
+    def check(self, network: nn.Module, threat_model: ThreatModel, x: Tensor) -> int:
+        """Check, by two passes of images ``x`` (B, C, H, W), whether the ensemble can attack the network.
+
+        Returns:
+            The network's number of classes.
+
+        Raises:
+            SettingError: if it cannot.
+        """
+        _library()
+        _norm_and_radius(threat_model)
+        require(x.dtype is torch.float32, "images", str(x.dtype), "give float32: pyautoattack computes in it")
+        logits, again = network(x), network(x)
+        least = 3 if self.version == "rand" else 4
+        remedy = f"take PGD or APGD: it needs at least {least} classes"
+        classes = int(logits.shape[1])
+        require(classes >= least, "version", self.version, remedy)
+        summed = bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-5).all())
+        require(not summed, "network", "outputs that sum to 1", "give a network whose outputs are logits")
+        difference = (logits - again).abs().max()
+        random = self.version != "rand" and bool(difference > 1e-4 * logits.abs().max())
+        require(not random, "version", self.version, 'take "rand": two passes of this network differ')
+        return classes
 
     def _attack(
         self,
@@ -137,21 +153,10 @@ class AutoAttack:
                 state["robust"][remaining[rows][broken]] = False
         state["done"].append(attack)
 
-    def _runner(self, network: Checked, attacked: nn.Module, norm: str, epsilon: float, x: Tensor, y: Tensor) -> Any:
-        """The library's object with this version's settings, for this network, which it sees as ``attacked``."""
-        x, y = x[: self.batch_size], y[: self.batch_size]
-        logits, again = network(x), network(x)
-        least = 3 if self.version == "rand" else 4
-        classes = logits.shape[1]
-        require(classes >= least, "version", self.version, f"take PGD or APGD: it needs at least {least} classes")
-        summed = bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-5).all())
-        require(not summed, "network", "outputs that sum to 1", "give a network whose outputs are logits")
-        difference = (logits - again).abs().max()
-        random = self.version != "rand" and bool(difference > 1e-4 * logits.abs().max())
-        require(not random, "version", self.version, 'take "rand": two passes of this network differ')
-        input_gradient(network, margin, x, y, 1)  # it is only checked
-        runner = self._library.AutoAttack(
-            attacked, norm=norm, eps=epsilon, version=self.version, seed=self.seed, device=x.device
+    def _runner(self, attacked: nn.Module, norm: str, epsilon: float, classes: int, device: torch.device) -> Any:
+        """The library's object with this version's settings, for this network of so many classes."""
+        runner = _library().AutoAttack(
+            attacked, norm=norm, eps=epsilon, version=self.version, seed=self.seed, device=device
         )
         runner.fab.targeted = True
         for targeted in (runner.apgd_targeted, runner.fab):
@@ -167,6 +172,24 @@ class AutoAttack:
         check_writable(self.state_folder, "state_folder")
         self.state_folder.mkdir(parents=True, exist_ok=True)
         return self.state_folder / f"autoattack-{digest.hexdigest()[:16]}.pt"
+
+
+def _library() -> Any:
+    try:
+        import pyautoattack
+    except ModuleNotFoundError:
+        remedy = 'install it: uv sync --extra eval, or pip install "robust-lightning[eval]"'
+        raise SettingError("AutoAttack", "no package pyautoattack", remedy) from None
+    return pyautoattack
+
+
+def _norm_and_radius(threat_model: ThreatModel) -> tuple[str, float]:
+    """The library's name of the ball's norm, and its radius."""
+    norm, epsilon = _NORMS.get(threat_model.norm), threat_model.epsilon
+    if norm is None or epsilon is None:
+        kind, remedy = type(threat_model).__name__, "take APGD: AutoAttack knows linf, l2 and l1 balls"
+        raise SettingError("threat_model", kind, remedy)
+    return norm, epsilon
 
 
 def _passes(runner: Any, attack: str) -> int:

@@ -86,7 +86,8 @@ class OnManifold:
         num_samples: for each image.
 
     Raises:
-        SettingError: if a setting is out of its range, the checkpoint does not fit, or neither of both is given.
+        SettingError: if a setting is out of its range or the checkpoint does not fit; on use, if neither autoencoder
+            nor checkpoint is given.
     """
 
     def __init__(
@@ -98,19 +99,17 @@ class OnManifold:
     ) -> None:
         require(sigma > 0, "sigma", sigma, "give a positive std")
         require(num_samples >= 1, "num_samples", num_samples, "give at least 1")
-        if autoencoder is None:
-            if checkpoint is None:
-                raise SettingError(
-                    "checkpoint", None, "give that of an autoencoder's training, or a trained autoencoder"
-                )
+        if autoencoder is None and checkpoint is not None:
             autoencoder = trained_autoencoder(checkpoint, "checkpoint")
-        elif checkpoint is not None:
+        elif autoencoder is not None and checkpoint is not None:
             load_autoencoder(autoencoder, checkpoint, "checkpoint")
-        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        self.autoencoder = None if autoencoder is None else autoencoder.requires_grad_(False).eval()
         self.sigma, self.num_samples = sigma, num_samples
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:
         """Images decoded near the codes of ``x`` (B, C, H, W): the same N for all radii (E,)."""
+        if self.autoencoder is None:
+            raise SettingError("checkpoint", None, "give that of an autoencoder's training, or a trained autoencoder")
         autoencoder = self.autoencoder.to(x)
         with torch.no_grad():
             codes = autoencoder.encode(x)

@@ -62,7 +62,7 @@ def test_autoencoder_from_a_checkpoint(tmp_path):
     with pytest.raises(
         SettingError, match="checkpoint: got None; give that of an autoencoder's training, or a trained"
     ):
-        OnManifold()
+        OnManifold()(x, torch.ones(1), keys=[0, 1])
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*configure the same autoencoder"):
         load_autoencoder(Autoencoder((1, 16, 16), 4, 2), str(path), "model.checkpoint")
     with pytest.raises(SettingError, match=r"model\.checkpoint: got .*no such file"):

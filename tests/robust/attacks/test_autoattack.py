@@ -211,5 +211,6 @@ def test_what_it_refuses(trained, library):
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    x = torch.rand(1, 1, 6, 6)
     with pytest.raises(SettingError, match="install it: uv sync --extra eval"):
-        AutoAttack()
+        AutoAttack()(nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), LinfBall(0.1), x, torch.zeros(1, dtype=torch.long))
