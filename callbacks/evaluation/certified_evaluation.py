@@ -145,7 +145,7 @@ class CertifiedEvaluation(Evaluation):
             try:
                 for epsilon in self.epsilons or [module.epsilon]:
                     for threat_model in self._threat_models(module, x, epsilon).values():
-                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.interval(x), y)
+                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.region(x), y)
             except SettingError as error:
                 if not self.where_possible:
                     raise
