@@ -115,7 +115,7 @@ class Predictions(Callback):
             x, y = images.clone(), predictions.clone()
             for epsilon in sorted(self.epsilons or [module.epsilon]):
                 for first in module.threat_models(x[:1], epsilon).values():
-                    try_verifier("Predictions.verifier", verifier, module, first.interval(x[:1]), y[:1])
+                    try_verifier("Predictions.verifier", verifier, module, first.region(x[:1]), y[:1])
                 threat_models = module.threat_models(x, epsilon)
                 norms = [threat_model.norm for threat_model in threat_models.values()]
                 for name, threat_model in threat_models.items():

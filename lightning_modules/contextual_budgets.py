@@ -43,7 +43,7 @@ class ContextualBudgets(GeneratorClassifier):
     epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
     loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
     bounds take too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
-    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals, over each process's images.
+    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -159,7 +159,9 @@ class ContextualBudgets(GeneratorClassifier):
             loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
             loss = loss if kappa == 0 else (1 - kappa) * loss + kappa * natural
             weight = self.interval_weight * (1 - self.current_epsilon / self.epsilon)
-            return loss if weight == 0 else loss + weight * interval_regulariser(self.classifier, box)
+            if weight == 0:
+                return loss
+            return loss + weight * interval_regulariser(self.classifier, box, mean=self.mean_over_ranks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the range of budgets, which other models need to use the generator."""

@@ -69,6 +69,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
             "--model.classifier.init_args.width=2",
             "--model.classifier.init_args.batch_norm=true",
             "--model.interval_initialisation=true",
+            "--model.interval_weight=0.5",
         ],
     ),
     # batch normalisation with second derivatives, and with random weights

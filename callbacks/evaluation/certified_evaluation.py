@@ -66,9 +66,10 @@ class CertifiedEvaluation(Evaluation):
         verifier: computes the margins; ``auto``: the module's verifier, which is chosen by the classifier's layers
             unless the module has another. It is tried on a blank image first.
         methods: bounds of the verifier to certify by, such as ``ibp`` and ``crown-ibp``; by default its own.
-        norm: certify in the ball of this norm, and in budgets that the module has learned, instead of in each of the
-            module's threat models; with ``epsilons``, equal for all modules.
-        epsilons: sizes of the threat models in (0, 1]; by default the module's epsilon.
+        norm: certify in the ball of this norm, and for ``linf`` in budgets that the module has learned, instead of in
+            each of the module's threat models; with ``epsilons``, equal for all modules.
+        epsilons: sizes of the threat models in (0, 1], for ``norm`` ``l2`` and ``l1`` above 0; by default the module's
+            epsilon.
         every_n_epochs: certify in validation at this interval, in epochs of training.
         max_batches: maximum number of batches of each process in validation; tests certify all.
         pgd_steps: steps of PGD in validation and in tests; by default 5 in tests and no attack in validation; 0 for no
@@ -110,7 +111,8 @@ class CertifiedEvaluation(Evaluation):
             norm is None or budgets is None, f"{NAME}.norm", norm, "leave it out: budgets replace all threat models"
         )
         for epsilon in epsilons or []:
-            require(0 < epsilon <= 1, f"{NAME}.epsilons", epsilon, "give sizes in (0, 1], in pixel units")
+            remedy = "give sizes in (0, 1], in pixel units; above 1 with norm l2 or l1 only"
+            require(epsilon > 0 and (epsilon <= 1 or norm in ("l2", "l1")), f"{NAME}.epsilons", epsilon, remedy)
         steps = 0 if pgd_steps is None else pgd_steps
         require(steps >= 0, f"{NAME}.pgd_steps", pgd_steps, "give 0 for no attack, or a number of steps")
         require(margin_samples >= 0, f"{NAME}.margin_samples", margin_samples, "give 0 for none, or a number of images")
@@ -145,7 +147,7 @@ class CertifiedEvaluation(Evaluation):
             try:
                 for epsilon in self.epsilons or [module.epsilon]:
                     for threat_model in self._threat_models(module, x, epsilon).values():
-                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.interval(x), y)
+                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.region(x), y)
             except SettingError as error:
                 if not self.where_possible:
                     raise
@@ -229,11 +231,11 @@ class CertifiedEvaluation(Evaluation):
     def _threat_models(self, module: RobustClassifier, x: Tensor, epsilon: float) -> Mapping[str, ThreatModel]:
         if self.budgets is not None:
             return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
+        equal = {} if self.norm is None else {threat_model_name(self.norm, epsilon): ball(self.norm, epsilon)}
+        if self.norm in ("l2", "l1"):  # budgets of such a size are another set
+            return equal
         own = module.threat_models(x, epsilon)
-        if self.norm is None:
-            return own
-        learned = {name: threat_model for name, threat_model in own.items() if threat_model.norm is None}
-        return {threat_model_name(self.norm, epsilon): ball(self.norm, epsilon)} | learned
+        return own if self.norm is None else equal | {name: each for name, each in own.items() if each.norm is None}
 
     def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Rows:
         """Whether each method certifies each example, bool (B, M); margins or NaN, and the float64 verdicts, (B,)."""

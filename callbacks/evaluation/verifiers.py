@@ -7,11 +7,11 @@ from torch import Tensor
 from lightning_modules.base import RobustClassifier
 from robust.bounds import LirpaVerifier, Verifier, choose_verifier
 from robust.errors import SettingError
-from robust.threat_models import Box
+from robust.threat_models import Region
 
 
-def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box: Box, y: Tensor) -> None:
-    """Bound the module's classifier over a box of one image.
+def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box: Region, y: Tensor) -> None:
+    """Bound the module's classifier over a box or a ball around one image.
 
     Raises:
         SettingError: if that is impossible; the message names ``setting``.

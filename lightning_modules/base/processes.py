@@ -27,7 +27,7 @@ class AcrossProcesses(pl.LightningModule):
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
         """Mean over all processes, with gradients to the value of each; a single process returns ``value`` itself."""
-        if self.trainer.world_size == 1:
+        if self._trainer is None or self.trainer.world_size == 1:
             return value
         parts = self.all_gather(value, sync_grads=True)
         assert isinstance(parts, Tensor)

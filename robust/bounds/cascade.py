@@ -48,7 +48,7 @@ class Cascade(NamedTuple):
 
     def select(self, images: Tensor) -> Cascade:
         """That of the images (b,)."""
-        values = [Interval(*(side[images] for side in value)) for value in self.values]
+        values = [value.select(images) for value in self.values]
         return self._replace(values=values, y=self.y[images], margins=self.margins[images])
 
     def verdicts(self, network: nn.Module, method: Method, errors: RoundingErrors | None) -> Decision:
@@ -79,9 +79,9 @@ class Cascade(NamedTuple):
         return errors.of_margins(self.y).gather(1, other_classes(self.y, self.graph.num_classes))
 
     def _misclassified(self, network: nn.Module, error: Tensor) -> Tensor:
-        """Whether the midpoint of each box is, by more than rounding explains; bool (B,)."""
+        """Whether the midpoint of each box or ball is, by more than rounding explains; bool (B,)."""
         with in_mode(network, "eval"), uncounted():
-            logits: Tensor = network(self.values[0].center.to(bound_precision(network)))
+            logits: Tensor = network(self.values[0].point.to(bound_precision(network)))
         margins = logits.gather(1, self.y[:, None]) - logits.gather(1, other_classes(self.y, logits.shape[1]))
         rounding = 1e-3 * (1 + logits.abs().amax(1, keepdim=True)) + error
         return (margins < -rounding).any(1)
@@ -131,9 +131,3 @@ class Cascade(NamedTuple):
                 parts.append(self.graph.upper_bound_and_error(part.values, rows, weights))
         bound, error = (torch.cat(each, 1) for each in zip(*parts, strict=True))
         return -bound - error, -bound + error
-
-
-def envelope(value: Interval) -> Interval:
-    """An interval around 0 of one image (1, *shape) that holds those of all images: rounding errors grow with size."""
-    size = value.center.abs().amax(0, keepdim=True) + value.radius.amax(0, keepdim=True)
-    return Interval(torch.zeros_like(size), size)

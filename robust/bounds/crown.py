@@ -21,9 +21,9 @@ def tightened(graph: Graph, values: list[Interval], rows_at_once: int) -> list[I
         rows_at_once: how many rows of each example are held in memory.
     """
     relaxed = {i for node in graph.nodes if not isinstance(node.operation, Affine) for i in node.inputs}
-    tight, exact = values[:1], _exact(graph)
-    for value, (operation, inputs, *_) in enumerate(graph.nodes, 1):
-        tight.append(operation.interval(*(tight[i] for i in inputs)))
+    tight, exact = values[:1], _exact(graph) if type(values[0]) is Interval else set()
+    for value, node in enumerate(graph.nodes, 1):
+        tight.append(node.interval(tight))
         if value in relaxed - exact:
             tight[value] = _tightened(graph, tight, value, rows_at_once)
     return tight

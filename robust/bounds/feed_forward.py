@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from robust.bounds.agreement import checked_graph
-from robust.bounds.cascade import Cascade, Decision, Method, envelope
+from robust.bounds.cascade import Cascade, Decision, Method
 from robust.bounds.crown import tightened
 from robust.bounds.graph import Graph
 from robust.bounds.margins import fused_crown, margin_interval, margin_rows
@@ -20,7 +21,7 @@ from robust.bounds.verifier import check_box, full_precision, in_bound_precision
 from robust.checks import check_labels
 from robust.errors import require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
-from robust.threat_models import Box
+from robust.threat_models import Region
 
 COPIES = 6  # tensors of the largest activation's size that a pass holds at a time, about
 
@@ -60,14 +61,14 @@ class FeedForwardVerifier:
         self.method = method
         self.memory = memory
 
-    def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+    def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
         with full_precision(y.device):
             box = in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
             return self._in_parts(self._margins, graph, _of_first(graph, box), box, y)[0]
 
-    def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    def margin_range(self, network: nn.Module, box: Region, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the margins' bounds are at least and at most in exact arithmetic; both (B, K-1).
 
         None where the rounding of an operation is not known, and for the method ``crown``.
@@ -89,7 +90,7 @@ class FeedForwardVerifier:
             low, high = self._in_parts(self._margin_range, graph, first, box, y)
             return low, high
 
-    def decide(self, network: nn.Module, box: Box, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
+    def decide(self, network: nn.Module, box: Region, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
         """The verdicts that the margins' bounds give, without most of the margins.
 
         Interval bounds come first. The rest, whose label wins at the box's midpoint, have a linear bound of the lowest
@@ -118,7 +119,7 @@ class FeedForwardVerifier:
             decide = partial(self._decide, network, rounding_safe)
             return Decision(*self._in_parts(decide, graph, first, box, y))
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Region, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
 
         The cross-entropy is log E with E = sum_k exp(z_k - z_y). U, an upper bound of E, mixes CROWN-IBP's and IBP's;
@@ -138,7 +139,7 @@ class FeedForwardVerifier:
                 bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
             return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
 
-    def _margins(self, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
+    def _margins(self, graph: Graph, box: Region, y: Tensor) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)
         if self.method == "crown":
             values = tightened(graph, values, self._rows_at_once(graph, _largest(values), len(y)))
@@ -150,7 +151,7 @@ class FeedForwardVerifier:
             bounds.append(-torch.cat(parts, 1))
         return (bounds[0] if len(bounds) == 1 else torch.maximum(*bounds),)
 
-    def _margin_range(self, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
+    def _margin_range(self, graph: Graph, box: Region, y: Tensor) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)
         errors = RoundingErrors(graph, values)
         ranges = []
@@ -167,17 +168,19 @@ class FeedForwardVerifier:
             return ranges[0]
         return tuple(torch.maximum(*ends) for ends in zip(*ranges, strict=True))
 
-    def _decide(self, network: nn.Module, rounding_safe: bool, graph: Graph, box: Box, y: Tensor) -> tuple[Tensor, ...]:
+    def _decide(
+        self, network: nn.Module, rounding_safe: bool, graph: Graph, box: Region, y: Tensor
+    ) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)
         margins, rows_at_once = -self._highest(graph, values, y), partial(self._rows_at_once, graph, _largest(values))
         cascade = Cascade(graph, values, y, margins, rows_at_once)
-        errors = RoundingErrors(graph, [envelope(value) for value in values]) if rounding_safe else None
+        errors = RoundingErrors(graph, [value.envelope() for value in values]) if rounding_safe else None
         certified, refused = cascade.verdicts(network, self.method, errors)
         near = (~certified & ~refused).nonzero().squeeze(1)
         if len(near) == 0:
             return certified, refused
         if self.method == "crown":
-            positive = (self._margins(graph, Box(box.lower[near], box.upper[near]), y[near])[0] > 0).all(1)
+            positive = (self._margins(graph, box.map(itemgetter(near)), y[near])[0] > 0).all(1)
             final = not rounding_safe or graph.dtype == torch.float64
             certified[near], refused[near] = positive if final else False, ~positive
         elif rounding_safe:  # each image's own rounding errors
@@ -202,10 +205,10 @@ class FeedForwardVerifier:
 
     def _in_parts(
         self,
-        bound: Callable[[Graph, Box, Tensor], tuple[Tensor, ...]],
+        bound: Callable[[Graph, Region, Tensor], tuple[Tensor, ...]],
         graph: Graph,
         first: list[Interval],
-        box: Box,
+        box: Region,
         y: Tensor,
     ) -> tuple[Tensor, ...]:
         """What ``bound`` gives of all images, of so many at a time as the memory allows where no gradient is wanted."""
@@ -213,14 +216,12 @@ class FeedForwardVerifier:
             return bound(graph, box, y)
         sizes = [interval.center.numel() for interval in first]
         images = max(int(self.memory / (COPIES * sum(sizes) * box.lower.element_size())), 1)
-        parts = [
-            bound(graph, Box(lower, upper), labels)
-            for lower, upper, labels in zip(*(torch.split(each, images) for each in (*box, y)), strict=True)
-        ]
+        slices = [slice(start, start + images) for start in range(0, len(y), images)]
+        parts = [bound(graph, box.map(itemgetter(part)), y[part]) for part in slices]
         return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _propagated(graph: Graph, box: Box, y: Tensor) -> list[Interval]:
+def _propagated(graph: Graph, box: Region, y: Tensor) -> list[Interval]:
     """The interval of every value; labels and box are checked."""
     check_labels(y, len(box.lower), graph.num_classes)
     values = graph.propagate(box)
@@ -229,9 +230,9 @@ def _propagated(graph: Graph, box: Box, y: Tensor) -> list[Interval]:
 
 
 @torch.no_grad()
-def _of_first(graph: Graph, box: Box) -> list[Interval]:
+def _of_first(graph: Graph, box: Region) -> list[Interval]:
     """The interval of every value of the first image: what they are like."""
-    return graph.propagate(Box(*(side[:1] for side in box)))
+    return graph.propagate(box.map(itemgetter(slice(1))))
 
 
 def _largest(values: list[Interval]) -> int:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robust.bounds.operations import Arithmetic, Interval, Operand, Operation, UnboundedError
+from robust.bounds.operations.balls import BallInterval
 from robust.bounds.operations.registry import builder_of
 from robust.bounds.recording import IMAGES, Call, Recording, Ref, mapped
-from robust.threat_models import Box
+from robust.threat_models import Box, Region
 
 
 class Node(NamedTuple):
@@ -26,6 +27,13 @@ class Node(NamedTuple):
     inputs: tuple[int, ...]
     call: Call
     number: int
+
+    def interval(self, values: list[Interval]) -> Interval:
+        """The interval of its result, from the intervals of the values before."""
+        inputs = [values[i] for i in self.inputs]
+        interval = self.operation.interval(*inputs)
+        first = inputs[0]
+        return first.through(self.operation, interval) if isinstance(first, BallInterval) else interval
 
 
 class Graph(NamedTuple):
@@ -41,8 +49,8 @@ class Graph(NamedTuple):
         """The operation that gives the logits; None where these are the images."""
         return self.nodes[self.output - 1].operation if self.output else None
 
-    def propagate(self, box: Box) -> list[Interval]:
-        """The interval of every value, the box first (Gowal et al. 2018).
+    def propagate(self, box: Region) -> list[Interval]:
+        """The interval of every value, the set of images first (Gowal et al. 2018).
 
         >>> from robust.bounds.recording import record
         >>> difference = nn.Linear(2, 1)
@@ -53,9 +61,9 @@ class Graph(NamedTuple):
         >>> center.tolist(), radius.tolist()  # x_1 - x_2 + 1/4 is in [-1/4, 3/4]
         ([[0.25]], [[0.5]])
         """
-        values = [Interval.between(*box)]
-        for operation, inputs, *_ in self.nodes:
-            values.append(operation.interval(*(values[i] for i in inputs)))
+        values: list[Interval] = [Interval.between(*box) if isinstance(box, Box) else BallInterval.of(box)]
+        for node in self.nodes:
+            values.append(node.interval(values))
         return values
 
     def upper_bound(self, values: list[Interval], A: Tensor, value: int | None = None) -> Tensor:
@@ -107,8 +115,7 @@ class Graph(NamedTuple):
             return constant, error
         if weights is not None:
             error = error + _weighed(rows[0], weights[0])
-        row, box = rows[0].flatten(2), Interval(*(side.flatten(1)[..., None] for side in values[0]))
-        return constant + (row @ box.center + row.abs() @ box.radius).squeeze(-1), error
+        return constant + values[0].highest(rows[0]), error
 
 
 def _weighed(A: Tensor, weight: Tensor | None) -> Tensor:

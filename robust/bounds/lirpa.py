@@ -15,9 +15,9 @@ from robust.bounds._lirpa_graph import LirpaGraph, Method
 from robust.bounds.agreement import hooks
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import check_labels
-from robust.errors import UnsupportedLayerError, require
+from robust.errors import SettingError, UnsupportedLayerError, require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
-from robust.threat_models import Box
+from robust.threat_models import Box, Region
 
 
 class LirpaVerifier:
@@ -57,7 +57,7 @@ class LirpaVerifier:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _graphs=WeakKeyDictionary())
 
-    def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+    def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
         box = _checked(network, box)
         if self.method == "alpha-crown":
@@ -66,7 +66,7 @@ class LirpaVerifier:
             check_labels(y, len(box.lower), graph.num_classes)
             return graph.bound(box, _margin_rows(y, graph.num_classes, box), self.method, upper=False)[0]
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Region, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
 
         The same for every ``method``. The cross-entropy is log E with E = sum_k exp(z_k - z_y); an upper bound of E is
@@ -128,7 +128,10 @@ class LirpaVerifier:
             yield graph
 
 
-def _checked(network: nn.Module, box: Box) -> Box:
+def _checked(network: nn.Module, box: Region) -> Box:
+    if not isinstance(box, Box):
+        remedy = "LirpaVerifier bounds boxes alone; set the verifier to robust.bounds.FeedForwardVerifier"
+        raise SettingError("box", f"{box.norm} ball", remedy)
     box = in_bound_precision(network, box)
     check_box((box.lower + box.upper) / 2, (box.upper - box.lower) / 2)
     return box

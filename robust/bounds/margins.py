@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robust.bounds.graph import Graph
 from robust.bounds.operations import Interval
+from robust.bounds.operations.balls import BallInterval
 from robust.bounds.operations.linear import Linear
 
 
@@ -33,6 +34,11 @@ def margin_interval(graph: Graph, values: list[Interval], y: Tensor, classes_at_
     hidden = values[graph.nodes[graph.output - 1].inputs[0]]
     of_label = last.weight[y][:, None]
     parts = torch.split(last.weight, classes_at_once or len(last.weight))
+    if isinstance(hidden, BallInterval):  # the network is linear: the bounds of merged rows are exact
+        ends = [torch.cat([hidden.highest(sign * (part - of_label)) for part in parts], 1) for sign in (1, -1)]
+        margin = Interval.between(-ends[1], ends[0])
+        bias = 0.0 if last.bias is None else last.bias - last.bias[y][:, None]
+        return margin._replace(center=margin.center + bias)
     radii = [torch.einsum("bkd,bd->bk", (part - of_label).abs(), hidden.radius) for part in parts]
     return Interval(center, radii[0] if len(radii) == 1 else torch.cat(radii, 1))
 

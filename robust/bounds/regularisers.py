@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +15,23 @@ from robust.errors import require
 from robust.passes import INTERVALS, reported
 from robust.threat_models import Box
 
+Mean = Callable[[Tensor], Tensor]
 
-def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5) -> Tensor:
+
+def of_one(value: Tensor) -> Tensor:
+    """The mean over one process: the value itself."""
+    return value
+
+
+def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5, mean: Mean = of_one) -> Tensor:
     """Sum of ``tightness`` and ``balance`` of the intervals before each ReLU, mean over the ReLUs.
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), with operations that have bounds, at least one ReLU.
         box: per-pixel interval, each side (B, C, H, W).
         tolerance: tau in (0, 1], from which ratios are not penalised.
+        mean: of a tensor of any shape over the processes that have equal parts of the batch, with gradients to each;
+            the regularisers are not additive over images. One process by default.
 
     Returns:
         A number, 0 or above, with gradients to weights and box.
@@ -37,22 +48,23 @@ def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5) -
         check_box(*values[0])
         before = [values[node.inputs[0]] for node in graph.nodes if isinstance(node.operation, ReLU)]
         require(bool(before), "network", type(network).__name__, "it has no ReLU, to which the regularisers apply")
-        terms = [tightness(h, values[0], tolerance) + balance(h, tolerance) for h in before]
+        terms = [tightness(h, values[0], tolerance, mean) + balance(h, tolerance, mean) for h in before]
         return reported(torch.stack(terms).mean().expand(len(box.lower)), network, box.lower, INTERVALS).mean()
 
 
-def tightness(h: Interval, box: Interval, tolerance: float) -> Tensor:
+def tightness(h: Interval, box: Interval, tolerance: float, mean: Mean = of_one) -> Tensor:
     """L_tightness of one layer: max(0, tau - r_0 / r) / tau, with the mean radii of the box and of the layer.
 
     >>> box, h = (Interval(torch.zeros(1, 2), torch.full((1, 2), radius)) for radius in (1.0, 4.0))
     >>> tightness(h, box, 0.5)  # (1/2 - 1/4) / (1/2)
     tensor(0.5000)
     """
-    ratio = box.radius.mean() / h.radius.mean().clamp(min=1e-12)
+    initial, radius = mean(torch.stack([box.radius.mean(), h.radius.mean()])).unbind()
+    ratio = initial / radius.clamp(min=1e-12)
     return (tolerance - ratio).clamp(min=0) / tolerance
 
 
-def balance(h: Interval, tolerance: float) -> Tensor:
+def balance(h: Interval, tolerance: float, mean: Mean = of_one) -> Tensor:
     """L_relu of one layer: activations that are surely positive and surely negative are to weigh about the same.
 
     Both the sums of their midpoints and the sums of their squared distances from the mean midpoint are compared: the
@@ -63,10 +75,8 @@ def balance(h: Interval, tolerance: float) -> Tensor:
     tensor(0.1736)
     """
     active, inactive = h.lower > 0, h.upper < 0
-    squares = (h.center - h.center.mean()).square()
-    ratios = [_ratio((size * active).sum(), (size * inactive).sum()) for size in (h.center.abs(), squares)]
-    return (tolerance - torch.stack(ratios)).clamp(min=0).sum() / tolerance
-
-
-def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    return torch.minimum(one, other) / torch.maximum(one, other).clamp(min=1e-12)
+    squares = (h.center - mean(h.center.mean())).square()
+    sums = [(size * side).sum() for side in (active, inactive) for size in (h.center.abs(), squares)]
+    one, other = mean(torch.stack(sums)).view(2, 2).unbind()
+    ratios = torch.minimum(one, other) / torch.maximum(one, other).clamp(min=1e-12)
+    return (tolerance - ratios).clamp(min=0).sum() / tolerance

@@ -34,7 +34,8 @@ class RoundingErrors:
         for operation, inputs, *_ in graph.nodes:
             known = self._of_inputs(inputs)
             error = None if known is None else operation.error(*known, self._arithmetic)
-            self.errors.append(error)
+            rounding = max(values[i].rounding for i in inputs)
+            self.errors.append(error if error is None or rounding == 1 else rounding * error)
 
     @property
     def known(self) -> bool:
@@ -59,7 +60,7 @@ class RoundingErrors:
         """
         box, error = self._values[0], self.errors[0]
         assert error is not None
-        weights: list[Tensor | None] = [error + self._arithmetic.of_sum(box.center) * box.size]
+        weights: list[Tensor | None] = [error + box.rounding * self._arithmetic.of_sum(box.center) * box.size]
         for operation, inputs, *_ in self._graph.nodes:
             known = self._of_inputs(inputs)
             weights.append(None if known is None else operation.row_error(*known, self._arithmetic))

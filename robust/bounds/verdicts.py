@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from robust.bounds.cascade import Decision
 from robust.bounds.verifier import Verifier, bound_precision
-from robust.threat_models import Box, ThreatModel
+from robust.threat_models import Region, ThreatModel
 
 
 @runtime_checkable
 class RangeVerifier(Verifier, Protocol):
     """A verifier that bounds its own rounding error; see :meth:`robust.bounds.FeedForwardVerifier.margin_range`."""
 
-    def margin_range(self, network: nn.Module, box: Box, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    def margin_range(self, network: nn.Module, box: Region, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """What the margins' bounds are at least and at most in exact arithmetic, both (B, K-1); None: not known."""
 
 
@@ -28,7 +28,7 @@ class RangeVerifier(Verifier, Protocol):
 class DecidingVerifier(RangeVerifier, Protocol):
     """A verifier that decides without all margins; see :meth:`robust.bounds.FeedForwardVerifier.decide`."""
 
-    def decide(self, network: nn.Module, box: Box, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
+    def decide(self, network: nn.Module, box: Region, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
         """Which images are certified, and which cannot be, both (B,); None: not known."""
 
 
@@ -84,17 +84,17 @@ def certify(
         UnsupportedLayerError: if the verifier cannot bound the network.
     """
     if not margins and isinstance(verifier, DecidingVerifier) and _is_own(verifier, "decide"):
-        decision = verifier.decide(network, threat_model.interval(x), y, rounding_safe=rounding_safe)
+        decision = verifier.decide(network, threat_model.region(x), y, rounding_safe=rounding_safe)
         if decision is not None:
             return _by_decision(verifier, network, threat_model, x, y, decision)
     if not rounding_safe:
-        lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
+        lowest = verifier.margins(network, threat_model.region(x), y).amin(1)
         return Verdicts(lowest > 0, torch.zeros_like(lowest, dtype=torch.bool), lowest)
     if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
-        ends = verifier.margin_range(network, threat_model.interval(x), y)
+        ends = verifier.margin_range(network, threat_model.region(x), y)
         if ends is not None:
             return _by_range(verifier, network, threat_model, x, y, ends)
-    lowest = verifier.margins(network, threat_model.interval(x), y).amin(1)
+    lowest = verifier.margins(network, threat_model.region(x), y).amin(1)
     again = (lowest > 0) & (bound_precision(network) != torch.float64)
     verdicts = Verdicts(lowest > 0, again, lowest)
     return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
@@ -117,7 +117,7 @@ def _by_decision(
     certified, refused = decision
     again = ~certified & ~refused & (bound_precision(network) != torch.float64)
 
-    def in_float64(box: Box, labels: Tensor) -> Tensor:
+    def in_float64(box: Region, labels: Tensor) -> Tensor:
         precise = verifier.decide(network, box, labels)
         return _certified_precisely(verifier, network, box, labels) if precise is None else precise.certified
 
@@ -139,7 +139,7 @@ def _by_range(
     return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
 
 
-def _certified_precisely(verifier: Verifier, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+def _certified_precisely(verifier: Verifier, network: nn.Module, box: Region, y: Tensor) -> Tensor:
     """Whether bounds over a box in float64, less their rounding errors where these are known, are above 0; (B,)."""
     ends = None
     if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
@@ -150,7 +150,7 @@ def _certified_precisely(verifier: Verifier, network: nn.Module, box: Box, y: Te
 
 def _recomputed(
     verdicts: Verdicts,
-    in_float64: Callable[[Box, Tensor], Tensor],
+    in_float64: Callable[[Region, Tensor], Tensor],
     threat_model: ThreatModel,
     x: Tensor,
     y: Tensor,
@@ -160,7 +160,7 @@ def _recomputed(
     if not bool(again.any()):
         return verdicts
     start = time.perf_counter()
-    box = threat_model.select(again).interval(x[again].double())
+    box = threat_model.select(again).region(x[again].double())
     certified = verdicts.certified.masked_scatter(again, in_float64(box, y[again]))
     bool(certified.any())  # waits for the device
     return Verdicts(certified, again, verdicts.margins, time.perf_counter() - start)

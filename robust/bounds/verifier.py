@@ -4,58 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robust.checks import PRECISE, check_precision
 from robust.errors import require
-from robust.threat_models import Box
+from robust.threat_models import Box, CutBall, Region
+
+Regions = TypeVar("Regions", Box, CutBall, Region)
 
 
 class Verifier(Protocol):
     """Certified bounds of a classifier over a box. Differentiable to the weights and to the box."""
 
-    def margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
+    def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of ``z_y - z_k`` for every class ``k != y`` over the box.
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            box: per-pixel interval, each side (B, C, H, W).
+            box: per-pixel interval, each side (B, C, H, W); or a ball, for a verifier that bounds balls.
             y: labels (B,).
 
         Returns:
             Shape (B, K-1), classes in ascending order without ``y``. An example is certified where all are > 0.
         """
 
-    def cross_entropy(self, network: nn.Module, box: Box, y: Tensor, crown_weight: float = 1.0) -> Tensor:
+    def cross_entropy(self, network: nn.Module, box: Region, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Upper bound of the cross-entropy over the box by loss fusion, shape (B,).
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            box: per-pixel interval, each side (B, C, H, W).
+            box: as for ``margins``.
             y: labels (B,).
             crown_weight: weight of the CROWN-IBP bound of sum_k exp(z_k - z_y), the rest is the IBP bound;
                 1 at the start of the epsilon ramp, 0 at its end.
         """
 
 
-def in_bound_precision(network: nn.Module, box: Box) -> Box:
-    """The box in the precision that bounds need: float32, or float64 where the network is float64.
+def in_bound_precision(network: nn.Module, box: Regions) -> Regions:
+    """The box, or the ball, in the precision that bounds need: float32, or float64 where the network is float64.
 
     Raises:
         SettingError: if the network's weights or the box are in half precision, whose rounding makes bounds unsound,
-            or the box has another shape.
+            or the box has another shape, or a ball has a radius below 0.
     """
-    for side in box:
+    lower, upper = box.lower, box.upper
+    for side in (lower, upper):
         require(side.dtype in PRECISE, "box", str(side.dtype), "give float32 images in [0, 1]")
-    lower, upper = box
     shapes = (tuple(lower.shape), tuple(upper.shape))
     whole = lower.shape == upper.shape and lower.dim() == 4 and lower.numel() > 0
     require(whole, "box", shapes, "give two sides of shape (B, C, H, W), of at least one image")
+    if isinstance(box, CutBall):
+        _check_ball(box)
     dtype = bound_precision(network)
-    return Box(lower.to(dtype), upper.to(dtype))
+    return box.map(lambda side: side.to(dtype))
+
+
+def _check_ball(ball: CutBall) -> None:
+    shapes = (tuple(ball.center.shape), tuple(ball.epsilon.shape))
+    fits = shapes == (tuple(ball.lower.shape), (len(ball.lower),))
+    require(fits, "ball", shapes, "give centers of the sides' shape (B, C, H, W), and radii of shape (B,)")
+    smallest = float(ball.epsilon.detach().amin())
+    require(smallest >= 0, "ball", f"a radius of {smallest:.4g}", "give radii that are 0 or above")
 
 
 def bound_precision(network: nn.Module) -> torch.dtype:

@@ -4,7 +4,19 @@ Images are float tensors in [0, 1] of shape (B, C, H, W); every epsilon and budg
 """
 
 from robust.threat_models.balls import L1Ball, L2Ball, ball
-from robust.threat_models.base import Box, Norm, ThreatModel, diameter
+from robust.threat_models.base import Box, CutBall, Norm, Region, ThreatModel, diameter
 from robust.threat_models.boxes import LinfBall, PixelBox
 
-__all__ = ["Box", "L1Ball", "L2Ball", "LinfBall", "Norm", "PixelBox", "ThreatModel", "ball", "diameter"]
+__all__ = [
+    "Box",
+    "CutBall",
+    "L1Ball",
+    "L2Ball",
+    "LinfBall",
+    "Norm",
+    "PixelBox",
+    "Region",
+    "ThreatModel",
+    "ball",
+    "diameter",
+]

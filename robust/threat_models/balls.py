@@ -12,7 +12,7 @@ from robust.errors import require
 from robust.noise_fitting import LinfFit, fit_l1, fit_l2
 from robust.projections import TINY, project_l1, project_l2
 from robust.random import exponential_like, rand, rand_like, randn_like
-from robust.threat_models.base import Box, Norm, ThreatModel, pixel_lengths
+from robust.threat_models.base import Box, CutBall, Norm, ThreatModel, pixel_lengths
 from robust.threat_models.boxes import LinfBall
 
 
@@ -36,6 +36,11 @@ class _NormBall:
         """The radius around ``x`` (B, C, H, W), all of it for one pixel, cut to [0, 1]."""
         check_images(x)
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
+
+    def region(self, x: Tensor) -> CutBall:
+        """The ball around each of ``x`` (B, C, H, W), cut to [0, 1]."""
+        check_images(x)
+        return CutBall.around(x, x.new_full((len(x),), self.epsilon), self.norm)
 
     def _norm(self, delta: Tensor) -> Tensor:
         raise NotImplementedError

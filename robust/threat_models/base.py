@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -18,6 +19,47 @@ class Box(NamedTuple):
 
     lower: Tensor
     upper: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Box:
+        """The box with each side replaced by ``function`` of it, such as a part of the batch."""
+        return Box(function(self.lower), function(self.upper))
+
+
+class CutBall(NamedTuple):
+    """The images x' of a box with ``|x' - center|_p <= epsilon``: a ball cut to [0, 1].
+
+    >>> x = torch.tensor([0.0, 0.5]).view(1, 1, 1, 2)
+    >>> ball = CutBall.around(x, torch.tensor([0.25]), "l2")
+    >>> ball.lower.flatten().tolist(), ball.upper.flatten().tolist()
+    ([0.0, 0.25], [0.25, 0.75])
+
+    Args:
+        lower: (B, C, H, W).
+        upper: (B, C, H, W).
+        center: images in the box, (B, C, H, W).
+        epsilon: radius of each example's ball, (B,), with a gradient where it is learned.
+        norm: ``l2`` or ``l1``.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    center: Tensor
+    epsilon: Tensor
+    norm: Norm
+
+    @classmethod
+    def around(cls, x: Tensor, epsilon: Tensor, norm: Norm) -> CutBall:
+        """The balls of radii ``epsilon`` (B,) around images ``x`` (B, C, H, W), cut to [0, 1]."""
+        widths = epsilon[:, None, None, None]
+        return cls((x - widths).clamp(min=0.0), (x + widths).clamp(max=1.0), x, epsilon, norm)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> CutBall:
+        """The balls with each tensor replaced by ``function`` of it, such as a part of the batch."""
+        lower, upper, center, epsilon = map(function, (self.lower, self.upper, self.center, self.epsilon))
+        return CutBall(lower, upper, center, epsilon, self.norm)
+
+
+Region = Box | CutBall
 
 
 class ThreatModel(Protocol):
@@ -49,6 +91,9 @@ class ThreatModel(Protocol):
 
     def interval(self, x: Tensor) -> Box:
         """Smallest per-pixel box in [0, 1] that holds every perturbed image of ``x`` (B, C, H, W)."""
+
+    def region(self, x: Tensor) -> Region:
+        """All perturbed images of ``x`` (B, C, H, W), as what bounds are computed over."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Nearest perturbed image of ``x`` to ``x_adv`` in the Euclidean norm; both (B, C, H, W)."""

@@ -60,6 +60,10 @@ class PixelBox:
         self._check_shape(x)
         return Box((x - self.budgets).clamp(min=0.0), (x + self.budgets).clamp(max=1.0))
 
+    def region(self, x: Tensor) -> Box:
+        """The box itself."""
+        return self.interval(x)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Each pixel of ``x_adv`` cut to its interval around ``x``; all (B, C, H, W)."""
         check_points(x_adv, x)

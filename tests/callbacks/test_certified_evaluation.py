@@ -8,10 +8,11 @@ from callbacks import BudgetImages, CertifiedEvaluation
 from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
-from robust.bounds import FeedForwardVerifier, certify
+from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
 from robust.errors import ContradictionError, SettingError
 from robust.networks import BudgetGenerator, DMSmall
-from robust.threat_models import LinfBall, PixelBox
+from robust.threat_models import LinfBall, PixelBox, ball
+from tests.lirpa_cases import needs_lirpa
 
 
 @pytest.fixture
@@ -166,3 +167,38 @@ def test_a_test_records_the_margins_of_some_images_and_verdicts_of_all(module):
 def test_a_negative_number_of_margins_is_an_error():
     with pytest.raises(SettingError, match=r"margin_samples: got -1; give 0 for none, or a number of images"):
         CertifiedEvaluation(margin_samples=-1)
+
+
+@pytest.mark.parametrize(("norm", "sizes"), [("l2", [0.02, 0.1, 2.0]), ("l1", [0.05, 0.2, 2.0])])
+def test_balls_are_certified_under_the_name_of_their_norm(module, norm, sizes):
+    data, settings = Digits(eval_batch_size=50), {"norm": norm, "epsilons": sizes}
+    callback = CertifiedEvaluation(FeedForwardVerifier("tightest"), pgd_steps=3, **settings)
+    x, y = data.images("test")[torch.arange(50)]
+    optimizer = torch.optim.Adam(module.classifier.parameters(), 3e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module.classifier(x), y).backward()
+        optimizer.step()
+    metrics = trainer_with(callback, limit_test_batches=1).test(module, data, verbose=False)[0]
+    verifier, names = FeedForwardVerifier("tightest"), {name for name in metrics if "certified_accuracy" in name}
+    assert names == {f"test/certified_accuracy/{norm}_{size:g}" for size in sizes}, "no learned budgets"
+    certified = [metrics[f"test/certified_accuracy/{norm}_{size:g}"] for size in sizes]
+    for size, accuracy in zip(sizes, certified, strict=True):
+        expected = certify(verifier, module.classifier, ball(norm, size), x, y).certified.double().mean().item()
+        assert accuracy == pytest.approx(expected, abs=1e-6)
+        assert accuracy <= metrics[f"test/accuracy/pgd_3/{norm}_{size:g}"] <= metrics["test/accuracy/clean"]
+    box = certify(verifier, module.classifier, LinfBall(sizes[1]), x, y).certified.double().mean().item()
+    assert certified[0] > certified[1] > box, "a ball is a small part of its box"
+
+
+@needs_lirpa
+def test_a_verifier_of_boxes_refuses_a_ball(module):
+    callback = CertifiedEvaluation(LirpaVerifier(), norm="l2")
+    message = r"CertifiedEvaluation.verifier: got 'LirpaVerifier'; box: got 'l2 ball'; LirpaVerifier bounds boxes alone"
+    with pytest.raises(SettingError, match=message):
+        trainer_with(callback).test(module, Digits(), verbose=False)
+
+
+def test_sizes_above_1_are_for_balls():
+    with pytest.raises(SettingError, match=r"epsilons: got 2; .* above 1 with norm l2 or l1 only"):
+        CertifiedEvaluation(norm="linf", epsilons=[2])

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robust.threat_models import Norm
+
 
 class Interval(NamedTuple):
     """``center - radius <= h <= center + radius``, both of shape (B, *shape)."""
@@ -34,6 +36,30 @@ class Interval(NamedTuple):
     def size(self) -> Tensor:
         """The largest absolute value inside."""
         return self.center.abs() + self.radius
+
+    @property
+    def point(self) -> Tensor:
+        """A point of the set that the interval encloses: (B, *shape)."""
+        return self.center
+
+    @property
+    def rounding(self) -> float:
+        """By what the rounding errors of an affine function of it are to be multiplied."""
+        return 1.0
+
+    def highest(self, A: Tensor) -> Tensor:
+        """The largest values (B, S) of rows (B, S, *shape)."""
+        rows, center, radius = A.flatten(2), self.center.flatten(1)[..., None], self.radius.flatten(1)[..., None]
+        return (rows @ center + rows.abs() @ radius).squeeze(-1)
+
+    def select(self, images: Tensor) -> Interval:
+        """That of the images (b,)."""
+        return Interval(self.center[images], self.radius[images])
+
+    def envelope(self) -> Interval:
+        """An interval around 0 of one image (1, *shape) that holds those of all: rounding errors grow with size."""
+        size = self.center.abs().amax(0, keepdim=True) + self.radius.amax(0, keepdim=True)
+        return Interval(torch.zeros_like(size), size)
 
 
 class Arithmetic(NamedTuple):
@@ -110,6 +136,23 @@ class Operation(ABC):
 
 class Affine(Operation):
     """f(h_1, ..., h_n) = W_1 h_1 + ... + W_n h_n + b."""
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether each output depends on one input at most, and each input enters one output at most."""
+        return False
+
+    def row_norms(self, scale: Tensor, norm: Norm) -> Tensor | None:
+        """Dual norms of the rows of ``W diag(scale)``, of one input; None: not known.
+
+        Args:
+            scale: 0 or above, (1, *in).
+            norm: of the input, ``l2`` or ``l1``, whose dual norm is the largest absolute entry.
+
+        Returns:
+            Shape (1, *out).
+        """
+        return None
 
     @abstractmethod
     def terms(self, *shapes: torch.Size) -> int:

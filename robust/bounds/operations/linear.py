@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from robust.bounds.convolution import ConvSettings, adjoint, conv
 from robust.bounds.operations.base import Affine, fit
 from robust.bounds.operations.registry import Operand, UnboundedError, register
+from robust.threat_models import Norm
 
 PLAIN = ConvSettings((1, 1), (0, 0), (1, 1))
 
@@ -40,6 +42,12 @@ class Linear(Affine):
     def radius(self, *radii: Tensor) -> Tensor:
         """|W| r."""
         return F.linear(radii[0], self.weight.abs())
+
+    def row_norms(self, scale: Tensor, norm: Norm) -> Tensor | None:
+        """The norms, (1, ..., out)."""
+        if norm == "l1":
+            return (self.weight.abs() * scale[..., None, :]).amax(-1)
+        return _l2_of_rows(self.weight, scale, F.linear)
 
     def offset(self) -> Tensor | float:
         """|b|, (out,)."""
@@ -81,6 +89,16 @@ class Convolution(Affine):
         """|W| r."""
         return conv(radii[0], self.weight.abs(), None, self.settings)
 
+    def row_norms(self, scale: Tensor, norm: Norm) -> Tensor | None:
+        """The norms, (1, O, H, W): a kernel at the border has fewer weights."""
+        stride, padding, dilation, groups = self.settings
+        if norm == "l2":
+            return _l2_of_rows(self.weight, scale, lambda x, weight: conv(x, weight, None, self.settings))
+        windows = F.unfold(scale, self.weight.shape[2:], dilation, padding, stride)
+        kernels = self.weight.abs().reshape(groups, -1, self.weight[0].numel(), 1)
+        largest = (kernels * windows.view(groups, 1, kernels.shape[2], -1)).amax(2)
+        return largest.reshape(conv(scale, self.weight, None, self.settings).shape)
+
     def offset(self) -> Tensor | float:
         """|b|, (out, 1, 1)."""
         return 0.0 if self.bias is None else self.bias.abs().view(-1, 1, 1)
@@ -116,6 +134,10 @@ class PaddedConvolution(Convolution):
         """|W| r."""
         return super().radius(F.pad(radii[0], self.padding))
 
+    def row_norms(self, scale: Tensor, norm: Norm) -> Tensor | None:
+        """The norms, (1, O, H, W)."""
+        return super().row_norms(F.pad(scale, self.padding), norm)
+
     def rows(self, A: Tensor, *shapes: torch.Size) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """A W, without the coefficients of the padding."""
         (channels, height, width), (left, right, top, bottom) = shapes[0], self.padding
@@ -145,6 +167,11 @@ class Scale(Affine):
     ) -> None:
         self.scale, self.shift, self.output = scale, shift, output
         self.shift_size = shift.detach().abs() if shift_size is None and shift is not None else shift_size
+
+    @property
+    def diagonal(self) -> bool:
+        """Unless activations are spread."""
+        return self.output is None
 
     def terms(self, *shapes: torch.Size) -> int:
         """Scale and shift themselves are rounded several times; a row's coefficients are summed where h is spread."""
@@ -222,6 +249,13 @@ def _batch_norm(
         shift, size = shift + bias, size + bias.detach().abs()
     sides = (-1, *[1] * (len(x.shape) - 1))
     return Scale(scale.view(sides), shift.view(sides), size.view(sides))
+
+
+def _l2_of_rows(weight: Tensor, scale: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The l2 norms of the rows of a linear map, ``product`` of an input and the weights, after a scale of its input."""
+    tiny = torch.finfo(weight.dtype).tiny  # squares underflow; the root of what is raised to this is no smaller
+    largest = weight.detach().abs().amax().clamp_min(tiny)
+    return largest * product(scale.square(), (weight / largest).square()).clamp_min(tiny).sqrt()
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -25,10 +25,16 @@ class LinearMap(Affine):
     Args:
         function: of tensors (B, *in) for any B; each example of the result depends on that example only.
         terms: number of roundings on the way to an output or to a coefficient of a row on the input, at most.
+        diagonal: see :class:`robust.bounds.operations.Affine`.
     """
 
-    def __init__(self, function: Callable[..., Tensor], terms: int = 0) -> None:
-        self.function, self._terms = function, terms
+    def __init__(self, function: Callable[..., Tensor], terms: int = 0, *, diagonal: bool = False) -> None:
+        self.function, self._terms, self._diagonal = function, terms, diagonal
+
+    @property
+    def diagonal(self) -> bool:
+        """As given."""
+        return self._diagonal
 
     def terms(self, *shapes: torch.Size) -> int:
         """As given."""
@@ -64,6 +70,11 @@ class Reshape(Affine):
 
     def __init__(self, output: torch.Size) -> None:
         self.output = output
+
+    @property
+    def diagonal(self) -> bool:
+        """Always."""
+        return True
 
     def terms(self, *shapes: torch.Size) -> int:
         """Nothing is rounded."""
@@ -129,7 +140,8 @@ def _cat(tensors: Any, dim: int = 0) -> LinearMap:
 def _pad(x: Operand, pad: Any, mode: str = "constant", value: float | None = None) -> LinearMap:
     if mode == "constant" and value:
         raise UnboundedError("it pads with another value than 0")
-    return LinearMap(lambda h: F.pad(h, pad, mode), terms=4)  # a value is copied to three places at most
+    # a value is copied to three places at most
+    return LinearMap(lambda h: F.pad(h, pad, mode), terms=4, diagonal=mode == "constant")
 
 
 def _reduced(function: Callable[..., Tensor], x: Operand, *arguments: Any, **named: Any) -> LinearMap:

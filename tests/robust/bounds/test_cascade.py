@@ -10,11 +10,10 @@ from torch import nn
 
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
 from robust.bounds.agreement import checked_graph
-from robust.bounds.cascade import envelope
 from robust.bounds.graph import Graph
 from robust.bounds.rounding import RoundingErrors
 from robust.networks import DMSmall
-from robust.threat_models import LinfBall, PixelBox
+from robust.threat_models import L2Ball, LinfBall, PixelBox
 from tests.random_graphs import RandomGraph
 from tests.random_networks import networks, random_case
 
@@ -66,15 +65,15 @@ def test_verdicts_on_graphs_are_those_by_all_margins(seed, size, method):
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.1]))
-def test_the_errors_of_the_largest_box_hold_for_all(seed, size):
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.1]), st.booleans())
+def test_the_errors_of_the_largest_box_or_ball_hold_for_all(seed, size, box):
     network = RandomGraph(seed)
     x = torch.rand(5, *network.shape)
-    box = PixelBox(size * torch.rand_like(x)).interval(x)
+    region = (PixelBox(size * torch.rand_like(x)) if box else L2Ball(10 * size)).region(x)
     with torch.no_grad():
         graph = checked_graph(network, x, weights_too=True)
-        values = graph.propagate(box)
-        of_all, each = RoundingErrors(graph, [envelope(value) for value in values]), RoundingErrors(graph, values)
+        values = graph.propagate(region)
+        of_all, each = RoundingErrors(graph, [value.envelope() for value in values]), RoundingErrors(graph, values)
     pairs = [*zip(of_all.errors, each.errors, strict=True), *zip(of_all.row_weights(), each.row_weights(), strict=True)]
     for largest, errors in pairs:
         assert (largest is None) is (errors is None)

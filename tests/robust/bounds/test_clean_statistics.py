@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -148,6 +151,33 @@ def test_the_regularisers_equal_a_plain_computation(seed):
         assert given.item() == pytest.approx(plain_regulariser(net, box, tau), rel=1e-6)
     gradients = torch.autograd.grad(given, [layer.weight for layer in (net[1], net[3])], allow_unused=True)
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+
+
+def test_regularisers_over_processes_are_those_of_the_global_batch():
+    """Two threads for two processes; tests/test_processes.py has the gradients of two."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(30, 9), nn.ReLU(), nn.Linear(9, 3)).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    boxes = [LinfBall(size).interval(torch.rand(3, *SHAPE).double()) for size in (0.05, 0.2)]
+    whole = Box(*(torch.cat(sides) for sides in zip(*boxes, strict=True)))
+    barrier, parts = threading.Barrier(2, timeout=60), [None, None]
+
+    def mean(rank, value):
+        parts[rank] = value.detach()
+        barrier.wait()
+        result = torch.stack(parts).mean(0)
+        barrier.wait()
+        return result
+
+    def of_part(rank):
+        return interval_regulariser(nets[rank], boxes[rank], 0.9, partial(mean, rank)).item()
+
+    with ThreadPoolExecutor(2) as threads:
+        given = list(threads.map(of_part, range(2)))
+    expected = interval_regulariser(nets[0], whole, 0.9).item()
+    assert given == pytest.approx([expected, expected], rel=1e-9)
+    alone = [interval_regulariser(net, box, 0.9).item() for net, box in zip(nets, boxes, strict=True)]
+    assert sum(alone) / 2 != pytest.approx(expected, rel=1e-3)
 
 
 def test_intervals_keep_their_width_from_layer_to_layer():
