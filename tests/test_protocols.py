@@ -1,16 +1,18 @@
 """The protocols behind checkpoints and networks of every kind; images spread over the test set; two processes."""
 
 import json
+import re
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import train
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, RobustnessScore
 from callbacks.progress import Progress
 from callbacks.results import _intervals
@@ -23,7 +25,7 @@ from robust.metrics.confidence import wilson_interval
 from robust.networks import Autoencoder, BudgetGenerator, DMSmall
 from tests.callbacks.trained import Plain, small, stored, trainer_with
 from tests.programs import Program
-from tests.testers import ROOT, assert_registered, run, two_processes
+from tests.testers import ROOT, assert_registered, last_checkpoint, results_in, run, two_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 DIGITS = FOLDER / "protocol_digits.yaml"
@@ -34,10 +36,34 @@ FEW = ["--data.test_images=6", "--data.eval_batch_size=3"]
 pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
 
 
-def test_a_protocol_measures_what_the_page_says(tmp_path):
-    """Behind untrained learned budgets, on the smallest of the protocols."""
-    protocol = [f"--config={FOLDER / 'protocol_quick.yaml'}"]
-    _, record = run("test", [*QUICKSTART, *protocol, *FEW], tmp_path)
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The log folder of a step of training with learned budgets, and of a test with the smallest of the protocols."""
+    root = tmp_path_factory.mktemp("logged")
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", *FEW]
+    short += ["--trainer.log_every_n_steps=1", "--epsilon_schedule.start_epoch=1", "--epsilon_schedule.length=1"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.num_sanity_val_steps=0"]
+    protocol = f"--config={FOLDER / 'protocol_quick.yaml'}"
+    train.main(["fit", *QUICKSTART, protocol, *short, *quiet, f"--trainer.default_root_dir={root}"])
+    return root / "lightning_logs" / "version_0"
+
+
+def test_tensorboard_and_hparams_show_the_registrys_names(logged):
+    expected = results_in(logged / "results.json")["metrics"]
+    scalars, hparams = (
+        set(EventAccumulator(str(folder)).Reload().Tags()["scalars"]) for folder in (logged, logged / "hparams")
+    )
+    for stage in ("val", "test"):
+        names = {name for name in expected if name.startswith(f"{stage}/")}
+        assert names
+        assert {name for name in scalars if name.startswith(f"{stage}/")} == names
+        assert {name for name in hparams if name.startswith(f"{stage}/")} == names
+    assert_registered(scalars - {"epoch"})
+    assert_registered(hparams)
+
+
+def test_a_protocol_measures_what_the_page_says(logged):
+    record = results_in(logged / "results.json")
     metrics = record["metrics"]
     assert_registered(metrics)
     balls = {"linf": "linf_0.1", "l2": "l2_1.5", "l1": "l1_12"}
@@ -50,7 +76,7 @@ def test_a_protocol_measures_what_the_page_says(tmp_path):
     expected |= {"weighted_accuracy/a_tr/linf_0.1/alpha_2", "masking/failed_checks"}
     expected |= {f"masking/accuracy/more_steps/{ball}" for ball in balls.values()}
     assert {f"test/{name}" for name in expected} <= metrics.keys()
-    assert record["samples"] == {"test": 6}
+    assert record["samples"]["test"] == 6
     assert record["skipped"] == {}
     low, high = record["intervals"]["test/accuracy/clean"]
     assert (low, high) == pytest.approx(wilson_interval(metrics["test/accuracy/clean"], 6, 299))
@@ -303,41 +329,75 @@ def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch,
         assert "batches take about" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_killed_test_goes_on_to_the_same_record(tmp_path):
-    folder = tmp_path / "kept"
-    settings = ["--ckpt_path=zoo:digits_uniform_budgets", "--data=Digits", "--data.test_images=12", *QUIET]
-    settings += [f"--config={FOLDER / 'protocol_digits.yaml'}", "--data.eval_batch_size=4"]
-    _, whole = run("test", settings, tmp_path / "whole")
-    settings += ["--trainer.callbacks+=ResumableTest", f"--trainer.callbacks.folder={folder}"]
-    settings += [f"--trainer.default_root_dir={tmp_path / 'log'}"]
-    killed = Program(["test", *settings], tmp_path)
-    while sum(path.is_file() for path in folder.rglob("*")) < 15:
+    """But for the time that it took; what it had kept when it was killed is not computed again."""
+    torch.save(stored().classifier.state_dict(), tmp_path / "net.pth")
+    network = ["--model.classifier=tests.callbacks.trained.Small", f"--model.weights={tmp_path / 'net.pth'}"]
+    settings = ["--model=StandardTraining", *network, "--data=Digits", f"--config={FOLDER / 'protocol_quick.yaml'}"]
+    settings += ["--data.test_images=6", "--data.eval_batch_size=3", *QUIET, "--trainer.default_root_dir=."]
+    settings += ["--trainer.callbacks+=ResumableTest", "--trainer.callbacks.folder=kept"]
+
+    def started(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Program(["test", *settings], tmp_path / name)
+
+    def kept():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "kept").rglob("*.pt")}
+
+    killed = started("killed")
+    while len(kept()) < 12:
         assert killed.process.is_alive(), killed.stderr
-        time.sleep(0.02)
+        time.sleep(0.01)
     killed.process.kill()
     killed.process.join()
-    assert not (tmp_path / "log" / "results.json").exists(), "it was killed in the middle"
-    again = Program(["test", *settings], tmp_path)
-    assert again.wait() == 0, again.stderr
-    record = json.loads((tmp_path / "log" / "results.json").read_text())["test"]
-    assert record["metrics"] == whole["metrics"]
-    assert record["outcomes"] == whole["outcomes"]
+    assert not (tmp_path / "killed" / "results.json").exists(), "it was killed in the middle"
+    first_batch = kept()
+    for program in (started("killed"), started("whole")):
+        assert program.wait() == 0, program.stderr
+    assert len(kept()) > 2 * len(first_batch)
+    records = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("killed", "whole")]
+    assert records[0]["outcomes"]
+    assert records[0] | {"wall_time": 0} == records[1] | {"wall_time": 0}
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_counts_of_one_and_continue_from_its_state(tmp_path):
-    settings = [*QUICKSTART, f"--config={FOLDER / 'protocol_quick.yaml'}", "--data.test_images=15"]
-    settings += ["--model.generator=null", "--data.eval_batch_size=8", "--trainer.callbacks+=ResumableTest"]
+    """Learned budgets, which have every part of a protocol; sums of floats are rounded otherwise, counts are exact."""
+    trained = trained_few("quickstart", tmp_path)
+    settings = [*trained, "--data.test_images=16", "--data.eval_batch_size=8", "--trainer.callbacks+=ResumableTest"]
     _, one = run("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "one")
     _, two = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'b'}"], tmp_path / "two")
     _, again = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "again")
-    loose = ("test/training_cost",)
+    assert one["skipped"] == {}
     for record in (two, again):
-        assert record["metrics"].keys() == one["metrics"].keys()
-        exact = {name: value for name, value in one["metrics"].items() if not name.startswith(loose)}
-        assert {name: record["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
-    outcomes = [
-        json.loads((tmp_path / name / "results.json").read_text())["test"]["outcomes"] for name in ("one", "two")
-    ]
-    assert outcomes[0].keys() == outcomes[1].keys()
-    assert Path(tmp_path / "b" / "AdversarialEvaluation").is_dir()
+        assert_same_counts(record, one)
+    assert (tmp_path / "b" / "AdversarialEvaluation").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* is left out: its predictions differ from pass to pass")
+def test_two_processes_give_the_counts_of_one_for_networks_with_noise(tmp_path):
+    settings = [*trained_few("learn2perturb/digits", tmp_path, "--model.noise_delay=1", "--model.adversarial_delay=2")]
+    settings += ["--data.test_images=4", "--data.eval_batch_size=4"]
+    _, one = run("test", settings, tmp_path / "one")
+    _, two = two_processes("test", settings, tmp_path / "two")
+    assert list(one["skipped"]) == ["CertifiedEvaluation", "RobustnessScore"]
+    assert_same_counts(two, one)
+
+
+def trained_few(config, folder, *settings):
+    """Arguments of a test with the smallest protocol behind a few steps of a training."""
+    given = [f"--config={ROOT / 'configs' / config}.yaml", "--trainer.callbacks=[]", *settings]
+    short = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=20", "--test_after_fit=false"]
+    run("fit", [*given, *short], folder / "fit")
+    return [*given, f"--config={FOLDER / 'protocol_quick.yaml'}", f"--ckpt_path={last_checkpoint(folder / 'fit')}"]
+
+
+def assert_same_counts(record, other):
+    """The metrics, and each image's verdicts."""
+    assert record["outcomes"] == other["outcomes"]
+    floats = re.compile(r"robustness_score|weighted_accuracy|budget|/std$")
+    counts = {name for name in other["metrics"] if not floats.search(name)}
+    assert {name: record["metrics"][name] for name in counts} == {name: other["metrics"][name] for name in counts}
+    assert record["metrics"] == pytest.approx(other["metrics"], rel=1e-6)

@@ -110,8 +110,8 @@ class AdversarialEvaluation(Evaluation):
             the test; ``attacked_samples`` gives the number of examples.
         num_samples: number of passes that classify each image, for networks with noise.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
-        where_possible: leave out attacks that cannot attack the network, such as AutoAttack where its package is not
-            installed, with a warning and a line in the record, instead of an error.
+        where_possible: leave out attacks whose ``check(network, threat_model, x)`` raises, such as AutoAttack's where
+            its package is not installed, with a warning and a line in the record, instead of an error.
         seed: seed of the attacks' random draws.
 
     Raises:

@@ -26,8 +26,14 @@ class Plain(RobustClassifier):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def small():
-    return nn.Sequential(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10))
+class Small(nn.Sequential):
+    """The network, as a class that the command line can name."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 49, 10))
+
+
+small = Small
 
 
 def trainer_with(*callbacks, **settings):
