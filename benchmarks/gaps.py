@@ -5,7 +5,7 @@
 Each is trained from scratch by the fused bound in a linf ball that grows to 1/255, with the weights and the statistics
 of clean passes of Shi et al. 2021. Digits are padded to 32 x 32 pixels and have three equal channels. Accuracies are
 those of the 299 test images: as they are, under 50 steps of PGD, and certified by ``tightest``, in balls of 1/255 and
-of 4/255, for which the network was not trained. Networks whose training takes more than 20 s on one core are left out.
+of 4/255, for which it was not trained. Networks whose training takes more than 20 s on one core are not trained.
 """
 
 from __future__ import annotations

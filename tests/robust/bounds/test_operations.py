@@ -251,7 +251,7 @@ class Transformer(nn.Module):
         (
             False,
             True,
-            r"network layer 'attention': got 'transpose \(.*, line \d+: h = h \+ \(self.attention\(h, h, h\)",
+            r"network layer 'attention': got 'transpose \(.*, line \d+: h = h \+ \(self.attention\(h",
         ),
     ],
 )
