@@ -217,7 +217,7 @@ def _users_line() -> str:
 
 def _error(network: nn.Module, layer: str, call: str, line: str, reason: str) -> UnsupportedLayerError:
     module = network.get_submodule(layer)
-    of_torch = type(module).__module__.startswith("torch.nn.")
-    what = str(module).split("\n")[0] if of_torch else f"{call} ({line})" if line else call
+    plain = type(module).__module__.startswith("torch.nn.") and not list(module.children())
+    what = str(module).split("\n")[0] if plain else f"{call} ({line})" if line else call
     name = f"network layer '{layer}'" if layer else "network"
     return UnsupportedLayerError(name, what, f"{reason or UNKNOWN}; {REMEDY}")

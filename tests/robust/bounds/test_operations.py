@@ -227,6 +227,41 @@ def test_arguments_without_a_bound_are_named_with_the_remedy(message):
         FeedForwardVerifier().margins(network, LinfBall(0.1).interval(x), torch.tensor([0, 1]))
 
 
+class Transformer(nn.Module):
+    """A small vision transformer, with torch's attention or written-out one."""
+
+    def __init__(self, token, attention):
+        super().__init__()
+        self.embed, self.token = nn.Conv2d(1, 4, 2, 2), nn.Parameter(torch.zeros(1, 1, 4)) if token else None
+        self.attention, self.head = attention, nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.embed(x).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            h = torch.cat([self.token.expand(len(h), -1, -1), h], 1)
+        h = h + (self.attention(h, h, h)[0] if self.attention else F.scaled_dot_product_attention(h, h, h))
+        return self.head(h.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("token", "torchs", "message"),
+    [
+        (True, False, r"network: got 'cat \(.*, line \d+: h = torch.cat\(.*; it joins activations with a constant"),
+        (False, False, r"network: got 'scaled_dot_product_attention \(.*, line \d+: h = h .*; .* has no bound for it"),
+        (
+            False,
+            True,
+            r"network layer 'attention': got 'transpose \(.*, line \d+: h = h \+ \(self.attention\(h",
+        ),
+    ],
+)
+def test_a_vision_transformer_is_an_error_that_names_operation_and_line(token, torchs, message):
+    attention = nn.MultiheadAttention(4, 1, batch_first=True) if torchs else None
+    box = LinfBall(0.1).interval(torch.rand(2, 1, 4, 4))
+    with pytest.raises(UnsupportedLayerError, match=message):
+        FeedForwardVerifier().margins(Transformer(token, attention).eval(), box, torch.tensor([0, 1]))
+
+
 def test_a_branch_that_the_logits_do_not_need_is_not_bounded():
     network = nn.Sequential(nn.Flatten(), Lambda(lambda h: (h.softmax(1), h)[1]), nn.Linear(4, 2))
     x = torch.rand(2, 1, 2, 2)
