@@ -34,7 +34,8 @@ class RoundingErrors:
         for operation, inputs, *_ in graph.nodes:
             known = self._of_inputs(inputs)
             error = None if known is None else operation.error(*known, self._arithmetic)
-            rounding = max(values[i].rounding for i in inputs)
+            remaining = values[len(self.errors)].rounding  # more than 1 where the result is a ball, too
+            rounding = max(values[i].rounding for i in inputs) / remaining
             self.errors.append(error if error is None or rounding == 1 else rounding * error)
 
     @property
