@@ -15,6 +15,7 @@ LEVEL = 0.05
 FEWEST_SEEDS = 3  # for a statement on methods rather than on single networks
 MCNEMAR = "McNemar's exact test on the same images"
 WELCH = "Welch's t-test over seeds"
+PAIRED = "the paired t-test over seeds"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Differe
         return None
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
-        p = _welch(ours, theirs)
-        return Difference(value) if np.isnan(p) else Difference(value, WELCH, p)
+        same = row.runs == baseline.runs  # two metrics of the same networks
+        p = _paired(ours, theirs) if same else _welch(ours, theirs)
+        return Difference(value) if np.isnan(p) else Difference(value, PAIRED if same else WELCH, p)
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(theirs_metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
         return Difference(value)
@@ -95,6 +97,13 @@ def _welch(ours: list[float], theirs: list[float]) -> float:
     if not any(std for _, std, _ in sides):
         return float("nan")
     return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+
+
+def _paired(ours: list[float], theirs: list[float]) -> float:
+    """Two-sided p-value of a mean difference of zero; NaN if all differences are equal."""
+    if np.ptp(np.subtract(ours, theirs)) == 0:
+        return float("nan")
+    return float(stats.ttest_rel(ours, theirs).pvalue)
 
 
 def correct(outcomes: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:

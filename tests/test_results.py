@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import yaml
+from scipy import stats
 
 import report
 from reports.documents import outdated, update
@@ -157,6 +158,7 @@ def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     assert lines[6] == "a CPU, 1 thread, 3 rounds, commit aaaaaaa; torch 2."
 
 
+FILES = ["a.json", "b.json", "c.json"]
 CLAIM = {
     "claim": "more",
     "paper": "1 against 2",
@@ -209,6 +211,17 @@ def test_a_claim_may_compare_two_metrics(tmp_path):
     (tmp_path / "results" / "0.json").write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
     update(tmp_path)
     assert "| clean | 90.0 | 40.0 | not decided: one seed |" in (tmp_path / "docs" / "page.md").read_text()
+
+
+def test_two_metrics_of_the_same_networks_are_compared_in_pairs(tmp_path):
+    """Their differences are 0.1 to within a tenth of that, whereas the networks differ by five times as much."""
+    project(tmp_path, {"claims": [CLAIM | {"runs": FILES, "against": FILES, "metric_against": "test/accuracy/union"}]})
+    for file, clean, union in zip(FILES, (0.9, 0.4, 0.6), (0.8, 0.31, 0.49), strict=True):
+        metrics = {"test/accuracy/clean": clean, "test/accuracy/union": union}
+        (tmp_path / "results" / file).write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
+    update(tmp_path)
+    p = stats.ttest_rel((0.9, 0.4, 0.6), (0.8, 0.31, 0.49)).pvalue
+    assert f"yes (p = {p:.2g}, 3 seeds)" in (tmp_path / "docs" / "page.md").read_text()
 
 
 @pytest.mark.parametrize(
