@@ -251,6 +251,16 @@ def test_a_verifier_without_methods_is_named():
         measured(stored(), CertifiedEvaluation(Own(), methods=["ibp"]), test_images=4)
 
 
+@pytest.mark.parametrize(("samples", "distinct"), [(500, 6), (3, 3), (1, 1)])
+def test_margins_are_recorded_of_a_test_of_some_images(samples, distinct):
+    """Of even steps through these images, not through all of the data."""
+    evaluation = CertifiedEvaluation(norm="linf", epsilons=[0.02], pgd_steps=0, margin_samples=samples)
+    measured(stored(), evaluation, test_images=6)
+    (quantiles,) = evaluation.recorded.margins.values()
+    assert len(quantiles) == 51
+    assert (max(quantiles) > min(quantiles)) == (distinct > 1)
+
+
 def test_balls_are_groups():
     balls = {"linf": 0.05, "l2": 0.5}
     case, own = AttackCase(PGD(2, start="clean")), AttackCase(PGD(3, start="clean"), norm="l2", name="own")

@@ -78,7 +78,7 @@ class CertifiedEvaluation(Evaluation):
         rounding_safe: in tests, bound the rounding errors of margins, and bound the margins that are closer to 0 than
             their error again in float64, so that certificates hold in exact arithmetic
             (:func:`robust.bounds.certify`).
-        margin_samples: number of images, at even steps through the data, whose lowest margins a test records; the
+        margin_samples: number of images, at even steps through those of the test, whose lowest margins it records; the
             other images' verdicts do not need all margins, which linear bounds make several times faster.
         where_possible: leave out a network that the verifier cannot bound, or the methods that cannot, with a warning
             and a line in the record, instead of an error.
@@ -265,7 +265,9 @@ class CertifiedEvaluation(Evaluation):
         if loader is None or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
-        return self.indices % max(count // self.margin_samples, 1) == 0
+        data: Any = getattr(module.trainer, "datamodule", None)
+        tested = getattr(data, "test_images", None) or count  # these are at even steps, too
+        return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
 
     def _attack(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor

@@ -38,6 +38,8 @@ class Outcomes:
         for (kind, name), column in self._columns.items():
             rows = column.rows()
             if kind == "margins":
+                if len(rows["value"]) == 0:  # none of a test that was limited to its first batches
+                    continue
                 fractions = torch.linspace(0, 1, QUANTILES, dtype=torch.float64, device=rows["value"].device)
                 self.margins[f"{stage}/{name}"] = rows["value"].double().quantile(fractions).tolist()
                 continue
