@@ -93,7 +93,7 @@ class FeedForwardVerifier:
     def decide(self, network: nn.Module, box: Region, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
         """The verdicts that the margins' bounds give, without most of the margins.
 
-        Interval bounds come first. The rest, whose label wins at the box's midpoint, have a linear bound of the lowest
+        Interval bounds come first. The rest, whose label wins at the midpoint of the box or ball, have a linear bound of the lowest
         margin first, then of those margins that intervals leave open. Images close to 0 have all.
 
         Args:
