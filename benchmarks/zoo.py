@@ -20,7 +20,7 @@ class Case(NamedTuple):
         name: in the tables.
         build: builds it for color images of 32 x 32 pixels.
         crown: whether the method ``crown`` is measured.
-        trained: whether ``gaps.py`` trains it, which takes less than 20 s.
+        trained: whether ``gaps.py`` trains it, which takes 20 s at most.
     """
 
     name: str

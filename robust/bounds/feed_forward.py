@@ -30,8 +30,10 @@ class FeedForwardVerifier:
     """Bounds of any network whose operations have bounds: sequences, residual and dense blocks, gates.
 
     Batch-norm always uses its evaluation statistics. The network's forward pass is recorded as a graph and compared
-    with the bounds, once for each network and again after a change. See :class:`robust.bounds.verifier.Verifier`.
+    with the bounds, once for each network and again after a change. l2 and l1 balls are bounded by dual norms, where
+    they enter the first layer and where linear bounds reach them. See :class:`robust.bounds.verifier.Verifier`.
 
+    >>> from robust.threat_models import Box
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))  # logits are the pixels
     >>> _ = network[1].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
     >>> x, y = torch.tensor([0.75, 0.25]).view(1, 1, 1, 2), torch.tensor([0])
@@ -93,8 +95,8 @@ class FeedForwardVerifier:
     def decide(self, network: nn.Module, box: Region, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
         """The verdicts that the margins' bounds give, without most of the margins.
 
-        Interval bounds come first. The rest, whose label wins at the box's midpoint, have a linear bound of the lowest
-        margin first, then of those margins that intervals leave open. Images close to 0 have all.
+        Interval bounds come first. The rest, whose label wins at the midpoint of the box or ball, have a linear bound
+        of the lowest margin first, then of those margins that intervals leave open. Images close to 0 have all.
 
         Args:
             network: as for ``margin_range``.
