@@ -386,7 +386,7 @@ def test_two_processes_give_the_counts_of_one_and_continue_from_its_state(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.* is left out: its predictions differ from pass to pass")
+@pytest.mark.filterwarnings("ignore:CertifiedEvaluation is left out", "ignore:RobustnessScore is left out")
 def test_two_processes_give_the_counts_of_one_for_networks_with_noise(tmp_path):
     settings = [*trained_few("learn2perturb/digits", tmp_path, "--model.noise_delay=1", "--model.adversarial_delay=2")]
     settings += ["--data.test_images=4", "--data.eval_batch_size=4"]
