@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
     return value
 
 
+@cache  # the code of a process is that of its start
 def git_commit() -> str | None:
     """Commit of the checkout of this file, with ``-dirty`` if tracked files differ; None outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
@@ -201,13 +203,15 @@ def git_commit() -> str | None:
 
 def installed_versions() -> dict[str, str | None]:
     """Versions of the packages that results depend on; None for a package that is not installed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: _installed_version(package) for package in PACKAGES}
+
+
+@cache
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def describe_device(trainer: Trainer) -> str:

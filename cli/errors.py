@@ -109,6 +109,10 @@ class OneLineParser(LightningArgumentParser):
                 error.args = (unknown_setting(getattr(error, "subcommand_parser", self), name, value),)
             raise
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Write the settings of a run without validating them once more, which takes twice as long as writing them."""
+        super().save(*args, skip_validation=True, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the cause and exit with status 2."""
         if unknown := re.match(r"unrecognized arguments: --([^ =]+)[ =]?(.*?)(?= --|$)", message):

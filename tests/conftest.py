@@ -7,6 +7,7 @@ They pass on every processor. To test with the instructions of another one, or w
     ROBUST_TEST_THREADS=2 pytest -n 1
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -24,11 +25,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def session():
-    """Threads, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
+    """Threads, few collections of garbage, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
     import torch
 
     from tests import quick_command_line
 
+    gc.set_threshold(50_000, 20, 50)  # torch and Lightning hold a million objects, which each collection walks through
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     quick_command_line.install()
     with pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,7 @@
 
 import train
 from callbacks import AdversarialExamples
+from callbacks.pictures.base import write_figure
 
 _main, _subcommands = train.main, train.RobustCLI.subcommands
 
@@ -21,4 +22,5 @@ def main(args=None):
 def install():
     """Replace ``train.main``, and the defaults of the picture that each run draws."""
     train.main = main
-    AdversarialExamples.__init__.__defaults__ = (2, None, 1, 0)  # count, every_n_epochs, steps, seed
+    AdversarialExamples.__init__.__defaults__ = (1, None, 1, 0)  # count, every_n_epochs, steps, seed
+    write_figure.__defaults__ = (30,)  # dpi
