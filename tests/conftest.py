@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def session():
-    """Threads, few collections of garbage, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
+    """Threads, a quick command line, and no arguments of pytest's, of which LightningCLI would warn."""
     import torch
 
     from tests import quick_command_line
