@@ -2,6 +2,7 @@
 
 import train
 from callbacks import AdversarialExamples
+from callbacks.pictures.base import write_figure
 
 _main, _subcommands = train.main, train.RobustCLI.subcommands
 
@@ -22,3 +23,4 @@ def install():
     """Replace ``train.main``, and the defaults of the picture that each run draws."""
     train.main = main
     AdversarialExamples.__init__.__defaults__ = (1, None, 1, 0)  # count, every_n_epochs, steps, seed
+    write_figure.__defaults__ = (30,)  # dpi

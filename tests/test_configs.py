@@ -34,6 +34,7 @@ ALIKE = [
 ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10", "organ_a_mnist")]
 ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("mnist_cnn7", "cifar10_cnn7", "mnist_resnet")]
 ALIKE += [f"contextual_budgets/{name}_contextual.yaml" for name in ("watermarked_mnist", "doubled_cifar10")]
+NOISY = ("Learn2Perturb", "ParametricNoiseInjection", "AdversarialBNN")
 FIGURES = {
     "CertifiedEvaluation": "test/certified_accuracy/linf_",
     "AdversarialEvaluation": "test/accuracy/pgd/",
@@ -56,21 +57,23 @@ def quicker(config, folder):
     """Arguments that leave out what takes long in a method's config."""
     arguments, model = [], config["model"]["init_args"]
     first = first_callback(config)
+    steps = 1 if large(config) else 2
     if first == "AdversarialEvaluation":
-        arguments.append(
-            "--trainer.callbacks.attacks={pgd: {attack: {class_path: robust.attacks.PGD, init_args: {steps: 2}}}}"
-        )
+        pgd = f"{{attack: {{class_path: robust.attacks.PGD, init_args: {{steps: {steps}}}}}}}"
+        arguments.append(f"--trainer.callbacks.attacks={{pgd: {pgd}}}")
+        if name_of(config["model"]) in NOISY:
+            arguments += ["--trainer.callbacks.num_samples=2", "--trainer.callbacks.gradient_samples=2"]
     if first == "RobustnessScore":
         arguments.append("--trainer.callbacks.attacks={fgsm: robust.attacks.FGSMGrid}")
     attacks = ("attack", "attack_l1", "attack_l2", "attack_linf")
-    arguments += [f"--model.{attack}.steps={1 if large(config) else 2}" for attack in attacks if model.get(attack)]
+    arguments += [f"--model.{attack}.steps={steps}" for attack in attacks if model.get(attack)]
     classifier = name_of(model.get("classifier"))
     if classifier.endswith("WideResNet"):
         arguments += ["--model.classifier.depth=10", "--model.classifier.width=1"]
     if classifier.endswith("DMLarge"):  # one batch before the ramp, one on it, and one small checkpoint
         arguments += ["--trainer.max_epochs=1", "--epsilon_schedule.start_epoch=1"]
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
-    if classifier.endswith("ResNet18"):
+    if classifier.endswith(("ResNet18", "WideResNet")):
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
         arguments += ["--checkpoint.save_weights_only=true", "--checkpoint.save_last=false"]
     if "replays" in model:
@@ -106,12 +109,13 @@ def large(config):
 def test_runs_from_its_config(name, part, tmp_path, written):
     config = composed({"config": name}, CONFIGS)
     nested = "labelled." if name_of(config["data"]) == "SemiSupervised" else ""
-    sizes = [f"{nested}batch_size", f"{nested}eval_batch_size"]
+    size = 2 if large(config) else 4
     arguments = [
         "fit",
         f"--config={CONFIGS / name}",
         *([] if part is None else [f"--config={CONFIGS / part}"]),
-        *(f"--data.{size}={2 if large(config) else 4}" for size in sizes),
+        f"--data.{nested}batch_size={size}",
+        f"--data.{nested}eval_batch_size={size // 2}",
         "--trainer.max_epochs=2",
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=1",

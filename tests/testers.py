@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Callback
 
 import train
+from callbacks import Checkpoint
 from robust.metric_names.registry import find
 from tests.two_processes import run_together
 
@@ -27,15 +27,14 @@ class KilledError(Exception):
     """Ends a run as if it were killed."""
 
 
-class KillAfter(Callback):
-    """Kills a run right after a number of batches."""
+class EveryBatch(Checkpoint):
+    """Saves a checkpoint after each batch, and nothing of its own in one: a run without it resumes from them."""
 
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
+    def __init__(self, folder: str) -> None:
+        super().__init__(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.fit_loop.epoch_loop.total_batch_idx == self.batches:
-            raise KilledError
+    def state_dict(self):
+        return {}
 
 
 def error_of(arguments, capsys):
@@ -76,12 +75,11 @@ def last_checkpoint(folder):
 
 
 def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
-    """A run that is killed and resumed ends bit for bit like an uninterrupted one.
+    """A run that resumes from any checkpoint ends bit for bit like the one that wrote it.
 
-    One run leaves a checkpoint of every epoch; another, which is killed in the middle of an epoch, one of every batch.
-    Resumed is from the end of an epoch, from its last batch and from the middle of the next, each with another number
-    of loader workers, also with another seed. Settings should put this into the ramp, leave an epoch behind it, and
-    have learning-rate schedules.
+    Resumed is from the end of an epoch, from its last batch and from the middle of the next, with and without loader
+    workers, also with another seed. Settings should put this into the ramp, leave an epoch behind it, and have
+    learning-rate schedules.
 
     Args:
         settings: arguments of ``fit``.
@@ -89,18 +87,15 @@ def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
         batches_per_epoch: what the settings give, at least 2.
         epochs: number of them after which the first checkpoints are.
     """
-    whole, _ = run("fit", [*settings, "--checkpoint.save_top_k=-1"], tmp_path / "whole")
+    batches = tmp_path / "batches"
+    save = ["--checkpoint.save_top_k=-1", f"--trainer.callbacks+={__name__}.EveryBatch"]
+    whole, _ = run("fit", [*settings, *save, f"--trainer.callbacks.folder={batches}"], tmp_path / "whole")
     end = epochs * batches_per_epoch
     middle = end + batches_per_epoch // 2
-    every_batch = ["--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
-    kill = [f"--trainer.callbacks+={__name__}.KillAfter", f"--trainer.callbacks.batches={middle}"]
-    with pytest.raises(KilledError):
-        run("fit", [*settings, *every_batch, *kill], tmp_path / "killed")
-    killed = tmp_path / "killed" / "checkpoints"
     for name, checkpoint, workers, seed in (
-        ("epoch", tmp_path / "whole" / "checkpoints" / f"epoch={epochs - 1}.ckpt", 1, 1),
-        ("last batch", killed / f"step={end}.ckpt", 0, 0),
-        ("middle", killed / "last.ckpt", 2, 1),
+        ("epoch", tmp_path / "whole" / "checkpoints" / f"epoch={epochs - 1}.ckpt", 0, 1),
+        ("last batch", batches / f"step={end}.ckpt", 0, 0),
+        ("middle", batches / f"step={middle}.ckpt", 2, 1),
     ):
         assert torch.load(checkpoint, weights_only=True)["global_step"] == (middle if name == "middle" else end)
         resumed = [f"--ckpt_path={checkpoint}", f"--data.num_workers={workers}", f"--seed_everything={seed}"]

@@ -121,7 +121,7 @@ def test_the_pages_blocks_work(tmp_path):
     log = events(tmp_path / "lightning_logs" / "version_0")
     pictures = log.Images("val/adversarial_examples/linf_0.1")
     assert len(pictures) == 2
-    assert {picture.width for picture in pictures} == {390}  # of three images, not eight
+    assert {picture.width for picture in pictures} == {117}  # of three images, not eight, at 30 dpi
 
     (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
