@@ -150,7 +150,7 @@ def check_file(path: str) -> str | None:
     return None
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """Writes objects that are no plain values, such as a device, as their text."""
 
 

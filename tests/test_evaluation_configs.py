@@ -15,6 +15,7 @@ from tests.testers import ROOT, assert_registered, last_checkpoint, run, several
 FOLDER = ROOT / "configs" / "evaluation"
 SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
 ALIKE = ("multi_norm_cifar10", "multi_norm_tiny_imagenet")  # but for sizes and steps
+SHORT = ["--trainer.callbacks.steps=5", "--trainer.callbacks.restarts=2"]  # of the evaluations of non_uniform_*
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--model.generator=null", "--test_after_fit=false"]
 
@@ -80,6 +81,8 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         few = [f"--data.root={written}", "--data.eval_batch_size=64"]
     if name.startswith("certified_volume"):
         few = ["--trainer.callbacks.num_samples=3", "--trainer.callbacks.search.init_args.steps=2"]
+    if name.startswith("non_uniform"):
+        few += SHORT
     few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
     _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
     metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
@@ -151,7 +154,7 @@ def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, mo
 def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
     (tmp_path / "page.yaml").write_text(block)
-    both = [f"--config={FOLDER / 'non_uniform_cifar10.yaml'}", f"--config={tmp_path / 'page.yaml'}"]
+    both = [f"--config={FOLDER / 'non_uniform_cifar10.yaml'}", *SHORT, f"--config={tmp_path / 'page.yaml'}"]
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=4"]
     _, record = run("test", [*method, *both, *few], tmp_path)
     names = {"test/accuracy/a_rob/linf_0.031", "test/accuracy/pgd/linf_0.1", "test/accuracy/apgd/l1_7.84"}
@@ -196,7 +199,7 @@ def test_every_config_is_on_the_page():
 
 
 def test_an_empty_list_before_it_leaves_out_the_methods_callbacks(method, tmp_path):
-    alone = ["--trainer.callbacks=[]", f"--config={FOLDER / 'non_uniform_cifar10.yaml'}"]
+    alone = ["--trainer.callbacks=[]", f"--config={FOLDER / 'non_uniform_cifar10.yaml'}", *SHORT]
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=8"]
     _, record = run("test", [*method, *alone, *few], tmp_path)
     assert "test/accuracy/a_rob/linf_0.031" in record["metrics"]

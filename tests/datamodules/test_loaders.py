@@ -226,13 +226,13 @@ class TestResume:
     @pytest.mark.parametrize(
         "options",
         [
-            {"max_epochs": 3},
-            {"max_epochs": 3, "limit_val_batches": 0},
-            {"max_epochs": 3, "limit_train_batches": 3},
-            {"max_epochs": 3, "val_check_interval": 2},
+            {"max_epochs": 2},
+            {"max_epochs": 2, "limit_val_batches": 0},
+            {"max_epochs": 2, "limit_train_batches": 3},
+            {"max_epochs": 2, "val_check_interval": 2},
             {"max_epochs": 2, "accumulate_grad_batches": 2},
             {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1},
-            {"max_steps": 13},
+            {"max_steps": 8},
         ],
         ids=lambda options: ",".join(f"{key}={value}" for key, value in options.items()),
     )
