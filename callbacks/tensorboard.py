@@ -70,7 +70,7 @@ class TensorBoard(Callback):
             self._folders.add(logger.log_dir)
             writer = logger.experiment
             writer.add_text("run/command", f"    {shlex.join(['python', *sys.argv])}")
-            text = yaml.safe_dump(_settings(trainer), sort_keys=False)
+            text = yaml.dump(_settings(trainer), Dumper=yaml.CSafeDumper, sort_keys=False)
             writer.add_text("run/metrics", markdown_table())
             writer.add_text("run/settings", "".join(f"    {line}\n" for line in text.splitlines()))
             if stage == "fit":
