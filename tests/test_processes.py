@@ -117,7 +117,7 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
     expected = {name: value for name, value in one["metrics"].items() if name.startswith("test/")}
     assert_registered(expected)
     assert expected["test/attacked_samples"] == 24
-    assert 0 < expected["test/accuracy/union"] < expected["test/accuracy/clean"] < 1
+    assert 0 < expected["test/accuracy/union"] <= expected["test/accuracy/clean"]
     for count in counts:
         _, several = several_processes(count, "test", settings, tmp_path / str(count))
         measured = {name: value for name, value in several["metrics"].items() if name.startswith("test/")}
