@@ -144,7 +144,7 @@ class RobustCLI(LightningCLI):
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.save_config_kwargs["text"] = dumped
         # Lightning makes the same dump once more unless it finds this one
-        self.results.config = self.config_dump = plain = yaml.load(dumped, yaml.CSafeLoader)
+        self.results.config = self.config_dump = plain = yaml.CSafeLoader(dumped).get_single_data()
         parser: Any = self._parser(self.subcommand)
         given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
         given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
