@@ -10,12 +10,9 @@ and backward) on 8 images, process time, median over the rounds, the two verifie
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from benchmarks.zoo import ZOO, Case
-from callbacks.results import cpu_name, git_commit, installed_versions
+from benchmarks.tables import arguments, write_table
+from benchmarks.zoo import Case
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, Verifier
 from robust.bounds.agreement import checked_graph
@@ -101,7 +98,7 @@ def row(case: Case, rounds: int) -> dict[str, Any]:
     try:
         given["own_ms"], theirs = step_time([own, LirpaVerifier()], network, x, y, rounds)
         given["ratio"] = theirs / given["own_ms"]
-    except Exception as error:
+    except Exception as error:  # auto_LiRPA raises whatever it meets; the table says what
         given["own_ms"] = step_time([own], network, x, y, rounds)[0]
         reason = str(error).split("\n")[0] if isinstance(error, UnsupportedLayerError) else type(error).__name__
         given["remark"] = f"auto_LiRPA: `{reason}`"
@@ -119,31 +116,16 @@ def shown(value: Any) -> str:
 
 def main() -> None:
     """Measure, print a Markdown table, and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of names of networks; all by default")
-    parser.add_argument("--out", type=Path, help="write results as JSON to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    print(f"| {' | '.join(COLUMNS.values())} |\n|{' --- |' * len(COLUMNS)}")
-    rows = []
-    for case in ZOO:
-        if args.only and not any(part in case.name for part in args.only):
-            continue
-        values = row(case, args.rounds)
-        rows.append({title: shown(values.get(key)) for key, title in COLUMNS.items()})
-        print(f"| {' | '.join(rows[-1].values())} |", flush=True)
-    record = {
-        "command": f"benchmarks/networks.py --rounds {args.rounds}",
-        "commit": git_commit(),
-        "hardware": f"{cpu_name()}, 1 thread",
-        "versions": installed_versions(),
-        "rows": rows,
-    }
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    given = parser.parse_args()
+
+    def cells(case: Case) -> list[str]:
+        values = row(case, given.rounds)
+        return [shown(values.get(key)) for key in list(COLUMNS)[1:]]
+
+    command = f"benchmarks/networks.py --rounds {given.rounds}"
+    write_table(command, list(COLUMNS.values()), cells, given.only, given.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ class RunConfig(SaveConfigCallback):
         text: the same as YAML. Lightning's own callback makes this text again, and checks all settings once more.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str = "") -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self._text = text
         self._folder = Path()

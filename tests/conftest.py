@@ -31,13 +31,11 @@ def session():
     from tests import quick_command_line
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    gc.freeze()  # torch has hundred thousands of objects, which each collection would look at
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 20, 50)  # each collection walks through all objects of torch and Lightning
     quick_command_line.install()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

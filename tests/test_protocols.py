@@ -1,31 +1,23 @@
-"""The protocols behind checkpoints and networks of every kind; images spread over the test set; two processes."""
+"""The protocols behind checkpoints and networks of every kind, and what they measure and show."""
 
-import json
-import re
 import sys
-import time
 
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, RobustnessScore
-from callbacks.progress import Progress
-from callbacks.results import _intervals
-from datamodules import MNIST, Digits
-from datamodules.loading import TensorImages, spread
+from datamodules import MNIST
+from datamodules.loading import TensorImages
 from lightning_modules import ContextualBudgets
 from robust.attacks import PGD
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval
 from robust.networks import Autoencoder, BudgetGenerator, DMSmall
-from tests.callbacks.trained import Plain, small, stored, trainer_with
-from tests.programs import Program
-from tests.testers import ROOT, assert_registered, last_checkpoint, results_in, run, two_processes
+from tests.callbacks.trained import Plain, measured, small, stored
+from tests.testers import ROOT, assert_registered, results_in, run
 
 FOLDER = ROOT / "configs" / "evaluation"
 DIGITS = FOLDER / "protocol_digits.yaml"
@@ -184,10 +176,6 @@ def copies(root):
     return TensorImages(images.repeat(15, 1, 1, 1), labels.repeat(15), 10)
 
 
-def measured(module, *callbacks, **data):
-    return trainer_with(*callbacks).test(module, Digits(**{"eval_batch_size": 64, **data}), verbose=False)[0]
-
-
 @pytest.mark.parametrize(
     "evaluation",
     [CertifiedEvaluation(where_possible=True), RobustnessScore(where_possible=True)],
@@ -281,133 +269,3 @@ def test_masking_checks_in_every_norm():
     assert {f"test/masking/accuracy/square/{ball}" for ball in ("linf_0.05", "l2_0.5", "l1_4")} <= under
     with pytest.raises(SettingError, match=r"^GradientMaskingChecks.epsilons: got \{\}"):
         GradientMaskingChecks({})
-
-
-# -- a part of the images --------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 400), st.integers(0, 2000))
-def test_images_are_spread_and_depend_on_the_numbers_alone(count, more):
-    chosen = spread(count, count + more)
-    assert len(chosen) == count
-    assert chosen[0] >= 0
-    assert chosen[-1] < count + more
-    assert chosen == spread(count, count + more)
-    assert chosen.step == (count + more) // count
-
-
-def test_some_images_get_the_verdicts_that_they_get_among_all():
-    """Draws depend on the image's index in the data: a limited test judges as the whole one does, in any batches."""
-    module, outcomes = stored(), {}
-    for images, size in ((None, 64), (50, 7)):
-        evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(2, restarts=2))}, balls={"linf": 0.05})
-        measured(module, evaluation, test_images=images, eval_batch_size=size)
-        record = evaluation.recorded.outcomes["test/accuracy/pgd/linf_0.05"]
-        outcomes[images] = bits(record)
-    assert outcomes[50] == [outcomes[None][index] for index in spread(50, 299)]
-
-
-def bits(record):
-    import base64
-
-    import numpy as np
-
-    packed = np.frombuffer(base64.b64decode(record["correct"]), dtype=np.uint8)
-    return np.unpackbits(packed)[: record["count"]].tolist()
-
-
-def test_wrong_numbers_of_images_are_named():
-    with pytest.raises(SettingError, match=r"^data.test_images: got 0; give 1 or more"):
-        Digits(test_images=0)
-    with pytest.raises(SettingError, match=r"^data.test_images: got 300; the test has 299 images; give at most that"):
-        Digits(test_images=300).test_dataloader()
-
-
-def test_intervals_are_of_accuracies_on_a_part_of_the_images():
-    metrics = {"test/accuracy/clean": 0.5, "test/accuracy/clean/std": 0.1, "test/robustness_score/r2": 1.0}
-    assert _intervals(metrics, 299, 299) == {}
-    assert _intervals(metrics, 100, 299).keys() == {"test/accuracy/clean"}
-
-
-def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):
-    monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
-    with caplog.at_level("INFO"):
-        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=100)
-        assert "Test: the other 2 batches take about 0.0 min, by the time of the first" in caplog.text
-        caplog.clear()
-        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=300)
-        assert "batches take about" not in caplog.text
-
-
-@pytest.mark.slow
-def test_a_killed_test_goes_on_to_the_same_record(tmp_path):
-    """But for the time that it took; what it had kept when it was killed is not computed again."""
-    torch.save(stored().classifier.state_dict(), tmp_path / "net.pth")
-    network = ["--model.classifier=tests.callbacks.trained.Small", f"--model.weights={tmp_path / 'net.pth'}"]
-    settings = ["--model=StandardTraining", *network, "--data=Digits", f"--config={FOLDER / 'protocol_quick.yaml'}"]
-    settings += ["--data.test_images=6", "--data.eval_batch_size=3", *QUIET, "--trainer.default_root_dir=."]
-    settings += ["--trainer.callbacks+=ResumableTest", "--trainer.callbacks.folder=kept"]
-
-    def started(name):
-        (tmp_path / name).mkdir(exist_ok=True)
-        return Program(["test", *settings], tmp_path / name)
-
-    def kept():
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "kept").rglob("*.pt")}
-
-    killed = started("killed")
-    while len(kept()) < 12:
-        assert killed.process.is_alive(), killed.stderr
-        time.sleep(0.01)
-    killed.process.kill()
-    killed.process.join()
-    assert not (tmp_path / "killed" / "results.json").exists(), "it was killed in the middle"
-    first_batch = kept()
-    for program in (started("killed"), started("whole")):
-        assert program.wait() == 0, program.stderr
-    assert len(kept()) > 2 * len(first_batch)
-    records = [json.loads((tmp_path / name / "results.json").read_text())["test"] for name in ("killed", "whole")]
-    assert records[0]["outcomes"]
-    assert records[0] | {"wall_time": 0} == records[1] | {"wall_time": 0}
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_counts_of_one_and_continue_from_its_state(tmp_path):
-    """Learned budgets, which have every part of a protocol; sums of floats are rounded otherwise, counts are exact."""
-    trained = trained_few("quickstart", tmp_path)
-    settings = [*trained, "--data.test_images=16", "--data.eval_batch_size=8", "--trainer.callbacks+=ResumableTest"]
-    _, one = run("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "one")
-    _, two = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'b'}"], tmp_path / "two")
-    _, again = two_processes("test", [*settings, f"--trainer.callbacks.folder={tmp_path / 'a'}"], tmp_path / "again")
-    assert one["skipped"] == {}
-    for record in (two, again):
-        assert_same_counts(record, one)
-    assert (tmp_path / "b" / "AdversarialEvaluation").is_dir()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:CertifiedEvaluation is left out", "ignore:RobustnessScore is left out")
-def test_two_processes_give_the_counts_of_one_for_networks_with_noise(tmp_path):
-    settings = [*trained_few("learn2perturb/digits", tmp_path, "--model.noise_delay=1", "--model.adversarial_delay=2")]
-    settings += ["--data.test_images=4", "--data.eval_batch_size=4"]
-    _, one = run("test", settings, tmp_path / "one")
-    _, two = two_processes("test", settings, tmp_path / "two")
-    assert list(one["skipped"]) == ["CertifiedEvaluation", "RobustnessScore"]
-    assert_same_counts(two, one)
-
-
-def trained_few(config, folder, *settings):
-    """Arguments of a test with the smallest protocol behind a few steps of a training."""
-    given = [f"--config={ROOT / 'configs' / config}.yaml", "--trainer.callbacks=[]", *settings]
-    short = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=20", "--test_after_fit=false"]
-    run("fit", [*given, *short], folder / "fit")
-    return [*given, f"--config={FOLDER / 'protocol_quick.yaml'}", f"--ckpt_path={last_checkpoint(folder / 'fit')}"]
-
-
-def assert_same_counts(record, other):
-    """The metrics, and each image's verdicts."""
-    assert record["outcomes"] == other["outcomes"]
-    floats = re.compile(r"robustness_score|weighted_accuracy|budget|/std$")
-    counts = {name for name in other["metrics"] if not floats.search(name)}
-    assert {name: record["metrics"][name] for name in counts} == {name: other["metrics"][name] for name in counts}
-    assert record["metrics"] == pytest.approx(other["metrics"], rel=1e-6)

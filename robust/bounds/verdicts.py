@@ -83,19 +83,17 @@ def certify(
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.
         UnsupportedLayerError: if the verifier cannot bound the network.
     """
+    region = threat_model.region(x)
     if not margins and isinstance(verifier, DecidingVerifier) and _is_own(verifier, "decide"):
-        decision = verifier.decide(network, threat_model.region(x), y, rounding_safe=rounding_safe)
+        decision = verifier.decide(network, region, y, rounding_safe=rounding_safe)
         if decision is not None:
             return _by_decision(verifier, network, threat_model, x, y, decision)
-    if not rounding_safe:
-        lowest = verifier.margins(network, threat_model.region(x), y).amin(1)
-        return Verdicts(lowest > 0, torch.zeros_like(lowest, dtype=torch.bool), lowest)
-    if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
-        ends = verifier.margin_range(network, threat_model.region(x), y)
+    if rounding_safe and isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
+        ends = verifier.margin_range(network, region, y)
         if ends is not None:
             return _by_range(verifier, network, threat_model, x, y, ends)
-    lowest = verifier.margins(network, threat_model.region(x), y).amin(1)
-    again = (lowest > 0) & (bound_precision(network) != torch.float64)
+    lowest = verifier.margins(network, region, y).amin(1)
+    again = (lowest > 0) & (rounding_safe and bound_precision(network) != torch.float64)
     verdicts = Verdicts(lowest > 0, again, lowest)
     return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
 

@@ -21,7 +21,7 @@ class CNN7(nn.Sequential):
         width: channels of the first two convolutions; the other three have twice as many.
         features: of the first linear layer.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if a setting is out of its range.

@@ -46,7 +46,7 @@ class DMSmall(nn.Sequential):
         image_shape: (channels, height, width).
         num_classes: number of logits.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DMLarge(nn.Sequential):
         image_shape: (channels, height, width).
         num_classes: number of logits.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
     """
 
     def __init__(

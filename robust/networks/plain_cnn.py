@@ -23,7 +23,7 @@ class PlainCNN(nn.Sequential):
         dropout: probability, before the first linear layer.
         width: channels of the first pair; the others have two and four times as many.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if a setting is out of its range.

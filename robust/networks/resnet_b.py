@@ -47,7 +47,7 @@ class ResNetB(nn.Module):
         width: channels of the first convolution; the blocks have twice as many.
         batch_norm: whether batch normalisation follows each convolution.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if a setting is out of its range.

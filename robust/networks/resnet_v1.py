@@ -47,7 +47,7 @@ class ResNetV1(nn.Module):
         num_classes: number of logits.
         channels: of the images.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if there is no network of that depth or width, the number of classes is below 2, or only one of

@@ -85,7 +85,7 @@ class WideResNet(_PreActivationNetwork):
         num_classes: number of logits.
         channels: of the images.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if the depth is not 6 n + 4, width or classes are too few, or only one of mean and std is given.
@@ -116,7 +116,7 @@ class PreActResNet18(_PreActivationNetwork):
         num_classes: number of logits.
         channels: of the images.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: per-channel std, given together with ``mean``.
 
     Raises:
         SettingError: if the number of classes is below 2 or only one of mean and std is given.

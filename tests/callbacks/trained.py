@@ -67,3 +67,8 @@ def images():
 
 if __name__ == "__main__":
     main()
+
+
+def measured(module, *callbacks, **data):
+    """Metrics of a test on the digits."""
+    return trainer_with(*callbacks).test(module, Digits(**{"eval_batch_size": 64, **data}), verbose=False)[0]

@@ -1,0 +1,68 @@
+"""Tests on a part of the images: which ones, their verdicts, intervals and the estimate of the time."""
+
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callbacks import AdversarialEvaluation, AttackCase, GradientMaskingChecks
+from callbacks.progress import Progress
+from callbacks.results import _intervals
+from datamodules import Digits
+from datamodules.loading import spread
+from robust.attacks import PGD
+from robust.errors import SettingError
+from tests.callbacks.trained import measured, stored
+
+pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
+
+
+@given(st.integers(1, 400), st.integers(0, 2000))
+def test_images_are_spread_and_depend_on_the_numbers_alone(count, more):
+    chosen = spread(count, count + more)
+    assert len(chosen) == count
+    assert chosen[0] >= 0
+    assert chosen[-1] < count + more
+    assert chosen == spread(count, count + more)
+    assert chosen.step == (count + more) // count
+
+
+def test_some_images_get_the_verdicts_that_they_get_among_all():
+    """Draws depend on the image's index in the data: a limited test judges as the whole one does, in any batches."""
+    module, outcomes = stored(), {}
+    for images, size in ((None, 64), (50, 7)):
+        evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(2, restarts=2))}, balls={"linf": 0.05})
+        measured(module, evaluation, test_images=images, eval_batch_size=size)
+        record = evaluation.recorded.outcomes["test/accuracy/pgd/linf_0.05"]
+        outcomes[images] = bits(record)
+    assert outcomes[50] == [outcomes[None][index] for index in spread(50, 299)]
+
+
+def bits(record):
+    packed = np.frombuffer(base64.b64decode(record["correct"]), dtype=np.uint8)
+    return np.unpackbits(packed)[: record["count"]].tolist()
+
+
+def test_wrong_numbers_of_images_are_named():
+    with pytest.raises(SettingError, match=r"^data.test_images: got 0; give 1 or more"):
+        Digits(test_images=0)
+    with pytest.raises(SettingError, match=r"^data.test_images: got 300; the test has 299 images; give at most that"):
+        Digits(test_images=300).test_dataloader()
+
+
+def test_intervals_are_of_accuracies_on_a_part_of_the_images():
+    metrics = {"test/accuracy/clean": 0.5, "test/accuracy/clean/std": 0.1, "test/robustness_score/r2": 1.0}
+    assert _intervals(metrics, 299, 299) == {}
+    assert _intervals(metrics, 100, 299).keys() == {"test/accuracy/clean"}
+
+
+def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):
+    monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
+    with caplog.at_level("INFO"):
+        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=100)
+        assert "Test: the other 2 batches take about 0.0 min, by the time of the first" in caplog.text
+        caplog.clear()
+        measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=300)
+        assert "batches take about" not in caplog.text
