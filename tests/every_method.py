@@ -93,7 +93,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def settings_of(name, folder, batch_size=30):
+def settings_of(name, folder, batch_size=12):
     """Arguments of ``fit``: 15 steps of a method in float64, in 5 epochs. There is no evaluation.
 
     Batch normalisation takes its statistics over all processes.

@@ -15,6 +15,7 @@ MARKED = {"parsed": 22, "not run": 18, "slow": 3}
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FEW = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1"]
 SHORTER = {"own_code": FEW, "own_network": [*FEW, "--data.batch_size=8", "--data.eval_batch_size=8"]}
+SHORTER["zoo"] = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=50"]
 RUN = [page for page in PAGES if any(block.marker in (None, "slow") for block in blocks(page))]
 
 

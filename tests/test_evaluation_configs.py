@@ -220,8 +220,8 @@ def every_evaluation():
     sampler = {"class_path": "robust.scores.OnManifold", "init_args": {"num_samples": 3}}
     sampler["init_args"]["autoencoder"] = {"class_path": "robust.networks.Autoencoder", "init_args": {"width": 1}}
     r4 = {"class_path": "robust.scores.R4", "init_args": {"sampler": sampler}}
-    search = {"class_path": "robust.bounds.LargestCertifiedBox", "init_args": {"steps": 20, "learning_rate": 0.03}}
-    volume = {"search": search, "num_samples": 21, "batch_size": 6, "epsilons": [0.01], "state_folder": None}
+    search = {"class_path": "robust.bounds.LargestCertifiedBox", "init_args": {"steps": 6, "learning_rate": 0.03}}
+    volume = {"search": search, "num_samples": 13, "batch_size": 4, "epsilons": [0.01], "state_folder": None}
     return [
         {"class_path": "AdversarialEvaluation", "init_args": adversarial},
         {"class_path": "WeightedMinimaxEvaluation", "init_args": weighted},
@@ -250,7 +250,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     exact |= {name: one["metrics"][name] for name in ("test/masking/accuracy/clean", "test/masking/samples")}
     assert {name: several["metrics"][name] for name in exact} == pytest.approx(exact, rel=1e-6)
     assert (
-        exact["test/attacked_samples"] == exact["test/weighted_accuracy/samples"] == exact["test/masking/samples"] == 61
+        exact["test/attacked_samples"] == exact["test/weighted_accuracy/samples"] == exact["test/masking/samples"] == 31
     )
     assert 0 < exact["test/accuracy/union"] < exact["test/accuracy/worst/linf"] < exact["test/accuracy/clean"] < 1
     weighted = "test/weighted_accuracy/a_sa/linf_1e-07"
@@ -263,7 +263,7 @@ def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
         for run in ("one", "several")
     ]
     assert [row[:3] for row in margins[0]] == [row[:3] for row in margins[1]]
-    assert [row[0] for row in margins[1][1:]] == [str(index) for index in range(61)]
+    assert [row[0] for row in margins[1][1:]] == [str(index) for index in range(31)]
     records = [
         torch.load(tmp_path / run / "robustness_score" / "test_r4.pt", weights_only=True) for run in ("one", "several")
     ]

@@ -18,6 +18,7 @@ SETTINGS = [
     "--epsilon_schedule.start_epoch=2",
     "--epsilon_schedule.length=3",
     "--trainer.max_epochs=6",
+    "--trainer.limit_test_batches=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 100, pgd_steps: 0}}]",
 ]

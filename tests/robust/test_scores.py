@@ -81,7 +81,7 @@ def test_r2_of_two_gaussians_by_samples_weighs_by_the_density():
     expected = ((GRID[:, None] - walls).abs().amin(1) * weights).sum() / weights.sum()
     x = mixture(500, torch.Generator().manual_seed(0))
     epsilons = (torch.arange(40) + 0.5).double() / 40
-    found = estimated(R2(UniformBall(num_samples=150)), bayes, x, epsilons)
+    found = estimated(R2(UniformBall(num_samples=60)), bayes, x, epsilons)
     assert found["integral"] == pytest.approx(float(expected), rel=0.05)
 
 

@@ -19,9 +19,10 @@ def compare(network, x, y, budgets, tolerance):
         ours = FeedForwardVerifier(method).margins(network, box, y)
         theirs = LirpaVerifier(method=method).margins(network, box, y)
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    lirpa = LirpaVerifier()
     for crown_weight in (0.0, 0.5, 1.0):
         ours = FeedForwardVerifier().cross_entropy(network, box, y, crown_weight)
-        theirs = LirpaVerifier().cross_entropy(network, box, y, crown_weight)
+        theirs = lirpa.cross_entropy(network, box, y, crown_weight)
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
