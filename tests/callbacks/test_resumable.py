@@ -54,11 +54,11 @@ def evaluations():
     ]
 
 
-def measure(module, folder, last=10**9, images=40):
+def measure(module, folder, last=10**9, images=40, resumes=True):
     """Metrics and outcomes of a test, and the calls of the attacks; it stops at the attack number ``last``."""
     Counting.calls, Counting.last = 0, last
     callbacks = evaluations()
-    resumable = [] if folder is None else [ResumableTest(str(folder))]
+    resumable = [ResumableTest(str(folder))] if resumes else []
     trainer = trainer_with(*resumable, *callbacks, default_root_dir=folder)
     data = Digits(eval_batch_size=20, test_images=images)
     metrics = trainer.test(copy.deepcopy(module), data, verbose=False)[0]
@@ -67,7 +67,7 @@ def measure(module, folder, last=10**9, images=40):
 
 
 def test_a_stopped_test_resumes_to_the_same_results(trained, tmp_path):
-    whole, calls = measure(trained, None)
+    whole, calls = measure(trained, tmp_path / "whole", resumes=False)
     assert calls == 2 * 2 * 2  # batches, attacks, balls
     with pytest.raises(StoppedError):
         measure(trained, tmp_path / "state", last=7)
@@ -91,10 +91,11 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
 
     brighter = Brighter(eval_batch_size=20, test_images=40)
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it has results of other images; give"):
-        trainer_with(ResumableTest(str(tmp_path / "state")), *evaluations()).test(trained, brighter, verbose=False)
+        resumed = ResumableTest(str(tmp_path / "state"))
+        trainer_with(resumed, *evaluations(), default_root_dir=tmp_path).test(trained, brighter, verbose=False)
     weaker = AdversarialEvaluation({"pgd": AttackCase(Counting(PGD(2)))}, balls={"linf": 0.05})
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other settings: give"):
-        trainer_with(ResumableTest(str(tmp_path / "state")), weaker).test(
+        trainer_with(ResumableTest(str(tmp_path / "state")), weaker, default_root_dir=tmp_path).test(
             trained, Digits(eval_batch_size=20, test_images=40), verbose=False
         )
 
