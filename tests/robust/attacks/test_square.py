@@ -97,8 +97,8 @@ def test_a_start_in_a_ball_is_on_its_surface(seed, kind, height, width):
 
 
 def test_squares_shrink():
-    x, attack = torch.full((50, 1, 10, 12), 0.5), Square()
-    moves, every = BoxMoves(LinfBall(0.1), x), torch.arange(50)
+    x, attack = torch.full((500, 1, 10, 12), 0.5), Square()
+    moves, every = BoxMoves(LinfBall(0.1), x), torch.arange(500)
     masks = [
         moves.move(x, x, every, attack._area(query)) != x for query in (1, *(halving + 1 for halving in _HALVINGS))
     ]
@@ -106,7 +106,7 @@ def test_squares_shrink():
     assert all((area == area[0]).all() for area in areas)
     sides = [math.isqrt(int(area[0])) for area in areas]
     assert sides == [max(round((0.8 * 0.5**halvings * 120) ** 0.5), 1) for halvings in range(10)]
-    assert masks[-1].any(0).float().mean() > 0.3  # all over the image
+    assert masks[-1].any(0).float().mean() > 0.9  # all over the image: 0.985 of the pixels, on average
 
 
 def linear(classes=3):
