@@ -46,6 +46,14 @@ def session():
         assert not new, "tests write to their temporary folders"
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """The same draws in every run, whichever tests a worker ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def mnist_root():
     """Folder of the published MNIST files; tests that need them are skipped if they are absent."""
