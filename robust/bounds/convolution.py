@@ -66,13 +66,10 @@ def _weight_gradient(grad_out: Tensor, x: Tensor, weight: Tensor, settings: Conv
 
 class _OneChannelConv(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings) -> Tensor:
-        return F.conv2d(x, weight, bias, *settings)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.settings = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings) -> Tensor:
+        ctx.settings = settings
         ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -84,13 +81,10 @@ class _OneChannelConv(torch.autograd.Function):
 
 class _OneChannelAdjoint(torch.autograd.Function):
     @staticmethod
-    def forward(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
-        return _fold(A, weight, shape, settings)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        A, weight, _, ctx.settings = inputs
+    def forward(ctx: Any, A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
+        ctx.settings = settings
         ctx.save_for_backward(A, weight)
+        return _fold(A, weight, shape, settings)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

@@ -133,26 +133,9 @@ def bind(recording: Recording, network: nn.Module, dtype: torch.dtype) -> Graph:
         UnsupportedLayerError: naming layer, operation and line of the first call that has no bound.
     """
     binder = _Binder(recording, network, dtype)
-    for index in _needed(recording):
-        binder.add(index)
+    for index, refs in recording.needed.items():
+        binder.add(index, refs)
     return Graph(binder.nodes, binder.places[recording.result.key], recording.shape_of(recording.result).numel(), dtype)
-
-
-def _needed(recording: Recording) -> list[int]:
-    """Indices of the calls on which the result depends, in their order."""
-    needed, ahead = set[int](), [recording.result.key]
-    while ahead:
-        key = ahead.pop()
-        if isinstance(key, int) and key >= 0 and key not in needed:
-            needed.add(key)
-            ahead += [ref.key for ref in _refs(recording.calls[key])]
-    return sorted(needed)
-
-
-def _refs(call: Call) -> list[Ref]:
-    refs: list[Ref] = []
-    mapped((call.arguments, call.named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-    return refs
 
 
 class _Binder:
@@ -170,8 +153,8 @@ class _Binder:
         self._held: dict[int | str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
         self._held |= dict(network.named_buffers(remove_duplicate=False))
 
-    def add(self, index: int) -> None:
-        """Add the call of that index."""
+    def add(self, index: int, refs: list[Ref]) -> None:
+        """Add the call of that index, which takes these tensors."""
         call = self._recording.calls[index]
         if not call.dynamic:
             args, named = mapped((call.arguments, call.named), self._native)
@@ -180,7 +163,7 @@ class _Binder:
             return
         if not call.per_image:
             raise call.error(self._network, "it mixes the images of a batch")
-        inputs = tuple(self.places[ref.key] for ref in _refs(call) if ref.dynamic)
+        inputs = tuple(self.places[ref.key] for ref in refs if ref.dynamic)
         operation = self._operation(call)
         if operation is None:
             self.places[index] = inputs[0]

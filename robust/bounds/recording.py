@@ -14,6 +14,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -73,17 +75,35 @@ class Call(NamedTuple):
         """Of the function, or of the module."""
         return self.function if isinstance(self.function, str) else name_of(self.function)
 
+    def refs(self) -> list[Ref]:
+        """The tensors among the arguments."""
+        refs: list[Ref] = []
+        mapped((self.arguments, self.named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
+        return refs
+
     def error(self, network: nn.Module, reason: str = "") -> UnsupportedLayerError:
         """The error that the call has no bound."""
         return _error(network, self.layer, self.name, self.line, reason)
 
 
-class Recording(NamedTuple):
+@dataclass(frozen=True)
+class Recording:
     """All calls, the tensor that is the network's result, and the shape of an image."""
 
     calls: list[Call]
     result: Ref
     image_shape: torch.Size
+
+    @cached_property
+    def needed(self) -> dict[int, list[Ref]]:
+        """The calls on which the result depends, by index, in their order, with the tensors that each takes."""
+        needed, ahead = dict[int, list[Ref]](), [self.result.key]
+        while ahead:
+            key = ahead.pop()
+            if isinstance(key, int) and key >= 0 and key not in needed:
+                needed[key] = self.calls[key].refs()
+                ahead += [ref.key for ref in needed[key]]
+        return dict(sorted(needed.items()))
 
     def shape_of(self, ref: Ref) -> torch.Size:
         """Shape of one example of what depends on the images."""

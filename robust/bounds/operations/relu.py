@@ -19,21 +19,16 @@ class _IntervalReLU(torch.autograd.Function):
     """ReLU of an interval, [relu(c - r), relu(c + r)], with its gradient in closed form."""
 
     @staticmethod
-    def forward(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         upper = torch.add(center, radius).clamp_(min=0)
         lower = torch.sub(center, radius).clamp_(min=0)
         new_center = torch.lerp(lower, upper, 0.5)
-        return new_center, upper - new_center, lower, upper
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        *_, lower, upper = output
-        ctx.mark_non_differentiable(lower, upper)
         ctx.save_for_backward(lower, upper)
         ctx.set_materialize_grads(False)
+        return new_center, upper - new_center
 
     @staticmethod
-    def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None) -> tuple[Tensor, Tensor]:
         lower, upper = ctx.saved_tensors
         grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
         grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
@@ -53,7 +48,7 @@ class _RelaxReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         # the least normal number: a larger guard would flatten the line where activations are small
         width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
         slope = torch.add(center, radius).div_(width).clamp_(0, 1)
@@ -61,16 +56,11 @@ class _RelaxReLU(torch.autograd.Function):
         positive = A.clamp(min=0)
         constant = (positive * intercept[:, None]).flatten(2).sum(-1)
         by_lower = torch.ops.aten.threshold_backward(A - positive, center[:, None], 0)
-        return by_lower.addcmul_(positive, slope[:, None]), constant, slope, intercept, width
+        ctx.save_for_backward(A, center, slope, intercept, width)
+        return by_lower.addcmul_(positive, slope[:, None]), constant
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        A, center, _ = inputs
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(A, center, *output[2:])
-
-    @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         A, center, slope, intercept, width = ctx.saved_tensors
         grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
         by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
@@ -100,11 +90,11 @@ class ReLU(Operation):
 
     def interval(self, *inputs: Interval) -> Interval:
         """The ends' values."""
-        return Interval(*_IntervalReLU.apply(*inputs[0])[:2])
+        return Interval(*_IntervalReLU.apply(*inputs[0]))
 
     def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The upper line of a positive coefficient, the lower line of a negative one."""
-        rows, constant = _RelaxReLU.apply(A, *inputs[0])[:2]
+        rows, constant = _RelaxReLU.apply(A, *inputs[0])
         return (rows,), constant
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
