@@ -1,4 +1,4 @@
-"""Certified accuracy beside accuracy under attack: small networks of ``zoo.py``, trained with bounds on the digits.
+"""Certified accuracy beside accuracy under attack: networks of ``zoo.py``, trained with bounds on the digits.
 
     uv run benchmarks/gaps.py [--only NAME ...] [--out FILE]
 
@@ -6,7 +6,7 @@ Each is trained from scratch by the fused bound in a linf ball that grows to 1/2
 of clean passes of Shi et al. 2021. Digits are padded to 32 x 32 pixels and have three equal channels. Accuracies are
 those of the 200 validation images, since the recipe was chosen with a look at the test images: as they are, under 50
 steps of PGD, and certified by ``tightest``, in balls of 1/255 and of 4/255, for which it was not trained. Networks
-whose training takes more than about 20 s on one core are not trained.
+whose training takes more than about three minutes on one core are not trained.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Case(NamedTuple):
         name: in the tables.
         build: builds it for color images of 32 x 32 pixels.
         crown: whether the method ``crown`` is measured.
-        trained: whether ``gaps.py`` trains it, which takes 20 s at most.
+        trained: whether ``gaps.py`` trains it, which takes three minutes of one core at most.
     """
 
     name: str
@@ -75,22 +75,22 @@ def densenet() -> nn.Module:
 ZOO = [
     Case("`DMSmall`", lambda: DMSmall((3, 32, 32)), crown=True, trained=True),
     Case("`DMLarge`", lambda: DMLarge((3, 32, 32))),
-    Case("`PlainCNN`", lambda: PlainCNN((3, 32, 32))),
+    Case("`PlainCNN`", lambda: PlainCNN((3, 32, 32)), trained=True),
     Case("`CNN7`", lambda: CNN7((3, 32, 32))),
     Case("`ResNetB`, 2 blocks", ResNetB, crown=True, trained=True),
     Case("`ResNetB`, 4 blocks, batch-norm", lambda: ResNetB(blocks=4, width=16, batch_norm=True), trained=True),
-    Case("`ResNetV1`, depth 8", lambda: ResNetV1(8)),
-    Case("`ResNetV1`, depth 20", lambda: ResNetV1(20)),
-    Case("`WideResNet`, depth 10", lambda: WideResNet(depth=10, width=1)),
+    Case("`ResNetV1`, depth 8", lambda: ResNetV1(8), trained=True),
+    Case("`ResNetV1`, depth 20", lambda: ResNetV1(20), trained=True),
+    Case("`WideResNet`, depth 10", lambda: WideResNet(depth=10, width=1), trained=True),
     Case("LeNet with max-pooling", lenet, crown=True, trained=True),
     Case("squeeze-and-excite blocks", squeeze_excite, trained=True),
-    Case("torchvision `resnet18`", lambda: models.resnet18(num_classes=10)),
+    Case("torchvision `resnet18`", lambda: models.resnet18(num_classes=10), trained=True),
     Case("torchvision `mobilenet_v2`", lambda: models.mobilenet_v2(num_classes=10)),
-    Case("torchvision `mobilenet_v3_small`", lambda: models.mobilenet_v3_small(num_classes=10)),
-    Case("torchvision `squeezenet1_1`", lambda: models.squeezenet1_1(num_classes=10)),
-    Case("torchvision `DenseNet`, 6 layers", densenet),
+    Case("torchvision `mobilenet_v3_small`", lambda: models.mobilenet_v3_small(num_classes=10), trained=True),
+    Case("torchvision `squeezenet1_1`", lambda: models.squeezenet1_1(num_classes=10), trained=True),
+    Case("torchvision `DenseNet`, 6 layers", densenet, trained=True),
     Case("torchvision `vgg11_bn`, one linear layer", vgg),
     Case("timm `test_resnet`", lambda: timm.create_model("test_resnet", num_classes=10), trained=True),
-    Case("timm `test_efficientnet`", lambda: timm.create_model("test_efficientnet", num_classes=10)),
+    Case("timm `test_efficientnet`", lambda: timm.create_model("test_efficientnet", num_classes=10), trained=True),
     Case("timm `test_vit`", lambda: timm.create_model("test_vit", num_classes=10, img_size=32)),
 ]
