@@ -40,9 +40,9 @@ def session():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         patch.setattr(os, "fsync", lambda _: None)  # no test ends in a crash of the machine
-        before = set(os.listdir(ROOT))
+        before = set(ROOT.iterdir())
         yield
-        new = {name for name in set(os.listdir(ROOT)) - before if not name.startswith(".")}
+        new = {path.name for path in set(ROOT.iterdir()) - before if not path.name.startswith(".")}
         assert not new, "tests write to their temporary folders"
 
 
