@@ -205,3 +205,42 @@ class Root(nn.Module):
 
     def forward(self, x):
         return (x.relu() + 1).sqrt()
+
+
+class Attentive(nn.Module):
+    """A vision transformer of one layer, which neither verifier bounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.attention = nn.Conv2d(1, 8, 7, 7), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        h = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(h, h, h)[0].mean(1))
+
+
+class Sized(nn.Sequential):
+    """A network that checks its images itself."""
+
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(784, 10))
+
+    def forward(self, x):
+        assert x.shape[-1] == 32, "images must have 32 pixels"
+        return super().forward(x)
+
+
+@needs_lirpa
+def test_what_neither_verifier_bounds_is_named_with_its_line(tmp_path, capsys):
+    settings = [f"--model.classifier={__name__}.Attentive", f"--trainer.default_root_dir={tmp_path}"]
+    line = error_of(["fit", "--model=ContextualBudgets", *settings, *SMALL], capsys)
+    assert "network: got 'Attentive'; FeedForwardVerifier has no bound for network layer 'attention': got 'transpose" in line
+    assert "(test_own_network.py, line " in line
+    assert "; nor has auto_LiRPA: " in line
+
+
+def test_what_the_network_says_of_the_images_is_the_error(tmp_path, capsys):
+    settings = [f"--model.classifier={__name__}.Sized", f"--trainer.default_root_dir={tmp_path}"]
+    line = error_of(["fit", *STANDARD, *settings, *SMALL], capsys)
+    assert line == "model.classifier: got 'Sized'; the data's images are (1, 28, 28); images must have 32 pixels"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_modules.base import RobustClassifier
-from robust.bounds import LirpaVerifier, Verifier, choose_verifier
+from robust.bounds import LirpaVerifier, Verifier, without_bound
 from robust.errors import SettingError
 from robust.threat_models import Region
 
@@ -21,6 +21,6 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     except SettingError as error:
         unnamed = isinstance(verifier, LirpaVerifier) and "network layer" not in str(error)
         _, channels, height, width = box.lower.shape
-        choice = choose_verifier(module.classifier, (channels, height, width)) if unnamed else None
-        other = "" if choice is None else f", and {choice.reason}"
+        reason = without_bound(module.classifier, (channels, height, width)) if unnamed else None
+        other = "" if reason is None else f", and {reason}"
         raise type(error)(setting, type(verifier).__name__, f"{error}{other}") from error

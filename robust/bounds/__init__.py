@@ -1,6 +1,6 @@
 """Certified bounds over per-pixel boxes: own ones for networks without cycles, auto_LiRPA's as a second opinion."""
 
-from robust.bounds.automatic import Auto, choose_verifier
+from robust.bounds.automatic import Auto, choose_verifier, without_bound
 from robust.bounds.cascade import Decision
 from robust.bounds.clean_statistics import clean_statistics, in_place_of_running
 from robust.bounds.feed_forward import FeedForwardVerifier
@@ -24,4 +24,5 @@ __all__ = [
     "clean_statistics",
     "in_place_of_running",
     "interval_regulariser",
+    "without_bound",
 ]
