@@ -235,7 +235,7 @@ class Sized(nn.Sequential):
 def test_what_neither_verifier_bounds_is_named_with_its_line(tmp_path, capsys):
     settings = [f"--model.classifier={__name__}.Attentive", f"--trainer.default_root_dir={tmp_path}"]
     line = error_of(["fit", "--model=ContextualBudgets", *settings, *SMALL], capsys)
-    assert "network: got 'Attentive'; FeedForwardVerifier has no bound for network layer 'attention': got 'transpose" in line
+    assert "network: got 'Attentive'; FeedForwardVerifier has no bound for network layer 'attention': got '" in line
     assert "(test_own_network.py, line " in line
     assert "; nor has auto_LiRPA: " in line
 
