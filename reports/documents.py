@@ -6,8 +6,9 @@ rows which a benchmark has written:
 
 - A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
   ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the run's
-  last record, such as ``commit`` or ``wall_time``. Where runs lack an ``optional`` column's metrics, the cell is empty.
-  A mean over several runs is followed by their number, unless a column has the field ``n``.
+  last record, such as ``commit``, or ``wall_time`` of the training, the mean over several runs. Where runs lack an
+  ``optional`` column's metrics, the cell is empty. A mean over several runs is followed by their number, unless a
+  column has the field ``n``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
   Its ``cells`` are texts by a column's title, which take the place of the run's.
 
@@ -21,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -120,9 +122,12 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
         return ""
     if column.get("field") == "n":
         return str(len(runs))
+    if column.get("field") == "wall_time":
+        return _time([run.identity.get("wall_time") for run in runs])
     if "field" in column:
         record = runs[0].evaluations[-1] if runs[0].evaluations else runs[0].identity
-        return _field(column["field"], record.get(column["field"]))
+        value = record.get(column["field"])
+        return "" if value is None else str(value)[:7] if column["field"] == "commit" else str(value)
     show = column.get("show", "plain")
     require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
     row = Row(runs)
@@ -146,12 +151,13 @@ def _first(row: Row, names: list[str]) -> Value | None:
     return replace(value, std=spread.mean) if value.n == 1 and spread is not None else value
 
 
-def _field(name: str, value: Any) -> str:
-    if value is None:
+def _time(seconds: list[float | None]) -> str:
+    """Mean over the runs; empty if one is not known."""
+    known = [each for each in seconds if each is not None]
+    if len(known) < len(seconds):
         return ""
-    if name == "wall_time":
-        return f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
-    return str(value)[:7] if name == "commit" else str(value)
+    mean = fmean(known)
+    return f"{mean:.0f} s" if mean < 600 else f"{mean / 60:.0f} min"
 
 
 def _number(value: Value, show: str, digits: int) -> str:

@@ -57,6 +57,17 @@ def test_a_single_run_of_a_network_with_noise_has_the_std_over_its_passes(tmp_pa
     assert "| noisy | 2.00 ± 0.40 |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_the_time_is_that_of_the_trainings(tmp_path):
+    columns = [{"title": "time", "field": "wall_time"}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "both", "runs": ["0.json", "1.json"]}]})
+    for seed, seconds in enumerate((600.0, 900.0)):
+        path = tmp_path / "results" / f"{seed}.json"
+        test = json.loads(path.read_text())["test"]
+        path.write_text(json.dumps({"fit": test | {"metrics": {}, "wall_time": seconds}, "test": test}))
+    update(tmp_path)
+    assert "| both | 12 min |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
     (tmp_path / "page.md").write_text("<!-- begin results benchmarks/mine -->\n<!-- end results -->\n")
     (tmp_path / "results" / "benchmarks").mkdir(parents=True)
