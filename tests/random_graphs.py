@@ -115,3 +115,14 @@ def _layered(net, h, one, other, f, g):
 BLOCKS = {"residual": _residual, "difference": _difference, "joined": _joined, "gated": _gated}
 BLOCKS |= {"pooled": _pooled, "ceiled": _ceiled, "stacked": _stacked, "layered": _layered}
 UNNORMED = tuple(kind for kind in BLOCKS if kind != "layered")
+
+
+def assert_not_crossed(bound, reached, context=""):
+    """No bound is above what points reach, (B, K-1), but for rounding errors of the largest numbers that bounds meet.
+
+    Squares and group normalisation raise them to 1e14, where float32 has no digit of a small margin left, and beyond
+    its range: a bound that is NaN certifies nothing.
+    """
+    precision = torch.finfo(bound.dtype).eps
+    tolerance = 1e3 * precision * (1 + reached.abs()) + 100 * precision * bound.abs().amax()
+    assert not (bound > reached + tolerance).any(), context
