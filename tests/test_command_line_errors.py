@@ -193,7 +193,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "network layer '2' (Sorting): got 'onnx::TopK'; auto_LiRPA cannot trace it; replace that layer",
+            "network: got 'Unsupported'; FeedForwardVerifier has no bound for network layer '2': got 'sort (test_command",
         ),
         (
             f"model.lr_scheduler={PIECEWISE}",

@@ -199,7 +199,9 @@ class TestPredictions:
     def test_a_network_that_cannot_be_bounded(self, tmp_path):
         module = stored()
         module.classifier.append(torch.nn.Softmax(1))
-        with pytest.raises(SettingError, match=r"^Predictions\.verifier: got 'LirpaVerifier'; .*'4': got 'Softmax"):
+        with pytest.raises(
+            SettingError, match=r"^network: got 'Small'; FeedForwardVerifier has .* layer '4': got 'Softmax"
+        ):
             trainer_with(Predictions(epsilons=[0.1]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
 
     def test_two_that_certify_and_a_model_that_is_no_classifier(self, tmp_path):

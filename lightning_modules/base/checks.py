@@ -108,6 +108,8 @@ def run_blank(
             output: Any = network(torch.zeros(batch, *image_shape, device=device, dtype=weight.dtype))
             for buffer, value in statistics:
                 buffer.copy_(value)
+    except SettingError:
+        raise
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error

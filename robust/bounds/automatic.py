@@ -34,8 +34,6 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
 
     >>> str(choose_verifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2)))
     'FeedForwardVerifier, since it bounds all operations of the network'
-    >>> str(choose_verifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(1)), (1, 2, 2)))
-    "LirpaVerifier, since FeedForwardVerifier has no bound for network layer '2': got 'Softmax(dim=1)'"
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), with weights of float32 or float64.
