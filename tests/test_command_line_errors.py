@@ -193,7 +193,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "network: got 'Unsupported'; FeedForwardVerifier has no bound for network layer '2': got 'sort (test_command",
+            "network: got 'Unsupported'; FeedForwardVerifier has no bound for network layer '2': got 'sort (test",
         ),
         (
             f"model.lr_scheduler={PIECEWISE}",
