@@ -77,14 +77,14 @@ def test_a_move_in_a_ball_is_that_of_the_paper(seed, power, channels, height, wi
     x = torch.rand(1, channels, height, width, dtype=torch.float64)
     best = ball.sample(x)
     torch.manual_seed(seed)
-    found = BallMoves(ball).move(x, best, torch.zeros(1, dtype=torch.long), area)
+    moved = BallMoves(ball).move(x, best, torch.zeros(1, dtype=torch.long), area)
     torch.manual_seed(seed)
     draws = torch.rand(1, 5 + channels, dtype=torch.float64)[0]
     side = max(round(math.sqrt(area * height * width)), 3)
     side = min(side + (side % 2 == 0), height, width)
     expected = plain_move(x[0], (best - x)[0], epsilon, power, side, draws)
-    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
-    assert ball.contains(found, x).all()
+    torch.testing.assert_close(moved[0], expected, rtol=0, atol=1e-6)
+    assert ball.contains(moved, x).all()
 
 
 @settings(deadline=None, max_examples=20)
