@@ -18,7 +18,7 @@ import pytest
 # One thread, since two workers share two cores; child processes inherit it. Set it to test with more threads.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("ROBUST_TEST_THREADS", "1")
 
-# Workers keep freed memory, in place of giving it back and clearing it again: 3 % of the suite's CPU time.
+# Workers keep freed memory, in place of giving it back and clearing it again: 3 % of the CPU time of tests/robust.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**28))
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
 
