@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import report
 from cli.experiment import Job, read_matrix
 from robust.errors import SettingError, require
 
@@ -48,6 +47,8 @@ def main(args: list[str] | None = None) -> None:
     runner = Runner(given.processes, [job for job in jobs if job.done])
     if runner.run(prepared, len(missing)) or runner.run(missing):
         sys.exit(1)
+    import report  # needs the packages of the group report, trainings do not
+
     files = [str(Path(matrix.folder) / f"report{ending}") for ending in report.FORMATS]
     Path(matrix.folder).mkdir(parents=True, exist_ok=True)
     sys.exit(report.main([*(str(job.result) for job in jobs), "--output", *files]))

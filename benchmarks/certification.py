@@ -28,7 +28,7 @@ EPSILON = 0.05
 
 def train(network: nn.Module, epochs: int = 12) -> None:
     """A few epochs by interval bounds of a growing ball (Gowal et al. 2018)."""
-    x, y = digits("train", "cpu")
+    x, y = digits("train", next(network.parameters()).device.type)
     optimizer, verifier = torch.optim.Adam(network.parameters(), lr=1e-3), FeedForwardVerifier()
     for epoch in range(epochs):
         ball = LinfBall(EPSILON * min(1.0, epoch / (epochs / 2)))
@@ -67,12 +67,12 @@ def cases(network: nn.Module, x: Tensor, y: Tensor, peers: bool = True) -> dict[
     return measured | ({"auto_LiRPA margins, CROWN-IBP": margins(lirpa)} if peers else {})
 
 
-def measure(rounds: int, peers: bool = True) -> dict[str, float]:
+def measure(rounds: int, peers: bool = True, device: str = "cpu") -> dict[str, float]:
     """Ratios to a plain pass."""
     torch.manual_seed(0)
-    network = DMSmall((1, 28, 28))
+    network = DMSmall((1, 28, 28)).to(device)
     train(network)
-    return ratios(cases(network, *digits("test", "cpu"), peers=peers), rounds)
+    return ratios(cases(network, *digits("test", device), peers=peers), rounds)
 
 
 def main() -> None:

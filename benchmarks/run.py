@@ -3,9 +3,10 @@
     uv run benchmarks/run.py [NAME ...] [--rounds 10]     # all by default, peers included: about 15 minutes
     uv run benchmarks/run.py --quick                      # a minute: fails where a ratio is 1.5 times as recorded
     uv run benchmarks/run.py --quick --record             # write what the quick variant compares with
+    uv run benchmarks/run.py --device cuda                # on a GPU, without the loading of data
 
-All are ratios of times that take turns in one process, on one thread; lower is better. Then ``uv run report.py
---update-docs`` writes the tables. The quick variant has fewer rounds and no peers.
+All are ratios of times that take turns in one process, on one thread or one GPU; lower is better. Then ``uv run
+report.py --update-docs`` writes the tables. The quick variant has fewer rounds and no peers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from benchmarks import attacks, bounds, certification, data, noise
+from benchmarks import attacks, bounds, certification, data, noise, precision
 from benchmarks.turns import ratios
 from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
@@ -33,20 +34,23 @@ Columns = dict[str, dict[str, float]]
 
 
 class Benchmark(NamedTuple):
-    """What the ratios are to, and a function of rounds and whether it is the quick variant that gives its columns."""
+    """What the ratios are to, and what gives its columns from rounds, whether the variant is quick, and the device."""
 
     unit: str
-    columns: Callable[[int, bool], Columns]
+    columns: Callable[[int, bool, str], Columns]
 
 
-def of_bounds(rounds: int, quick: bool) -> Columns:
+def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
     """Training steps by each bound."""
     sizes = {"DM-small, batch 256": (DMSmall(), 256), "DM-large, batch 16": (DMLarge(), 16)}
     if quick:
         sizes = {"DM-small, batch 64": (DMSmall(), 64)}
+    if device == "cuda":  # at batches that fill a GPU, too
+        sizes |= {"DM-small, batch 8192": (DMSmall(), 8192), "DM-large, batch 1024": (DMLarge(), 1024)}
     columns = {}
     for name, (network, batch) in sizes.items():
-        x, y = torch.rand(batch, 1, 28, 28), torch.randint(10, (batch,))
+        network.to(device)
+        x, y = torch.rand(batch, 1, 28, 28, device=device), torch.randint(10, (batch,), device=device)
         steps = bounds.steps(network, x, y, (0.1 * torch.rand_like(x)).requires_grad_())
         chosen = {each: step for each, step in steps.items() if not quick or "unfused" not in each}
         cases = {
@@ -58,12 +62,12 @@ def of_bounds(rounds: int, quick: bool) -> Columns:
     return columns
 
 
-def of_attacks(rounds: int, quick: bool) -> Columns:
+def of_attacks(rounds: int, quick: bool, device: str) -> Columns:
     """Steps of PGD in each threat model."""
     steps = 5 if quick else 20
-    network = DMSmall((1, 28, 28))
-    attacks.train(network, "cpu", epochs=5)
-    x, y = attacks.digits("test", "cpu")
+    network = DMSmall((1, 28, 28)).to(device)
+    attacks.train(network, device, epochs=5)
+    x, y = attacks.digits("test", device)
     balls = {**attacks.BALLS, "per-pixel budgets": PixelBox(0.3 * torch.rand_like(x))}
     runs = {"plain passes": attacks.plain(network, steps)}
     for name, ball in balls.items():
@@ -73,21 +77,22 @@ def of_attacks(rounds: int, quick: bool) -> Columns:
     return {"PGD": ratios({name: (lambda attack=attack: attack(x, y)) for name, attack in runs.items()}, rounds)}
 
 
-def of_certification(rounds: int, quick: bool) -> Columns:
+def of_certification(rounds: int, quick: bool, device: str) -> Columns:
     """Verdicts and margins of test images."""
-    return {"DM-small, digits": certification.measure(rounds, peers=not quick)}
+    return {"DM-small, digits": certification.measure(rounds, peers=not quick, device=device)}
 
 
-def of_noise(rounds: int, quick: bool) -> Columns:
+def of_noise(rounds: int, quick: bool, device: str) -> Columns:
     """Training steps with each kind of noise."""
-    x, y = torch.rand(32 if quick else 128, *noise.SHAPE), torch.randint(10, (32 if quick else 128,))
-    kinds = noise.networks("cpu")
+    batch = 32 if quick else 128
+    x, y = torch.rand(batch, *noise.SHAPE, device=device), torch.randint(10, (batch,), device=device)
+    kinds = noise.networks(device)
     optimizers = {name: torch.optim.SGD(kind.parameters(), lr=1e-3, momentum=0.9) for name, kind in kinds.items()}
     cases = {name: (lambda name=name: noise.seconds(kinds[name], optimizers[name], x, y)) for name in kinds}
     return {"ResNet-20": ratios(cases, rounds)}
 
 
-def of_data(rounds: int, quick: bool) -> Columns:
+def of_data(rounds: int, quick: bool, device: str) -> Columns:
     """Epochs of batches, over torchvision's with its better number of workers: 0 on one thread."""
     columns, count = {}, 2_560 if quick else 12_800
     for name, shape in data.SHAPES.items():
@@ -97,27 +102,35 @@ def of_data(rounds: int, quick: bool) -> Columns:
     return columns
 
 
+def of_precision(rounds: int, quick: bool, device: str) -> Columns:
+    """Training steps in less precision."""
+    batch = 4 if quick else 256
+    columns = {f"ResNet-18, batch {batch}": ratios(precision.resnet_cases(batch, device), rounds)}
+    return columns | ({"DM-small, batch 256": ratios(precision.graph_cases(256), rounds)} if device == "cuda" else {})
+
+
 BENCHMARKS = {
     "bounds": Benchmark("a plain training step", of_bounds),
     "certification": Benchmark("a plain forward pass", of_certification),
     "attacks": Benchmark("as many plain passes forward and back to the input", of_attacks),
     "noise": Benchmark("a training step without noise", of_noise),
     "data": Benchmark("an epoch of torchvision's batches", of_data),
+    "precision": Benchmark("a plain float32 training step", of_precision),
 }
+NOT_ON = {"cpu": ("precision",), "cuda": ("data",)}  # unless named
 
 
-def record(name: str, rounds: int, quick: bool) -> dict[str, Any]:
+def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
     """Measure a benchmark: its ratios, and where they are from."""
     torch.manual_seed(0)
     benchmark = BENCHMARKS[name]
-    columns = benchmark.columns(rounds, quick)
+    columns = benchmark.columns(rounds, quick, device)
     rounded = {column: {row: float(f"{ratio:.3g}") for row, ratio in rows.items()} for column, rows in columns.items()}
     return {
         "unit": benchmark.unit,
         "columns": rounded,
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "cpu": cpu_name(),
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, 1 thread",
         "commit": git_commit(),
         "versions": installed_versions(),
     }
@@ -162,16 +175,19 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--rounds", type=int, help="by default 10, quick 3")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    names, rounds = options.names or list(BENCHMARKS), options.rounds or (3 if options.quick else 10)
+    rounds = options.rounds or (3 if options.quick else 10)
+    names = options.names or [name for name in BENCHMARKS if name not in NOT_ON[options.device]]
     if options.quick and not options.record:
         return compare(names, rounds, results)
     folder = results / "quick" if options.quick else results
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / f"{name}.json").write_text(json.dumps(record(name, rounds, options.quick), indent=1) + "\n")
-        print(folder / f"{name}.json", flush=True)
+        path = folder / (f"cuda_{name}.json" if options.device == "cuda" else f"{name}.json")
+        path.write_text(json.dumps(record(name, rounds, options.quick, options.device), indent=1) + "\n")
+        print(path, flush=True)
     return 0
 
 

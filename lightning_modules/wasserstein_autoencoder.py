@@ -90,7 +90,7 @@ class WassersteinAutoencoder(TrainingModule):
         codes = self.autoencoder.encode(x + self.input_noise * truncated_normal_like(x, 2.0))
         all_codes = self.all_gather(codes, sync_grads=True)  # the discrepancy is not a sum over images
         assert isinstance(all_codes, Tensor)
-        all_codes = all_codes.reshape(-1, codes.shape[1])
+        all_codes = all_codes.reshape(-1, codes.shape[1]).to(x.dtype)  # squares of distances need more than bf16
         if self.current_epoch == 0 and batch_idx < self.pretraining_batches:
             loss = moment_distance(all_codes, self.prior_std)
         else:

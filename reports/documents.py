@@ -108,7 +108,7 @@ def _benchmark(results: Path, name: str) -> str:
     lines = [["time over that of " + record["unit"], *columns], ["---"] * (len(columns) + 1)]
     lines += [[row, *(f"{column[row]:.3g}" if row in column else "" for column in columns.values())] for row in rows]
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    source = f"{record['cpu']}, {record['threads']} thread, {record['rounds']} rounds, commit {record['commit'][:7]}"
+    source = f"{record['hardware']}, {record['rounds']} rounds, commit {record['commit'][:7]}"
     return "\n".join([_markdown(lines), "", f"{source}; {versions}."])
 
 

@@ -150,6 +150,14 @@ def uncounted() -> Iterator[None]:
 
 @torch.no_grad()
 def _multiplications(network: nn.Module, blank: Tensor) -> int:
-    with uncounted(), in_mode(network, "eval"), global_seed(blank.device, 0), FlopCounterMode(display=False) as flops:
+    weight = next(network.parameters(), blank)
+    blank = blank.to(weight.dtype)  # a network behind another one had inputs of lower precision under autocast
+    with (
+        torch.autocast(blank.device.type, enabled=False),
+        uncounted(),
+        in_mode(network, "eval"),
+        global_seed(blank.device, 0),
+        FlopCounterMode(display=False) as flops,
+    ):
         network(blank)
     return int(flops.get_total_flops()) // 2  # it counts additions too

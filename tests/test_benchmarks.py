@@ -15,7 +15,7 @@ def fake(monkeypatch):
     """A benchmark whose ratio the test sets."""
     ratio = {"own": 2.0}
     monkeypatch.setattr(
-        run, "BENCHMARKS", {"fake": run.Benchmark("a step", lambda rounds, quick: {"small": dict(ratio)})}
+        run, "BENCHMARKS", {"fake": run.Benchmark("a step", lambda rounds, quick, device: {"small": dict(ratio)})}
     )
     monkeypatch.setattr(run, "installed_versions", dict)
     return ratio
@@ -25,7 +25,7 @@ def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
     assert run.main(["--quick", "--record"], tmp_path) == 0
     recorded = json.loads((tmp_path / "quick" / "fake.json").read_text())
     assert recorded["columns"] == {"small": {"own": 2.0}}
-    assert recorded.keys() == {"unit", "columns", "rounds", "threads", "cpu", "commit", "versions"}
+    assert recorded.keys() == {"unit", "columns", "rounds", "hardware", "commit", "versions"}
     for ratio, status in ((0.5, 0), (2.9, 0), (3.1, 1)):
         fake["own"] = ratio
         assert run.main(["--quick"], tmp_path) == status

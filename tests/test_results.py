@@ -159,7 +159,7 @@ def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     with pytest.raises(SettingError, match=r"benchmarks/steps'; there is no steps.json; run benchmarks/run.py steps"):
         update(tmp_path)
     record = {"unit": "a step", "columns": {"small": {"own": 2.0, "new": 1.25}, "large": {"own": 3.456}}, "rounds": 3}
-    record |= {"threads": 1, "cpu": "a CPU", "commit": "a" * 40, "versions": {"torch": "2"}}
+    record |= {"hardware": "a CPU, 1 thread", "commit": "a" * 40, "versions": {"torch": "2"}}
     (tmp_path / "results" / "benchmarks").mkdir(parents=True)
     (tmp_path / "results" / "benchmarks" / "steps.json").write_text(json.dumps(record))
     update(tmp_path)

@@ -99,6 +99,13 @@ def test_passes_equal_a_count_by_hand(name, expected, tmp_path):
     assert checkpoint["training_cost"]["passes"] == cost["passes"]
 
 
+def test_a_network_behind_another_one_is_measured_in_bf16_too(tmp_path):
+    settings = [*small("wasserstein_autoencoder", tmp_path), "--model.pretraining_batches=0"]
+    whole = run("fit", settings, tmp_path / "whole")[1]["training_cost"]
+    mixed = run("fit", [*settings, "--trainer.precision=bf16-mixed"], tmp_path / "mixed")[1]["training_cost"]
+    assert mixed["passes"] == whole["passes"]
+
+
 def trained(checkpoint):
     """Names of the parameters in a checkpoint: what is no buffer of batch normalisation."""
     buffers = ("running_mean", "running_var", "num_batches_tracked", "mean", "std", "code_low", "code_high")
