@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 
 from callbacks.results import git_commit, installed_versions
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, Verifier
+from robust.bounds.verifier import TrainingPrecision
 from robust.networks import DMLarge, DMSmall
 from robust.threat_models import PixelBox
 
@@ -44,10 +46,15 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str
         return loss
 
     own, lirpa = FeedForwardVerifier("crown-ibp"), LirpaVerifier(method="crown-ibp")
+    tf32, bf16 = (FeedForwardVerifier(training_precision=each) for each in get_args(TrainingPrecision)[1:])
+    in_tf32 = {"own IBP, TF32": fused(tf32, 0.0), "own CROWN-IBP, fused, TF32": fused(tf32, 0.5)}
     return {
         "plain": lambda: F.cross_entropy(network(x), y),
         "own IBP": fused(own, 0.0),
+        "own IBP, bf16": fused(bf16, 0.0),
         "own CROWN-IBP, fused": fused(own, 0.5),
+        "own CROWN-IBP, fused, bf16": fused(bf16, 0.5),
+        **(in_tf32 if x.is_cuda else {}),
         "own CROWN-IBP, unfused": unfused(own),
         "auto_LiRPA IBP": fused(lirpa, 0.0),
         "auto_LiRPA CROWN-IBP, fused": fused(lirpa, 0.5),

@@ -128,7 +128,8 @@ def test_bounds_are_those_of_a_cpu_and_verdicts_hold_in_float64(network):
         network.cpu()
 
 
-def test_the_loss_and_its_gradients_are_those_of_a_cpu():
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("tf32", 0.02), ("bfloat16", 0.1)])
+def test_the_loss_and_its_gradients_are_those_of_a_cpu(precision, tolerance):
     network = DMSmall((1, 28, 28))
     x, y, budgets = torch.rand(4, 1, 28, 28), torch.randint(10, (4,)), 0.05 * torch.rand(4, 1, 28, 28)
     results = []
@@ -136,8 +137,10 @@ def test_the_loss_and_its_gradients_are_those_of_a_cpu():
         network.to(device).zero_grad()
         leaf = budgets.to(device).requires_grad_()
         region = PixelBox(leaf).interval(x.to(device))
-        loss = FeedForwardVerifier("crown-ibp").cross_entropy(network, region, y.to(device), 0.5)
+        verifier = FeedForwardVerifier(training_precision="float32" if device == "cpu" else precision)
+        loss = verifier.cross_entropy(network, region, y.to(device), 0.5)
         loss.sum().backward()
         results.append([loss, leaf.grad, *(weight.grad for weight in network.parameters())])
     for there, here in zip(*results, strict=True):
-        torch.testing.assert_close(there.cpu(), here.cpu(), rtol=1e-3, atol=1e-5)
+        size = float(there.detach().abs().max())
+        torch.testing.assert_close(here.cpu(), there, rtol=tolerance, atol=tolerance * size)

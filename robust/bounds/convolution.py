@@ -26,6 +26,8 @@ class ConvSettings(NamedTuple):
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings) -> Tensor:
     """Convolve (N, C, H, W) with weight (O, C / groups, kh, kw) and add the bias (O,)."""
     if _one_channel_on_cpu(weight, settings.groups) and x.requires_grad:
+        x, weight = _under_autocast(x), _under_autocast(weight)
+        bias = None if bias is None else _under_autocast(bias)
         out: Tensor = _OneChannelConv.apply(x, weight, bias, settings)
         return out
     return F.conv2d(x, weight, bias, *settings)
@@ -34,7 +36,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings)
 def adjoint(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
     """Rows (N, *out) on the output of the convolution as rows (N, C, H, W) on its input, which has ``shape``."""
     if _one_channel_on_cpu(weight, settings.groups):
-        out: Tensor = _OneChannelAdjoint.apply(A, weight, shape, settings)
+        out: Tensor = _OneChannelAdjoint.apply(_under_autocast(A), _under_autocast(weight), shape, settings)
         return out
     sides = zip(shape[1:], A.shape[-2:], weight.shape[-2:], *settings[:3], strict=True)
     # rows and columns at the far edge that no kernel window reached have coefficient zero
@@ -46,6 +48,12 @@ def adjoint(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings
 
 def _one_channel_on_cpu(weight: Tensor, groups: int = 1) -> bool:
     return weight.shape[1] == 1 == groups and weight.device.type == "cpu"
+
+
+def _under_autocast(x: Tensor) -> Tensor:
+    """In the precision that autocast gives to PyTorch's own convolutions."""
+    on = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
+    return x.to(torch.get_autocast_dtype("cpu")) if on else x
 
 
 def _fold(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:

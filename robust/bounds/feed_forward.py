@@ -17,7 +17,14 @@ from robust.bounds.graph import Graph
 from robust.bounds.margins import fused_crown, margin_interval, margin_rows
 from robust.bounds.operations import Interval
 from robust.bounds.rounding import RoundingErrors
-from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
+from robust.bounds.verifier import (
+    TrainingPrecision,
+    check_box,
+    full_precision,
+    in_bound_precision,
+    in_training_precision,
+    other_classes,
+)
 from robust.checks import check_labels
 from robust.errors import require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
@@ -50,18 +57,26 @@ class FeedForwardVerifier:
             ``tightest`` with the intermediate intervals by linear backward passes too (Zhang et al. 2018), which costs
             as many rows as there are activations.
         memory: bytes that margins without gradient may take, about; images and classes go through in parts of that.
+        training_precision: of the products in the cross-entropy bound: ``float32``; ``tf32``, which GPUs have; or
+            ``bfloat16``, which is faster where the processor has instructions for it. Margins are always in float32
+            with a bound of their rounding, or in float64: a training loss need not be a certificate.
 
     Raises:
-        SettingError: for another method, or a memory that is not positive.
+        SettingError: for another method or precision, or a memory that is not positive.
         UnsupportedLayerError: when it meets a network with an operation that has no bound, or one that computes
             something else.
     """
 
-    def __init__(self, method: Method = "ibp", memory: float = 2**30) -> None:
+    def __init__(
+        self, method: Method = "ibp", memory: float = 2**30, training_precision: TrainingPrecision = "float32"
+    ) -> None:
         require(method in get_args(Method), "method", method, "give ibp, crown-ibp, tightest or crown")
         require(memory > 0, "memory", memory, "give a positive number of bytes")
+        known = training_precision in get_args(TrainingPrecision)
+        require(known, "training_precision", training_precision, "give float32, tf32 or bfloat16")
         self.method = method
         self.memory = memory
+        self.training_precision = training_precision
 
     def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
@@ -130,8 +145,9 @@ class FeedForwardVerifier:
         with full_precision(y.device):
             box = in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=False)
+        with in_training_precision(self.training_precision, y.device):
             values = _propagated(graph, box, y)
-            margin = margin_interval(graph, values, y)
+            margin = Interval(*(part.to(graph.dtype) for part in margin_interval(graph, values, y)))
             highest = margin.center + margin.radius
             if crown_weight == 0:
                 return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from robust.errors import require
 from robust.threat_models import Box, CutBall, Region
 
 Regions = TypeVar("Regions", Box, CutBall, Region)
+TrainingPrecision = Literal["float32", "tf32", "bfloat16"]
 
 
 class Verifier(Protocol):
@@ -110,6 +111,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def in_training_precision(precision: TrainingPrecision, device: torch.device) -> Iterator[None]:
+    """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16."""
+    with full_precision(device):
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
 
 
 def other_classes(y: Tensor, num_classes: int) -> Tensor:

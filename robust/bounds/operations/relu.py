@@ -94,7 +94,7 @@ class ReLU(Operation):
 
     def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The upper line of a positive coefficient, the lower line of a negative one."""
-        rows, constant = _RelaxReLU.apply(A, *inputs[0])
+        rows, constant = _RelaxReLU.apply(A.to(inputs[0].center.dtype), *inputs[0])
         return (rows,), constant
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
