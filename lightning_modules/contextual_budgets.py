@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightning_modules.base import Batch, GeneratorClassifier, statistics_of
+from lightning_modules.base.checks import blank_images
 from robust.bounds import Auto, Verifier, clean_statistics, in_place_of_running, interval_regulariser
 from robust.bounds.clean_statistics import normalised_by_batch
 from robust.budgets import check_budget_range, relative_budgets
@@ -171,7 +172,7 @@ class ContextualBudgets(GeneratorClassifier):
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Check the networks, and that the verifier can bound the classifier."""
         super().check_shapes(image_shape, num_classes)
-        blank = torch.zeros(1, *image_shape, device=self.device)
+        blank = blank_images(self.classifier, 1, image_shape)
         with torch.no_grad():
             box = LinfBall(self.epsilon).interval(blank)
-            self.verifier.cross_entropy(self.classifier, box, torch.zeros(1, dtype=torch.long, device=self.device))
+            self.verifier.cross_entropy(self.classifier, box, torch.zeros(1, dtype=torch.long, device=blank.device))

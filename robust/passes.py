@@ -150,8 +150,8 @@ def uncounted() -> Iterator[None]:
 
 @torch.no_grad()
 def _multiplications(network: nn.Module, blank: Tensor) -> int:
-    weight = next(network.parameters(), blank)
-    blank = blank.to(weight.dtype)  # a network behind another one had inputs of lower precision under autocast
+    # a network behind another one had inputs of lower precision under autocast; weights return to the CPU after a run
+    blank = blank.to(next(network.parameters(), blank))
     with (
         torch.autocast(blank.device.type, enabled=False),
         uncounted(),

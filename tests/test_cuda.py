@@ -135,12 +135,12 @@ def test_the_loss_and_its_gradients_are_those_of_a_cpu(precision, tolerance):
     results = []
     for device in ("cpu", DEVICE):
         network.to(device).zero_grad()
-        leaf = budgets.to(device).requires_grad_()
+        leaf = budgets.clone().to(device).requires_grad_()
         region = PixelBox(leaf).interval(x.to(device))
         verifier = FeedForwardVerifier(training_precision="float32" if device == "cpu" else precision)
         loss = verifier.cross_entropy(network, region, y.to(device), 0.5)
         loss.sum().backward()
-        results.append([loss, leaf.grad, *(weight.grad for weight in network.parameters())])
+        results.append([loss.detach(), leaf.grad, *(weight.grad.clone() for weight in network.parameters())])
     for there, here in zip(*results, strict=True):
         size = float(there.detach().abs().max())
         torch.testing.assert_close(here.cpu(), there, rtol=tolerance, atol=tolerance * size)

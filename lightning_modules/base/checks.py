@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,11 +78,19 @@ def check_precision(module: LightningModule, trainer: Trainer, what: str) -> Non
     require(not half, "model", " and ".join(sorted(half)), remedy)
 
 
+def blank_images(network: nn.Module, batch: int, image_shape: tuple[int, int, int]) -> Tensor:
+    """Black images (batch, C, H, W) of the type and on the device of the network's weights.
+
+    In ``setup``, these are not yet on the device that Lightning's ``module.device`` names.
+    """
+    weight = next(chain(network.parameters(), network.buffers()), torch.empty(0))
+    return torch.zeros(batch, *image_shape, device=weight.device, dtype=weight.dtype)
+
+
 def run_blank(
     name: str,
     network: nn.Module,
     image_shape: tuple[int, int, int],
-    device: torch.device,
     *,
     training: bool = False,
     batch: int = 2,
@@ -92,7 +101,6 @@ def run_blank(
         name: name of the network's setting, for errors.
         network: network from images (B, C, H, W).
         image_shape: (C, H, W).
-        device: device of the network's weights.
         training: run the network in training mode.
         batch: number of images.
 
@@ -100,12 +108,12 @@ def run_blank(
         SettingError: if the network fails on such images, or returns no tensor.
     """
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+    blank = blank_images(network, batch, image_shape)
     try:
-        devices = [device] if device.type == "cuda" else []
+        devices = [blank.device] if blank.is_cuda else []
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices):
             network.train(training)
-            weight = next(network.parameters(), torch.empty(0))  # of float64 or bfloat16 in "true" precision
-            output: Any = network(torch.zeros(batch, *image_shape, device=device, dtype=weight.dtype))
+            output: Any = network(blank)
             for buffer, value in statistics:
                 buffer.copy_(value)
     except SettingError:
@@ -121,7 +129,7 @@ def run_blank(
 
 
 def check_training_mode(
-    name: str, network: nn.Module, image_shape: tuple[int, int, int], device: torch.device, expected: Tensor, batch: int
+    name: str, network: nn.Module, image_shape: tuple[int, int, int], expected: Tensor, batch: int
 ) -> None:
     """Check that the network's output has the same shape in training mode as in evaluation mode.
 
@@ -129,7 +137,6 @@ def check_training_mode(
         name: name of the network's setting, for errors.
         network: network from images (B, C, H, W).
         image_shape: (C, H, W).
-        device: device of the network's weights.
         expected: output in evaluation mode, (2, ...).
         batch: number of images in a training batch of one process.
 
@@ -137,7 +144,7 @@ def check_training_mode(
         SettingError: if the shapes differ, or the network normalises over a batch of one image.
     """
     try:
-        output = run_blank(name, network, image_shape, device, training=True, batch=min(batch, 2))
+        output = run_blank(name, network, image_shape, training=True, batch=min(batch, 2))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -63,7 +63,7 @@ class CheckedInputs(pl.LightningModule):
         Raises:
             SettingError: if it does not.
         """
-        output = run_blank(f"model.{name}", generator, image_shape, self.device)
+        output = run_blank(f"model.{name}", generator, image_shape)
         require(
             tuple(output.shape[1:]) == tuple(image_shape),
             f"model.{name}",

@@ -148,7 +148,7 @@ class RobustClassifier(TrainingModule):
             return
         if self._num_logits is None:  # without a data module, check_shapes has not run
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                logits = run_blank("model.classifier", self.classifier, self._image_shape, x.device)
+                logits = run_blank("model.classifier", self.classifier, self._image_shape)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
             self._num_logits = logits.shape[1]
@@ -160,7 +160,7 @@ class RobustClassifier(TrainingModule):
         Raises:
             SettingError: if the classifier fails on it or returns another number of logits.
         """
-        logits = run_blank("model.classifier", self.classifier, image_shape, self.device)
+        logits = run_blank("model.classifier", self.classifier, image_shape)
         require(
             logits.shape == (2, num_classes),
             "model.classifier",
@@ -171,4 +171,4 @@ class RobustClassifier(TrainingModule):
         if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
             batch = size // self.trainer.world_size if isinstance(size, int) else 2
-            check_training_mode("model.classifier", self.classifier, image_shape, self.device, logits, max(batch, 1))
+            check_training_mode("model.classifier", self.classifier, image_shape, logits, max(batch, 1))
