@@ -27,7 +27,7 @@ from cli.errors import OneLineParser, causes, known_error, lightnings_choice, re
 from cli.export import ExportTrainer
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.sources import settings_in, settings_in_arguments, sources_of
-from cli.trainer_settings import check_trainer, num_processes
+from cli.trainer_settings import check_trainer, num_processes, read_whole_numbers
 from cli.user_code import constructor_error
 from cli.user_modules import add_folder
 from lightning_modules.base.settings import ResumeSettings
@@ -130,6 +130,7 @@ class RobustCLI(LightningCLI):
             help="Settings to use if a checkpoint has other optimizers, schedules or data: checkpoint or config.",
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the final weights after fit.")
+        read_whole_numbers(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments, and check the seed before it is used."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Any, get_args
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from robust.errors import require
 
@@ -16,6 +18,18 @@ _LIMITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predic
 _STRATEGY = re.compile(r"auto|ddp(_spawn|_fork|_notebook)?(_find_unused_parameters_(true|false))?")
 _TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _FRACTION_OR_COUNT = "give a fraction in (0, 1] as 0.5, or a whole number of batches"
+
+
+def read_whole_numbers(parser: ArgumentParser) -> None:
+    """Read ``2`` as a whole number where a fraction is allowed, too.
+
+    Types are tried in order, and ``typing`` gives ``Optional[Union[int, float]]`` in the order in which any package of
+    the process first wrote it, so that 1 batch may be read as all of them.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if int in kinds and float in kinds:
+            action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:

@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+from typing import Union
 
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -120,3 +122,10 @@ def test_help_starts_with_an_example(capsys, monkeypatch):
     assert lines[0].startswith("example")
     assert "train.py fit --config configs/quickstart.yaml" in lines[2]
     assert any(line.startswith("usage: ") for line in lines)
+
+
+def test_one_batch_is_not_all_of_them_whichever_type_comes_first(monkeypatch, tmp_path):
+    """The order in a union of types is that of the first package of the process that wrote it."""
+    monkeypatch.setitem(Trainer.__init__.__annotations__, "limit_train_batches", Union[float, int, None])  # noqa: UP007
+    folder = run("fit", tmp_path, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--trainer.callbacks=[]")
+    assert torch.load(last_checkpoint(folder), weights_only=True)["global_step"] == 1
