@@ -11,15 +11,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from cli.experiment import Job, read_matrix
+from cli.processes import start
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -66,7 +67,7 @@ class Runner:
         self.processes = processes
         self.threads = max((os.cpu_count() or 1) // processes, 1)
         self._seconds = [_recorded_seconds(job) for job in done]
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._children: set[BaseProcess] = set()
         self._stopped = False
 
     def run(self, jobs: list[Job], later: int = 0) -> int:
@@ -113,19 +114,16 @@ class Runner:
 
     def _call(self, job: Job, arguments: list[str]) -> str | None:
         log = job.folder / f"{arguments[0]}.log"
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        with log.open("wb") as file:
-            if self._stopped:
-                return "stopped"
-            command = [sys.executable, str(TRAIN), *arguments]
-            child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-            self._children.add(child)
-            status = child.wait()
-            self._children.discard(child)
-        if status == 0:
+        if self._stopped:
+            return "stopped"
+        child = start(TRAIN, arguments, log, self.threads)
+        self._children.add(child)
+        child.join()
+        self._children.discard(child)
+        if child.exitcode == 0:
             return None
         lines = log.read_text(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else f'status {status}'} ({log})"
+        return f"{lines[-1] if lines else f'status {child.exitcode}'} ({log})"
 
     def _left(self, jobs: int) -> str:
         if not jobs or not self._seconds:
