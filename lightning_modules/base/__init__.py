@@ -1,7 +1,7 @@
 """Base classes of all methods and of families of methods."""
 
 from lightning_modules.base.attacked_classifier import AttackedClassifier
-from lightning_modules.base.checks import check_precision, run_blank
+from lightning_modules.base.checks import blank_images, check_precision, run_blank
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
@@ -20,6 +20,7 @@ __all__ = [
     "RobustClassifier",
     "TrainingModule",
     "attacks_by_norm",
+    "blank_images",
     "check_precision",
     "run_blank",
     "statistics_of",
