@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports.comparison import Difference, between, holm
+from reports.comparison import FEWEST_SEEDS, Difference, between, holm
 from reports.rows import Row, Value
 from reports.runs import read_runs
 from robust.errors import require
@@ -74,8 +74,8 @@ def _shown(value: Value | None, claim: dict[str, Any], number: Callable[[Value, 
 def _decision(expected: str, difference: Difference, seeds: int) -> str:
     """Whether the difference agrees with the paper's, in words."""
     if difference.p is None:
-        return "not decided: one seed"
-    how = f"p = {difference.p:.2g}, {'one seed' if difference.networks_only else f'{seeds} seeds'}"
+        return f"not decided: {'no variance' if seeds >= FEWEST_SEEDS else f'fewer than {FEWEST_SEEDS} seeds'}"
+    how = f"p = {difference.p:.2g}, {'the first seed' if difference.networks_only else f'{seeds} seeds'}"
     if not difference.exceeds_chance:
         return f"{'no difference found' if expected == 'equal' else 'not decided: within chance'} ({how})"
     agrees = (difference.value > 0) == (expected == "higher") and expected != "equal"

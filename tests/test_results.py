@@ -201,7 +201,7 @@ def claims(folder, values, **more):
         ([0.90, 0.91, 0.92], [0.50, 0.51, 0.49], "equal", "no: they differ (p = "),
         ([0.90, 0.50, 0.70], [0.60, 0.71, 0.69], "higher", "not decided: within chance (p = "),
         ([0.90, 0.50, 0.70], [0.60, 0.71, 0.69], "equal", "no difference found (p = "),
-        ([0.90], [0.50], "higher", "not decided: one seed"),
+        ([0.90], [0.50], "higher", "not decided: fewer than 3 seeds"),
     ],
 )
 def test_a_claim_is_decided_by_its_runs(tmp_path, ours, against, expected, decision):
@@ -221,7 +221,7 @@ def test_a_claim_may_compare_two_metrics(tmp_path):
     metrics = {"test/accuracy/clean": 0.9, other: 0.4}
     (tmp_path / "results" / "0.json").write_text(json.dumps({"test": {"metrics": metrics, "method": "MSD"}}))
     update(tmp_path)
-    assert "| clean | 90.0 | 40.0 | not decided: one seed |" in (tmp_path / "docs" / "page.md").read_text()
+    assert "| clean | 90.0 | 40.0 | not decided: fewer than 3 seeds |" in (tmp_path / "docs" / "page.md").read_text()
 
 
 def test_two_metrics_of_the_same_networks_are_compared_in_pairs(tmp_path):
