@@ -48,6 +48,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         attack_l2: attack in l2, with the same default.
         attack_l1: attack in l1, with the same default.
         generator_optimizer: optimizer of the generator.
+        generator_every: the generator learns in every so many-th batch of an epoch, from the first on; 1 in the paper.
         **settings: those of :class:`GeneratorClassifier` and :class:`MultiNormClassifier`; the lookahead step has the
             learning rate of ``optimizer``, and ``gradient_clip`` applies to each network separately.
 
@@ -66,16 +67,18 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         attack_l2: PGD | None = None,
         attack_l1: PGD | None = None,
         generator_optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.21, momentum=0.9, weight_decay=5e-4),
+        generator_every: int = 1,
         **settings: Any,
     ) -> None:
         require(consistency >= 0, "model.consistency", consistency, "give a weight of 0 or more")
         remedy = "its noise is used by the consistency alone; give a positive model.consistency or generator null"
         require(generator is None or consistency > 0, "model.generator", type(generator).__name__, remedy)
         require(linf_fit in LINF_FITS, "model.linf_fit", linf_fit, f"give one of {', '.join(LINF_FITS)}")
+        require(generator_every >= 1, "model.generator_every", generator_every, "give a number of batches, at least 1")
         super().__init__(
             classifier=classifier, generator=generator, generator_optimizer=generator_optimizer, **settings
         )
-        self.consistency, self.linf_fit = consistency, linf_fit
+        self.consistency, self.linf_fit, self.generator_every = consistency, linf_fit, generator_every
         self.attacks = attacks_by_norm(attack_linf, attack_l2, attack_l1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -84,7 +87,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         norm = list(self.attacks)[shared_choice(len(self.attacks))]
         ball = self.balls(self.ramp)[norm]
         x_adv = self.attacks[norm](self.classifier, ball, x, y)
-        if self.generator is not None:
+        if self.generator is not None and batch_idx % self.generator_every == 0:
             self._train_generator(self.generator, ball, x, x_adv, y)
         if self.consistency == 0:
             loss = F.cross_entropy(self(x_adv), y)

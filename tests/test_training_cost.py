@@ -106,6 +106,16 @@ def test_a_network_behind_another_one_is_measured_in_bf16_too(tmp_path):
     assert mixed["passes"] == whole["passes"]
 
 
+def test_a_generator_that_learns_in_every_third_batch_costs_less(tmp_path):
+    settings = [*small("mng_ac", tmp_path), "--trainer.limit_train_batches=3", "--trainer.max_epochs=1"]
+    passes = [
+        run("fit", [*settings, f"--model.generator_every={n}"], tmp_path / str(n))[1]["training_cost"]["passes"]
+        for n in (1, 3)
+    ]
+    counted = [(each["generator"]["forward"], each["generator"]["backward"]) for each in passes]
+    assert counted == [(6 * BATCH, 3 * BATCH), (4 * BATCH, BATCH)]
+
+
 def trained(checkpoint):
     """Names of the parameters in a checkpoint: what is no buffer of batch normalisation."""
     buffers = ("running_mean", "running_var", "num_batches_tracked", "mean", "std", "code_low", "code_high")
