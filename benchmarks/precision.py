@@ -8,9 +8,8 @@ that a step can take. DM-small shows the cost of launching kernels, which a grap
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,55 +17,35 @@ from torch import Tensor, nn
 
 from benchmarks.turns import Case
 from robust.attacks import PGD
+from robust.bounds.verifier import TrainingPrecision, in_training_precision
 from robust.networks import DMSmall, ResNet18
 from robust.threat_models import LinfBall
 
 STEPS = 10
 
 
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Products and convolutions of float32 numbers in TF32, on GPUs."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def float32() -> nullcontext[None]:
-    torch.backends.cudnn.allow_tf32 = False
-    return nullcontext()
-
-
-def step(network: nn.Module, x: Tensor, y: Tensor, precision: str, attack: PGD | None = None) -> None:
+def step(
+    network: nn.Module, x: Tensor, y: Tensor, precision: TrainingPrecision = "float32", attack: PGD | None = None
+) -> None:
     """Forward and backward of the loss on the images, or on attacked ones."""
-    contexts = {
-        "float32": float32,
-        "TF32": tf32,
-        "bf16": partial(torch.autocast, x.device.type, dtype=torch.bfloat16),
-    }
     network.zero_grad()
-    with contexts[precision]():
-        found = x if attack is None else attack(network, LinfBall(8 / 255), x, y)
-        loss = F.cross_entropy(network(found), y)
-        loss.backward()
+    with in_training_precision(precision, x.device):
+        x_adv = x if attack is None else attack(network, LinfBall(8 / 255), x, y)
+        F.cross_entropy(network(x_adv), y).backward()
 
 
 def resnet_cases(batch: int, device: str) -> dict[str, Case]:
     """Steps of ResNet-18; the first is the unit."""
     network = ResNet18(num_classes=10).to(device)
-    fast = ResNet18(num_classes=10).to(device, memory_format=torch.channels_last)
+    channels_last = ResNet18(num_classes=10).to(device, memory_format=torch.channels_last)
     x, y = torch.rand(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
-    last = x.to(memory_format=torch.channels_last)
+    x_last = x.to(memory_format=torch.channels_last)
+    titles = dict(zip(get_args(TrainingPrecision), ("float32", "TF32", "bf16"), strict=True))
     cases: dict[str, Case] = {}
     for title, attack in (("plain", None), ("PGD of 10 steps", PGD(steps=STEPS))):
-        for precision in ("float32", "TF32", "bf16"):
-            cases[f"{title}, {precision}"] = partial(step, network, x, y, precision, attack)
-        cases[f"{title}, bf16, channels last"] = partial(step, fast, last, y, "bf16", attack)
+        for precision, name in titles.items():
+            cases[f"{title}, {name}"] = partial(step, network, x, y, precision, attack)
+        cases[f"{title}, bf16, channels last"] = partial(step, channels_last, x_last, y, "bfloat16", attack)
     return cases
 
 
@@ -74,13 +53,13 @@ def graph_cases(batch: int) -> dict[str, Case]:
     """A plain step of DM-small on a GPU, launched kernel by kernel and as a graph."""
     network = DMSmall((1, 28, 28)).cuda()
     x, y = torch.rand(batch, 1, 28, 28, device="cuda"), torch.randint(10, (batch,), device="cuda")
-    cases: dict[str, Case] = {"plain, float32": partial(step, network, x, y, "float32")}
+    cases: dict[str, Case] = {"plain, float32": partial(step, network, x, y)}
     other = torch.cuda.Stream()
     with torch.cuda.stream(other):  # a capture needs all memory to be there
         for _ in range(3):
-            step(network, x, y, "float32")
+            step(network, x, y)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step(network, x, y, "float32")
+        step(network, x, y)
     return cases | {"plain, float32, CUDA graph": graph.replay}

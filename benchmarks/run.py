@@ -52,11 +52,11 @@ def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
         network.to(device)
         x, y = torch.rand(batch, 1, 28, 28, device=device), torch.randint(10, (batch,), device=device)
         steps = bounds.steps(network, x, y, (0.1 * torch.rand_like(x)).requires_grad_())
-        left_out = ("auto_LiRPA", "unfused", "bf16") if quick else ()  # not every processor has bf16 instructions
+        omitted = ("auto_LiRPA", "unfused", "bf16") if quick else ()  # not every processor has bf16 instructions
         cases = {
             each: (lambda step=step: step().backward())
             for each, step in steps.items()
-            if not any(part in each for part in left_out)
+            if not any(part in each for part in omitted)
         }
         columns[name] = ratios(cases, rounds)
     return columns
@@ -117,7 +117,7 @@ BENCHMARKS = {
     "data": Benchmark("an epoch of torchvision's batches", of_data),
     "precision": Benchmark("a plain float32 training step", of_precision),
 }
-NOT_ON = {"cpu": ("precision",), "cuda": ("data",)}  # unless named
+NOT_ON = {"cpu": ("precision",), "cuda": ("data",)}  # unless named, where it can be
 
 
 def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
@@ -177,6 +177,8 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
     parser.add_argument("--rounds", type=int, help="by default 10, quick 3")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and (options.quick or "data" in options.names):
+        parser.error("--device cuda: neither the quick variant nor data is measured on a GPU; leave one out")
     torch.set_num_threads(1)
     rounds = options.rounds or (3 if options.quick else 10)
     names = options.names or [name for name in BENCHMARKS if name not in NOT_ON[options.device]]

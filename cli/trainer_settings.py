@@ -26,10 +26,11 @@ def read_whole_numbers(parser: ArgumentParser) -> None:
     Types are tried in order, and ``typing`` gives ``Optional[Union[int, float]]`` in the order in which any package of
     the process first wrote it, so that 1 batch may be read as all of them.
     """
+    action: Any  # jsonargparse's, whose type is no public attribute
     for action in parser._actions:
         kinds = get_args(getattr(action, "_typehint", None))
         if int in kinds and float in kinds:
-            action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))  # type: ignore[attr-defined]
+            action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:

@@ -8,6 +8,7 @@ ROOT holds torchvision's files, whose checksums are not verified: say which copy
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import get_args
@@ -22,17 +23,21 @@ from datamodules import CIFAR10
 from datamodules.base import Split
 
 
-def main(root: str, path: str) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read, halve and write."""
-    data, arrays = CIFAR10(root=root, verify_checksums=False), {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", help="folder of cifar-10-batches-py")
+    parser.add_argument("path", type=Path, help="npz file to write")
+    given = parser.parse_args(arguments)
+    data, arrays = CIFAR10(root=given.root, verify_checksums=False), {}
     for split in get_args(Split):
         images = data.load(split)
         pixels = images.pixels(torch.arange(len(images))).float()
         arrays[f"{split}_images"] = F.avg_pool2d(pixels, 2).round().to(torch.uint8).numpy()
         arrays[f"{split}_labels"] = images.labels.numpy()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    given.path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(given.path, **arrays)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -157,7 +157,8 @@ def moment_distance(codes: Tensor, std: float) -> Tensor:
     """Mean squared distance of the mean and of the covariance of codes (B, Z) to those of N(0, std^2 I), a scalar."""
     mean = codes.mean(0)
     centred = codes - mean
-    covariance = centred.T @ centred / (len(codes) - 1)
+    # no matrix product, which autocast would take in bf16
+    covariance = (centred[:, :, None] * centred[:, None]).sum(0) / (len(codes) - 1)
     expected = std**2 * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
     return mean.square().mean() + (covariance - expected).square().mean()
 

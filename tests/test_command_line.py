@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-from typing import Union
 
 import pytest
 import torch
@@ -126,6 +125,6 @@ def test_help_starts_with_an_example(capsys, monkeypatch):
 
 def test_one_batch_is_not_all_of_them_whichever_type_comes_first(monkeypatch, tmp_path):
     """The order in a union of types is that of the first package of the process that wrote it."""
-    monkeypatch.setitem(Trainer.__init__.__annotations__, "limit_train_batches", Union[float, int, None])  # noqa: UP007
+    monkeypatch.setitem(Trainer.__init__.__annotations__, "limit_train_batches", float | int | None)
     folder = run("fit", tmp_path, "--trainer.limit_train_batches=1", "--trainer.max_epochs=1", "--trainer.callbacks=[]")
     assert torch.load(last_checkpoint(folder), weights_only=True)["global_step"] == 1

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import experiment
+import train
 from cli.experiment import read_matrix
 from tests.recorded_runs import write_run
 from tests.testers import ROOT
@@ -168,3 +169,15 @@ def test_the_matrices_of_the_project_can_be_read(path):
     matrix = read_matrix(str(path))
     assert matrix.jobs()
     assert len({(job.name, job.seed) for job in matrix.jobs()}) == len(matrix.jobs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_run_of_the_projects_matrices_has_settings_that_fit(path, capsys):
+    matrix = read_matrix(str(path))
+    for job in [job for job in matrix.jobs() if job.seed == matrix.seeds[0]]:
+        for arguments in (job.fit(), job.test()):
+            present = [each for each in arguments if not each.startswith("--ckpt_path")]  # no training has written it
+            with pytest.raises(SystemExit) as end:
+                train.main([*present, "--print_config"])
+            assert end.value.code in (None, 0), (job.name, capsys.readouterr().err)

@@ -58,7 +58,7 @@ class FeedForwardVerifier:
             as many rows as there are activations.
         memory: bytes that margins without gradient may take, about; images and classes go through in parts of that.
         training_precision: of the products in the cross-entropy bound: ``float32``; ``tf32``, which GPUs have; or
-            ``bfloat16``, which is faster where the processor has instructions for it. Margins are always in float32
+            ``bfloat16``, faster where the processor has instructions for it, else far slower. Margins are in float32
             with a bound of their rounding, or in float64: a training loss need not be a certificate.
 
     Raises:

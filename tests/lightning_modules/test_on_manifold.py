@@ -209,6 +209,10 @@ def test_moments_of_the_prior_have_no_distance():
     assert float(moment_distance(codes, 2.0)) == pytest.approx(0, abs=1e-6)
     # mean (1, 0): 1 / 2; covariance diag(1, 1) where diag(4, 4) is expected: (9 + 9) / 4
     assert float(moment_distance(codes / 2 + torch.tensor([1.0, 0.0]), 2.0)) == pytest.approx(0.5 + 4.5, abs=1e-5)
+    drawn = torch.randn(64, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = moment_distance(drawn, 1.0)
+    torch.testing.assert_close(under_autocast, moment_distance(drawn, 1.0), rtol=1e-6, atol=0)
 
 
 def wasserstein(**settings):
