@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
+from robust.convolution import fast_image_gradients
 from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
 from robust.modes import Mode, attack_mode
@@ -38,7 +39,7 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
     check_precision(network)
     check_images(x)
     check_label_shape(y, len(x))
-    with attack_mode(network, mode), checked_before(), part():
+    with attack_mode(network, mode), fast_image_gradients(network), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
         checked = Checked(network, y)
         yield checked, x, y

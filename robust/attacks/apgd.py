@@ -85,7 +85,11 @@ class APGD:
                     break
                 with part(remaining):
                     x_adv[remaining], wrong = self._run(
-                        checked, threat_model.select(remaining), x[remaining], y[remaining], loss(remaining)
+                        checked,
+                        threat_model.select(remaining),
+                        x[remaining],
+                        y[remaining],
+                        partial(_of, loss, remaining),
                     )
                 remaining = remaining[~wrong]
             return x_adv
@@ -105,78 +109,133 @@ class APGD:
                 yield partial(_towards, order[:, rank])
 
     def _run(
-        self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss
+        self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Callable[[Tensor], Loss]
     ) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W) and whether they are misclassified (B,)."""
         if threat_model.norm != "l1" or not self.wide_start:
             climb = _Climb(network, threat_model, x, y, loss, self.num_samples)
-            return climb.run(threat_model.sample(x), self.steps, stop=True)
+            return climb.run(threat_model.sample(x), self.steps)
         start = x + randn_like(x)
         for fraction, multiple in _RADII_OF_L1:
             wide = ball("l1", multiple * float(threat_model.radius))
             climb = _Climb(network, wide, x, y, loss, self.num_samples)
-            x_adv, wrong = climb.run(wide.project(start, x), max(round(fraction * self.steps), 1), stop=multiple == 1)
-            start = climb.best
-        return x_adv, wrong
+            steps = max(round(fraction * self.steps), 1)
+            start, wrong = climb.run(wide.project(start, x), steps, stop=multiple == 1)
+        return start, wrong
 
 
-def _towards(target: Tensor, remaining: Tensor) -> Loss:
-    return partial(targeted_dlr, target=target[remaining])
+def _of(loss: Callable[[Tensor], Loss], remaining: Tensor, examples: Tensor) -> Loss:
+    return loss(remaining[examples])
+
+
+def _towards(target: Tensor, examples: Tensor) -> Loss:
+    return partial(targeted_dlr, target=target[examples])
 
 
 class _Climb:
-    """One run of the ascent: where it is, the best that it saw, and the first that was misclassified."""
+    """One run of the ascent: the examples that it still is about, where they are, and the best that they saw."""
+
+    _ROWS = ("x", "y", "examples", "tried", "x_adv", "before", "gradient", "best", "best_gradient", "best_loss")
 
     def __init__(
-        self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss, draws: int
+        self,
+        network: Checked,
+        threat_model: ThreatModel,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Tensor], Loss],
+        draws: int,
     ) -> None:
-        self.threat_model = threat_model
-        self.x = x
-        self._examine = partial(input_gradient, network, loss, y=y, draws=draws)
+        self.network, self.threat_model, self.loss, self.draws = network, threat_model, loss, draws
+        self.x, self.y = x, y
+        self.examples = torch.arange(len(x), device=x.device)
 
-    def run(self, start: Tensor, steps: int, stop: bool) -> tuple[Tensor, Tensor]:
-        """Images found (B, C, H, W) and whether they are misclassified (B,); ``best`` is that of highest loss.
+    def run(self, start: Tensor, steps: int, stop: bool = True) -> tuple[Tensor, Tensor]:
+        """Images found (B, C, H, W), and whether an example stopped (B,).
 
-        With ``stop``, no further than to where all of them are.
+        With ``stop``, examples stop at their first misclassified image; that of others is the one of highest loss.
         """
-        x_adv, before = start, start
-        gradient, loss, wrong = self._examine(x=x_adv)
-        self.best, best_gradient, best_loss = x_adv, gradient, loss
-        first_wrong = x_adv
-        pace = _Thinning(self.x, x_adv, steps) if self.threat_model.norm == "l1" else _Halving(loss, steps)
-        for _ in tracked(range(steps)):
-            if stop and wrong.all():
-                break
-            x_adv, before = self._step(x_adv, before, gradient, pace), x_adv
-            gradient, loss, now = self._examine(x=x_adv)
-            first_wrong = torch.where(_wide(now & ~wrong), x_adv, first_wrong)
-            wrong = wrong | now
-            higher = loss > best_loss
-            best_loss = torch.where(higher, loss, best_loss)
-            self.best = torch.where(_wide(higher), x_adv, self.best)
-            best_gradient = torch.where(_wide(higher), gradient, best_gradient)
-            back = _wide(pace.update(loss, best_loss, self.best))
-            x_adv = torch.where(back, self.best, x_adv)
-            gradient = torch.where(back, best_gradient, gradient)
-        return torch.where(_wide(wrong), first_wrong, self.best), wrong
+        found, stopped = start.clone(), torch.zeros_like(self.y, dtype=torch.bool)
+        self.tried = self.x_adv = self.before = self.best = start
+        self.gradient, self.best_loss, wrong = self._examine()
+        self.best_gradient = self.gradient
+        l1 = self.threat_model.norm == "l1"
+        self.pace: _Pace = _Thinning(self.x, start, steps) if l1 else _Halving(self.best_loss, steps)
+        for step in tracked(range(steps)):
+            if stop:
+                self._leave(wrong, found, stopped)
+            if len(self.examples) == 0:
+                return found, stopped
+            self.tried, self.before = self._step(momentum=self.pace.momentum if step > 0 else 0.0), self.x_adv
+            wrong = self._go_on(*self._examine())
+        if stop:
+            self._leave(wrong, found, stopped)
+        found[self.examples] = self.best
+        return found, stopped
 
-    def _step(self, x_adv: Tensor, before: Tensor, gradient: Tensor, pace: _Halving | _Thinning) -> Tensor:
-        direction = self.threat_model.steepest_direction(gradient, pace.fraction)
-        target = x_adv + _wide(pace.step_size) * self.threat_model.radius * direction
-        ahead = self.threat_model.project(target, self.x)
-        if pace.momentum == 0.0 or before is x_adv:
+    def _examine(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (B, C, H, W) and loss (B,) of the images tried, and whether they are misclassified (B,)."""
+        with part(self.examples):
+            return input_gradient(self.network, self.loss(self.examples), self.tried, self.y, self.draws)
+
+    def _leave(self, wrong: Tensor, found: Tensor, stopped: Tensor) -> None:
+        """Keep the misclassified of the images tried, and go on with the other examples."""
+        if not wrong.any():
+            return
+        gone, on = self.examples[wrong], ~wrong
+        found[gone], stopped[gone] = self.tried[wrong], True
+        self.threat_model = self.threat_model.select(on)
+        self.pace.select(on)
+        for name in self._ROWS:
+            setattr(self, name, getattr(self, name)[on])
+
+    def _step(self, momentum: float) -> Tensor:
+        x, x_adv, pace = self.x, self.x_adv, self.pace
+        direction = self.threat_model.steepest_direction(self.gradient, pace.fraction)
+        ahead = self.threat_model.project(x_adv + _wide(pace.step_size) * self.threat_model.radius * direction, x)
+        if momentum == 0.0:
             return ahead
-        target = x_adv + (1 - pace.momentum) * (ahead - x_adv) + pace.momentum * (x_adv - before)
-        return self.threat_model.project(target, self.x)
+        target = x_adv + (1 - momentum) * (ahead - x_adv) + momentum * (x_adv - self.before)
+        return self.threat_model.project(target, x)
+
+    def _go_on(self, gradient: Tensor, loss: Tensor, wrong: Tensor) -> Tensor:
+        """Go on from the images tried, or from the best; gives back which of the tried are misclassified."""
+        higher = loss > self.best_loss
+        self.best_loss = torch.where(higher, loss, self.best_loss)
+        self.best = torch.where(_wide(higher), self.tried, self.best)
+        self.best_gradient = torch.where(_wide(higher), gradient, self.best_gradient)
+        back = _wide(self.pace.update(loss, self.best_loss, self.best))
+        self.x_adv = torch.where(back, self.best, self.tried)
+        self.gradient = torch.where(back, self.best_gradient, gradient)
+        return wrong
 
 
-class _Halving:
+class _Pace:
+    """Steps of each example of a run: their sizes, as fractions of the radius, and the fractions of pixels moved."""
+
+    _rows: tuple[str, ...]
+    momentum: float
+    fraction: float | Tensor
+    step_size: Tensor
+
+    def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
+        """Take note of a step; which examples go back to their best, bool (B,)."""
+        raise NotImplementedError
+
+    def select(self, on: Tensor) -> None:
+        """Go on with these examples, bool (B,)."""
+        for name in self._rows:
+            setattr(self, name, getattr(self, name)[on])
+
+
+class _Halving(_Pace):
     """Pace in linf, l2 and boxes (Croce & Hein 2020, Sec. 3); step sizes are fractions of the radius.
 
     An example's step is halved where less than 3/4 of the steps since the last check raised its loss, or where none
     raised its best since it was last halved. The checks come closer and closer together.
     """
 
+    _rows = ("step_size", "_rises", "_last", "_checked", "_halved")
     momentum = 0.25
     fraction = 1.0
 
@@ -189,7 +248,6 @@ class _Halving:
         self._halved = torch.ones_like(loss, dtype=torch.bool)
 
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """Take note of a step; which examples go back to their best, bool (B,)."""
         self._rises += loss > self._last
         self._last = loss
         self._since += 1
@@ -205,13 +263,14 @@ class _Halving:
         return self._halved
 
 
-class _Thinning:
+class _Thinning(_Pace):
     """Pace in l1 (Croce & Hein 2021, Sec. 4).
 
     A step moves 1 / 1.5 of as many pixels as the example's best perturbation uses; where that number still falls it is
     of the whole radius again, else it shrinks.
     """
 
+    _rows = ("_x", "_used", "fraction", "step_size")
     momentum = 0.0
 
     def __init__(self, x: Tensor, start: Tensor, steps: int) -> None:
@@ -226,7 +285,6 @@ class _Thinning:
         return (x_adv != self._x).flatten(1).sum(1).to(self._x.dtype)
 
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """Take note of a step; which examples go back to their best, bool (B,)."""
         self._since += 1
         if self._since < self._window:
             return torch.zeros_like(loss, dtype=torch.bool)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust.bounds.convolution import ConvSettings, adjoint, conv
 from robust.bounds.operations.base import Affine, fit
 from robust.bounds.operations.registry import Operand, UnboundedError, register
+from robust.convolution import ConvSettings, adjoint, conv, pair
 from robust.threat_models import Norm
 
 PLAIN = ConvSettings((1, 1), (0, 0), (1, 1))
@@ -256,11 +256,6 @@ def _l2_of_rows(weight: Tensor, scale: Tensor, product: Callable[[Tensor, Tensor
     tiny = torch.finfo(weight.dtype).tiny  # squares underflow; the root of what is raised to this is no smaller
     largest = weight.detach().abs().amax().clamp_min(tiny)
     return largest * product(scale.square(), (weight / largest).square()).clamp_min(tiny).sqrt()
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Kernel sizes, strides and paddings as (height, width)."""
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _require_constant(*weights: Any) -> None:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.bounds.operations.base import Affine
-from robust.bounds.operations.linear import pair
 from robust.bounds.operations.registry import Operand, UnboundedError, register
+from robust.convolution import pair
 
 
 class LinearMap(Affine):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.bounds.operations.base import Arithmetic, Interval, Operation
-from robust.bounds.operations.linear import pair
 from robust.bounds.operations.registry import Operand, UnboundedError, register
+from robust.convolution import pair
 
 Windows = tuple[int, int]
 

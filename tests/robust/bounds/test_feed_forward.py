@@ -9,7 +9,6 @@ from torch import nn
 
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier
-from robust.bounds.convolution import ConvSettings, adjoint, conv
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.networks import DMSmall
 from robust.threat_models import LinfBall, PixelBox
@@ -120,22 +119,6 @@ def test_larger_budgets_never_lower_the_loss():
         FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y, crown_weight).sum().backward()
         assert (budgets.grad >= -1e-6 * budgets.grad.abs().max()).all()
         assert (budgets.grad > 0).float().mean() > 0.9
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.integers(6, 9), st.integers(1, 2))
-def test_convolution_and_its_adjoint_are_adjoint_and_differentiable(kernel, stride, padding, dilation, side, channels):
-    x = torch.randn(2, channels, side, side, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(3, channels, kernel, kernel, dtype=torch.double, requires_grad=True)
-    bias = torch.randn(3, dtype=torch.double, requires_grad=True)
-    how = ConvSettings((stride, stride), (padding, padding), (dilation, dilation))
-    plain = F.conv2d(x, weight, bias, stride, padding, dilation)
-    torch.testing.assert_close(conv(x, weight, bias, how), plain)
-    rows = torch.randn_like(plain).detach().requires_grad_()
-    (back,) = torch.autograd.grad(plain, x, rows.detach())
-    torch.testing.assert_close(adjoint(rows, weight, x.shape[1:], how), back)
-    assert torch.autograd.gradcheck(lambda *inputs: conv(*inputs, how), (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda A, W: adjoint(A, W, x.shape[1:], how), (rows, weight))
 
 
 def test_bounds_run_in_float32_under_autocast():
