@@ -28,6 +28,7 @@ from lightning_modules.base import Batch, GeneratorClassifier, blank_images, sta
 from robust.bounds import Auto, Verifier, clean_statistics, in_place_of_running, interval_regulariser
 from robust.bounds.clean_statistics import normalised_by_batch
 from robust.budgets import check_budget_range, relative_budgets
+from robust.certified_losses import CertifiedLoss
 from robust.errors import require
 from robust.networks import initialise_for_intervals
 from robust.threat_models import LinfBall, PixelBox, ThreatModel
@@ -43,13 +44,15 @@ class ContextualBudgets(GeneratorClassifier):
     epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
     loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
     bounds take too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
-    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals.
+    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals. A ``robust_loss`` lies
+    between the bound's loss and an attack's, and trains networks of higher accuracy (De Palma et al. 2024).
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
         verifier: verifier that bounds the training loss; ``auto``: ``FeedForwardVerifier`` where it can bound the
             classifier, else ``LirpaVerifier``.
+        robust_loss: in place of L_rob: SABR, MTLIBP or CCIBP of :mod:`robust.certified_losses`; null for L_rob.
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
@@ -72,6 +75,7 @@ class ContextualBudgets(GeneratorClassifier):
         generator: nn.Module | None = None,
         *,
         verifier: Verifier | Auto = "auto",
+        robust_loss: CertifiedLoss | None = None,
         epsilon: float = 0.4,
         alpha_low: float = 0.5,
         alpha_high: float = 2.0,
@@ -104,6 +108,7 @@ class ContextualBudgets(GeneratorClassifier):
         )
         if not isinstance(verifier, str):
             self.verifier = verifier
+        self.robust_loss = robust_loss
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
         self.alpha_low_start, self.interval_weight = alpha_low_start, interval_weight
         self.needs_ramp = alpha_low_start is not None
@@ -149,19 +154,25 @@ class ContextualBudgets(GeneratorClassifier):
 
     def _robust_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """(1 - kappa) L_rob + kappa L_nat, and lambda (L_tightness + L_relu); one clean pass, where one is needed."""
-        box = self.threat_model(x, self.current_epsilon, self.current_alpha_low).interval(x)
+        budgets = self.threat_model(x, self.current_epsilon, self.current_alpha_low)
         kappa = 0.0 if self.natural_weight is None else 1 - self.ramp * (1 - self.natural_weight)
         natural = x.new_zeros(())
         with clean_statistics(self.classifier, statistics_of) as statistics:
             if self.natural_weight is not None or normalised_by_batch(self.classifier):
                 natural = F.cross_entropy(self(x), y)
         with in_place_of_running(statistics):
-            loss = self.verifier.cross_entropy(self.classifier, box, y, crown_weight=1 - self.ramp).mean()
+            loss = self._bounded(budgets, x, y).mean()
             loss = loss if kappa == 0 else (1 - kappa) * loss + kappa * natural
             weight = self.interval_weight * (1 - self.current_epsilon / self.epsilon)
             if weight == 0:
                 return loss
-            return loss + weight * interval_regulariser(self.classifier, box, mean=self.mean_over_ranks)
+            return loss + weight * interval_regulariser(self.classifier, budgets.interval(x), mean=self.mean_over_ranks)
+
+    def _bounded(self, budgets: PixelBox, x: Tensor, y: Tensor) -> Tensor:
+        """L_rob of each example, or what stands in its place, (B,)."""
+        if self.robust_loss is None:
+            return self.verifier.cross_entropy(self.classifier, budgets.interval(x), y, crown_weight=1 - self.ramp)
+        return self.robust_loss(self.classifier, self.verifier, budgets, x, y, crown_weight=1 - self.ramp)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the range of budgets, which other models need to use the generator."""

@@ -20,6 +20,7 @@ from lightning_modules.base.settings import (
 )
 from lightning_modules.base.training_cost import CountedTraining
 from robust.errors import require
+from robust.random import seed_generators
 from robust.seeds import seed
 
 
@@ -74,7 +75,7 @@ class Resuming(CountedTraining):
 
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch by (seed, epoch, batch, process), so that a resumed run repeats the step."""
-        torch.manual_seed(seed(self.run_seed(), self.current_epoch, batch_idx, self.global_rank))
+        seed_generators(seed(self.run_seed(), self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def monitored_metrics(self) -> dict[str, float]:
         """The metrics that schedules depend on; a resumed run starts with the checkpoint's."""

@@ -86,3 +86,22 @@ def in_place_of_running(statistics: Statistics) -> Iterator[None]:
     finally:
         for layer, before in running.items():
             layer.running_mean, layer.running_var = before
+
+
+@contextmanager
+def without_gradient(network: nn.Module) -> Iterator[None]:
+    """Let passes in evaluation mode take statistics of :func:`in_place_of_running` as constants, as PyTorch needs them.
+
+    >>> network = nn.BatchNorm2d(1).eval()
+    >>> network.running_mean.requires_grad_().requires_grad
+    True
+    >>> with without_gradient(network):
+    ...     network.running_mean.requires_grad
+    False
+    """
+    constant: Statistics = {}
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
+            constant[layer] = layer.running_mean.detach(), layer.running_var.detach()
+    with in_place_of_running(constant):
+        yield

@@ -1,0 +1,124 @@
+"""Losses between an attack's and a bound's, against plain formulas in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robust.attacks import PGD
+from robust.bounds import FeedForwardVerifier, clean_statistics, in_place_of_running
+from robust.certified_losses import CCIBP, MTLIBP, SABR, small_box
+from robust.errors import SettingError
+from robust.threat_models import Box, LinfBall, PixelBox
+
+ATTACK = PGD(5, start="clean")
+WEIGHTS = st.floats(0, 1)
+
+
+def case(seed, classes=4, dtype=torch.double):
+    """A small network, three images, labels, and budgets of which some are cut by [0, 1]."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, classes)).to(dtype)
+    x, y = torch.rand(3, 1, 4, 4, dtype=dtype), torch.randint(classes, (3,))
+    return network, x, y, 0.2 * torch.rand_like(x)
+
+
+def intervals(network, lower, upper):
+    """Plain interval arithmetic: the upper bounds of z_k - z_y need the last layer's rows merged."""
+    conv, _, _, linear = network
+    center, radius = conv((lower + upper) / 2), F.conv2d((upper - lower) / 2, conv.weight.abs())
+    low, high = (center - radius).relu().flatten(1), (center + radius).relu().flatten(1)
+    return linear, low, high
+
+
+def highest_differences(network, lower, upper, y):
+    linear, low, high = intervals(network, lower, upper)
+    rows = linear.weight[None] - linear.weight[y][:, None]
+    bias = linear.bias[None] - linear.bias[y][:, None]
+    return (rows.clamp(min=0) * high[:, None] + rows.clamp(max=0) * low[:, None]).sum(2) + bias
+
+
+def loss_of(kind, weight, network, x, y, budgets):
+    return kind(weight, ATTACK)(network, FeedForwardVerifier(), PixelBox(budgets), x, y, crown_weight=0.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), WEIGHTS)
+def test_losses_are_their_formulas(seed, weight):
+    network, x, y, budgets = case(seed)
+    lower, upper = PixelBox(budgets).interval(x)
+    x_adv = ATTACK(network, PixelBox(budgets), x, y)
+    logits, bounds = network(x_adv), highest_differences(network, lower, upper, y)
+    differences = logits - logits.gather(1, y[:, None])
+    mean = (1 - weight) * F.cross_entropy(logits, y, reduction="none") + weight * bounds.logsumexp(1)
+    torch.testing.assert_close(loss_of(MTLIBP, weight, network, x, y, budgets), mean)
+    combined = ((1 - weight) * differences + weight * bounds).logsumexp(1)
+    torch.testing.assert_close(loss_of(CCIBP, weight, network, x, y, budgets), combined)
+    half = weight * (upper - lower) / 2
+    center = torch.minimum(torch.maximum(x_adv, lower + half), upper - half)
+    small = highest_differences(network, center - half, center + half, y).logsumexp(1)
+    torch.testing.assert_close(loss_of(SABR, weight, network, x, y, budgets), small)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), WEIGHTS)
+def test_losses_lie_between_the_attacks_and_the_bounds(seed, weight):
+    network, x, y, budgets = case(seed)
+    lowest, highest = (loss_of(MTLIBP, end, network, x, y, budgets) for end in (0.0, 1.0))
+    mtl, cc, sabr = (loss_of(kind, weight, network, x, y, budgets) for kind in (MTLIBP, CCIBP, SABR))
+    assert (lowest <= highest + 1e-9).all()
+    assert ((lowest - 1e-9 <= mtl) & (mtl <= highest + 1e-9)).all()
+    assert (cc <= mtl + 1e-9).all()
+    assert (sabr <= highest + 1e-9).all()
+    for kind in (CCIBP, SABR):  # MTL-IBP is where they end
+        torch.testing.assert_close(loss_of(kind, 1.0, network, x, y, budgets), highest)
+        torch.testing.assert_close(loss_of(kind, 0.0, network, x, y, budgets), lowest)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), WEIGHTS)
+def test_the_small_box_lies_in_the_box(seed, weight):
+    torch.manual_seed(seed)
+    lower, position = torch.rand(2, 1, 3, 3), torch.rand(2, 1, 3, 3)
+    box = Box(lower, lower + 0.5 * torch.rand_like(lower))
+    small = small_box(box, position, weight)
+    assert (small.lower >= box.lower).all()
+    assert (small.upper <= box.upper).all()
+    assert (small.upper >= small.lower).all()
+    torch.testing.assert_close(small.upper - small.lower, weight * (box.upper - box.lower), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
+def test_learned_budgets_have_a_gradient_from_both_parts(kind):
+    network, x, y, budgets = case(3)
+    network[0].bias.data += 0.5  # most of its ReLUs are on
+    x, budgets = 0.3 + 0.4 * x, budgets.clone().requires_grad_()  # not cut
+    for weight in (0.0, 0.5, 1.0):
+        (gradient,) = torch.autograd.grad(loss_of(kind, weight, network, x, y, budgets).sum(), budgets)
+        assert (gradient != 0).float().mean() > 0.5
+        assert gradient.sum() > 0  # larger budgets raise the loss
+
+
+@pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
+def test_clean_statistics_normalise_both_parts(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
+    with clean_statistics(network) as statistics:
+        network(x)
+    moved = network[1].running_mean.clone()
+    with in_place_of_running(statistics):
+        loss = kind(0.5)(network, FeedForwardVerifier(), LinfBall(0.1), x, y, crown_weight=0.0)
+        assert network[1].running_mean.requires_grad  # as it was
+    loss.sum().backward()
+    assert network.training
+    assert torch.equal(network[1].running_mean, moved)  # neither the attack nor the pass at its images moves it
+    assert network[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
+def test_a_wrong_weight_is_refused(kind):
+    with pytest.raises(SettingError, match=r"^weight: got 1\.5; give a weight of the bound in \[0, 1\]"):
+        kind(1.5)
