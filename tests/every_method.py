@@ -58,6 +58,15 @@ METHODS: dict[str, tuple[str, list[str]]] = {
             "--model.generator=robust.networks.ConvolutionalBudgetGenerator",
         ],
     ),
+    "contextual_budgets_sabr": (
+        "contextual_budgets",
+        [
+            "--epsilon_schedule.start_epoch=1",
+            "--epsilon_schedule.length=2",
+            "--checkpoint.monitor=null",
+            "--model.robust_loss=robust.certified_losses.SABR",
+        ],
+    ),
     "contextual_budgets_batch_norm": (
         "contextual_budgets",
         [
@@ -70,6 +79,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
             "--model.classifier.init_args.batch_norm=true",
             "--model.interval_initialisation=true",
             "--model.interval_weight=0.5",
+            "--model.robust_loss=robust.certified_losses.CCIBP",
         ],
     ),
     # batch normalisation with second derivatives, and with random weights

@@ -18,6 +18,10 @@ PARTS = [
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.8.yaml"),
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/epsilon_0.8_range.yaml"),
     ("contextual_budgets/mnist.yaml", "contextual_budgets/parts/contextual.yaml"),
+    *(
+        ("contextual_budgets/mnist.yaml", f"contextual_budgets/parts/{loss}.yaml")
+        for loss in ("sabr", "mtl_ibp", "cc_ibp")
+    ),
     ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/epsilon_0.3.yaml"),
     ("contextual_budgets/watermarked_mnist.yaml", "contextual_budgets/parts/uniform.yaml"),
     ("contextual_budgets/cifar10.yaml", "contextual_budgets/parts/epsilon_16_255.yaml"),
