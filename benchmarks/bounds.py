@@ -3,26 +3,19 @@
     uv run benchmarks/bounds.py [--threads N] [--rounds N] [--device cuda]
 
 One run measures all steps in turn, on the same network and batch; times are medians over the rounds. Networks are
-untrained, images and budgets (up to 0.1) random. Cells: ratio to the plain step. CTRAIN's losses are measured where it
-is installed, which needs an environment of its own, since it pins an old numpy:
-
-    uv venv ctrain && uv pip install --python ctrain CTRAIN==0.6.1 auto-LiRPA==0.3 -e '.[eval]' --no-build-isolation
-    ctrain/bin/python benchmarks/run.py bounds
+untrained, images and budgets (up to 0.1) random. Cells: ratio to the plain step.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,33 +59,6 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str
         "auto_LiRPA IBP": fused(lirpa, 0.0),
         "auto_LiRPA CROWN-IBP, fused": fused(lirpa, 0.5),
         "auto_LiRPA CROWN-IBP, unfused": unfused(lirpa),
-        **(ctrain(network, x, y, budgets) if find_spec("CTRAIN") else {}),
-    }
-
-
-def ctrain(network: nn.Module, x: Tensor, y: Tensor, budgets: Tensor) -> dict[str, Step]:
-    """CTRAIN's losses in the same boxes, with its own settings of auto_LiRPA, for copies of the network."""
-    from auto_LiRPA import BoundedModule, CrossEntropyWrapper, PerturbationLpNorm
-    from CTRAIN.train.certified.losses import get_crown_ibp_loss, get_ibp_loss
-
-    options = {"conv_mode": "patches", "relu": "adaptive"}
-    blank, label = torch.zeros_like(x[:1]), torch.zeros_like(y[:1])
-    single = BoundedModule(copy.deepcopy(network), blank, bound_opts=options, device=x.device)
-    whole, options = CrossEntropyWrapper(copy.deepcopy(network)), {**options, "loss_fusion": True}
-    fused = BoundedModule(whole, (blank, label), bound_opts=options, device=x.device)
-    criterion = nn.CrossEntropyLoss(reduction="none")
-
-    def region() -> Any:
-        box = PixelBox(budgets).interval(x)
-        return PerturbationLpNorm(norm=math.inf, x_L=box.lower, x_U=box.upper)
-
-    def crown() -> Tensor:
-        loss: Tensor = get_crown_ibp_loss(fused, region(), x, y, 10, criterion, beta=0.5, loss_fusion=True)[0]
-        return loss
-
-    return {
-        "CTRAIN IBP": lambda: get_ibp_loss(single, region(), x, y, 10, criterion)[0],
-        "CTRAIN CROWN-IBP, fused": crown,
     }
 
 
