@@ -25,7 +25,6 @@ from cli.config_files import RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
 from cli.export import ExportTrainer
-from cli.memory import keep_freed_memory
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.sources import settings_in, settings_in_arguments, sources_of
 from cli.trainer_settings import check_trainer, num_processes, read_whole_numbers
@@ -257,7 +256,6 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", r"\s*skip_none parameter was deprecated")  # Lightning 2.6 needs it too
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     callbacks.watch_launcher()
-    keep_freed_memory()
     try:
         add_folder(Path.cwd())
         RobustCLI(args)
