@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
         return
     prepared = [job for job in matrix.prepared() if not job.done] if missing else []
     runner = Runner(given.processes, [job for job in jobs if job.done])
-    if runner.run(prepared, len(missing)) or runner.run(missing):
+    if runner.run(prepared, missing) or runner.run(missing):
         sys.exit(1)
     import report  # needs the packages of the group report, trainings do not
 
@@ -66,27 +67,27 @@ class Runner:
     def __init__(self, processes: int, done: list[Job]) -> None:
         self.processes = processes
         self.threads = max((os.cpu_count() or 1) // processes, 1)
-        self._seconds = [_recorded_seconds(job) for job in done]
+        self._seconds = [(job.name, _recorded_seconds(job)) for job in done]
         self._children: set[BaseProcess] = set()
         self._stopped = False
 
-    def run(self, jobs: list[Job], later: int = 0) -> int:
+    def run(self, jobs: list[Job], later: Sequence[Job] = ()) -> int:
         """Run jobs, and print each with the estimated time left; return the number of failures.
 
         Args:
             jobs: to run.
-            later: number of jobs that will follow.
+            later: jobs that will follow.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         failures = 0
         with ThreadPoolExecutor(self.processes) as pool:
             running = {pool.submit(self._run, job): job for job in jobs}
             try:
-                for count, future in enumerate(as_completed(running), start=1):
-                    job, error = running[future], future.result()
+                for future in as_completed(list(running)):
+                    job, error = running.pop(future), future.result()
                     failures += error is not None
                     state = "done" if error is None else f"failed: {error}"
-                    print(f"{job.name} seed {job.seed}: {state}; {self._left(len(jobs) - count + later)}", flush=True)
+                    print(f"{job.name} seed {job.seed}: {state}; {self._left([*running.values(), *later])}", flush=True)
             except KeyboardInterrupt:
                 self._stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -109,7 +110,8 @@ class Runner:
                 return error
             job.result.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / "results.json", job.result)
-        self._seconds.append(time.monotonic() - start)
+        # a job that a stop has interrupted took longer than now
+        self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - start))
         return None
 
     def _call(self, job: Job, arguments: list[str]) -> str | None:
@@ -125,10 +127,14 @@ class Runner:
         lines = log.read_text(errors="replace").strip().splitlines()
         return f"{lines[-1] if lines else f'status {child.exitcode}'} ({log})"
 
-    def _left(self, jobs: int) -> str:
+    def _left(self, jobs: Sequence[Job]) -> str:
+        """How many jobs are left, and their time: that of other seeds of the same run, else of all runs."""
         if not jobs or not self._seconds:
-            return f"{jobs} left"
-        return f"{jobs} left, about {fmean(self._seconds) * jobs / self.processes / 60:.0f} min"
+            return f"{len(jobs)} left"
+        mean = fmean(seconds for _, seconds in self._seconds)
+        alike = [[seconds for name, seconds in self._seconds if name == job.name] for job in jobs]
+        total = sum(fmean(each) if each else mean for each in alike)
+        return f"{len(jobs)} left, about {total / self.processes / 60:.0f} min"
 
 
 def _records(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from robust.bounds.verifier import other_classes
 from robust.errors import require
 from robust.evaluation import Attack
 from robust.modes import in_mode
+from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box, PixelBox
 
 
@@ -96,7 +97,8 @@ class MTLIBP(CertifiedLoss):
 class CCIBP(CertifiedLoss):
     """The cross-entropy of the mean of the attack's and the bound's margins (De Palma et al. 2024: CC-IBP).
 
-    It is never above :class:`MTLIBP` of the same weight and attack, for the cross-entropy is convex in the margins.
+    It is never above :class:`MTLIBP` of the same weight and attack, for the cross-entropy is convex in the margins. Its
+    bounds are those of the verifier's method; it does not use ``crown_weight``.
     """
 
     def __call__(  # noqa: D102
@@ -105,7 +107,9 @@ class CCIBP(CertifiedLoss):
         box = budgets.interval(x)
         logits = _logits(network, _at(box, _position(self.attack, network, budgets, x, y)))
         attacked = logits.gather(1, y[:, None]) - logits.gather(1, other_classes(y, logits.shape[1]))
-        margins = (1 - self.weight) * attacked + self.weight * verifier.margins(network, box, y)
+        rows = 0 if getattr(verifier, "method", "ibp") == "ibp" else attacked.shape[1]
+        bounds = reported(verifier.margins(network, box, y), network, x, INTERVALS + rows * LINEAR_ROW)
+        margins = (1 - self.weight) * attacked + self.weight * bounds
         return F.pad(-margins, (1, 0)).logsumexp(1)
 
 

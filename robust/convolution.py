@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _CHANNELS, _RATIO = 3, 10  # at most so many input channels, each with so many output channels: measured to be faster
 
@@ -74,6 +75,8 @@ def fast_image_gradients(network: nn.Module) -> Iterator[None]:
 
 def _can_be_fast(layer: nn.Conv2d) -> bool:
     plain = type(layer)._conv_forward is nn.Conv2d._conv_forward and "_conv_forward" not in vars(layer)
+    if is_lazy(layer.weight):
+        return False
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return plain and padded and _few_channels_on_cpu(layer.weight, layer.groups)
 

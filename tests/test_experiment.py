@@ -11,7 +11,7 @@ import yaml
 
 import experiment
 import train
-from cli.experiment import read_matrix
+from cli.experiment import Job, read_matrix
 from tests.recorded_runs import write_run
 from tests.testers import ROOT
 
@@ -181,3 +181,18 @@ def test_each_run_of_the_projects_matrices_has_settings_that_fit(path, capsys):
             with pytest.raises(SystemExit) as end:
                 train.main([*present, "--print_config"])
             assert end.value.code in (None, 0), (job.name, capsys.readouterr().err)
+
+
+def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
+    def job(name, seed, seconds=None):
+        result = tmp_path / f"{name}_{seed}.json"
+        if seconds is not None:
+            result.write_text(json.dumps({"fit": {"wall_time": seconds / 2}, "test": {"wall_time": seconds / 2}}))
+        return Job(name, seed, tmp_path, result, (), ("test",))
+
+    runner = experiment.Runner(2, [job("short", 0, 60.0), job("long", 0, 540.0)])
+    assert runner._left([]) == "0 left"
+    assert runner._left([job("long", 1), job("short", 1)]) == "2 left, about 5 min"
+    assert runner._left([job("long", 1), job("long", 2)]) == "2 left, about 9 min"
+    assert runner._left([job("new", 0), job("new", 1)]) == "2 left, about 5 min"
+    assert experiment.Runner(2, [])._left([job("new", 0)]) == "1 left"

@@ -11,6 +11,7 @@ from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, clean_statistics, in_place_of_running
 from robust.certified_losses import CCIBP, MTLIBP, SABR, small_box
 from robust.errors import SettingError
+from robust.passes import PassCounter
 from robust.threat_models import Box, LinfBall, PixelBox
 
 ATTACK = PGD(5, start="clean")
@@ -116,6 +117,20 @@ def test_clean_statistics_normalise_both_parts(kind):
     assert network.training
     assert torch.equal(network[1].running_mean, moved)  # neither the attack nor the pass at its images moves it
     assert network[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("kind", "images"), [(SABR, 0), (MTLIBP, 1), (CCIBP, 1)])
+def test_attack_and_bounds_are_counted(kind, images):
+    network, x, y, budgets = case(0)
+    counter = PassCounter({"classifier": network})
+    counter.start()
+    try:
+        loss_of(kind, 0.5, network, x, y, budgets).sum().backward()
+    finally:
+        counter.detach()
+    attack, bound = 5, 2
+    assert counter.forward["classifier"] == 3 * (attack + images + bound)  # of three images
+    assert counter.backward["classifier"] == 3 * (attack + images + bound)
 
 
 @pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])

@@ -76,6 +76,12 @@ def test_special_layers_have_pytorchs_image_gradient(layer):
     torch.testing.assert_close(torch.autograd.grad(out, x, direction)[0], expected)
 
 
+def test_lazy_layers_are_left_alone():
+    layer = nn.LazyConv2d(16, 3)
+    with fast_image_gradients(layer):
+        assert layer(torch.rand(2, 1, 6, 6)).shape == (2, 16, 4, 4)
+
+
 def test_a_single_image_without_a_batch_is_convolved():
     x, layer = torch.rand(1, 6, 6, requires_grad=True), nn.Conv2d(1, 16, 3)
     with fast_image_gradients(layer):
