@@ -110,7 +110,7 @@ class Runner:
                 return error
             job.result.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / "results.json", job.result)
-        # a job that a stop has interrupted took longer than now
+        # a test that continues behind a finished training: the record has the training's time too
         self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - start))
         return None
 

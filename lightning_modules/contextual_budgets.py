@@ -44,23 +44,22 @@ class ContextualBudgets(GeneratorClassifier):
     epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
     loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
     bounds take too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
-    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals. A ``robust_loss`` lies
-    between the bound's loss and an attack's, and trains networks of higher accuracy (De Palma et al. 2024).
+    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals. A ``robust_loss`` is one of
+    :mod:`robust.certified_losses`, made for networks that are certified by tighter bounds than intervals.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
-        verifier: verifier that bounds the training loss; ``auto``: ``FeedForwardVerifier`` where it can bound the
-            classifier, else ``LirpaVerifier``.
-        robust_loss: in place of L_rob: SABR, MTLIBP or CCIBP of :mod:`robust.certified_losses`; null for L_rob.
+        verifier: bounds the training loss; ``auto``: ``FeedForwardVerifier`` if it can, else ``LirpaVerifier``.
+        robust_loss: in place of L_rob, between it and an attack's loss; null for L_rob.
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
         natural_weight: weight kappa of the natural loss at the end of the ramp, from 1 at its start; null for none.
-        interval_weight: weight of the regularisers of intervals at epsilon 0; it falls to 0 along the ramp.
+        interval_weight: weight of the intervals' regularisers at epsilon 0; 0 at full epsilon.
         interval_initialisation: draw weights by which intervals keep their width.
-        gradient_clip: largest gradient norm of classifier and generator together.
+        gradient_clip: largest gradient norm of both networks together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
         **settings: those of :class:`GeneratorClassifier`.

@@ -97,8 +97,8 @@ class MTLIBP(CertifiedLoss):
 class CCIBP(CertifiedLoss):
     """The cross-entropy of the mean of the attack's and the bound's margins (De Palma et al. 2024: CC-IBP).
 
-    It is never above :class:`MTLIBP` of the same weight and attack, for the cross-entropy is convex in the margins. Its
-    bounds are those of the verifier's method; it does not use ``crown_weight``.
+    Its bounds are the margins of the verifier's method, in float32; ``crown_weight`` has no effect. By intervals it is
+    never above :class:`MTLIBP` of the same weight and attack, for the cross-entropy is convex in the margins.
     """
 
     def __call__(  # noqa: D102

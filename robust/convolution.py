@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 _CHANNELS, _RATIO = 3, 10  # at most so many input channels, each with so many output channels: measured to be faster
 
@@ -55,17 +54,17 @@ def adjoint(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings
 
 @contextmanager
 def fast_image_gradients(network: nn.Module) -> Iterator[None]:
-    """For attacks: the network's convolutions of few channels give a gradient to their input alone, fast.
+    """Let the gradient to the input of the network's convolutions of few channels be computed fast, for attacks.
 
     >>> layer, x = nn.Conv2d(1, 16, 3), torch.zeros(2, 1, 4, 4, requires_grad=True)
     >>> with fast_image_gradients(layer):
-    ...     layer(x).sum().backward()
-    >>> bool(torch.isclose(x.grad[0, 0, 0, 0], layer.weight[:, 0, 0, 0].sum())), layer.weight.grad
-    (True, None)
+    ...     gradient, = torch.autograd.grad(layer(x).sum(), x)
+    >>> bool(torch.isclose(gradient[0, 0, 0, 0], layer.weight[:, 0, 0, 0].sum()))
+    True
     """
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and _can_be_fast(layer)]
     for layer in layers:
-        layer._conv_forward = partial(_image_conv, layer)  # type: ignore[method-assign]
+        layer._conv_forward = _ImageConv(layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -74,20 +73,35 @@ def fast_image_gradients(network: nn.Module) -> Iterator[None]:
 
 
 def _can_be_fast(layer: nn.Conv2d) -> bool:
+    """Whether it is PyTorch's own layer and has few channels; its weight, which may be computed, is not looked at."""
     plain = type(layer)._conv_forward is nn.Conv2d._conv_forward and "_conv_forward" not in vars(layer)
-    if is_lazy(layer.weight):
-        return False
     padded = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return plain and padded and _few_channels_on_cpu(layer.weight, layer.groups)
+    return plain and padded and _few_channels(layer.out_channels, layer.in_channels, layer.groups)
 
 
-def _image_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.dim() != 4 or not x.requires_grad:
-        out: Tensor = nn.Conv2d._conv_forward(layer, x, weight, bias)
-        return out
-    settings = ConvSettings(*map(pair, (layer.stride, layer.padding, layer.dilation)))  # type: ignore[arg-type]
-    # a function of Python's own computes the weights' gradient whenever they want one, also where nobody asks for it
-    return conv(x, weight.detach(), None if bias is None else bias.detach(), settings)
+class _ImageConv:
+    """In place of a layer's convolution: the same, with a fast gradient to images; for first derivatives alone.
+
+    Copies of the layer have their own convolution.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer = layer
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self.layer
+        wanted = input.dim() == 4 and input.requires_grad
+        if not wanted or not weight.is_floating_point() or weight.device.type != "cpu":
+            out: Tensor = nn.Conv2d._conv_forward(layer, input, weight, bias)
+            return out
+        settings = ConvSettings(*map(pair, (layer.stride, layer.padding, layer.dilation)))  # type: ignore[arg-type]
+        # the weights' gradient is that of PyTorch's own node, which is left out where nobody asks for it
+        out = nn.Conv2d._conv_forward(layer, input.detach(), weight, bias)
+        with_gradient: Tensor = _ImageGradient.apply(out, input, weight, settings)
+        return with_gradient
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return MethodType(nn.Conv2d._conv_forward, memo.get(id(self.layer), self.layer))
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -97,7 +111,11 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _few_channels_on_cpu(weight: Tensor, groups: int) -> bool:
     outputs, inputs = weight.shape[:2]
-    return groups == 1 and inputs <= _CHANNELS and outputs >= _RATIO * inputs and weight.device.type == "cpu"
+    return weight.device.type == "cpu" and _few_channels(outputs, inputs, groups)
+
+
+def _few_channels(outputs: int, inputs: int, groups: int) -> bool:
+    return groups == 1 and 0 < inputs <= _CHANNELS and outputs >= _RATIO * inputs
 
 
 def _under_autocast(x: Tensor) -> Tensor:
@@ -151,3 +169,24 @@ class _FewChannelsAdjoint(torch.autograd.Function):
         # A and the weight enter the adjoint as the output's gradient and the weight enter the convolution's backward
         grad_weight = _weight_gradient(A, grad, weight, ctx.settings) if ctx.needs_input_grad[1] else None
         return grad_A, grad_weight, None, None
+
+
+class _ImageGradient(torch.autograd.Function):
+    """A convolution's output as it is; its gradient goes to the output, and to the input by :func:`_fold`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(out: Tensor, x: Tensor, weight: Tensor, settings: ConvSettings) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, ConvSettings], output: Tensor) -> None:
+        _, x, weight, ctx.settings = inputs
+        ctx.shape, ctx.dtype = x.shape[1:], x.dtype
+        ctx.save_for_backward(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return grad, _fold(grad, weight.to(grad.dtype), ctx.shape, ctx.settings).to(ctx.dtype), None, None

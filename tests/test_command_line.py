@@ -110,7 +110,7 @@ def helped(arguments, capsys, monkeypatch):
 
 def test_help_of_a_method_fits_in_two_screens(capsys, monkeypatch):
     lines = helped(["fit", "--model.help=ContextualBudgets"], capsys, monkeypatch)
-    assert len(lines) <= 110
+    assert len(lines) <= 116
     text = " ".join(line.strip() for line in lines)
     assert "known subclasses: robust.networks." in text
     assert re.search(r"known subclasses: [^)]* and \d+ more\)", text)

@@ -72,7 +72,6 @@ class GradientMaskingChecks(Evaluation):
         restarts: random starts of ``more_restarts``.
         queries: queries of Square.
         max_batches: maximum number of batches of each process.
-        max_images: maximum number of images of each batch, its first ones; None for all.
         tolerance: fraction of the examples by which a comparison may be violated, e.g. by chance.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
         seed: seed of the attacks' random draws.
@@ -90,7 +89,6 @@ class GradientMaskingChecks(Evaluation):
         restarts: int = 5,
         queries: int = 500,
         max_batches: int = 1,
-        max_images: int | None = None,
         tolerance: float = 0.02,
         gradient_samples: int = 1,
         seed: int = 0,
@@ -101,7 +99,6 @@ class GradientMaskingChecks(Evaluation):
             ("restarts", restarts),
             ("queries", queries),
             ("max_batches", max_batches),
-            ("max_images", 1 if max_images is None else max_images),
             ("gradient_samples", gradient_samples),
         ):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
@@ -111,7 +108,6 @@ class GradientMaskingChecks(Evaluation):
         require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a fraction of the examples in [0, 1)")
         super().__init__(seed, max_test_batches=max_batches)
         self.epsilons = epsilons
-        self.max_images = max_images
         self.tolerance = tolerance
         pgd = partial(PGD, early_stop=True, num_samples=gradient_samples)
         self.attacks: dict[str, Attack] = {
@@ -130,22 +126,17 @@ class GradientMaskingChecks(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with self.seeded(x):
             clean = module(x).argmax(1) == y
-        first = slice(self.max_images)
-        beyond = slice(len(clean[first]), None)
-        clean[beyond] = False  # which leaves them out of the attacks
-        self.update(f"{PREFIX}/accuracy/clean", Accuracy, clean[first])
-        self.update(f"{PREFIX}/samples", SumMetric, torch.tensor(len(clean[first]), device=x.device))
+        self.update(f"{PREFIX}/accuracy/clean", Accuracy, clean)
+        self.update(f"{PREFIX}/samples", SumMetric, torch.tensor(len(x), device=x.device))
         runs = [
             (norm, *case) for norm, epsilon in self._radii(module, x).items() for case in self._cases(norm, epsilon, x)
         ]
         for norm, index, name, size in tracked(runs):
             threat_model, metric = ball(norm, size), f"{name}/{threat_model_name(norm, size)}"
             compute = partial(self._correct, module, index, name, threat_model, x, y, clean)
-            correct = self.saved(module, metric, [self.attacks[name], self.max_images], (x, y), compute)["correct"]
-            misclassified = ~correct
-            misclassified[beyond] = False
-            self.note_misclassified(module, threat_model, misclassified, f"{name} of GradientMaskingChecks")
-            self.update(f"{PREFIX}/accuracy/{metric}", Accuracy, correct[first])
+            correct = self.saved(module, metric, self.attacks[name], (x, y), compute)["correct"]
+            self.note_misclassified(module, threat_model, ~correct, f"{name} of GradientMaskingChecks")
+            self.update(f"{PREFIX}/accuracy/{metric}", Accuracy, correct)
 
     def _radii(self, module: RobustClassifier, x: Tensor) -> dict[Norm, float]:
         """The radius of the smallest ball, by norm."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
 from robust.errors import require
@@ -25,7 +26,8 @@ class APGD:
     """Ascent that halves its step, or in l1 thins it out, for each example where progress stalls.
 
     For linf, l2, l1 and per-pixel boxes; use it in place of AutoAttack where that has no answer, i.e. for per-pixel
-    budgets. Examples that are misclassified already are left as they are.
+    budgets. Examples that are misclassified already are left as they are. Others leave the search as soon as they are
+    misclassified, unless a layer normalises by the batch.
 
     Args:
         steps: number of ascent steps of a run.
@@ -149,6 +151,7 @@ class _Climb:
         self.network, self.threat_model, self.loss, self.draws = network, threat_model, loss, draws
         self.x, self.y = x, y
         self.examples = torch.arange(len(x), device=x.device)
+        self._all_stay = any(isinstance(layer, _NormBase) and layer.training for layer in network.modules())
 
     def run(self, start: Tensor, steps: int, stop: bool = True) -> tuple[Tensor, Tensor]:
         """Images found (B, C, H, W), and whether an example stopped (B,).
@@ -164,13 +167,14 @@ class _Climb:
         for step in tracked(range(steps)):
             if stop:
                 self._leave(wrong, found, stopped)
-            if len(self.examples) == 0:
+            if stopped.all():
                 return found, stopped
             self.tried, self.before = self._step(momentum=self.pace.momentum if step > 0 else 0.0), self.x_adv
             wrong = self._go_on(*self._examine())
         if stop:
             self._leave(wrong, found, stopped)
-        found[self.examples] = self.best
+        on = ~stopped[self.examples]
+        found[self.examples[on]] = self.best[on]
         return found, stopped
 
     def _examine(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,11 +183,14 @@ class _Climb:
             return input_gradient(self.network, self.loss(self.examples), self.tried, self.y, self.draws)
 
     def _leave(self, wrong: Tensor, found: Tensor, stopped: Tensor) -> None:
-        """Keep the misclassified of the images tried, and go on with the other examples."""
-        if not wrong.any():
+        """Keep the first misclassified of the images tried, and go on with the other examples."""
+        first = wrong & ~stopped[self.examples]
+        if not first.any():
             return
-        gone, on = self.examples[wrong], ~wrong
-        found[gone], stopped[gone] = self.tried[wrong], True
+        gone, on = self.examples[first], ~first
+        found[gone], stopped[gone] = self.tried[first], True
+        if self._all_stay:  # the others' logits depend on them
+            return
         self.threat_model = self.threat_model.select(on)
         self.pace.select(on)
         for name in self._ROWS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,6 +22,7 @@ Statistics = dict[_BatchNorm, tuple[Tensor, Tensor]]
 def batch_statistics(layer: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (C,) of what enters a layer, (B, C, ...), by which it normalises in training mode."""
     others = [dim for dim in range(x.dim()) if dim != 1]
+    x = x if x.dtype == torch.float64 else x.float()  # autocast makes it less than the layer's own statistics
     return x.mean(others), x.var(others, unbiased=False)
 
 
@@ -68,7 +70,6 @@ def in_place_of_running(statistics: Statistics) -> Iterator[None]:
 
     ``FeedForwardVerifier`` has gradients to them, ``LirpaVerifier`` takes them as constants.
 
-    >>> import torch
     >>> network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten())
     >>> with clean_statistics(network) as statistics:
     ...     _ = network(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
@@ -90,7 +91,7 @@ def in_place_of_running(statistics: Statistics) -> Iterator[None]:
 
 @contextmanager
 def without_gradient(network: nn.Module) -> Iterator[None]:
-    """Let passes in evaluation mode take statistics of :func:`in_place_of_running` as constants, as PyTorch needs them.
+    """Let passes take statistics of :func:`in_place_of_running` as constants, as PyTorch needs them, and move none.
 
     >>> network = nn.BatchNorm2d(1).eval()
     >>> network.running_mean.requires_grad_().requires_grad
@@ -102,6 +103,6 @@ def without_gradient(network: nn.Module) -> Iterator[None]:
     constant: Statistics = {}
     for layer in network.modules():
         if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None:
-            constant[layer] = layer.running_mean.detach(), layer.running_var.detach()
+            constant[layer] = layer.running_mean.detach().clone(), layer.running_var.detach().clone()
     with in_place_of_running(constant):
         yield

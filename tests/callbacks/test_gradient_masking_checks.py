@@ -54,19 +54,6 @@ def test_a_network_without_masking_passes(trained):
     assert metrics[f"{start}pgd/linf_0.1"] < metrics[f"{start}noise/linf_0.1"] <= metrics[f"{start}clean"]
 
 
-def test_the_first_images_alone_are_checked(trained):
-    metrics, _ = check(trained.classifier, max_images=30)
-    assert metrics["test/masking/samples"] == 30
-    few, _ = check(trained.classifier, max_images=30, max_batches=2)
-    assert few["test/masking/samples"] == 60
-    data = Digits(eval_batch_size=100)
-    data.setup("test")
-    x, y = next(iter(data.test_dataloader()))[:2]
-    correct = (trained.classifier(x[:30]).argmax(1) == y[:30]).float().mean()
-    assert metrics["test/masking/accuracy/clean"] == pytest.approx(float(correct))
-    assert metrics["test/masking/accuracy/pgd/linf_0.1"] <= metrics["test/masking/accuracy/one_step/linf_0.1"]
-
-
 @pytest.mark.parametrize("kind", [Sharp, Quantised])
 def test_masked_gradients_are_flagged(trained, kind):
     metrics, flagged = check(kind(trained.classifier), max_batches=2)
@@ -106,7 +93,7 @@ def test_each_check_has_its_warning():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("restarts", 0), ("queries", 0), ("max_batches", 0), ("max_images", 0), ("tolerance", -0.1)],
+    [("steps", 0), ("restarts", 0), ("queries", 0), ("max_batches", 0), ("tolerance", -0.1)],
 )
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"^GradientMaskingChecks.{setting}: got"):

@@ -119,6 +119,35 @@ def test_clean_statistics_normalise_both_parts(kind):
     assert network[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
+def test_an_attack_in_training_mode_moves_no_statistics_of_the_bounds(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
+    with clean_statistics(network) as statistics:
+        network(x)
+    mean = statistics[network[1]][0].detach().clone()
+    with in_place_of_running(statistics):
+        kind(0.5, PGD(3, mode="keep"))(network, FeedForwardVerifier(), LinfBall(0.1), x, y, crown_weight=0.0)
+    assert torch.equal(statistics[network[1]][0], mean)
+
+
+@pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
+def test_statistics_under_autocast_are_those_of_the_layers_precision(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 16, 2), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            with clean_statistics(network) as statistics:
+                network(x)
+            with in_place_of_running(statistics):
+                loss = kind(0.5, ATTACK)(network, FeedForwardVerifier(), LinfBall(0.1), x, y, crown_weight=0.0)
+        losses.append(loss.detach().float())
+    torch.testing.assert_close(losses[1], losses[0], atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize(("kind", "images"), [(SABR, 0), (MTLIBP, 1), (CCIBP, 1)])
 def test_attack_and_bounds_are_counted(kind, images):
     network, x, y, budgets = case(0)

@@ -1,5 +1,7 @@
 """The own convolution and its adjoint are PyTorch's, and so are the gradients that attacks follow."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,6 +115,50 @@ def test_a_compiled_network_is_attacked_as_itself():
     attack = PGD(3, start="clean")
     found = attack(torch.compile(network, backend="eager"), LinfBall(0.1), x, y)
     torch.testing.assert_close(found, attack(network, LinfBall(0.1), x, y))
+
+
+def test_weights_keep_their_gradient():
+    layer, x = nn.Conv2d(1, 16, 3), torch.rand(2, 1, 6, 6, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    with fast_image_gradients(layer):
+        found = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    torch.testing.assert_close(found, expected)
+
+
+def test_complex_weights_and_keywords_are_pytorchs():
+    layer, x = nn.Conv2d(1, 16, 3, dtype=torch.cfloat), torch.rand(2, 1, 6, 6, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x.to(torch.cfloat)).abs().sum(), x)
+    with fast_image_gradients(layer):
+        out = layer._conv_forward(input=x.to(torch.cfloat), weight=layer.weight, bias=layer.bias)
+        (found,) = torch.autograd.grad(out.abs().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_copy_made_in_an_attack_is_a_plain_layer():
+    layer, x = nn.Conv2d(1, 16, 3), torch.rand(2, 1, 6, 6)
+    with fast_image_gradients(layer):
+        copied = copy.deepcopy(layer)
+    with torch.no_grad():
+        copied.weight.zero_()
+    assert not (copied(x) - copied.bias[:, None, None]).any()  # its own weights
+    assert layer(x).any()
+
+
+def test_functional_transforms_go_through_it():
+    layer, x = nn.Conv2d(1, 16, 3), torch.rand(4, 1, 6, 6)
+    each = lambda image: layer(image[None]).square().sum()  # noqa: E731
+    expected = torch.func.vmap(torch.func.grad(each))(x)
+    with fast_image_gradients(layer):
+        found = torch.func.vmap(torch.func.grad(each))(x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_computed_weight_is_not_computed_on_entry():
+    layer = torch.nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 16, 3))
+    before = layer.parametrizations.weight[0]._u.clone()
+    with fast_image_gradients(layer):
+        pass
+    assert torch.equal(layer.parametrizations.weight[0]._u, before)
 
 
 def test_an_attack_computes_no_gradient_of_the_first_layers_weights():

@@ -9,7 +9,8 @@ from torch import nn
 from robust.attacks import APGD, PGD, BoxedHalfspace, CarliniWagnerL2, Square
 from robust.errors import SettingError
 from robust.losses import margin
-from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+from robust.random import numbered
+from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox, ball
 
 BALLS = {"Linf": LinfBall(0.13), "L2": L2Ball(1.5), "L1": L1Ball(10.0)}
 # Of the 150 images, the count that an attack leaves varies from seed to seed by a std of at most 1.3 (in L1 2.2, and
@@ -84,8 +85,9 @@ def test_apgd_ascends_where_nothing_can_be_broken():
     network, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), 0.4 + 0.2 * torch.rand(8, 1, 4, 4)
     y = network(x).argmax(1)
     w = (network[1].weight[1] - network[1].weight[0]).detach()
-    for ball, optimum in ((LinfBall(1e-3), w.abs().sum()), (L2Ball(1e-3), w.norm()), (L1Ball(1e-3), w.abs().max())):
-        x_adv = APGD(100, loss="margin")(network, ball, x, y)
+    optima = ((LinfBall(1e-3), w.abs().sum()), (L2Ball(1e-3), w.norm()), (L1Ball(1e-3), w.abs().max()))
+    for threat_model, optimum in optima:
+        x_adv = APGD(100, loss="margin")(network, threat_model, x, y)
         rise = margin(network(x_adv), y) - margin(network(x), y)
         torch.testing.assert_close(rise, (1e-3 * optimum).expand(8), rtol=0.01, atol=1e-6)
 
@@ -155,3 +157,34 @@ def test_carlini_wagner_is_nearer_than_what_pgd_finds(trained):
     broken = network(PGD(50, restarts=2, early_stop=True)(network, L2Ball(1.5), x, y)).argmax(1) != y
     assert broken.sum() >= 5
     assert (distance[broken] < 1.5 * 1.15).all()
+
+
+def test_apgd_keeps_all_examples_where_a_layer_normalises_by_the_batch():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layers = nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+        network, x = nn.Sequential(nn.Flatten(), *layers).train(), torch.rand(8, 1, 4, 4)
+        y = network(x).argmax(1)
+        statistics = network[2].running_mean.clone()
+        x_adv = APGD(20, mode="frozen")(network, LinfBall(0.05), x, y)
+        assert LinfBall(0.05).contains(x_adv, x).all()
+        assert torch.equal(network[2].running_mean, statistics)
+
+
+RADII = {"linf": 0.03, "l2": 0.1, "l1": 0.25}
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_apgd_finds_for_an_example_alone_what_it_finds_in_a_batch(norm):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)).double()
+    x = torch.rand(8, 1, 6, 6, dtype=torch.double)
+    y, threat_model = network(x).argmax(1), ball(norm, RADII[norm])
+    with numbered((0,), range(8)):
+        whole = APGD(20)(network, threat_model, x, y)
+    wrong = network(whole).argmax(1) != y
+    assert 0 < wrong.sum() < 8  # some leave, some stay
+    for index in range(8):
+        with numbered((0,), range(index, index + 1)):
+            alone = APGD(20)(network, threat_model, x[index : index + 1], y[index : index + 1])
+        torch.testing.assert_close(alone[0], whole[index])
