@@ -1,9 +1,8 @@
 """A convolution and its adjoint, both differentiable.
 
 PyTorch's own are used, except for few input channels on CPU: there oneDNN's gradient with respect to the input, and
-its transposed convolution, take up to 6 times as long as the same sums as a matrix product and ``fold`` (one thread of
-an AMD EPYC, torch 2.15, batch 128: DM-small's first layer on MNIST 4.6 ms against 0.7, ResNet-18's on CIFAR-10 29.7 ms
-against 14.5). That gradient is what attacks follow and what budgets are learned from.
+its transposed convolution, take several times as long as the same sums as a matrix product and ``fold`` (the attacks of
+``benchmarks/run.py`` over plain passes). That gradient is what attacks follow and what budgets are learned from.
 """
 
 from __future__ import annotations

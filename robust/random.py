@@ -135,7 +135,7 @@ def global_seed(device: torch.device, *key: int) -> Iterator[None]:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's own generators on CPU and ``device``, as ``torch.manual_seed`` does.
 
-    That function notes a stack trace for each kind of device that was not used yet: a millisecond each time.
+    That function also notes a stack trace for each kind of device that was not used yet, each time.
     """
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
@@ -158,7 +159,7 @@ class _Climb:
 
         With ``stop``, examples stop at their first misclassified image; that of others is the one of highest loss.
         """
-        found, stopped = start.clone(), torch.zeros_like(self.y, dtype=torch.bool)
+        images, stopped = start.clone(), torch.zeros_like(self.y, dtype=torch.bool)
         self.tried = self.x_adv = self.before = self.best = start
         self.gradient, self.best_loss, wrong = self._examine()
         self.best_gradient = self.gradient
@@ -166,29 +167,29 @@ class _Climb:
         self.pace: _Pace = _Thinning(self.x, start, steps) if l1 else _Halving(self.best_loss, steps)
         for step in tracked(range(steps)):
             if stop:
-                self._leave(wrong, found, stopped)
+                self._leave(wrong, images, stopped)
             if stopped.all():
-                return found, stopped
+                return images, stopped
             self.tried, self.before = self._step(momentum=self.pace.momentum if step > 0 else 0.0), self.x_adv
             wrong = self._go_on(*self._examine())
         if stop:
-            self._leave(wrong, found, stopped)
+            self._leave(wrong, images, stopped)
         on = ~stopped[self.examples]
-        found[self.examples[on]] = self.best[on]
-        return found, stopped
+        images[self.examples[on]] = self.best[on]
+        return images, stopped
 
     def _examine(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (B, C, H, W) and loss (B,) of the images tried, and whether they are misclassified (B,)."""
         with part(self.examples):
             return input_gradient(self.network, self.loss(self.examples), self.tried, self.y, self.draws)
 
-    def _leave(self, wrong: Tensor, found: Tensor, stopped: Tensor) -> None:
+    def _leave(self, wrong: Tensor, images: Tensor, stopped: Tensor) -> None:
         """Keep the first misclassified of the images tried, and go on with the other examples."""
         first = wrong & ~stopped[self.examples]
         if not first.any():
             return
         gone, on = self.examples[first], ~first
-        found[gone], stopped[gone] = self.tried[first], True
+        images[gone], stopped[gone] = self.tried[first], True
         if self._all_stay:  # the others' logits depend on them
             return
         self.threat_model = self.threat_model.select(on)
@@ -217,7 +218,7 @@ class _Climb:
         return wrong
 
 
-class _Pace:
+class _Pace(ABC):
     """Steps of each example of a run: their sizes, as fractions of the radius, and the fractions of pixels moved."""
 
     _rows: tuple[str, ...]
@@ -225,9 +226,9 @@ class _Pace:
     fraction: float | Tensor
     step_size: Tensor
 
+    @abstractmethod
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
         """Take note of a step; which examples go back to their best, bool (B,)."""
-        raise NotImplementedError
 
     def select(self, on: Tensor) -> None:
         """Go on with these examples, bool (B,)."""

@@ -26,6 +26,16 @@ def case(seed, classes=4, dtype=torch.double):
     return network, x, y, 0.2 * torch.rand_like(x)
 
 
+def normalised():
+    """A network with batch normalisation, images, labels, and its statistics of them."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
+    with clean_statistics(network) as statistics:
+        network(x)
+    return network, x, y, statistics
+
+
 def intervals(network, lower, upper):
     """Plain interval arithmetic: the upper bounds of z_k - z_y need the last layer's rows merged."""
     conv, _, _, linear = network
@@ -104,11 +114,7 @@ def test_learned_budgets_have_a_gradient_from_both_parts(kind):
 
 @pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
 def test_clean_statistics_normalise_both_parts(kind):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
-    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
-    with clean_statistics(network) as statistics:
-        network(x)
+    network, x, y, statistics = normalised()
     moved = network[1].running_mean.clone()
     with in_place_of_running(statistics):
         loss = kind(0.5)(network, FeedForwardVerifier(), LinfBall(0.1), x, y, crown_weight=0.0)
@@ -121,11 +127,7 @@ def test_clean_statistics_normalise_both_parts(kind):
 
 @pytest.mark.parametrize("kind", [SABR, MTLIBP, CCIBP])
 def test_an_attack_in_training_mode_moves_no_statistics_of_the_bounds(kind):
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4))
-    x, y = torch.rand(8, 1, 4, 4), torch.randint(4, (8,))
-    with clean_statistics(network) as statistics:
-        network(x)
+    network, x, y, statistics = normalised()
     mean = statistics[network[1]][0].detach().clone()
     with in_place_of_running(statistics):
         kind(0.5, PGD(3, mode="keep"))(network, FeedForwardVerifier(), LinfBall(0.1), x, y, crown_weight=0.0)

@@ -146,7 +146,10 @@ def test_a_copy_made_in_an_attack_is_a_plain_layer():
 
 def test_functional_transforms_go_through_it():
     layer, x = nn.Conv2d(1, 16, 3), torch.rand(4, 1, 6, 6)
-    each = lambda image: layer(image[None]).square().sum()  # noqa: E731
+
+    def each(image):
+        return layer(image[None]).square().sum()
+
     expected = torch.func.vmap(torch.func.grad(each))(x)
     with fast_image_gradients(layer):
         found = torch.func.vmap(torch.func.grad(each))(x)
