@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
 import sys
@@ -21,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from cli.experiment import Job, read_matrix
-from cli.processes import start
+from cli.processes import available_cpus, start
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -66,7 +65,7 @@ class Runner:
 
     def __init__(self, processes: int, done: list[Job]) -> None:
         self.processes = processes
-        self.threads = max((os.cpu_count() or 1) // processes, 1)
+        self.threads = max(available_cpus() // processes, 1)
         self._seconds = [(job.name, _recorded_seconds(job)) for job in done]
         self._children: set[BaseProcess] = set()
         self._stopped = False

@@ -12,6 +12,12 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use: fewer than the machine has where a scheduler binds it."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def start(script: Path, arguments: list[str], log: Path, threads: int) -> BaseProcess:
     """Run a script with arguments in a process of its own, as ``python SCRIPT ARGUMENTS`` does.
 

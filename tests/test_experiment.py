@@ -1,6 +1,7 @@
 """A matrix of experiments runs what is missing, goes on after a stop, and names wrong files; trainings are fakes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -196,3 +197,15 @@ def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
     assert runner._left([job("long", 1), job("long", 2)]) == "2 left, about 9 min"
     assert runner._left([job("new", 0), job("new", 1)]) == "2 left, about 5 min"
     assert experiment.Runner(2, [])._left([job("new", 0)]) == "1 left"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
+def test_runs_have_the_threads_of_the_cpus_that_they_may_use():
+    """Regression: a run bound to one CPU had the threads of all, which waited for each other."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert experiment.Runner(1, []).threads == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert experiment.Runner(1, []).threads == len(before)
