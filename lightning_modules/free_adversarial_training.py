@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
+from robust.convolution import fast_image_gradients
 from robust.errors import require
 
 
@@ -46,7 +47,8 @@ class FreeAdversarialTraining(AttackedClassifier):
         delta = torch.zeros_like(x) if self._perturbation is None else self._perturbation.to(x.device)
         for replay in range(self.replays):
             x_adv = (x + delta).clamp(0, 1).requires_grad_()
-            loss = F.cross_entropy(self.classifier(x_adv), y)
+            with fast_image_gradients(self.classifier):
+                loss = F.cross_entropy(self.classifier(x_adv), y)
             self.descend(loss, self.all_optimizers()[0], counts=replay == 0)
             assert x_adv.grad is not None
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
+from robust.convolution import fast_image_gradients
 from robust.errors import require
 from robust.threat_models import LinfBall
 
@@ -114,7 +115,8 @@ class YOPO(AttackedClassifier):
 
         handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(stop)
         try:
-            self.classifier(x)
+            with fast_image_gradients(self.classifier):
+                self.classifier(x)
         except _FirstLayerDone:
             pass
         finally:

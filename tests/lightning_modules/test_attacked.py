@@ -42,9 +42,10 @@ def _double():
     torch.set_default_dtype(torch.float32)
 
 
-def network():
+def network(channels=4):
+    """A small network; with 10 channels and more, the gradient to its images is computed the fast way."""
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
+    return nn.Sequential(nn.Conv2d(1, channels, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(9 * channels, 5))
 
 
 def data(count=8):
@@ -181,9 +182,10 @@ def test_without_alpha_it_is_the_base_method_bit_for_bit(beta):
     assert_same(first, one_step(base, x, y), 0)
 
 
-def test_free_adversarial_training():
+@pytest.mark.parametrize("channels", [4, 12])
+def test_free_adversarial_training(channels):
     x, y = data()
-    before = network()
+    before = network(channels)
     expected, delta = before, torch.zeros_like(x)
     for _ in range(3):
         x_adv = (x + delta).clamp(0, 1).requires_grad_()
@@ -195,10 +197,11 @@ def test_free_adversarial_training():
     assert torch.equal(module._perturbation, delta)
 
 
-def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
+@pytest.mark.parametrize("channels", [4, 12])
+def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch, channels):
     """By the chain rule YOPO-m-1 attacks like PGD, and accumulates the weights' gradient at each iterate."""
     x, y = data()
-    before = network()
+    before = network(channels)
     monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
     x_adv, risks = start_of(x), []
     for _ in range(3):
@@ -209,10 +212,11 @@ def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch):
     assert_same(one_step(module, x, y), expected)
 
 
-def test_yopos_inner_steps_hold_the_costate(monkeypatch):
+@pytest.mark.parametrize("channels", [4, 12])
+def test_yopos_inner_steps_hold_the_costate(monkeypatch, channels):
     """The second inner step has the same costate, and the first layer at the new point."""
     x, y = data()
-    before = network()
+    before = network(channels)
     monkeypatch.setattr("robust.threat_models.LinfBall.sample", lambda self, x: start_of(x))
     first, rest = before[0], before[1:]
     start = start_of(x)

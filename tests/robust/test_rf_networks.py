@@ -1,5 +1,7 @@
 """Networks of the robustness framework."""
 
+import copy
+
 import pytest
 import torch
 
@@ -30,6 +32,20 @@ def test_shapes(shape):
     autoencoder = Autoencoder(shape, 5, width=2)
     assert autoencoder.encode(x).shape == (2, 5)
     assert autoencoder(x).shape == x.shape
+
+
+def test_the_memory_format_of_plain_cnn_changes_nothing_but_speed():
+    network = PlainCNN(width=4, dropout=0)
+    copied = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    assert network[2].weight.stride() != copied[2].weight.stride()
+    x = torch.rand(3, 1, 28, 28, requires_grad=True)
+    for once, again in zip(gradients(network, x), gradients(copied, x), strict=True):
+        torch.testing.assert_close(once, again)
+
+
+def gradients(network, x):
+    logits = network(x)
+    return logits, *torch.autograd.grad(logits.square().sum(), [x, *network.parameters()])
 
 
 @pytest.mark.parametrize("output", ["clip", "straight_through", "sigmoid"])
