@@ -163,6 +163,27 @@ def randn_like(x: Tensor) -> Tensor:
     return randn(x.shape, x)
 
 
+def channel_noise_like(x: Tensor) -> Tensor:
+    """Standard normal, for feature maps ``x`` (B, C, ...), from few drawn maps.
+
+    Each block of examples has one row of maps. An example's channels are a window of it, one further than that of the
+    example before, with random signs. So all numbers of an example are independent, as are those of one unit in all
+    examples. Numbers of other units in other examples are uncorrelated, while their sizes may be equal.
+    """
+
+    def fill(out: Tensor, generator: torch.Generator | None) -> None:
+        maps = out.flatten(0, out.dim() - x.dim())  # examples, with several of each one behind the other
+        count, channels, *rest = maps.shape
+        row = torch.empty((count + channels - 1, *rest), dtype=out.dtype, device=out.device)
+        row.normal_(generator=generator)
+        signs = torch.empty((count, channels), dtype=out.dtype, device=out.device)
+        signs.bernoulli_(generator=generator).mul_(2).sub_(1)
+        windows = row.unfold(0, channels, 1).movedim(-1, 1)
+        torch.mul(windows, signs.view(count, channels, *[1] * len(rest)), out=maps)
+
+    return _drawn(fill, x.shape, x)
+
+
 def exponential_like(x: Tensor) -> Tensor:
     """Exponential of mean 1, for examples ``x`` (B, ...)."""
     return _drawn(lambda out, generator: out.exponential_(generator=generator), x.shape, x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust.errors import SettingError, require
 from robust.modes import in_mode
-from robust.random import randn_like, shared_randn
+from robust.random import channel_noise_like, shared_randn
 
 
 class NoiseSource(nn.Module):
@@ -26,8 +26,8 @@ class NoiseSource(nn.Module):
         self.enabled = True
 
     def draw(self, like: Tensor, shared: bool = False) -> Tensor:
-        """Independent standard normal numbers of that shape: for each example, or one draw ``shared`` by all."""
-        return shared_randn(like.shape, like) if shared else randn_like(like)
+        """Standard normal numbers of that shape: for each example (B, C, ...), or one draw ``shared`` by all."""
+        return shared_randn(like.shape, like) if shared else channel_noise_like(like)
 
 
 class PerturbationInjection(NoiseSource):

@@ -13,6 +13,8 @@ LIKE = torch.zeros(200, 2, 3)
 DRAWS = {
     "uniform": random.rand_like,
     "normal": random.randn_like,
+    "channels": random.channel_noise_like,
+    "several with channels each": lambda x: random.channel_noise_like(x.repeat(2, 1, 1)).view(len(x), 2, 2, 3),
     "exponential": random.exponential_like,
     "truncated normal": lambda x: random.truncated_normal_like(x, 2.0),
     "one number": lambda x: random.rand((len(x),), x),
@@ -179,3 +181,20 @@ def test_the_generators_noise_is_that_of_the_example():
         whole = generator(x)
     with numbered((1,), range(6, 9)):
         torch.testing.assert_close(generator(x[6:]), whole[6:])
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_noise_of_channels_is_standard_normal_and_uncorrelated(repeats):
+    """Over 20,000 draws for 3 examples, whose windows overlap; the bounds are 6 standard errors of the estimates."""
+    shape, draws = (3 * repeats, 4, 2), 20_000
+    with numbered((0,), range(3), 3):
+        drawn = torch.stack([random.channel_noise_like(torch.zeros(shape)) for _ in range(draws)])
+    numbers = drawn.flatten(1)
+    assert numbers.mean(0).abs().max() < 6 / draws**0.5
+    assert (numbers.square().mean(0) - 1).abs().max() < 6 * (2 / draws) ** 0.5
+    assert (numbers.pow(4).mean(0) - 3).abs().max() < 6 * (96 / draws) ** 0.5
+    assert numbers.T.corrcoef().fill_diagonal_(0).abs().max() < 6 / draws**0.5
+    sizes = drawn.abs()
+    for independent in (sizes.flatten(2).movedim(1, 2), sizes.flatten(2)):  # a unit in all examples, units in one
+        for each in independent.unbind(1):
+            assert each.T.corrcoef().fill_diagonal_(0).abs().max() < 6 / draws**0.5
