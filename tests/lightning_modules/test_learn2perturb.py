@@ -75,7 +75,7 @@ def test_a_joint_step_updates_both_on_the_loss_and_theta_on_the_regulariser():
     plain, rate = copy.deepcopy(module), 0.1
     fit(module)
     x = torch.rand(4, *SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    with numbered((module.run_seed(), 0, 0), range(4)):
+    with numbered((module.run_seed(), 0, 0), range(4), 4):
         F.cross_entropy(plain.classifier(x), torch.arange(4) % 3).backward()
     for theta in plain.scales:
         theta.grad -= 0.1 / (2 * theta.detach().sqrt())
