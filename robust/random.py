@@ -174,11 +174,11 @@ def channel_noise_like(x: Tensor) -> Tensor:
     def fill(out: Tensor, generator: torch.Generator | None) -> None:
         maps = out.flatten(0, out.dim() - x.dim())  # examples, with several of each one behind the other
         count, channels, *rest = maps.shape
-        row = torch.empty((count + channels - 1, *rest), dtype=out.dtype, device=out.device)
+        row = torch.empty((max(count, 1) + channels - 1, *rest), dtype=out.dtype, device=out.device)
         row.normal_(generator=generator)
         signs = torch.empty((count, channels), dtype=out.dtype, device=out.device)
         signs.bernoulli_(generator=generator).mul_(2).sub_(1)
-        windows = row.unfold(0, channels, 1).movedim(-1, 1)
+        windows = row.unfold(0, channels, 1)[:count].movedim(-1, 1)
         torch.mul(windows, signs.view(count, channels, *[1] * len(rest)), out=maps)
 
     return _drawn(fill, x.shape, x)

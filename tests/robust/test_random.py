@@ -130,6 +130,14 @@ def test_an_input_that_has_no_numbers_is_drawn_by_torch():
     assert torch.equal(drawn, torch.randn_like(LIKE[:3]))
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 2, 2), (3, 0, 2, 2), (2, 5)])
+def test_the_noise_of_channels_has_any_shape(shape):
+    """Regression: a batch without examples, such as an attack may leave, was an error."""
+    assert random.channel_noise_like(torch.zeros(shape)).shape == shape
+    with numbered((1,), range(shape[0])):
+        assert random.channel_noise_like(torch.zeros(shape)).shape == shape
+
+
 def test_rewound():
     with numbered((1,), range(200)):
         random.randn_like(LIKE)
