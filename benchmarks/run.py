@@ -5,8 +5,8 @@
     uv run benchmarks/run.py --quick --record             # write what the quick variant compares with
     uv run benchmarks/run.py --device cuda                # on a GPU, without the loading of data
 
-All are ratios of times that take turns in one process, on one thread or one GPU; lower is better. Then ``uv run
-report.py --update-docs`` writes the tables. The quick variant has fewer rounds and no peers.
+All are ratios, lower is better: of times that take turns in one process, on one thread or one GPU, or of memory. Then
+``uv run report.py --update-docs`` writes the tables. The quick variant has fewer rounds and no peers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from benchmarks import attacks, bounds, certification, data, noise, precision
-from benchmarks.turns import ratios
+from benchmarks import attacks, bounds, certification, data, memory, noise, precision
+from benchmarks.turns import Case, ratios
 from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
 from robust.threat_models import PixelBox
@@ -34,20 +34,30 @@ Columns = dict[str, dict[str, float]]
 
 
 class Benchmark(NamedTuple):
-    """What the ratios are to, and what gives its columns from rounds, whether the variant is quick, and the device."""
+    """What the ratios are to, what gives them from rounds, whether the variant is quick and the device, and of what."""
 
     unit: str
     columns: Callable[[int, bool, str], Columns]
+    quantity: str = "time"
 
 
 def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
-    """Training steps by each bound."""
+    """Time of training steps by each bound."""
+    return {name: ratios(cases, rounds) for name, cases in steps_of_bounds(quick, device)}
+
+
+def of_memory(rounds: int, quick: bool, device: str) -> Columns:
+    """Memory of the same steps, which does not depend on rounds."""
+    return {name: memory.ratios(cases, device) for name, cases in steps_of_bounds(quick, device)}
+
+
+def steps_of_bounds(quick: bool, device: str) -> Iterator[tuple[str, dict[str, Case]]]:
+    """Training steps by each bound, of each network."""
     sizes = {"DM-small, batch 256": (DMSmall(), 256), "DM-large, batch 16": (DMLarge(), 16)}
     if quick:
         sizes = {"DM-small, batch 64": (DMSmall(), 64)}
     if device == "cuda":  # at batches that fill a GPU, too
         sizes |= {"DM-small, batch 8192": (DMSmall(), 8192), "DM-large, batch 1024": (DMLarge(), 1024)}
-    columns = {}
     for name, (network, batch) in sizes.items():
         network.to(device)
         x, y = torch.rand(batch, 1, 28, 28, device=device), torch.randint(10, (batch,), device=device)
@@ -58,8 +68,7 @@ def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
             for each, step in steps.items()
             if not any(part in each for part in omitted)
         }
-        columns[name] = ratios(cases, rounds)
-    return columns
+        yield name, cases
 
 
 def of_attacks(rounds: int, quick: bool, device: str) -> Columns:
@@ -111,6 +120,7 @@ def of_precision(rounds: int, quick: bool, device: str) -> Columns:
 
 BENCHMARKS = {
     "bounds": Benchmark("a plain training step", of_bounds),
+    "memory": Benchmark("a plain training step", of_memory, "memory"),
     "certification": Benchmark("a plain forward pass", of_certification),
     "attacks": Benchmark("as many plain passes forward and back to the input", of_attacks),
     "noise": Benchmark("a training step without noise", of_noise),
@@ -127,9 +137,10 @@ def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str
     columns = benchmark.columns(rounds, quick, device)
     rounded = {column: {row: float(f"{ratio:.3g}") for row, ratio in rows.items()} for column, rows in columns.items()}
     return {
+        "quantity": benchmark.quantity,
         "unit": benchmark.unit,
         "columns": rounded,
-        "rounds": rounds,
+        **({"rounds": rounds} if benchmark.quantity == "time" else {}),
         "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, 1 thread",
         "commit": git_commit(),
         "versions": installed_versions(),

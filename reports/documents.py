@@ -105,10 +105,12 @@ def _benchmark(results: Path, name: str) -> str:
         return _markdown([list(record["rows"][0]), ["---"] * len(record["rows"][0]), *map(_texts, record["rows"])])
     columns = record["columns"]
     rows = dict.fromkeys(row for column in columns.values() for row in column)
-    lines = [["time over that of " + record["unit"], *columns], ["---"] * (len(columns) + 1)]
+    title = f"{record.get('quantity', 'time')} over that of {record['unit']}"
+    lines = [[title, *columns], ["---"] * (len(columns) + 1)]
     lines += [[row, *(f"{column[row]:.3g}" if row in column else "" for column in columns.values())] for row in rows]
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    source = f"{record['hardware']}, {record['rounds']} rounds, commit {record['commit'][:7]}"
+    rounds = f", {record['rounds']} rounds" if "rounds" in record else ""
+    source = f"{record['hardware']}{rounds}, commit {record['commit'][:7]}"
     return "\n".join([_markdown(lines), "", f"{source}; {versions}."])
 
 

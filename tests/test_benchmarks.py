@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks import run
+from benchmarks import memory, run
 from tests.testers import ROOT
 
 
@@ -25,7 +26,7 @@ def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
     assert run.main(["--quick", "--record"], tmp_path) == 0
     recorded = json.loads((tmp_path / "quick" / "fake.json").read_text())
     assert recorded["columns"] == {"small": {"own": 2.0}}
-    assert recorded.keys() == {"unit", "columns", "rounds", "hardware", "commit", "versions"}
+    assert recorded.keys() == {"quantity", "unit", "columns", "rounds", "hardware", "commit", "versions"}
     for ratio, status in ((0.5, 0), (2.9, 0), (3.1, 1)):
         fake["own"] = ratio
         assert run.main(["--quick"], tmp_path) == status
@@ -35,6 +36,13 @@ def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
 def test_without_a_record_there_is_nothing_to_compare_with(fake, tmp_path, capsys):
     assert run.main(["--quick"], tmp_path) == 2
     assert capsys.readouterr().err == "fake: there is no fake.json; record it by --quick --record\n"
+
+
+def test_peak_memory_is_what_tensors_hold_at_a_time():
+    x = torch.zeros(1000, 1000)
+    assert memory.peak(lambda: (x + 1, x + 2)) == pytest.approx(8e6, rel=0.01)
+    assert memory.peak(lambda: (x + 1).sum() + (x + 2).sum()) == pytest.approx(4e6, rel=0.01)
+    assert memory.ratios({"one": lambda: x + 1, "three": lambda: (x + 1, x + 2, x + 3)})["three"] == pytest.approx(3, rel=0.01)
 
 
 @pytest.mark.slow

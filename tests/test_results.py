@@ -167,6 +167,12 @@ def test_a_table_of_ratios_is_that_of_a_benchmark(tmp_path):
     assert lines[1] == "| time over that of a step | small | large |"
     assert lines[3:5] == ["| own | 2 | 3.46 |", "| new | 1.25 | |"]
     assert lines[6] == "a CPU, 1 thread, 3 rounds, commit aaaaaaa; torch 2."
+    del record["rounds"]
+    (tmp_path / "results" / "benchmarks" / "steps.json").write_text(json.dumps(record | {"quantity": "memory"}))
+    update(tmp_path)
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert lines[1] == "| memory over that of a step | small | large |"
+    assert lines[6] == "a CPU, 1 thread, commit aaaaaaa; torch 2."
 
 
 FILES = ["a.json", "b.json", "c.json"]

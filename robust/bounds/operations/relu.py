@@ -22,17 +22,17 @@ class _IntervalReLU(torch.autograd.Function):
     def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         upper = torch.add(center, radius).clamp_(min=0)
         lower = torch.sub(center, radius).clamp_(min=0)
-        new_center = torch.lerp(lower, upper, 0.5)
-        ctx.save_for_backward(lower, upper)
+        new_center = torch.lerp(lower, upper, 0.5)  # above 0 where the upper end is: that need not be kept
+        ctx.save_for_backward(lower, new_center)
         ctx.set_materialize_grads(False)
-        return new_center, upper - new_center
+        return new_center, upper.sub_(new_center)
 
     @staticmethod
     def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None) -> tuple[Tensor, Tensor]:
-        lower, upper = ctx.saved_tensors
+        lower, new_center = ctx.saved_tensors
         grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
         grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
-        by_upper = torch.ops.aten.threshold_backward(grad_center + grad_radius, upper, 0)
+        by_upper = torch.ops.aten.threshold_backward(grad_center + grad_radius, new_center, 0)
         by_lower = torch.ops.aten.threshold_backward(grad_center - grad_radius, lower, 0)
         grad_center = torch.lerp(by_lower, by_upper, 0.5)
         return grad_center, by_upper.sub_(grad_center)
