@@ -42,7 +42,8 @@ def test_peak_memory_is_what_tensors_hold_at_a_time():
     x = torch.zeros(1000, 1000)
     assert memory.peak(lambda: (x + 1, x + 2)) == pytest.approx(8e6, rel=0.01)
     assert memory.peak(lambda: (x + 1).sum() + (x + 2).sum()) == pytest.approx(4e6, rel=0.01)
-    assert memory.ratios({"one": lambda: x + 1, "three": lambda: (x + 1, x + 2, x + 3)})["three"] == pytest.approx(3, rel=0.01)
+    ratios = memory.ratios({"one": lambda: x + 1, "three": lambda: (x + 1, x + 2, x + 3)})
+    assert ratios["three"] == pytest.approx(3, rel=0.01)
 
 
 @pytest.mark.slow
