@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
@@ -46,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
         return
     prepared = [job for job in matrix.prepared() if not job.done] if missing else []
     runner = Runner(given.processes, [job for job in jobs if job.done])
-    if runner.run(prepared, missing) or runner.run(missing):
+    if runner.run([*prepared, *missing]):
         sys.exit(1)
     import report  # needs the packages of the group report, trainings do not
 
@@ -70,23 +70,28 @@ class Runner:
         self._children: set[BaseProcess] = set()
         self._stopped = False
 
-    def run(self, jobs: list[Job], later: Sequence[Job] = ()) -> int:
+    def run(self, jobs: list[Job]) -> int:
         """Run jobs, and print each with the estimated time left; return the number of failures.
 
         Args:
-            jobs: to run.
-            later: jobs that will follow.
+            jobs: to run, trainings that others need before these.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        failures = 0
+        waiting, failed, running = list(jobs), list[Job](), dict[Future[str | None], Job]()
         with ThreadPoolExecutor(self.processes) as pool:
-            running = {pool.submit(self._run, job): job for job in jobs}
             try:
-                for future in as_completed(list(running)):
-                    job, error = running.pop(future), future.result()
-                    failures += error is not None
-                    state = "done" if error is None else f"failed: {error}"
-                    print(f"{job.name} seed {job.seed}: {state}; {self._left([*running.values(), *later])}", flush=True)
+                while waiting or running:
+                    while len(running) < self.processes and (job := self._next(waiting, [*running.values(), *failed])):
+                        waiting.remove(job)
+                        running[pool.submit(self._run, job)] = job
+                    if not running:  # those left need what failed
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        job, error = running.pop(future), future.result()
+                        failed += [job] if error else []
+                        state = "done" if error is None else f"failed: {error}"
+                        left = self._left([*running.values(), *waiting])
+                        print(f"{job.name} seed {job.seed}: {state}; {left}", flush=True)
             except KeyboardInterrupt:
                 self._stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -94,7 +99,16 @@ class Runner:
                     child.terminate()  # a training writes a checkpoint first
                 print("Stopped; the same command continues", flush=True)
                 sys.exit(130)
-        return failures
+        for job in waiting:
+            print(f"{job.name} seed {job.seed}: not run, it needs {', '.join(job.needs)}", flush=True)
+        return len(failed)
+
+    def _next(self, waiting: list[Job], unfinished: list[Job]) -> Job | None:
+        """Return the job to start, of the first seed: the longest, where times are known, so that none is long last."""
+        absent = {job.name for job in [*waiting, *unfinished] if not job.evaluation}
+        ready = [job for job in waiting if not absent.intersection(job.needs)]
+        first = [job for job in ready if job.seed == ready[0].seed]
+        return max(first, key=lambda job: fmean(self._known(job) or [0.0]), default=None)
 
     def _run(self, job: Job) -> str | None:
         """Train and test; why it failed, None if it did not."""
@@ -127,13 +141,16 @@ class Runner:
         return f"{lines[-1] if lines else f'status {child.exitcode}'} ({log})"
 
     def _left(self, jobs: Sequence[Job]) -> str:
-        """How many jobs are left, and their time: that of other seeds of the same run, else of all runs."""
+        """Return how many jobs are left, and their time: that of other seeds of the same run, else of all runs."""
         if not jobs or not self._seconds:
             return f"{len(jobs)} left"
         mean = fmean(seconds for _, seconds in self._seconds)
-        alike = [[seconds for name, seconds in self._seconds if name == job.name] for job in jobs]
-        total = sum(fmean(each) if each else mean for each in alike)
+        total = sum(fmean(self._known(job) or [mean]) for job in jobs)
         return f"{len(jobs)} left, about {total / self.processes / 60:.0f} min"
+
+    def _known(self, job: Job) -> list[float]:
+        """Seconds of other seeds of the same run."""
+        return [seconds for name, seconds in self._seconds if name == job.name]
 
 
 def _records(folder: Path) -> dict[str, Any]:

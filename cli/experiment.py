@@ -24,6 +24,7 @@ class Job:
         result: file of its records; it exists when the job is done.
         training: arguments of ``train.py``: config files and settings.
         evaluation: the same of the test; none for a training that others need.
+        needs: names of the trainings that it needs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Job:
     result: Path
     training: tuple[str, ...]
     evaluation: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def checkpoint(self) -> Path:
@@ -70,7 +72,7 @@ class Matrix:
         folder: log folder of all runs.
         results: folder of the records.
         seeds: each run trains once with each of them.
-        prepare: runs that others need, as in ``runs``; they train first, with the first seed alone.
+        prepare: runs that others need, as in ``runs``; they train before these, with the first seed alone.
         settings: settings of all runs, by their full names; those of a run go first.
 
     Raises:
@@ -109,7 +111,8 @@ class Matrix:
         training = self._arguments(f"{'runs' if tested else 'prepare'}.{name}", whole, checkpoints)
         evaluation = self.evaluation if isinstance(self.evaluation, list) else [self.evaluation]
         judged = self._arguments("evaluation", evaluation, checkpoints) if tested else []
-        return Job(name, seed, folder, result, tuple(training), tuple(judged))
+        needs = [other for other, path in checkpoints.items() if any(path in each for each in (*training, *judged))]
+        return Job(name, seed, folder, result, tuple(training), tuple(judged), tuple(needs))
 
     def _arguments(self, name: str, parts: list[Part], checkpoints: dict[str, str]) -> list[str]:
         """Arguments of the command line, config files first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from robust.checkpoints import load_part, read_part
@@ -60,6 +61,7 @@ class Autoencoder(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.01)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
+        self.to(memory_format=torch.channels_last)  # saves a quarter of the time on a CPU
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (B, code_size) of images (B, C, H, W)."""
