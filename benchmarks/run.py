@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from benchmarks import attacks, bounds, certification, data, memory, noise, precision
+from benchmarks import attacks, bounds, certification, data, memory, noise, precision, shares
 from benchmarks.turns import Case, ratios
 from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
@@ -44,6 +44,14 @@ class Benchmark(NamedTuple):
 def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
     """Time of training steps by each bound."""
     return {name: ratios(cases, rounds) for name, cases in steps_of_bounds(quick, device)}
+
+
+def of_shares(rounds: int, quick: bool, device: str) -> Columns:
+    """Where the time of the first of these steps goes."""
+    steps = dict(steps_of_bounds(quick, device))["DM-small, batch 256"]
+    named = {name: shares.of_step(steps[name], rounds) for name in ("plain", "own IBP", "own CROWN-IBP, fused")}
+    plain = sum(named["plain"].values())
+    return {name: {kind: each / plain for kind, each in seconds.items()} for name, seconds in named.items()}
 
 
 def of_memory(rounds: int, quick: bool, device: str) -> Columns:
@@ -121,13 +129,15 @@ def of_precision(rounds: int, quick: bool, device: str) -> Columns:
 BENCHMARKS = {
     "bounds": Benchmark("a plain training step", of_bounds),
     "memory": Benchmark("a plain training step", of_memory, "memory"),
+    "shares": Benchmark("a plain training step of DM-small, batch 256", of_shares),
     "certification": Benchmark("a plain forward pass", of_certification),
     "attacks": Benchmark("as many plain passes forward and back to the input", of_attacks),
     "noise": Benchmark("a training step without noise", of_noise),
     "data": Benchmark("an epoch of torchvision's batches", of_data),
     "precision": Benchmark("a plain float32 training step", of_precision),
 }
-NOT_ON = {"cpu": ("precision",), "cuda": ("data",)}  # unless named, where it can be
+NOT_ON = {"cpu": ("precision",), "cuda": ("data", "shares")}  # unless named, where it can be
+NOT_QUICK = ("shares",)
 
 
 def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
@@ -188,11 +198,12 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
     parser.add_argument("--rounds", type=int, help="by default 10, quick 3")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and (options.quick or "data" in options.names):
-        parser.error("--device cuda: neither the quick variant nor data is measured on a GPU; leave one out")
+    if options.device == "cuda" and (options.quick or {"data", "shares"} & set(options.names)):
+        parser.error("--device cuda: neither the quick variant nor data or shares are measured on a GPU; leave one out")
     torch.set_num_threads(1)
     rounds = options.rounds or (3 if options.quick else 10)
     names = options.names or [name for name in BENCHMARKS if name not in NOT_ON[options.device]]
+    names = [name for name in names if not (options.quick and name in NOT_QUICK)]
     if options.quick and not options.record:
         return compare(names, rounds, results)
     folder = results / "quick" if options.quick else results

@@ -75,9 +75,9 @@ def test_what_is_missing_runs_and_is_compared(matrix, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         experiment.main([matrix()])
     assert end.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("base seed 0: done; 4 left, about 0 min")
-    assert {line.partition(";")[0] for line in lines[1:5]} == {f"{n} seed {s}: done" for n in "ab" for s in (0, 1)}
+    ended = [line.partition("; ")[0] for line in capsys.readouterr().out.splitlines()[:5]]
+    assert set(ended) == {"base seed 0: done", *(f"{n} seed {s}: done" for n in "ab" for s in (0, 1))}
+    assert ended.index("base seed 0: done") < ended.index("b seed 0: done"), "b needs it"
     assert (tmp_path / "logs" / "report.html").is_file()
     fit, test = (commands(tmp_path, "b_1")[stage] for stage in ("fit", "test"))
     base = tmp_path / "logs" / "base" / "seed_0" / "checkpoints" / "last.ckpt"
@@ -112,6 +112,18 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert end.value.code == 0
     assert next(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()) == "b seed 0"
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
+
+
+def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
+    (tmp_path / "logs" / "base").mkdir(parents=True)
+    (tmp_path / "logs" / "base" / "fail").touch()
+    with pytest.raises(SystemExit) as end:
+        experiment.main([matrix(seeds=[0])])
+    assert end.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.partition(":")[0] for line in lines[:2]} == {"base seed 0", "a seed 0"}
+    assert lines[2:] == ["b seed 0: not run, it needs base"]
+    assert (tmp_path / "results" / "a_0.json").is_file()
 
 
 def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
@@ -192,6 +204,10 @@ def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
         return Job(name, seed, tmp_path, result, (), ("test",))
 
     runner = experiment.Runner(2, [job("short", 0, 60.0), job("long", 0, 540.0)])
+    later = [job("short", 1), job("long", 1), job("long", 2)]
+    assert runner._next(later, []) is later[1], "the longest of the first seed"
+    assert experiment.Runner(2, [])._next(later, []) is later[0]
+    assert runner._next([], []) is None
     assert runner._left([]) == "0 left"
     assert runner._left([job("long", 1), job("short", 1)]) == "2 left, about 5 min"
     assert runner._left([job("long", 1), job("long", 2)]) == "2 left, about 9 min"

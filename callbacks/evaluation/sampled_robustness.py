@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ class SampledRobustness(Evaluation):
 
     Radii and neighbours depend only on ``seed`` and the image's index in the data: comparisons of models, on any number
     of processes, use the same draws. The mean of 1 / epsilon over 200 radii varies too much otherwise: from 0.16 to 1
-    in most draws. Logged, with the score's name in lower case:
+    in most draws. Logged, by default with the score's name in lower case:
 
     - ``<stage>/robustness_score/<name>``: mean over images and radii (eq. 9), with the radii's weight
     - ``.../<name>/integral``: the same times the cube's diameter, the integral over radii
@@ -41,6 +42,7 @@ class SampledRobustness(Evaluation):
     Args:
         score: the triple (Q, H, G), such as ``robust.scores.R4``.
         epsilons: number of radii.
+        name: in the metrics, for a second score of one class, such as ``r3_same_label``.
         **settings: settings of :class:`Evaluation`; ``seed`` seeds radii and neighbours.
 
     Raises:
@@ -51,13 +53,16 @@ class SampledRobustness(Evaluation):
         self,
         score: Score,
         epsilons: int = 200,
+        name: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         require(epsilons >= 1, "SampledRobustness.epsilons", epsilons, "give at least 1")
+        fits = name is None or re.fullmatch(r"\w+", name) is not None
+        require(fits, "SampledRobustness.name", name, "give letters, digits and underscores")
         self.score = score
         self.epsilons = epsilons
-        self.name = type(score).__name__.lower()
+        self.name = name or type(score).__name__.lower()
 
     def namespaces(self, module: LightningModule) -> set[str]:
         """The name of the score."""

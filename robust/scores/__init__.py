@@ -14,7 +14,7 @@ from robust.scores.framework import (
     worst_case,
 )
 from robust.scores.margins import Margins, area_under_curve, margin_curve, nearest_boundary
-from robust.scores.samplers import FromData, Neighbours, OnManifold, SameLabel, Sampler, UniformBall
+from robust.scores.samplers import FromData, Neighbours, NetworkLabels, OnManifold, SameLabel, Sampler, UniformBall
 from robust.threat_models import diameter
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "FromData",
     "Margins",
     "Neighbours",
+    "NetworkLabels",
     "OnManifold",
     "SameLabel",
     "Sampler",

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from robust.checkpoints import load_weights
 from robust.checks import check_images
 from robust.errors import SettingError, require
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
@@ -19,6 +20,7 @@ from robust.scores.cut_ball import draw_from_cut_balls
 from robust.seeds import generator
 
 Labelling = Callable[[Tensor], Tensor]
+CHUNK_SIZE = 2048  # images that a labelling network has at a time
 
 
 class Neighbours(NamedTuple):
@@ -144,15 +146,42 @@ class FromData:
         return Neighbours(images.expand(len(x), *images.shape), inside)
 
 
+class NetworkLabels:
+    """Labels by a trained network, which stand for the true ones of images that nobody has labelled.
+
+    >>> NetworkLabels(nn.Flatten())(torch.tensor([0.25, 0.75]).view(1, 1, 1, 2))
+    tensor([1])
+
+    Args:
+        network: from images (N, C, H, W) to logits; it is frozen and put in evaluation mode.
+        weights: file of its weights, as in ``model.weights``; none where it is trained already.
+
+    Raises:
+        SettingError: if the weights do not fit.
+    """
+
+    def __init__(self, network: nn.Module, weights: str | None = None) -> None:
+        if weights is not None:
+            load_weights(network, weights, "weights")
+        self.network = network.requires_grad_(False).eval()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Classes (N,) of images (N, C, H, W)."""
+        network = self.network.to(x)
+        with torch.no_grad():
+            parts = [network(part).argmax(1) for part in torch.split(x, CHUNK_SIZE)]
+        return torch.cat(parts)
+
+
 class SameLabel:
     """Another sampler's distribution, given that the true label is that of the image: Y(X) = Y(x) (example 5).
 
     Args:
         sampler: of the distribution that is conditioned.
-        labelling: the true labels (N,) of images (N, C, H, W).
+        labelling: the true labels (N,) of images (N, C, H, W), such as :class:`NetworkLabels`.
     """
 
-    def __init__(self, sampler: Sampler, labelling: Labelling) -> None:
+    def __init__(self, sampler: Sampler, labelling: NetworkLabels | Labelling) -> None:
         self.sampler, self.labelling = sampler, labelling
 
     def __call__(self, x: Tensor, epsilons: Tensor, keys: list[int]) -> Neighbours:

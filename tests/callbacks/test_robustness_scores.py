@@ -1,5 +1,6 @@
 """The callbacks that measure robustness scores, and accuracy by group."""
 
+import copy
 import csv
 
 import pytest
@@ -14,7 +15,7 @@ from robust.attacks import FGSMGrid, LinearizedBoundary
 from robust.errors import SettingError
 from robust.metrics import SampledScore
 from robust.networks import Autoencoder, Noisy
-from robust.scores import R4, OnManifold, draw_epsilons, nearest_boundary
+from robust.scores import R3, R4, NetworkLabels, OnManifold, SameLabel, draw_epsilons, nearest_boundary
 from tests.callbacks.trained import Plain, images, trainer_with
 
 FAST = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid()}
@@ -149,6 +150,30 @@ def test_all_models_have_the_same_draws(trained, sampler, tmp_path):
     assert not torch.equal(records[0]["measure"], records[1]["measure"])
 
 
+def test_neighbours_of_one_label_by_a_network(trained, sampler, tmp_path):
+    """With the classifier's own labels, every neighbour of an image's label is classified like the image."""
+    labels = NetworkLabels(copy.deepcopy(trained.classifier))
+    plain = SampledRobustness(R3(sampler), epsilons=20)
+    aware = SampledRobustness(R3(SameLabel(sampler, labels)), epsilons=20, name="r3_same_label")
+    trainer = trainer_with(plain, aware, default_root_dir=tmp_path)
+    trainer.test(trained, datamodule=Digits(eval_batch_size=32), verbose=False)
+    metrics = trainer.callback_metrics
+    assert metrics["test/robustness_score/r3_same_label"] == 1
+    assert 0 < metrics["test/robustness_score/r3"] < 1
+    assert (tmp_path / "robustness_score" / "test_r3_same_label.pt").is_file()
+
+
+def test_two_scores_of_one_name_are_an_error(trained, sampler, tmp_path):
+    trainer = trainer_with(*(SampledRobustness(R3(sampler)) for _ in range(2)), default_root_dir=tmp_path)
+    with pytest.raises(SettingError, match="got '2 x SampledRobustness'"):
+        trainer.test(trained, datamodule=Digits(eval_batch_size=32), verbose=False)
+
+
+def test_weights_of_another_network_give_no_labels():
+    with pytest.raises(SettingError, match="weights: got 'zoo:digits_standard_training'"):
+        NetworkLabels(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), "zoo:digits_standard_training")
+
+
 def test_accuracy_of_each_corruption_and_their_mean(written, tmp_path):
     data = MNISTC(root=str(written), eval_batch_size=7)
     module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
@@ -190,6 +215,7 @@ def test_a_score_needs_at_least_one_image():
         (lambda: RobustnessScore(FAST, max_batches=0), r"RobustnessScore\.max_batches: got 0"),
         (lambda: RobustnessScore(FAST, max_test_batches=0), r"RobustnessScore\.max_test_batches: got 0"),
         (lambda: SampledRobustness(None, epsilons=0), r"SampledRobustness\.epsilons: got 0"),
+        (lambda: SampledRobustness(None, name="a/b"), r"SampledRobustness\.name: got 'a/b'"),
     ],
 )
 def test_wrong_settings(make, message):
