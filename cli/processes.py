@@ -31,7 +31,7 @@ def start(script: Path, arguments: list[str], log: Path, threads: int) -> BasePr
         The running process; ``join`` it, then read ``exitcode``.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["train"])
+    context.set_forkserver_preload(["train", "sklearn.datasets"])  # the latter for the digits
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if ROOT not in path:  # the server imports train.py from there
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
