@@ -47,7 +47,7 @@ def of_bounds(rounds: int, quick: bool, device: str) -> Columns:
 
 
 def of_shares(rounds: int, quick: bool, device: str) -> Columns:
-    """Where the time of the first of these steps goes."""
+    """Where the time of three of these steps goes."""
     steps = dict(steps_of_bounds(quick, device))["DM-small, batch 256"]
     named = {name: shares.of_step(steps[name], rounds) for name in ("plain", "own IBP", "own CROWN-IBP, fused")}
     plain = sum(named["plain"].values())
@@ -136,7 +136,10 @@ BENCHMARKS = {
     "data": Benchmark("an epoch of torchvision's batches", of_data),
     "precision": Benchmark("a plain float32 training step", of_precision),
 }
-NOT_ON = {"cpu": ("precision",), "cuda": ("data", "shares")}  # unless named, where it can be
+NOT_ON: dict[str, tuple[str, ...]] = {
+    "cpu": ("precision",),
+    "cuda": ("data", "shares"),
+}  # unless named, where it can be
 NOT_QUICK = ("shares",)
 
 
@@ -202,8 +205,10 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
         parser.error("--device cuda: neither the quick variant nor data or shares are measured on a GPU; leave one out")
     torch.set_num_threads(1)
     rounds = options.rounds or (3 if options.quick else 10)
-    names = options.names or [name for name in BENCHMARKS if name not in NOT_ON[options.device]]
-    names = [name for name in names if not (options.quick and name in NOT_QUICK)]
+    if options.quick and set(NOT_QUICK) & set(options.names):
+        parser.error(f"--quick: {', '.join(NOT_QUICK)} has no quick variant; leave it out")
+    left_out = NOT_ON[options.device] + (NOT_QUICK if options.quick else ())
+    names = options.names or [name for name in BENCHMARKS if name not in left_out]
     if options.quick and not options.record:
         return compare(names, rounds, results)
     folder = results / "quick" if options.quick else results

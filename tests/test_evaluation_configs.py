@@ -68,37 +68,23 @@ def learned_elsewhere(name, folder):
     return [f"--trainer.callbacks.budgets={json.dumps(budgets)}"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
-        for name in NAMES
-        if not name.startswith("protocol_")  # tests/test_protocols.py
-    ],
-)
-def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
-    if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
-        pytest.skip("the extra eval is not installed")
-    monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
+def shortened(name, corruptions):
+    """Arguments that make an evaluation short."""
+    if name == "mnist_c":
+        return [f"--data.root={corruptions}", "--data.eval_batch_size=64"]
+    if name.startswith("certified_volume"):
+        return ["--trainer.callbacks.num_samples=3", "--trainer.callbacks.search.init_args.steps=2"]
     images = 3 if name.startswith(("autoattack", "multi_norm")) else 8  # these are long
     few = ["--trainer.limit_test_batches=1", f"--data.eval_batch_size={images}"]
-    if name == "mnist_c":
-        few = [f"--data.root={written}", "--data.eval_batch_size=64"]
-    if name.startswith("certified_volume"):
-        few = ["--trainer.callbacks.num_samples=3", "--trainer.callbacks.search.init_args.steps=2"]
-    if name.startswith("non_uniform"):
-        few += SHORT
-    few += frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
-    _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
-    metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
-    assert_registered(metrics)
-    assert "test/certified_accuracy/linf_0.1" in metrics, "the method's own callbacks still run"
-    assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
-    assert "Unable to serialize" not in str(callbacks), "the record can be run again"
+    return few + SHORT if name.startswith("non_uniform") else few
+
+
+def assert_figures(name, metrics, callbacks, folder):
+    """Check what an evaluation measured."""
     if name.startswith("certified_volume"):
         assert metrics["test/certified_volume/samples"] == 3
         assert metrics["test/certified_accuracy/volume_0.1"] == 0  # so few steps
-        assert list((tmp_path / "logs" / name).glob("*.pt"))
+        assert list((folder / "logs" / name).glob("*.pt"))
     elif name.startswith("learned_budgets"):
         names = [f"test/certified_accuracy/{name}" for name in ("linf_0.1", "learned_elsewhere")]
         assert [metrics[name] for name in names] == [0, 0]
@@ -123,13 +109,35 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
         curve = [value for key, value in metrics.items() if key.startswith("test/accuracy_curve/pgd_7/")]
         assert len(curve) == 7
         assert max(curve) == metrics["test/accuracy_curve/pgd_7/linf_0"]
-        assert (tmp_path / "accuracy_curve.png").exists()
+        assert (folder / "accuracy_curve.png").exists()
     else:
         (cases,) = (each["init_args"]["attacks"] for each in callbacks if "Adversarial" in each["class_path"])
         union, clean = metrics["test/accuracy/union"], metrics["test/accuracy/clean"]
         for case, settings in cases.items():
             attack = f"test/accuracy/{settings.get('name') or case}/"
             assert all(union <= value <= clean for name, value in metrics.items() if name.startswith(attack))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
+        for name in NAMES
+        if not name.startswith("protocol_")  # tests/test_protocols.py
+    ],
+)
+def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
+    if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
+        pytest.skip("the extra eval is not installed")
+    monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
+    few = shortened(name, written) + frozen_autoencoder(name, tmp_path) + learned_elsewhere(name, tmp_path)
+    _, record = run("test", [*method, f"--config={FOLDER / name}.yaml", *few], tmp_path)
+    metrics, callbacks = record["metrics"], record["config"]["trainer"]["callbacks"]
+    assert_registered(metrics)
+    assert "test/certified_accuracy/linf_0.1" in metrics, "the method's own callbacks still run"
+    assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
+    assert "Unable to serialize" not in str(callbacks), "the record can be run again"
+    assert_figures(name, metrics, callbacks, tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])

@@ -18,8 +18,7 @@ from robust.errors import require
 from robust.metrics import Gathered, SampledScore
 from robust.progress import tracked
 from robust.scores import Score, diameter, draw_epsilons, predicted
-
-CHUNK_SIZE = 2048
+from robust.scores.samplers import CHUNK_SIZE
 
 
 class SampledRobustness(Evaluation):

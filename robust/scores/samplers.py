@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from robust.checkpoints import load_weights
-from robust.checks import check_images
+from robust.checks import check_images, check_logits
 from robust.errors import SettingError, require
 from robust.networks.autoencoder import Autoencoder, load_autoencoder, trained_autoencoder
 from robust.scores.cut_ball import draw_from_cut_balls
 from robust.seeds import generator
 
 Labelling = Callable[[Tensor], Tensor]
-CHUNK_SIZE = 2048  # images that a labelling network has at a time
+CHUNK_SIZE = 2048  # images that a network has at a time
 
 
 class Neighbours(NamedTuple):
@@ -158,6 +158,7 @@ class NetworkLabels:
 
     Raises:
         SettingError: if the weights do not fit.
+        NonFiniteLogitsError: on use, if logits are NaN or infinite.
     """
 
     def __init__(self, network: nn.Module, weights: str | None = None) -> None:
@@ -169,8 +170,9 @@ class NetworkLabels:
         """Classes (N,) of images (N, C, H, W)."""
         network = self.network.to(x)
         with torch.no_grad():
-            parts = [network(part).argmax(1) for part in torch.split(x, CHUNK_SIZE)]
-        return torch.cat(parts)
+            logits = torch.cat([network(part) for part in torch.split(x, CHUNK_SIZE)])
+        check_logits(logits, len(x))
+        return logits.argmax(1)
 
 
 class SameLabel:
