@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import memory, run
+from benchmarks import memory, run, shares
 from tests.testers import ROOT
 
 
@@ -36,6 +36,21 @@ def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
 def test_without_a_record_there_is_nothing_to_compare_with(fake, tmp_path, capsys):
     assert run.main(["--quick"], tmp_path) == 2
     assert capsys.readouterr().err == "fake: there is no fake.json; record it by --quick --record\n"
+
+
+def test_what_has_no_quick_variant_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["--quick", "shares"])
+    assert end.value.code == 2
+    assert "--quick: shares has no quick variant; leave it out" in capsys.readouterr().err
+
+
+def test_the_time_of_a_step_is_that_of_its_kinds_of_operations():
+    x = torch.rand(500, 500)
+    kinds = shares.of_step(lambda: x.mm(x).exp(), 3)
+    assert kinds["products of matrices"] > 0
+    assert kinds["elementwise, sums"] > 0
+    assert kinds["convolutions"] == kinds["im2col, col2im"] == 0
 
 
 def test_peak_memory_is_what_tensors_hold_at_a_time():

@@ -12,7 +12,7 @@ from torch import nn
 from callbacks import GroupAccuracy, RobustnessScore, SampledRobustness
 from datamodules import MNISTC, Digits
 from robust.attacks import FGSMGrid, LinearizedBoundary
-from robust.errors import SettingError
+from robust.errors import NonFiniteLogitsError, SettingError
 from robust.metrics import SampledScore
 from robust.networks import Autoencoder, Noisy
 from robust.scores import R3, R4, NetworkLabels, OnManifold, SameLabel, draw_epsilons, nearest_boundary
@@ -167,6 +167,11 @@ def test_two_scores_of_one_name_are_an_error(trained, sampler, tmp_path):
     trainer = trainer_with(*(SampledRobustness(R3(sampler)) for _ in range(2)), default_root_dir=tmp_path)
     with pytest.raises(SettingError, match="got '2 x SampledRobustness'"):
         trainer.test(trained, datamodule=Digits(eval_batch_size=32), verbose=False)
+
+
+def test_logits_that_are_not_finite_give_no_labels():
+    with pytest.raises(NonFiniteLogitsError):
+        NetworkLabels(nn.Flatten())(torch.full((2, 1, 1, 2), float("nan")))
 
 
 def test_weights_of_another_network_give_no_labels():
