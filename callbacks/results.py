@@ -37,8 +37,9 @@ class Results(Callback):
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
     ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and
-    ``wall_time`` (seconds). Numbers that are not finite are null; ``not_finite`` maps their paths to ``nan`` or
-    ``inf``.
+    ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop lost; of a
+    :class:`~callbacks.ResumableTest` that continued, of its last process). Numbers that are not finite are null;
+    ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     The record of a test also has ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``),
     ``skipped`` (why an evaluation did not run, by its class) and, of a test of some images, ``intervals``: 95 %
@@ -69,6 +70,14 @@ class Results(Callback):
         if self._folder not in self._own:
             claim_folder(trainer, self.config.get("ckpt_path") or trainer.ckpt_path)
         self._own.add(self._folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds of the training so far."""
+        return {"seconds": time.perf_counter() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the clock go on from that of the checkpoint; Lightning calls it for a training alone."""
+        self._start -= state_dict["seconds"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""

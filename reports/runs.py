@@ -65,7 +65,7 @@ class Run:
     def add(self, kind: str, record: Record) -> None:
         """Add a record of ``fit``, ``validate`` or ``test``."""
         if kind == "fit":
-            self.training = record
+            self.training = record | {"wall_time": _training_time(record)}
         else:
             self.evaluations.append(record)
         for name, value in new_metrics(record["metrics"], record.get("config") or {}).items():
@@ -81,6 +81,13 @@ class Run:
     def margins(self) -> dict[str, list[float]]:
         """Quantiles of the certified margins by metric."""
         return {name: each for record in self.evaluations for name, each in (record.get("margins") or {}).items()}
+
+
+def _training_time(record: Record) -> float | None:
+    """Seconds of a training, at least those of its steps: older records have a resumed one's last process alone."""
+    steps = (record.get("training_cost") or {}).get("seconds")
+    known = [each for each in (record.get("wall_time"), steps) if each is not None]
+    return max(known, default=None)
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:

@@ -22,8 +22,16 @@ from tests.testers import assert_equal, assert_registered, last_checkpoint, run
 
 pytestmark = pytest.mark.gpu
 DEVICE = os.environ.get("ROBUST_TEST_DEVICE", "cuda")
-GPU = [f"--trainer.accelerator={DEVICE}", "--trainer.devices=1"]
+ONE = "--trainer.devices=1"
 DRAWLESS = ("standard_training", "contextual_budgets", "contextual_budgets_range", "contextual_budgets_batch_norm")
+
+
+def run_there(command, settings, folder):
+    """Run the command line on the device, and return the outcome, whose record must name it."""
+    trained, record = run(command, [*settings, ONE], folder, accelerator=DEVICE)
+    if DEVICE == "cuda":
+        assert record["device"] == f"1 x {torch.cuda.get_device_name()}"
+    return trained, record
 
 
 def assert_close(one, other):
@@ -36,7 +44,7 @@ def assert_close(one, other):
 def test_a_method_trains_and_resumes(method, tmp_path):
     """Weights of methods that draw nothing are those of a CPU; a run that goes on on a CPU loads the same weights."""
     arguments = settings_of(method, tmp_path)
-    trained, _ = run("fit", [*arguments, *GPU], tmp_path / "gpu")
+    trained, _ = run_there("fit", arguments, tmp_path / "gpu")
     assert trained["global_step"] > 0
     assert all(weight.isfinite().all() for weight in trained["state_dict"].values())
     if method in DRAWLESS:
@@ -49,10 +57,10 @@ def test_a_method_trains_and_resumes(method, tmp_path):
 
 @pytest.mark.parametrize("method", QUICK)
 def test_a_run_resumes_bit_for_bit(method, tmp_path):
-    arguments = [*settings_of(method, tmp_path), *GPU, "--trainer.deterministic=true", "--checkpoint.save_top_k=-1"]
-    whole, _ = run("fit", arguments, tmp_path / "whole")
+    arguments = [*settings_of(method, tmp_path), "--trainer.deterministic=true", "--checkpoint.save_top_k=-1"]
+    whole, _ = run_there("fit", arguments, tmp_path / "whole")
     checkpoint = tmp_path / "whole" / "checkpoints" / "epoch=2.ckpt"
-    again, _ = run("fit", [*arguments, f"--ckpt_path={checkpoint}"], tmp_path / "again")
+    again, _ = run_there("fit", [*arguments, f"--ckpt_path={checkpoint}"], tmp_path / "again")
     for part in ("state_dict", "optimizer_states"):
         assert_equal(again[part], whole[part], part)
 
@@ -60,8 +68,8 @@ def test_a_run_resumes_bit_for_bit(method, tmp_path):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", QUICK)
 def test_a_method_trains_in_less_precision(method, precision, tmp_path):
-    arguments = [*settings_of(method, tmp_path), *GPU, f"--trainer.precision={precision}"]
-    trained, _ = run("fit", arguments, tmp_path)
+    arguments = [*settings_of(method, tmp_path), f"--trainer.precision={precision}"]
+    trained, _ = run_there("fit", arguments, tmp_path)
     assert all(weight.isfinite().all() for weight in trained["state_dict"].values())
 
 
@@ -69,11 +77,11 @@ def test_a_method_trains_in_less_precision(method, precision, tmp_path):
 @pytest.mark.parametrize("method", QUICK)
 def test_a_process_group_gives_the_same_weights(method, tmp_path):
     """One process, by NCCL on CUDA: the collective operations are called, and change nothing."""
-    arguments = [*settings_of(method, tmp_path), *GPU]
-    alone, _ = run("fit", arguments, tmp_path / "alone")
+    arguments = settings_of(method, tmp_path)
+    alone, _ = run_there("fit", arguments, tmp_path / "alone")
     strategy = "--trainer.strategy=ddp_find_unused_parameters_true"
     try:
-        together, _ = run("fit", [*arguments, strategy], tmp_path / "together")
+        together, _ = run_there("fit", [*arguments, strategy], tmp_path / "together")
     finally:
         torch.distributed.destroy_process_group()
     assert_close(together["state_dict"], alone["state_dict"])
@@ -84,7 +92,7 @@ def test_every_evaluation_measures(method, tmp_path):
     """Attacked <= clean accuracy, and the clean and certified accuracies that a CPU measures."""
     longer = ["--trainer.limit_train_batches=20"]
     longer += ["--model.adversarial_delay=5"] if method == "learn2perturb" else []
-    run("fit", [*settings_of(method, tmp_path), *longer, *GPU], tmp_path)
+    run_there("fit", [*settings_of(method, tmp_path), *longer], tmp_path)
     arguments = [
         *settings_of(method, tmp_path),
         f"--ckpt_path={last_checkpoint(tmp_path)}",
@@ -95,7 +103,7 @@ def test_every_evaluation_measures(method, tmp_path):
     arguments.remove("--trainer.callbacks=null")
     callbacks = evaluations(stochastic=method == "learn2perturb", few=False)
     of_all = f"--trainer.callbacks={json.dumps(callbacks)}"
-    _, here = run("test", [*arguments, *GPU, of_all], tmp_path / "gpu")
+    _, here = run_there("test", [*arguments, of_all], tmp_path / "gpu")
     measured = {name: value for name, value in here["metrics"].items() if name.startswith("test/")}
     assert_registered(measured)
     assert all(math.isfinite(value) for value in measured.values())

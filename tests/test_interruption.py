@@ -162,6 +162,17 @@ def test_a_longer_training_resumes_from_the_final_checkpoint(whole, tmp_path):
     assert_ends_equal(resumed, whole[0])
 
 
+def test_the_time_of_a_resumed_training_counts_from_its_first_start(tmp_path):
+    run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path / "short")
+    path = last_checkpoint(tmp_path / "short")
+    checkpoint = torch.load(path, weights_only=True)
+    assert 0 < checkpoint["callbacks"]["Results"]["seconds"] < 1000
+    checkpoint["callbacks"]["Results"]["seconds"] += 1000
+    torch.save(checkpoint, path)
+    _, results = run("fit", [*SMALL, f"--ckpt_path={path}"], tmp_path / "long")
+    assert 1000 < results["wall_time"] < 2000
+
+
 def die_while_saving():
     """Let the process end when a checkpoint is half written."""
     save = torch.save

@@ -68,6 +68,18 @@ def test_the_time_is_that_of_the_trainings(tmp_path):
     assert "| both | 12 min |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_the_time_of_a_training_is_at_least_that_of_its_steps(tmp_path):
+    """Older records of a resumed training have the time of its last process."""
+    columns = [{"title": "time", "field": "wall_time"}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "resumed", "runs": ["0.json"]}]})
+    path = tmp_path / "results" / "0.json"
+    test = json.loads(path.read_text())["test"]
+    fit = test | {"metrics": {}, "wall_time": 60.0, "training_cost": {"seconds": 600.0}}
+    path.write_text(json.dumps({"fit": fit, "test": test}))
+    update(tmp_path)
+    assert "| resumed | 10 min |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
     (tmp_path / "page.md").write_text("<!-- begin results benchmarks/mine -->\n<!-- end results -->\n")
     (tmp_path / "results" / "benchmarks").mkdir(parents=True)

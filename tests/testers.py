@@ -50,9 +50,10 @@ def error_of(arguments, capsys):
     return line.removeprefix("error: ")
 
 
-def run(command, settings, folder):
+def run(command, settings, folder, accelerator="cpu"):
     """Run the command line here, and return the outcome in ``folder``."""
-    train.main([command, *settings, *QUIET, f"--trainer.default_root_dir={folder}"])
+    where = [f"--trainer.accelerator={accelerator}", f"--trainer.default_root_dir={folder}"]
+    train.main([command, *settings, *QUIET, *where])
     return outcome(folder)
 
 
