@@ -48,11 +48,19 @@ def main(args: list[str] | None = None) -> None:
     runner = Runner(given.processes, [job for job in jobs if job.done])
     if runner.run([*prepared, *missing]):
         sys.exit(1)
-    import report  # needs the packages of the group report, trainings do not
+    sys.exit(_report(Path(matrix.folder), [str(job.result) for job in jobs]))
 
-    files = [str(Path(matrix.folder) / f"report{ending}") for ending in report.FORMATS]
-    Path(matrix.folder).mkdir(parents=True, exist_ok=True)
-    sys.exit(report.main([*(str(job.result) for job in jobs), "--output", *files]))
+
+def _report(folder: Path, results: list[str]) -> int:
+    """Compare the runs; 1 and one line on stderr where a package of the report, which no training needs, is missing."""
+    try:
+        import report
+    except ModuleNotFoundError as error:
+        remedy = "install the packages of the group report in pyproject.toml; the same command then writes it"
+        sys.stderr.write(f"error: all runs are done, but {error.name}, which the report needs, is missing: {remedy}\n")
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    return report.main([*results, "--output", *(str(folder / f"report{ending}") for ending in report.FORMATS)])
 
 
 class Runner:

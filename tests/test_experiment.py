@@ -69,6 +69,18 @@ def commands(tmp_path, name):
     return {stage: each["command"].split() for stage, each in records.items()}
 
 
+def test_runs_end_with_one_line_where_the_report_cannot_be_written(matrix, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "report", raising=False)
+    monkeypatch.delitem(sys.modules, "reports.page", raising=False)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(SystemExit) as end:
+        experiment.main([matrix()])
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: all runs are done, but vl_convert, which the report needs, is missing: install the ")
+    assert len(list((tmp_path / "results").glob("*.json"))) == 4
+
+
 def test_what_is_missing_runs_and_is_compared(matrix, tmp_path, capsys):
     experiment.main([matrix(), "--missing"])
     assert capsys.readouterr().out.splitlines() == ["a seed 0", "b seed 0", "a seed 1", "b seed 1"]
