@@ -36,7 +36,7 @@ class Results(Callback):
     ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
-    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` and
+    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` (images of each stage) and
     ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop lost; of a
     :class:`~callbacks.ResumableTest` that continued, of its last process). Numbers that are not finite are null;
     ``not_finite`` maps their paths to ``nan`` or ``inf``.
@@ -103,7 +103,7 @@ class Results(Callback):
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         sized = {name: loader for name, loader in first.items() if hasattr(loader, "dataset")}
-        samples = {name: getattr(loader.sampler, "size", len(loader.dataset)) for name, loader in sized.items()}
+        samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if "test" in sized else {}
         if not trainer.is_global_zero:
             return
@@ -147,6 +147,16 @@ class Results(Callback):
                 text += " [{:.1%}, {:.1%}]".format(*intervals[name])
             table.add_row(f"{name} {arrow}".rstrip(), text, unit)
         Console().print(table)
+
+
+def _samples(loader: Any, trainer: Trainer, name: str) -> int:
+    """Number of images, over all processes, that a stage takes of its loader: fewer where its batches are limited."""
+    limits = {"train": trainer.num_training_batches, "val": trainer.num_val_batches, "test": trainer.num_test_batches}
+    limit, size = limits[name], getattr(loader.sampler, "size", len(loader.dataset))
+    batches = limit[0] if isinstance(limit, list) else limit
+    own = (loader.batch_size or 0) * trainer.world_size  # of a loader that does not have our sampler
+    batch_size = getattr(loader.sampler, "batch_size", own)
+    return size if batches >= len(loader) or batch_size == 0 else int(batches) * batch_size
 
 
 def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, tuple[float, float]]:

@@ -14,7 +14,9 @@ from datamodules import Digits
 from datamodules.loading import spread
 from robust.attacks import PGD
 from robust.errors import SettingError
+from robust.metrics.confidence import wilson_interval
 from tests.callbacks.trained import measured, stored
+from tests.testers import ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
 
@@ -56,6 +58,14 @@ def test_intervals_are_of_accuracies_on_a_part_of_the_images():
     metrics = {"test/accuracy/clean": 0.5, "test/accuracy/clean/std": 0.1, "test/robustness_score/r2": 1.0}
     assert _intervals(metrics, 299, 299) == {}
     assert _intervals(metrics, 100, 299).keys() == {"test/accuracy/clean"}
+
+
+def test_a_test_of_some_batches_counts_their_images_alone(tmp_path):
+    quickstart = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
+    _, record = run("test", [*quickstart, "--data.eval_batch_size=10", "--trainer.limit_test_batches=2"], tmp_path)
+    assert record["samples"] == {"test": 20}
+    expected = wilson_interval(record["metrics"]["test/accuracy/clean"], 20, 299)
+    assert record["intervals"]["test/accuracy/clean"] == pytest.approx(expected)
 
 
 def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):

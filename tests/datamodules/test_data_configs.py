@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import train
+from datamodules import MNIST, FashionMNIST, WatermarkedMNIST
 from tests.testers import results_in
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -58,13 +59,17 @@ def test_there_is_a_test_for_each_config():
     assert sorted(SHAPES) == sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "watermarked_mnist"])
-def test_runs_on_the_published_files(name, tmp_path, mnist_root):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mnist", MNIST), ("fashion_mnist", FashionMNIST), ("watermarked_mnist", WatermarkedMNIST)]
+)
+def test_runs_on_the_published_files(name, kind, tmp_path, mnist_root):
     if not (mnist_root / "FashionMNIST").is_dir():
         pytest.skip(f"no FashionMNIST in {mnist_root}")
     train.main([*command(name, tmp_path), f"--data.root={mnist_root}"])
     (record,) = tmp_path.glob("lightning_logs/*/results.json")
-    assert results_in(record)["samples"] == {"train": 55_000, "val": 5_000, "test": 10_000}
+    data = kind(root=str(mnist_root), batch_size=256 if name == "watermarked_mnist" else 128)
+    assert [len(data.load(split)) for split in ("train", "val", "test")] == [55_000, 5_000, 10_000]
+    assert results_in(record)["samples"] == {"train": 2 * data.batch_size, "val": 256, "test": 256}
 
 
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:ckpt_path. got None")
