@@ -36,10 +36,10 @@ class Results(Callback):
     ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
     ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
-    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` (images of each stage) and
-    ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop lost; of a
-    :class:`~callbacks.ResumableTest` that continued, of its last process). Numbers that are not finite are null;
-    ``not_finite`` maps their paths to ``nan`` or ``inf``.
+    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` (images of
+    each stage) and ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop
+    lost; of a :class:`~callbacks.ResumableTest` that continued, of its last process). Numbers that are not finite are
+    null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     The record of a test also has ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``),
     ``skipped`` (why an evaluation did not run, by its class) and, of a test of some images, ``intervals``: 95 %

@@ -207,9 +207,11 @@ def test_certified_by_any_of_several_methods_is_the_union():
     assert 0 < both[name] < 1
 
 
-def test_certified_in_linf_whatever_the_models_own_balls_and_in_learned_budgets():
+@pytest.mark.parametrize("epsilon", [0.02, 0.01])
+def test_certified_in_linf_whatever_the_models_own_balls_and_in_learned_budgets(epsilon):
+    """Names have the protocol's size, also where it is the model's own."""
     torch.manual_seed(0)
-    learned = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=0.02)
+    learned = ContextualBudgets(DMSmall(), BudgetGenerator(), epsilon=epsilon)
     settings = {"norm": "linf", "epsilons": [0.01], "pgd_steps": 0}
     names = [name for name in measured(learned, CertifiedEvaluation(**settings), test_images=8) if "certified" in name]
     own = "test/certified_accuracy/own_budgets_0.01"

@@ -42,8 +42,8 @@ class CertifiedEvaluation(Evaluation):
     An example is certified if the verifier's margin bound is above 0 for every other class. Logged:
 
     - ``<stage>/certified_accuracy/<threat model>``: fraction of examples that are certified. The threat model is
-      ``<norm>_<size>`` for balls, and ``own_budgets`` for learned budgets; sizes other than the module's append
-      ``_<size>`` to it. With several ``methods``, certified by any of them, and ``.../<method>`` for each
+      ``<norm>_<size>`` for balls, and ``own_budgets`` for learned budgets; sizes that ``epsilons`` gives are appended
+      as ``_<size>``. With several ``methods``, certified by any of them, and ``.../<method>`` for each
     - ``<stage>/accuracy/pgd_<steps>/<threat model>``, by default in tests: fraction of examples that are correct
       without perturbation and under a short attack in the same box
     - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
@@ -163,8 +163,8 @@ class CertifiedEvaluation(Evaluation):
         index, learned = 0, False
         for epsilon in tracked(self.epsilons or [module.epsilon]):
             for key, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):
-                own_size = threat_model.norm is not None or epsilon == module.epsilon  # a ball's name has its size
-                name = key if own_size else f"{key}_{epsilon:g}"
+                named = threat_model.norm is not None or self.epsilons is None  # a ball's name has its size
+                name = key if named else f"{key}_{epsilon:g}"
                 self._certify(module, name, threat_model, x, y, clean, index)
                 if threat_model.per_pixel is not None:
                     self._measure(f"budget/{name}", threat_model.per_pixel.expand_as(x), epsilon)

@@ -2,8 +2,8 @@
 
 A name is ``<stage>/<metric>``, where the stage is ``train``, ``val`` or ``test``. In patterns, ``<...>`` stands for one
 part of a name, without slashes. A threat model's part is ``<norm>_<size>``, such as ``linf_0.1``, with the size in
-pixel units, or tells whose budgets it has, such as ``own_budgets``; budgets of another size than the model's epsilon
-append it, as in ``own_budgets_0.2``.
+pixel units, or tells whose budgets it has, such as ``own_budgets``; budgets of sizes that an evaluation gives append
+them, as in ``own_budgets_0.2``.
 """
 
 from __future__ import annotations

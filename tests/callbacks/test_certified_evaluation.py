@@ -33,11 +33,11 @@ def test_accuracies_equal_a_direct_computation_for_each_size_and_threat_model(mo
     metrics = trainer_with(CertifiedEvaluation(epsilons=[0.002, 0.004])).test(module, data, verbose=False)[0]
     x, y = data.images("test")[torch.arange(299)]
     module.eval()
-    for epsilon, suffix in ((0.002, ""), (0.004, "_0.004")):
+    for epsilon in (0.002, 0.004):
         for name, threat_model in module.threat_models(x, epsilon).items():
             margins = FeedForwardVerifier().margins(module.classifier, threat_model.interval(x), y)
             expected = (margins > 0).all(1).double().mean().item()
-            full_name = f"{name}{suffix}" if name == "own_budgets" else name
+            full_name = f"{name}_{epsilon}" if name == "own_budgets" else name
             assert metrics[f"test/certified_accuracy/{full_name}"] == pytest.approx(expected, abs=1e-6)
             assert (f"test/certified_accuracy/{full_name}/common_map" in metrics) is (name == "own_budgets")
     assert metrics["test/accuracy/clean"] == pytest.approx((module(x).argmax(1) == y).double().mean().item(), abs=1e-6)
