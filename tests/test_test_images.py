@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning import Callback
 
-from callbacks import AdversarialEvaluation, AttackCase, GradientMaskingChecks
+from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks
 from callbacks.progress import Progress
 from callbacks.results import _intervals
 from datamodules import Digits
@@ -40,6 +41,28 @@ def test_some_images_get_the_verdicts_that_they_get_among_all():
         record = evaluation.recorded.outcomes["test/accuracy/pgd/linf_0.05"]
         outcomes[images] = bits(record)
     assert outcomes[50] == [outcomes[None][index] for index in spread(50, 299)]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [CertifiedEvaluation(pgd_steps=0), AdversarialEvaluation({"pgd": AttackCase(PGD(1))})]
+)
+def test_the_images_that_are_correct_without_perturbation_are_recorded(evaluation):
+    metrics = measured(stored(), evaluation, test_images=50)
+    verdicts = bits(evaluation.recorded.outcomes["test/accuracy/clean"])
+    assert len(verdicts) == 50
+    assert sum(verdicts) / 50 == pytest.approx(metrics["test/accuracy/clean"])
+
+
+def test_a_test_after_one_that_stopped_forgets_its_images():
+    class Stopping(Callback):
+        def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+            raise KeyboardInterrupt
+
+    module = stored()
+    whole = measured(stored())
+    with pytest.raises(SystemExit):
+        measured(module, Stopping(), eval_batch_size=40)
+    assert measured(module) == whole
 
 
 def bits(record):

@@ -177,6 +177,7 @@ class AdversarialEvaluation(Evaluation):
         all_examples = torch.arange(len(x), device=x.device)
         with self.seeded(x):
             clean = self._count("clean", module, self._judged("clean", module, x, y, all_examples))
+        self.note_clean(module, clean)
         remaining = all_examples if module.stochastic else clean.nonzero().squeeze(1)
         counts: dict[str, Tensor] = {}
         groups: dict[str, list[Tensor]] = {}

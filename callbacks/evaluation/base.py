@@ -114,6 +114,11 @@ class Evaluation(StageCallback, ABC):
         ):
             self.recorded.update("outcomes", name, self.indices, values[0])
 
+    def note_clean(self, module: RobustClassifier, correct: Tensor) -> None:
+        """Record which images are correct without perturbation, bool (B,); not with noise, which differs each time."""
+        if not module.stochastic:
+            self.recorded.update("outcomes", "accuracy/clean", self.indices, correct)
+
     def saved(
         self, module: RobustClassifier, key: str, depends_on: object, batch: Batch, compute: Callable[[], Rows]
     ) -> Rows:

@@ -160,6 +160,7 @@ class CertifiedEvaluation(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         with full_precision(x.device):
             clean = module(x).argmax(1) == y
+        self.note_clean(module, clean)
         index, learned = 0, False
         for epsilon in tracked(self.epsilons or [module.epsilon]):
             for key, threat_model in tracked(list(self._threat_models(module, x, epsilon).items())):

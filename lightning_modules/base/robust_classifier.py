@@ -136,8 +136,11 @@ class RobustClassifier(TrainingModule):
     # -- checks of inputs ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reset the number of logits, since networks may have changed after the last run, and check the run."""
+        """Forget the last run: the number of logits, since networks may change, and images of a stopped evaluation."""
         self._num_logits = None
+        for metric in self.clean_accuracy.values():
+            assert isinstance(metric, Accuracy)
+            metric.reset()
         super().setup(stage)
 
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
