@@ -1,6 +1,7 @@
 """Tables of README and docs are those of results/."""
 
 import json
+import re
 import shutil
 import statistics
 
@@ -10,6 +11,8 @@ from scipy import stats
 
 import report
 from reports.documents import outdated, update
+from reports.picture import svg
+from reports.report import make_report
 from robust.errors import SettingError
 from tests.testers import ROOT
 
@@ -27,6 +30,19 @@ def test_each_run_is_in_a_table():
     cited = {file for row in rows for file in [*row.get("runs", []), *row.get("against", [])]}
     files = {str(path.relative_to(ROOT / "results")) for path in (ROOT / "results").rglob("*.json")}
     assert {file for file in files if not file.startswith("benchmarks/")} == cited
+
+
+def test_the_picture_of_the_leaderboard_shows_its_runs():
+    """The marks carry their values; layout and fonts may differ between versions of the drawing library."""
+
+    def marks(picture):
+        return sorted(re.findall(r'aria-label="([^"]*accuracy: [^"]*)"', picture))
+
+    runs = yaml.safe_load((ROOT / "results" / "tables" / "leaderboard.yaml").read_text())["rows"]
+    files = sorted(ROOT / "results" / file for row in runs for file in row["runs"])
+    committed = marks((ROOT / "docs" / "images" / "digits_leaderboard.svg").read_text())
+    assert len(committed) > 100
+    assert committed == marks(svg(make_report(files, "test", None)))
 
 
 def test_each_table_is_in_a_page():
