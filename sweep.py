@@ -46,12 +46,14 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     study = open_study(study_file)
     restart_stopped(study)
+    seen = len(study.get_trials(deepcopy=False))
     context = get_context("spawn")
     lock = context.Lock()
     if given.processes == 1:
-        run_trials(study_file, lock, 0)
+        run_trials(study_file, lock, 0, seen)
     else:
-        workers = [context.Process(target=run_trials, args=(study_file, lock, k)) for k in range(given.processes)]
+        arguments = [(study_file, lock, worker, seen) for worker in range(given.processes)]
+        workers = [context.Process(target=run_trials, args=each) for each in arguments]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -61,15 +63,15 @@ def main(args: list[str] | None = None) -> None:
     report(study, study_file)
 
 
-def open_study(study_file: StudyFile, worker: int = 0) -> Study:
-    """The study in its folder, created if it is not there."""
+def open_study(study_file: StudyFile, seed: int = 0) -> Study:
+    """The study in its folder, created if it is not there; the seed is that of its draws."""
     folder = Path(study_file.folder)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = JournalFileBackend(str(folder / "study.journal"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(file),
-        sampler=optuna.samplers.TPESampler(seed=worker),
+        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner() if study_file.prune else optuna.pruners.NopPruner(),
         study_name="sweep",
         directions=list(study_file.objectives.values()),
@@ -90,9 +92,16 @@ def restart_stopped(study: Study) -> None:
         study.enqueue_trial(trial.params)
 
 
-def run_trials(study_file: StudyFile, lock: Lock, worker: int) -> None:
-    """Run trials until the study has its number of them."""
-    study = open_study(study_file, worker)
+def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> None:
+    """Run trials until the study has its number of them.
+
+    Args:
+        study_file: the sweep.
+        lock: held while a trial is asked for.
+        worker: number of this process.
+        seen: trials that the study had when the sweep started: one that goes on draws other settings than before.
+    """
+    study = open_study(study_file, worker + _MOST_WORKERS * seen)
     while (trial := next_trial(study, study_file, lock)) is not None:
         settings = study_file.suggest(trial)
         try:
@@ -108,13 +117,14 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int) -> None:
 
 def next_trial(study: Study, study_file: StudyFile, lock: Lock) -> Trial | None:
     """A new trial; None if there are enough."""
-    counted = (state for state in optuna.trial.TrialState if state not in _UNCOUNTED)
     with lock:
-        enough = len(study.get_trials(deepcopy=False, states=tuple(counted))) >= study_file.trials
+        enough = len(study.get_trials(deepcopy=False, states=_COUNTED)) >= study_file.trials
         return None if enough else study.ask()
 
 
-_UNCOUNTED = (optuna.trial.TrialState.FAIL, optuna.trial.TrialState.WAITING)
+_MOST_WORKERS = 1000  # that have seeds of their own
+_FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+_COUNTED = (*_FINISHED, optuna.trial.TrialState.RUNNING)
 
 
 def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) -> list[float]:
@@ -145,6 +155,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
 
 def report(study: Study, study_file: StudyFile) -> None:
     """Print the trials that no other is better than in all objectives, and write all to ``trials.json``."""
+    trials = study.get_trials(deepcopy=False)
     best = {trial.number for trial in study.best_trials}
     rows = [
         {
@@ -155,17 +166,21 @@ def report(study: Study, study_file: StudyFile) -> None:
             "by_seed": trial.user_attrs.get("by_seed"),
             "best": trial.number in best,
         }
-        for trial in study.get_trials(deepcopy=False)
+        for trial in trials
     ]
     path = Path(study_file.folder) / "trials.json"
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"Best of {len(rows)} trials ({', '.join(f'{d} {n}' for n, d in study_file.objectives.items())}):")
+    finished = [trial for trial in trials if trial.state in _FINISHED]
+    failed = [f"trial {trial.number}" for trial in trials if trial.state == optuna.trial.TrialState.FAIL]
+    print(f"Best of {len(finished)} trials ({', '.join(f'{d} {n}' for n, d in study_file.objectives.items())}):")
     for trial in sorted(study.best_trials, key=_values):
         shown = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(study_file.objectives, _values(trial), strict=True)
         )
         chosen = ", ".join(f"--{name} {value}" for name, value in trial.params.items())
         print(f"  trial {trial.number}: {shown}: {chosen}")
+    if failed:
+        print(f"Failed or stopped: {', '.join(failed)}")
     print(f"Trials: {path}")
 
 

@@ -160,12 +160,16 @@ class RobustCLI(LightningCLI):
         check_classes(plain["trainer"].get("callbacks"), "trainer.callbacks")
         check_batch_sizes(plain["data"], num_processes(config.trainer), str(self.subcommand))
         check_folders(plain)
+        self._warn_of_untrained_weights(config.get("ckpt_path"), plain["model"].get("init_args") or {})
         self._find_checkpoint(config.get("ckpt_path"))
+
+    def _warn_of_untrained_weights(self, checkpoint: Any, model: dict[str, Any]) -> None:
+        """Warn of an evaluation that has neither a checkpoint nor a file of the classifier's weights."""
+        if checkpoint is None and model.get("weights") is None and self.subcommand not in ("fit", "export"):
+            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
 
     def _find_checkpoint(self, path: Any) -> None:
         """Check the checkpoint at a path, or fetch it from elsewhere; a word needs the run's folder and comes later."""
-        if path is None and self.subcommand not in ("fit", "export"):
-            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
         if path is None or path in WORDS:
             return
         config = self.config[self.subcommand]

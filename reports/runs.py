@@ -117,10 +117,20 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(path.rglob(FILE))
-        require(bool(found), "runs", str(path), f"it has no {FILE}; give the log folder of a run, or a folder of such")
+        if not found:
+            raise SettingError("runs", str(path), f"it has no {FILE}; {_remedy(path)}")
         return found
     require(path.is_file(), "runs", str(path), f"it does not exist; give a log folder or a {FILE}")
     return [path]
+
+
+def _remedy(folder: Path) -> str:
+    """What to give instead of a folder without ``results.json``: its files, if it has records of other names."""
+    other = min(folder.rglob("*.json"), default=None)
+    if other is None:
+        return "give the log folder of a run, or a folder of such"
+    pattern = folder.joinpath(*("*" for _ in other.relative_to(folder).parts[1:]), "*.json")
+    return f"name those of its files that are records, such as {pattern}"
 
 
 def _records(file: Path) -> dict[str, Record]:

@@ -1,6 +1,7 @@
 """Networks of the user's own: from torchvision and timm, their weights, and the verifier that suits them."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -116,6 +117,22 @@ def test_weights_of_any_file_are_loaded(tmp_path):
     other = Plain()
     load_weights(other, str(last_checkpoint(tmp_path / "run-net.pth")), "weights")  # the classifier of a training
     assert torch.equal(other[1].weight, network[1].weight)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors", "zoo:digits_adversarial_training", None])
+def test_an_evaluation_without_weights_warns(name, tmp_path):
+    network = "DMSmall" if name and name.startswith("zoo:") else f"{__name__}.Plain"
+    save_file(Plain().state_dict(), tmp_path / "net.safetensors")
+    torch.save(Plain().state_dict(), tmp_path / "net.pth")
+    settings = [*STANDARD, f"--model.classifier={network}", "--data=Digits", *QUIET, "--trainer.limit_test_batches=1"]
+    if name is not None:
+        settings.append(f"--model.weights={name if name.startswith('zoo:') else tmp_path / name}")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        train.main(["test", *settings, f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    untrained = [str(each.message) for each in shown if "untrained weights" in str(each.message)]
+    message = "ckpt_path: got None; test runs on untrained weights, give a checkpoint"
+    assert untrained == ([] if name else [message])
 
 
 @pytest.mark.parametrize(

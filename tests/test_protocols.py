@@ -25,7 +25,7 @@ PROTOCOLS = sorted(path.stem for path in FOLDER.glob("protocol_*.yaml"))
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
 FEW = ["--data.test_images=6", "--data.eval_batch_size=3"]
-pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
+pytestmark = pytest.mark.filterwarnings("error:ckpt_path. got None", "ignore:gradient masking")
 
 
 @pytest.fixture(scope="module")

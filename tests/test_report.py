@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from xml.etree import ElementTree
 
@@ -184,6 +185,11 @@ def test_the_page_loads_nothing(tmp_path):
         ([], "runs: got []; give log folders of runs or files like results.json"),
         (["absent"], "runs: got 'absent'; it does not exist; give a log folder or a results.json"),
         (["empty"], "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of such"),
+        (
+            ["renamed"],
+            "runs: got 'renamed'; it has no results.json; name those of its files that are records, such as "
+            "renamed/*/*.json",
+        ),
         (["list.json"], "runs: got 'list.json'; it has no records with metrics; give a results.json"),
         (
             ["text.json"],
@@ -198,6 +204,8 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "renamed" / "b").mkdir(parents=True)
+    shutil.copy(tmp_path / "a" / "results.json", tmp_path / "renamed" / "b" / "mine.json")
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "text.json").write_text("text")
     assert report.main(arguments) == 2

@@ -91,6 +91,44 @@ def test_a_killed_sweep_goes_on_with_the_settings_of_the_killed_trial(tmp_path):
     assert again["settings"] == killed["settings"]
 
 
+def fake_objectives(monkeypatch, fails=()):
+    """Trials that train nothing; those of the given numbers raise."""
+
+    def measured(_, trial, settings):
+        if trial.number in fails:
+            raise ValueError("no memory")
+        return [settings["model.optimizer.lr"]]
+
+    monkeypatch.setattr(sweep, "objectives", measured)
+
+
+def test_a_sweep_that_goes_on_draws_new_settings(tmp_path, monkeypatch):
+    fake_objectives(monkeypatch)
+    for count in (2, 4, 5):  # each call stops after so many trials
+        sweep.main([write(tmp_path, trials=count)])
+    rates = [row["settings"]["model.optimizer.lr"] for row in trials(tmp_path)]
+    assert len(set(rates)) == 5
+    fresh = optuna.samplers.TPESampler(seed=0)
+    study = optuna.create_study(sampler=fresh, direction="maximize")
+    expected = [read_study(str(tmp_path / "study.yaml")).suggest(study.ask()) for _ in range(2)]
+    assert [row["settings"] for row in trials(tmp_path)[:2]] == expected, "a fresh study's seed is its worker's number"
+
+
+def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
+    fake_objectives(monkeypatch, fails=[1])
+    with pytest.raises(ValueError, match="no memory"):
+        sweep.main([write(tmp_path)])
+    sweep.main([write(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Best of 3 trials (")
+    assert lines[-2] == "Failed or stopped: trial 1"
+    assert len(trials(tmp_path)) == 4
+    fake_objectives(monkeypatch)
+    (tmp_path / "other").mkdir()
+    sweep.main([write(tmp_path / "other")])
+    assert "Failed" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_trials(tmp_path):
     sweep.main([write(tmp_path, seeds=[0], trials=4), "--processes=2"])
