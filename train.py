@@ -164,9 +164,12 @@ class RobustCLI(LightningCLI):
         self._find_checkpoint(config.get("ckpt_path"))
 
     def _warn_of_untrained_weights(self, checkpoint: Any, model: dict[str, Any]) -> None:
-        """Warn of an evaluation that has neither a checkpoint nor a file of the classifier's weights."""
-        if checkpoint is None and model.get("weights") is None and self.subcommand not in ("fit", "export"):
-            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on untrained weights, give a checkpoint")
+        """Warn of an evaluation without a checkpoint, unless the weights of all its networks are given."""
+        if checkpoint is not None or self.subcommand in ("fit", "export"):
+            return
+        untrained = "untrained weights" if model.get("weights") is None else "an untrained model.generator"
+        if model.get("weights") is None or model.get("generator") is not None:
+            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on {untrained}, give a checkpoint")
 
     def _find_checkpoint(self, path: Any) -> None:
         """Check the checkpoint at a path, or fetch it from elsewhere; a word needs the run's folder and comes later."""

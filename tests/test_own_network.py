@@ -14,7 +14,7 @@ from robust.checkpoints import load_weights
 from robust.errors import SettingError
 from robust.threat_models import LinfBall
 from tests.lirpa_cases import needs_lirpa
-from tests.testers import QUIET, error_of, last_checkpoint, results_in
+from tests.testers import QUIET, ROOT, error_of, last_checkpoint, results_in
 
 SMALL = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", *QUIET]
 SMALL += ["--data=Digits", "--data.batch_size=4", "--data.eval_batch_size=4"]
@@ -133,6 +133,13 @@ def test_an_evaluation_without_weights_warns(name, tmp_path):
     untrained = [str(each.message) for each in shown if "untrained weights" in str(each.message)]
     message = "ckpt_path: got None; test runs on untrained weights, give a checkpoint"
     assert untrained == ([] if name else [message])
+
+
+def test_an_evaluation_with_weights_of_the_classifier_alone_warns_of_the_generator(tmp_path):
+    settings = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]", *QUIET]
+    settings += ["--model.classifier=DMSmall", "--model.weights=zoo:digits_uniform_budgets"]
+    with pytest.warns(UserWarning, match=r"ckpt_path: got None; test runs on an untrained model.generator, give a"):
+        train.main(["test", *settings, "--trainer.limit_test_batches=1", f"--trainer.default_root_dir={tmp_path}"])
 
 
 @pytest.mark.parametrize(
