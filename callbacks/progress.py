@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks._stages import Stage, StageCallback
+from callbacks.trial import trial_seconds
 from robust.progress import unwatch, watch
 
 SECONDS = 0.5  # between two moves of the bar
@@ -22,11 +23,16 @@ def _staged(trainer: Trainer) -> list[StageCallback]:
     return [callback for callback in callbacks if isinstance(callback, StageCallback)]
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
 class Progress(Callback):
     """Moves the bar of validation and test inside a batch too, so that it shows the remaining time from the start.
 
     Attacks and evaluations report their steps (:mod:`robust.progress`). Without a terminal or a progress bar no bar is
-    drawn. After its first batch, a test that takes long prints the time that the others will take.
+    drawn. A test that takes long prints its time before it starts, by a trial on a few images, and, after its first
+    batch, that of the others.
     """
 
     def __init__(self) -> None:
@@ -41,7 +47,9 @@ class Progress(Callback):
     def on_test_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Watch the evaluations of this batch; before the second one, estimate the remaining time."""
+        """Watch the evaluations of this batch; before the first two, estimate the time."""
+        if batch_idx == 0 and (seconds := trial_seconds(trainer, pl_module, batch)) is not None:
+            rank_zero_info(f"Test: it takes about {_duration(seconds)}, by a trial on a few images")
         if batch_idx == 1:
             self._estimate(trainer)
         self._watch("test", trainer, batch_idx)
@@ -66,8 +74,9 @@ class Progress(Callback):
             for callback in _staged(trainer)
         )
         if seconds >= SHORT:
-            text = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-            rank_zero_info(f"Test: the other {batches - 1} batches take about {text}, by the time of the first")
+            rank_zero_info(
+                f"Test: the other {batches - 1} batches take about {_duration(seconds)}, by the time of the first"
+            )
 
     def _watch(self, stage: Stage, trainer: Trainer, batch_idx: int) -> None:
         if trainer.progress_bar_callback is None or not sys.stdout.isatty():

@@ -1,6 +1,7 @@
 """Tests on a part of the images: which ones, their verdicts, intervals and the estimate of the time."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning import Callback
 
-from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks
+from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, ResumableTest
 from callbacks.progress import Progress
 from callbacks.results import _intervals
 from datamodules import Digits
 from datamodules.loading import spread
-from robust.attacks import PGD
+from robust.attacks import PGD, Square
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval
 from tests.callbacks.trained import measured, stored
@@ -89,6 +90,32 @@ def test_a_test_of_some_batches_counts_their_images_alone(tmp_path):
     assert record["samples"] == {"test": 20}
     expected = wilson_interval(record["metrics"]["test/accuracy/clean"], 20, 299)
     assert record["intervals"]["test/accuracy/clean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch_size", [100, 300])
+def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_nothing(
+    batch_size, monkeypatch, caplog, tmp_path
+):
+    def evaluations():
+        attacks = {"pgd": AttackCase(PGD(5)), "square": AttackCase(Square(queries=5))}
+        return [
+            CertifiedEvaluation(),
+            AdversarialEvaluation(attacks, balls={"linf": 0.05, "l2": 0.5}),
+            GradientMaskingChecks({"linf": 0.05}, steps=1),
+        ]
+
+    def metrics(*others):
+        callbacks = evaluations()
+        values = measured(stored(), *others, *callbacks, eval_batch_size=batch_size)
+        return values, [each.recorded.outcomes for each in callbacks]
+
+    expected = metrics(Progress())
+    assert "by a trial" not in caplog.text, "it is short"
+    monkeypatch.setattr("callbacks.trial.LONG", 0.0)
+    with caplog.at_level("INFO"):
+        assert metrics(Progress(), ResumableTest(str(tmp_path / "kept"))) == expected
+    assert re.search(r"Test: it takes about \d+\.\d min, by a trial on a few images", caplog.text)
+    assert metrics(ResumableTest(str(tmp_path / "kept"))) == expected
 
 
 def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):

@@ -25,12 +25,16 @@ class ResumableTest(Callback):
     Args:
         folder: made if absent.
 
+    Attributes:
+        paused: whether a trial runs, which takes and leaves nothing there.
+
     Raises:
         SettingError: if the folder has results of other weights, settings or images, or cannot be written.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self.paused = False
         self._weights = ""
         self._kept: dict[str, tuple[SavedRows, Rows]] = {}
 
@@ -83,7 +87,7 @@ def kept(
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     resumable = next((each for each in callbacks if isinstance(each, ResumableTest)), None)
-    if resumable is None or not trainer.testing:
+    if resumable is None or resumable.paused or not trainer.testing:
         return compute()
     bytes_ = (x.detach() * 255).round().long().flatten(1)
     places = torch.arange(1, bytes_.shape[1] + 1, device=x.device)

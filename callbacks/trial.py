@@ -1,0 +1,78 @@
+"""The time that a test will take, known before it starts: a trial of its evaluations on two images."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.resumable import ResumableTest
+from lightning_modules.base import RobustClassifier
+
+FEW, MORE = 2, 8  # images of the two trials
+LONG = 300.0  # seconds; a test in which PASSES forward passes of all images take less gets no trial
+PASSES = 3000  # about as many as attacks in three norms take
+
+
+def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> float | None:
+    """Seconds that the evaluations of a test will take; None if this is short, or nothing that can be tried.
+
+    The evaluations run on the first two and the first eight images that are correct. The time of a batch is on the
+    straight line through these two, and counts for each batch that is due. Nothing that they measure is kept.
+
+    Args:
+        trainer: of the test.
+        module: what is evaluated.
+        batch: the first one, on the device.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    evaluations = [each for each in callbacks if isinstance(each, Evaluation)]
+    pair = isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(each, Tensor) for each in batch)
+    if not (evaluations and pair and isinstance(module, RobustClassifier)):
+        return None
+    (x, y), batches = batch, int(trainer.num_test_batches[0])
+    if not trainer.strategy.broadcast(_forward_seconds(module, x) * PASSES * batches >= LONG):
+        return None
+    chosen = _first_correct(module, x, y)
+    resumable = next((each for each in callbacks if isinstance(each, ResumableTest)), None)
+    if resumable is not None:
+        resumable.paused = True
+    seconds = 0.0
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        for evaluation in evaluations:
+            evaluation.on_test_batch_start(trainer, module, batch, 0)  # it may leave itself out
+            due = sum(evaluation.is_due("test", trainer, index) for index in range(batches))
+            if due:
+                few, more = (_seconds(evaluation, module, x[part], y[part]) for part in (chosen[:FEW], chosen))
+                slope = max(more - few, 0.0) / max(len(chosen) - FEW, 1)
+                seconds += due * (more + slope * (len(x) - len(chosen)))
+            evaluation.on_start("test", trainer, module)
+    if resumable is not None:
+        resumable.paused = False
+    return seconds
+
+
+def _seconds(evaluation: Evaluation, module: RobustClassifier, x: Tensor, y: Tensor) -> float:
+    start = time.perf_counter()
+    evaluation.evaluate_batch(module, (x, y), range(len(x)), 0)
+    return time.perf_counter() - start
+
+
+def _first_correct(module: RobustClassifier, x: Tensor, y: Tensor) -> Tensor:
+    """Indices of the first images that are correct, since attacks leave the others out; of the first if none is."""
+    correct = (module(x).argmax(1) == y).nonzero().squeeze(1)[:MORE]
+    return correct if len(correct) > 0 else torch.arange(min(MORE, len(x)), device=x.device)
+
+
+def _forward_seconds(module: RobustClassifier, x: Tensor) -> float:
+    """Seconds of the second of two forward passes."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        float(module(x).sum())  # waits for a GPU
+        seconds = time.perf_counter() - start
+    return seconds
