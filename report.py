@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", nargs="+", type=Path, default=[], help=help_text)
     parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")
-    parser.add_argument("--baseline", help="row to compare with: part of its label or folder; default: the first")
+    parser.add_argument(
+        "--baseline", help="row to compare with: its label, or part of it or of its folder; default: the first"
+    )
     parser.add_argument(
         "--update-docs", action="store_true", help="write the tables of results/ into the documentation"
     )

@@ -86,6 +86,13 @@ def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
     assert [found[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)
 
 
+def test_a_baseline_with_this_label_wins_over_parts_of_labels(tmp_path, capsys):
+    for folder, method in (("free", "FreeTraining"), ("plain", "Training"), ("again", "MultiTraining")):
+        write_run(tmp_path / folder, method)
+    assert report.main([str(tmp_path), "--baseline", "Training"]) == 0
+    assert "| Training (baseline) |" in capsys.readouterr().out
+
+
 def warned(tmp_path, **changes):
     """Warnings of a run that differs from two others as given."""
     for index in range(2):
