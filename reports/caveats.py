@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from reports import settings
 from reports.rows import Row
-from reports.runs import Run
+from reports.runs import Record, Run
 
 FEW_IMAGES = 1000
 ROUNDING = 1e-6
@@ -16,9 +16,9 @@ ROUNDING = 1e-6
 def add_caveats(rows: list[Row], stage: str) -> None:
     """Fill :attr:`Row.caveats`; what most rows have counts as the standard."""
     data = _most_common([_data(run) for row in rows for run in row.runs])
-    attacks = _common_attacks(rows)
+    attacks = _usual_attacks(rows, stage)
     for row in rows:
-        found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, data, attacks))]
+        found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
         row.caveats = list(dict.fromkeys([*found, *_of_row(row)]))
 
 
@@ -76,16 +76,18 @@ def _order(run: Run, stage: str) -> Iterator[str]:
                 yield f"contradiction, or other images: {name} is above {other}"
 
 
-def _other(run: Run, data: str, attacks: dict[str, str]) -> Iterator[str]:
+def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[str]:
     """Caveats relative to what most runs have."""
     if _data(run) and data and _data(run) != data:
         yield "other data than most rows"
-    own = _attacks(run)
-    if different := sorted(name for name in own.keys() & attacks.keys() if own[name] != attacks[name]):
+    own = _attacks(run, stage)
+    every = own | _other_attacks(run, stage)
+    if different := sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name]):
         yield f"unequal attacks: other settings of {', '.join(different)} than most rows"
-    if own and (absent := sorted(attacks.keys() - own.keys())):
+    expected = {name for name in usual if not name.startswith(settings.OTHER_EVALUATIONS)}
+    if own and (absent := sorted(expected - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"
-    if more := sorted(own.keys() - attacks.keys()):
+    if more := sorted(own.keys() - expected):
         yield f"unequal attacks: also {', '.join(more)}, unlike most rows"
 
 
@@ -93,18 +95,39 @@ def _data(run: Run) -> str:
     return settings.data((run.evaluations or run.records)[-1].get("config") or {})
 
 
-def _attacks(run: Run) -> dict[str, str]:
-    return {
-        name: each for record in run.evaluations for name, each in settings.attacks(record.get("config") or {}).items()
-    }
+def _attacks(run: Run, stage: str) -> dict[str, str]:
+    """The attacks of ``AdversarialEvaluation``, which all attacked rows should have."""
+    found: dict[str, str] = {}
+    for record in _of_stage(run, stage):
+        config, in_training = record.get("config") or {}, record is run.training
+        found |= settings.attacks(config, stage, run.metrics, in_training=in_training)
+    return found
 
 
-def _common_attacks(rows: list[Row]) -> dict[str, str]:
-    """The most common settings of the attacks that at least half of the attacked runs have."""
-    attacks = [found for row in rows for run in row.runs if (found := _attacks(run))]
+def _other_attacks(run: Run, stage: str) -> dict[str, str]:
+    """Settings of the attacks of other evaluations, which only some rows need to have."""
+    found: dict[str, str] = {}
+    for record in _of_stage(run, stage):
+        config, in_training = record.get("config") or {}, record is run.training
+        left_out = tuple(f"{name}." for name in record.get("skipped") or {})
+        others = settings.other_attacks(config, stage, in_training=in_training)
+        found |= {name: each for name, each in others.items() if not name.startswith(left_out)}
+    return found
+
+
+def _of_stage(run: Run, stage: str) -> list[Record]:
+    """The records that have metrics of the stage."""
+    return [record for record in run.records if any(name.startswith(f"{stage}/") for name in record["metrics"])]
+
+
+def _usual_attacks(rows: list[Row], stage: str) -> dict[str, str]:
+    """The most common settings: of the attacks that at least half of the attacked runs have, and of others' attacks."""
+    runs = [run for row in rows for run in row.runs]
+    attacks = [found for run in runs if (found := _attacks(run, stage))]
     counts = Counter(name for each in attacks for name in each)
-    common = [name for name, count in counts.items() if 2 * count >= len(attacks)]
-    return {name: _most_common([each[name] for each in attacks if name in each]) for name in common}
+    others = [_other_attacks(run, stage) for run in runs]
+    usual = {name for name, count in counts.items() if 2 * count >= len(attacks)} | {n for each in others for n in each}
+    return {name: _most_common([each[name] for each in (*attacks, *others) if name in each]) for name in sorted(usual)}
 
 
 def _most_common(values: list[str]) -> str:
