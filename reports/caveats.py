@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -19,13 +20,20 @@ def add_caveats(rows: list[Row], stage: str) -> None:
     attacks = _usual_attacks(rows, stage)
     for row in rows:
         found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
-        row.caveats = list(dict.fromkeys([*found, *_of_row(row)]))
+        row.caveats = list(dict.fromkeys([*found, *_of_row(row, stage)]))
 
 
-def _of_row(row: Row) -> Iterator[str]:
+def _of_row(row: Row, stage: str) -> Iterator[str]:
     commits = {str(record.get("commit")).removesuffix("-dirty") for run in row.runs for record in run.records}
     if len(commits) > 1:
         yield f"{len(commits)} commits: {', '.join(sorted(commit[:7] for commit in commits))}"
+    if failed := [count for run in row.runs if (count := run.metrics.get(f"{stage}/masking/failed_checks"))]:
+        low, high = f"{min(failed):.0f}", f"{max(failed):.0f}"
+        yield f"masked gradients: {low if low == high else f'{low} to {high}'} checks failed"
+    above = [found for run in row.runs if (found := _above_clean(run, stage))]
+    if above:
+        runs = f" in {len(above)} of {len(row.runs)} runs" if len(row.runs) > 1 else ""
+        yield f"attacked above clean{runs}, or of other images: {above[0]}"
 
 
 def _of_run(run: Run, stage: str) -> Iterator[str]:
@@ -36,8 +44,6 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
         yield "dirty commit: the code had changes that are not committed"
     if any(record.get("commit") is None for record in run.records):
         yield "unknown commit"
-    if run.metrics.get(f"{stage}/masking/failed_checks"):
-        yield f"masked gradients: {run.metrics[f'{stage}/masking/failed_checks']:.0f} checks failed"
     for record in run.evaluations:
         for name, reason in (record.get("skipped") or {}).items():
             yield f"{name} was left out: {reason.partition('; leave')[0]}"  # the remedy was for the run
@@ -74,6 +80,28 @@ def _order(run: Run, stage: str) -> Iterator[str]:
         for other, value in upper:
             if certified > value + ROUNDING:
                 yield f"contradiction, or other images: {name} is above {other}"
+
+
+def _above_clean(run: Run, stage: str) -> str:
+    """Attacked accuracies that are more than one image above the clean one, with both values; empty if none is.
+
+    Networks with noise have a clean accuracy that is the mean over as many passes as the attacked ones, and validations
+    of some batches one of the attacked images.
+    """
+    prefix = f"{stage}/accuracy"
+    of_attacked, of_all = run.metrics.get(f"{prefix}/clean/attacked"), run.metrics.get(f"{prefix}/clean")
+    clean = of_all if of_attacked is None else of_attacked
+    if clean is None:
+        return ""
+    counts = [record["samples"][stage] for record in run.evaluations if stage in (record.get("samples") or {})]
+    images = run.metrics.get(f"{stage}/attacked_samples") or min(counts, default=FEW_IMAGES)
+    attacked = {
+        name.removeprefix(f"{prefix}/"): value
+        for name, value in run.metrics.items()
+        if re.fullmatch(f"{prefix}/(?!(clean|group|worst)/)[^/]+/[^/]+", name) and value is not None
+    }
+    above = [f"{name} {value:.2%}" for name, value in attacked.items() if value > clean + 1 / images + ROUNDING]
+    return ", ".join([*above, f"clean {clean:.2%}"]).replace("%", " %") if above else ""
 
 
 def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[str]:

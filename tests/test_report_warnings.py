@@ -3,7 +3,7 @@
 import pytest
 
 from reports.report import make_report
-from tests.recorded_runs import write_run
+from tests.recorded_runs import CLEAN, write_run
 
 PGD = {"class_path": "robust.attacks.PGD", "init_args": {"steps": 20}}
 MINIMAX = {"steps": 10, "step_size": 0.025, "epsilon": 0.1, "restarts": 2}
@@ -87,3 +87,35 @@ def test_evaluations_of_tests_alone_are_not_compared_in_validations(tmp_path):
     validated(tmp_path, "TRADES", ["linf_0.1"])
     validated(tmp_path, "MSD", ["l2_1.5"], every_n_epochs=None)
     assert caveats(tmp_path, "val") == {"TRADES": [], "MSD": []}
+
+
+SQUARE = "test/accuracy/square/l1_12"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "warnings"),
+    [
+        ({CLEAN: 0.953, SQUARE: 0.956}, ["square/l1_12 95.60 %, clean 95.30 %"]),
+        ({CLEAN: 0.953, SQUARE: 0.954}, []),  # one image of the thousand
+        ({CLEAN: 0.953, SQUARE: 0.956, f"{CLEAN}/attacked": 0.961}, []),  # the mean over passes
+        ({CLEAN: 0.97, SQUARE: 0.956, f"{CLEAN}/attacked": 0.953}, ["square/l1_12 95.60 %, clean 95.30 %"]),
+        ({CLEAN: 0.953, f"{CLEAN}/vote": 0.97, "test/accuracy/group/odd": 0.99}, []),
+    ],
+)
+def test_an_attacked_accuracy_above_the_clean_one_is_warned_of(tmp_path, metrics, warnings):
+    write_run(tmp_path / "a", metrics=metrics | {"test/attacked_samples": 1000.0})
+    assert caveats(tmp_path) == {"TRADES": [f"attacked above clean, or of other images: {each}" for each in warnings]}
+
+
+def test_an_attacked_accuracy_above_the_clean_one_is_warned_of_once_in_a_row(tmp_path):
+    for seed, square in enumerate((0.96, 0.5, 0.97)):
+        write_run(tmp_path / f"{seed}", seed=seed, metrics={CLEAN: 0.953, SQUARE: square})
+    warning = "attacked above clean in 2 of 3 runs, or of other images: square/l1_12 96.00 %, clean 95.30 %"
+    assert caveats(tmp_path) == {"TRADES": [warning]}
+
+
+@pytest.mark.parametrize(("failed", "checks"), [((10, 8, 0), "8 to 10"), ((8, 8, 8), "8")])
+def test_masked_gradients_of_several_runs_are_one_warning(tmp_path, failed, checks):
+    for seed, count in enumerate(failed):
+        write_run(tmp_path / f"{seed}", seed=seed, metrics={CLEAN: 0.9, "test/masking/failed_checks": float(count)})
+    assert caveats(tmp_path) == {"TRADES": [f"masked gradients: {checks} checks failed"]}
