@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         require(bool(given.runs), "runs", [], "give log folders of runs or files like results.json")
         for output in given.output:
+            require(not output.is_dir(), "output", str(output), "it is a folder; give a file")
             require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
             require(output.parent.is_dir(), "output", str(output), "its folder does not exist; make it first")
         report = make_report(given.runs, given.stage, given.baseline)

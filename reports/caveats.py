@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from reports import settings
+from reports.records import Record
 from reports.rows import Row
-from reports.runs import Record, Run
+from reports.runs import Run
 
 FEW_IMAGES = 1000
 ROUNDING = 1e-6
