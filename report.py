@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         require(bool(given.runs), "runs", [], "give log folders of runs or files like results.json")
         for output in given.output:
+            require(not output.is_dir(), "output", str(output), "it is a folder; give a file")
             require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
             require(output.parent.is_dir(), "output", str(output), "its folder does not exist; make it first")
         report = make_report(given.runs, given.stage, given.baseline)
@@ -52,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", nargs="+", type=Path, default=[], help=help_text)
     parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")
-    parser.add_argument("--baseline", help="row to compare with: part of its label or folder; default: the first")
+    parser.add_argument(
+        "--baseline", help="row to compare with: its label, or part of it or of its folder; default: the first"
+    )
     parser.add_argument(
         "--update-docs", action="store_true", help="write the tables of results/ into the documentation"
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
 from reports import settings
+from reports.records import Record
 from reports.rows import Row
 from reports.runs import Run
 
@@ -16,16 +18,23 @@ ROUNDING = 1e-6
 def add_caveats(rows: list[Row], stage: str) -> None:
     """Fill :attr:`Row.caveats`; what most rows have counts as the standard."""
     data = _most_common([_data(run) for row in rows for run in row.runs])
-    attacks = _common_attacks(rows)
+    attacks = _usual_attacks(rows, stage)
     for row in rows:
-        found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, data, attacks))]
-        row.caveats = list(dict.fromkeys([*found, *_of_row(row)]))
+        found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
+        row.caveats = list(dict.fromkeys([*found, *_of_row(row, stage)]))
 
 
-def _of_row(row: Row) -> Iterator[str]:
+def _of_row(row: Row, stage: str) -> Iterator[str]:
     commits = {str(record.get("commit")).removesuffix("-dirty") for run in row.runs for record in run.records}
     if len(commits) > 1:
         yield f"{len(commits)} commits: {', '.join(sorted(commit[:7] for commit in commits))}"
+    if failed := [count for run in row.runs if (count := run.metrics.get(f"{stage}/masking/failed_checks"))]:
+        low, high = f"{min(failed):.0f}", f"{max(failed):.0f}"
+        yield f"masked gradients: {low if low == high else f'{low} to {high}'} checks failed"
+    above = [found for run in row.runs if (found := _above_clean(run, stage))]
+    if above:
+        runs = f" in {len(above)} of {len(row.runs)} runs" if len(row.runs) > 1 else ""
+        yield f"attacked above clean{runs}, or of other images: {above[0]}"
 
 
 def _of_run(run: Run, stage: str) -> Iterator[str]:
@@ -36,8 +45,6 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
         yield "dirty commit: the code had changes that are not committed"
     if any(record.get("commit") is None for record in run.records):
         yield "unknown commit"
-    if run.metrics.get(f"{stage}/masking/failed_checks"):
-        yield f"masked gradients: {run.metrics[f'{stage}/masking/failed_checks']:.0f} checks failed"
     for record in run.evaluations:
         for name, reason in (record.get("skipped") or {}).items():
             yield f"{name} was left out: {reason.partition('; leave')[0]}"  # the remedy was for the run
@@ -76,16 +83,40 @@ def _order(run: Run, stage: str) -> Iterator[str]:
                 yield f"contradiction, or other images: {name} is above {other}"
 
 
-def _other(run: Run, data: str, attacks: dict[str, str]) -> Iterator[str]:
+def _above_clean(run: Run, stage: str) -> str:
+    """Attacked accuracies that are more than one image above the clean one, with both values; empty if none is.
+
+    Networks with noise have a clean accuracy that is the mean over as many passes as the attacked ones, and validations
+    of some batches one of the attacked images.
+    """
+    prefix = f"{stage}/accuracy"
+    of_attacked, of_all = run.metrics.get(f"{prefix}/clean/attacked"), run.metrics.get(f"{prefix}/clean")
+    clean = of_all if of_attacked is None else of_attacked
+    if clean is None:
+        return ""
+    counts = [record["samples"][stage] for record in run.evaluations if stage in (record.get("samples") or {})]
+    images = run.metrics.get(f"{stage}/attacked_samples") or min(counts, default=FEW_IMAGES)
+    attacked = {
+        name.removeprefix(f"{prefix}/"): value
+        for name, value in run.metrics.items()
+        if re.fullmatch(f"{prefix}/(?!(clean|group|worst)/)[^/]+/[^/]+", name) and value is not None
+    }
+    above = [f"{name} {value:.2%}" for name, value in attacked.items() if value > clean + 1 / images + ROUNDING]
+    return ", ".join([*above, f"clean {clean:.2%}"]).replace("%", " %") if above else ""
+
+
+def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[str]:
     """Caveats relative to what most runs have."""
     if _data(run) and data and _data(run) != data:
         yield "other data than most rows"
-    own = _attacks(run)
-    if different := sorted(name for name in own.keys() & attacks.keys() if own[name] != attacks[name]):
+    own = _attacks(run, stage)
+    every = own | _other_attacks(run, stage)
+    if different := sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name]):
         yield f"unequal attacks: other settings of {', '.join(different)} than most rows"
-    if own and (absent := sorted(attacks.keys() - own.keys())):
+    expected = {name for name in usual if not name.startswith(settings.OTHER_EVALUATIONS)}
+    if own and (absent := sorted(expected - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"
-    if more := sorted(own.keys() - attacks.keys()):
+    if more := sorted(own.keys() - expected):
         yield f"unequal attacks: also {', '.join(more)}, unlike most rows"
 
 
@@ -93,18 +124,39 @@ def _data(run: Run) -> str:
     return settings.data((run.evaluations or run.records)[-1].get("config") or {})
 
 
-def _attacks(run: Run) -> dict[str, str]:
-    return {
-        name: each for record in run.evaluations for name, each in settings.attacks(record.get("config") or {}).items()
-    }
+def _attacks(run: Run, stage: str) -> dict[str, str]:
+    """The attacks of ``AdversarialEvaluation``, which all attacked rows should have."""
+    found: dict[str, str] = {}
+    for record in _of_stage(run, stage):
+        config, in_training = record.get("config") or {}, record is run.training
+        found |= settings.attacks(config, stage, run.metrics, in_training=in_training)
+    return found
 
 
-def _common_attacks(rows: list[Row]) -> dict[str, str]:
-    """The most common settings of the attacks that at least half of the attacked runs have."""
-    attacks = [found for row in rows for run in row.runs if (found := _attacks(run))]
+def _other_attacks(run: Run, stage: str) -> dict[str, str]:
+    """Settings of the attacks of other evaluations, which only some rows need to have."""
+    found: dict[str, str] = {}
+    for record in _of_stage(run, stage):
+        config, in_training = record.get("config") or {}, record is run.training
+        left_out = tuple(f"{name}." for name in record.get("skipped") or {})
+        others = settings.other_attacks(config, stage, in_training=in_training)
+        found |= {name: each for name, each in others.items() if not name.startswith(left_out)}
+    return found
+
+
+def _of_stage(run: Run, stage: str) -> list[Record]:
+    """The records that have metrics of the stage."""
+    return [record for record in run.records if any(name.startswith(f"{stage}/") for name in record["metrics"])]
+
+
+def _usual_attacks(rows: list[Row], stage: str) -> dict[str, str]:
+    """The most common settings: of the attacks that at least half of the attacked runs have, and of others' attacks."""
+    runs = [run for row in rows for run in row.runs]
+    attacks = [found for run in runs if (found := _attacks(run, stage))]
     counts = Counter(name for each in attacks for name in each)
-    common = [name for name, count in counts.items() if 2 * count >= len(attacks)]
-    return {name: _most_common([each[name] for each in attacks if name in each]) for name in common}
+    others = [_other_attacks(run, stage) for run in runs]
+    usual = {name for name, count in counts.items() if 2 * count >= len(attacks)} | {n for each in others for n in each}
+    return {name: _most_common([each[name] for each in (*attacks, *others) if name in each]) for name in sorted(usual)}
 
 
 def _most_common(values: list[str]) -> str:

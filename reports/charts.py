@@ -11,7 +11,9 @@ from reports.curves import Curve
 from reports.rows import Row
 
 Points = list[dict[str, Any]]
+Look = dict[str, Any]  # encodings of colour and shape
 MOST_COLORS = 10  # with more rows, colours are those of methods
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 # Okabe and Ito's colours without black and yellow, and four more, each visible on white and on nearly black
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8b6fd1", "#7f8c1f", "#d6455d", "#7a8794"]
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
@@ -27,7 +29,7 @@ _CONFIG: dict[str, Any] = {
         "tickColor": "currentColor",
         "labelLimit": 200,
     },
-    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 260, "titleLimit": 280, "symbolLimit": 12},
+    "legend": {**_TEXT, "orient": "bottom", "columns": 1, "labelLimit": 260, "titleLimit": 280, "symbolLimit": 0},
 }
 
 
@@ -103,23 +105,27 @@ def draw(
     """Vega-Lite specifications by the chart's name, without the charts that have no points."""
     field = "row" if len(rows) <= MOST_COLORS else "method"
     names = list(dict.fromkeys(row.label if field == "row" else row.method for row in rows))
-    color = alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=PALETTE))
+    look = _look(field, names)
+    margin, fraction = ("margin:Q", "certified margin (logits)"), ("fraction:Q", "fraction of images")
     charts = {
-        "pareto": _pareto(fronts, color),
-        "epsilon": _lines(sizes, color, "epsilon:Q", "ε (pixel units)", "accuracy:Q", "accuracy", "curve"),
-        "margins": _lines(
-            certified_margins,
-            color,
-            "margin:Q",
-            "certified margin (logits)",
-            "fraction:Q",
-            "fraction of images",
-            "metric",
-        ),
-        "training": _lines(curves, color, "step:Q", "step", "value:Q", "value", "metric"),
+        "pareto": _pareto(fronts, look),
+        "epsilon": _lines(sizes, look, ("epsilon:Q", "ε (pixel units)"), ("accuracy:Q", "accuracy"), "curve"),
+        "margins": _lines(certified_margins, look, margin, fraction, "metric"),
+        "training": _lines(curves, look, ("step:Q", "step"), ("value:Q", "value"), "metric"),
     }
     data = {"pareto": fronts, "epsilon": sizes, "margins": certified_margins, "training": curves}
     return {name: chart.to_dict() for name, chart in charts.items() if data[name]}
+
+
+def _look(field: str, names: list[str]) -> Look:
+    """Colour and shape of each name: with more names than colours, those of one colour differ by their shape."""
+    few = len(names) <= len(PALETTE)
+    colors = alt.Scale(domain=names, range=PALETTE) if few else alt.Scale(domain=names, scheme="tableau20")
+    legend = alt.Legend(columns=1 if few else 2)
+    return {
+        "color": alt.Color(f"{field}:N", title=None, scale=colors, legend=legend),
+        "shape": alt.Shape(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=SHAPES), legend=legend),
+    }
 
 
 def _who(row: Row) -> dict[str, str]:
@@ -137,30 +143,31 @@ def _is_robust(name: str, stage: str) -> bool:
     )
 
 
-def _pareto(points: Points, color: alt.Color) -> alt.LayerChart:
+def _pareto(points: Points, look: Look) -> alt.LayerChart:
     chosen, shown = _dropdown("metric", points)
     x = alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     y = alt.Y("robust:Q", title="robust accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
     line = base.transform_filter("datum.front").mark_line(color="currentColor", opacity=0.5, strokeDash=[4, 3])
-    dots = base.mark_point(filled=True, size=110, opacity=0.95)
+    dots = base.mark_point(filled=True, size=110, opacity=0.95, strokeWidth=2)
     tooltip = ["row:N", alt.Tooltip("clean:Q", format=".2%"), alt.Tooltip("robust:Q", format=".2%")]
-    shape = alt.Shape("front:N", scale=alt.Scale(domain=[True, False], range=["diamond", "circle"]), legend=None)
+    outline = alt.condition("datum.front", alt.value("currentColor"), alt.value("transparent"))
     layers = alt.layer(
-        line.encode(x=x, y=y, order="clean:Q"), dots.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
+        line.encode(x=x, y=y, order="clean:Q"), dots.encode(x=x, y=y, stroke=outline, tooltip=tooltip, **look)
     )
     return _finished(layers.add_params(chosen))
 
 
-def _lines(points: Points, color: alt.Color, x: str, x_title: str, y: str, y_title: str, choice: str) -> alt.LayerChart:
+def _lines(points: Points, look: Look, x: tuple[str, str], y: tuple[str, str], choice: str) -> alt.LayerChart:
+    """Lines of two fields, each given with its title; ``choice`` is the field of the dropdown."""
     chosen, shown = _dropdown(choice, points)
     base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
-    line = base.mark_line(point=alt.OverlayMarkDef(size=18), strokeWidth=2).encode(
-        x=alt.X(x, title=x_title),
-        y=alt.Y(y, title=y_title),
-        color=color,
+    line = base.mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=2).encode(
+        x=alt.X(x[0], title=x[1]),
+        y=alt.Y(y[0], title=y[1]),
         detail="row:N",
-        tooltip=["row:N", x, alt.Tooltip(y, format=".4")],
+        tooltip=["row:N", x[0], alt.Tooltip(y[0], format=".4")],
+        **look,
     )
     return _finished(alt.layer(line).add_params(chosen))
 

@@ -56,21 +56,26 @@ def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: st
     Args:
         paths: run folders, folders of such, or files like ``results.json``.
         stage: whose metrics.
-        baseline: part of the label or of a run's name of the row to compare with; by default the first row.
+        baseline: label of the row to compare with, or a part of its label or of a run's name; by default the first row.
 
     Raises:
         SettingError: if a path has no records, or not exactly one row fits ``baseline``.
     """
     rows = group(read_runs(paths))
     add_caveats(rows, stage)
-    fitting = [index for index, row in enumerate(rows) if baseline is None or _fits(row, baseline)]
-    if baseline is not None and len(fitting) != 1:
-        labels = ", ".join(row.label for row in rows)
-        raise SettingError("baseline", baseline, f"{len(fitting)} rows fit; give a part of one of these: {labels}")
+    chosen = 0 if baseline is None else _baseline(rows, baseline)
     found = columns(rows, stage)
-    differences = {name: compare(rows, rows[fitting[0]], name) for name, _ in found}
-    return Report(rows, found, stage, fitting[0], differences)
+    differences = {name: compare(rows, rows[chosen], name) for name, _ in found}
+    return Report(rows, found, stage, chosen, differences)
 
 
-def _fits(row: Row, baseline: str) -> bool:
-    return row.label == baseline or baseline in row.label or any(baseline in run.name for run in row.runs)
+def _baseline(rows: list[Row], given: str) -> int:
+    """Index of the row with this label, else of the one row that has it in its label or in a run's name."""
+    equal = [index for index, row in enumerate(rows) if row.label == given]
+    fitting = equal or [
+        index for index, row in enumerate(rows) if given in row.label or any(given in run.name for run in row.runs)
+    ]
+    if len(fitting) != 1:
+        labels = ", ".join(row.label for row in rows)
+        raise SettingError("baseline", given, f"{len(fitting)} rows fit; give a part of one of these: {labels}")
+    return fitting[0]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reports.records import FILE, Record, read_records
 from robust.errors import SettingError, require
 from robust.metric_names.old_names import new_metrics
-
-FILE = "results.json"
-Record = dict[str, Any]
 
 
 @dataclass
@@ -101,7 +98,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     runs: dict[tuple[Path, str], Run] = {}
     for file in dict.fromkeys(file for path in paths for file in _files(Path(path))):
-        records = _records(file)
+        records = read_records(file)
         trained = _folder(records.get("fit") or {})
         for name, record in records.items():
             kind = name.partition("-")[0]
@@ -110,7 +107,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)
             if run.training is None and owner.is_file():
-                run.training = _records(owner).get("fit")
+                run.training = read_records(owner).get("fit")
     return list(runs.values())
 
 
@@ -131,23 +128,6 @@ def _remedy(folder: Path) -> str:
         return "give the log folder of a run, or a folder of such"
     pattern = folder.joinpath(*("*" for _ in other.relative_to(folder).parts[1:]), "*.json")
     return f"name those of its files that are records, such as {pattern}"
-
-
-def _records(file: Path) -> dict[str, Record]:
-    """The records of a file by name.
-
-    Raises:
-        SettingError: if the file has another format.
-    """
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SettingError("runs", str(file), f"it is no JSON ({error}); give a {FILE}") from None
-    well_formed = isinstance(records, dict) and all(
-        isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in records.values()
-    )
-    require(well_formed and bool(records), "runs", str(file), f"it has no records with metrics; give a {FILE}")
-    return dict(records)
 
 
 def _folder(record: Record) -> Path | None:

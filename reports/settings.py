@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Seeds, folders and what only observes the run: two runs that differ in these alone are one experiment.
@@ -28,6 +29,7 @@ _OTHER_TRAINER = (
 )
 _OTHER_DATA = ("seed", "root", "download", "num_workers", "eval_batch_size")
 _TRAINING_DATA = ("batch_size", "augmentation")  # of no importance to an evaluation
+OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # of other_attacks
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -61,28 +63,75 @@ def data(config: dict[str, Any]) -> str:
     return text({name: each for name, each in settings.items() if each is not None})
 
 
-def attacks(config: dict[str, Any]) -> dict[str, str]:
-    """Settings of each attack of ``AdversarialEvaluation`` as text, by its name and threat model."""
+def attacks(
+    config: dict[str, Any], stage: str = "test", measured: Iterable[str] = (), *, in_training: bool = False
+) -> dict[str, str]:
+    """Settings of each attack of ``AdversarialEvaluation`` as text, by its name and threat model.
+
+    Args:
+        config: settings of a run.
+        stage: whose metrics are compared.
+        measured: names of the run's metrics: they say what a module's own threat models are.
+        in_training: whether the run is a training, with validations after some epochs alone.
+    """
     found: dict[str, str] = {}
-    for callback in (config.get("trainer") or {}).get("callbacks") or []:
-        if not isinstance(callback, dict) or not str(callback.get("class_path")).endswith("AdversarialEvaluation"):
-            continue
-        given = callback.get("init_args") or {}
+    for given in _evaluations(config, "AdversarialEvaluation", in_training):
         balls = given.get("balls") or {}
         for key, case in (given.get("attacks") or {}).items():
-            for target in _targets(case, balls):
-                found[f"{case.get('name') or key} in {target}".strip()] = text(case.get("attack"))
+            name = case.get("name") or key
+            own = [each for metric in measured if (each := _own_threat_model(metric, f"{stage}/accuracy/{name}/"))]
+            for target in _targets(case, balls, own):
+                found[f"{name} in {target}".strip()] = text(case.get("attack"))
     return found
 
 
-def _targets(case: dict[str, Any], balls: dict[str, Any]) -> list[str]:
-    """The threat models of a case, with their sizes."""
+def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: bool = False) -> dict[str, str]:
+    """Settings of the evaluations that attack in their own way, as text by class and setting; as :func:`attacks`."""
+    found: dict[str, Any] = {}
+    for given in _evaluations(config, "WeightedMinimaxEvaluation", in_training) if stage == "test" else ():
+        own_epsilon = ((config.get("model") or {}).get("init_args") or {}).get("epsilon")
+        settings = {name: given.get(name) for name in ("steps", "step_size", "epsilon", "restarts")}
+        settings["epsilon"] = own_epsilon if settings["epsilon"] is None else settings["epsilon"]
+        found |= {f"WeightedMinimaxEvaluation.{name}": value for name, value in settings.items()}
+    for given in _evaluations(config, "CertifiedEvaluation", in_training):
+        default = 5 if stage == "test" else 0
+        steps = default if given.get("pgd_steps") is None else given["pgd_steps"]
+        found |= {"CertifiedEvaluation.pgd_steps": steps} if steps else {}
+    for given in _evaluations(config, "RobustnessScore", in_training):
+        found["RobustnessScore.attacks"] = given.get("attacks")
+    return {name: text(value) for name, value in found.items()}
+
+
+def _evaluations(config: dict[str, Any], name: str, in_training: bool) -> Iterator[dict[str, Any]]:
+    """Settings of the callbacks of a class that evaluate in the run."""
+    for callback in (config.get("trainer") or {}).get("callbacks") or []:
+        if not isinstance(callback, dict) or not str(callback.get("class_path")).endswith(name):
+            continue
+        given = callback.get("init_args") or {}
+        default = 1 if name == "CertifiedEvaluation" else None
+        if not in_training or given.get("every_n_epochs", default) is not None:
+            yield given
+
+
+def _own_threat_model(metric: str, prefix: str) -> str | None:
+    """The threat model of an accuracy under the attack with this prefix, such as ``linf 0.1``; None for others."""
+    name = metric.removeprefix(prefix)
+    return name.replace("_", " ") if metric.startswith(prefix) and "/" not in name else None
+
+
+def _targets(case: dict[str, Any], balls: dict[str, Any], own: list[str]) -> list[str]:
+    """The threat models of a case, with their sizes; ``own`` are those of the module, as far as they are known."""
     norm = case.get("norm")
-    if balls and not norm and not case.get("threat_model"):
-        return [f"{name} {size}" for name, size in balls.items()]
+    if not norm and not case.get("threat_model"):
+        return [f"{name} {_short(size)}" for name, size in balls.items()] or own or ["its own threat models"]
     target = flat({"": case.get("threat_model") or norm})
-    own = next((each for name, each in target.items() if "epsilon" in name), balls.get(norm or "", ""))
-    return [f"{target.get('') or 'its own threat models'} {case.get('epsilon') or own}"]
+    size = next((each for name, each in target.items() if "epsilon" in name), balls.get(norm or "", ""))
+    return [f"{target['']} {_short(case.get('epsilon') or size)}"]
+
+
+def _short(value: Any) -> str:
+    """A size as in the names of metrics."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def text(value: Any) -> str:

@@ -19,8 +19,10 @@ def attack(steps=20, name="pgd"):
     return {"class_path": "callbacks.AdversarialEvaluation", "init_args": evaluation}
 
 
-def write_run(folder, method="TRADES", seed=0, metrics=None, *, data=None, callbacks=(), model=None, **record):
-    """Write ``results.json`` of a training and its test; returns the folder."""
+def write_run(
+    folder, method="TRADES", seed=0, metrics=None, *, fit=None, data=None, callbacks=(), model=None, **record
+):
+    """Write ``results.json`` of a training, with the metrics ``fit``, and its test; returns the folder."""
     config = {
         "seed_everything": seed,
         "trainer": {"max_epochs": 3, "default_root_dir": str(folder), "callbacks": list(callbacks)},
@@ -35,7 +37,7 @@ def write_run(folder, method="TRADES", seed=0, metrics=None, *, data=None, callb
         "wall_time": 60.0,
         "config": config,
     }
-    fit = common | {"metrics": {"val/accuracy/clean": 0.5}, "command": "python train.py fit --config mine.yaml"}
+    fit = common | {"metrics": fit or {"val/accuracy/clean": 0.5}, "command": "python train.py fit --config mine.yaml"}
     test = common | {"metrics": metrics or {CLEAN: 0.9}, "command": "python train.py fit", "samples": {"test": 5000}}
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"fit": fit | record, "test": test | record}))

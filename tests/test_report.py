@@ -87,6 +87,13 @@ def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
     assert [found[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)
 
 
+def test_a_baseline_with_this_label_wins_over_parts_of_labels(tmp_path, capsys):
+    for folder, method in (("free", "FreeTraining"), ("plain", "Training"), ("again", "MultiTraining")):
+        write_run(tmp_path / folder, method)
+    assert report.main([str(tmp_path), "--baseline", "Training"]) == 0
+    assert "| Training (baseline) |" in capsys.readouterr().out
+
+
 def warned(tmp_path, **changes):
     """Warnings of a run that differs from two others as given."""
     for index in range(2):
@@ -196,6 +203,7 @@ def test_the_page_loads_nothing(tmp_path):
             "runs: got 'text.json'; it is no JSON (Expecting value: line 1 column 1 (char 0)); give a results",
         ),
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
+        (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
         (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
         (["a", "--baseline", "MSD"], "baseline: got 'MSD'; 0 rows fit; give a part of one of these: TRADES"),
     ],

@@ -1,0 +1,33 @@
+"""Charts of many methods: each has a look of its own, and the legend shows them all."""
+
+import itertools
+
+import pytest
+import vl_convert
+
+from reports import charts
+from reports.report import make_report
+from tests.recorded_runs import ATTACKED, CLEAN, write_run
+
+
+def drawn(folder, count):
+    """The chart of clean against attacked accuracy of so many methods."""
+    for index in range(count):
+        write_run(folder / f"{index:02}", f"Method{index:02}", metrics={CLEAN: 0.9 + index / 1000, ATTACKED: 0.5})
+    rows = make_report([folder], "test", None).rows
+    return charts.draw(rows, charts.pareto_fronts(rows, "test"), [], [], [])["pareto"]
+
+
+@pytest.mark.parametrize("count", [4, 24])
+def test_the_legend_shows_every_method(tmp_path, count):
+    picture = vl_convert.vegalite_to_svg(drawn(tmp_path, count) | {"width": 600})
+    assert all(f"Method{index:02}" in picture for index in range(count))
+    assert " entries" not in picture, "Vega writes so where it cuts a legend"
+
+
+def test_no_two_methods_have_one_colour_and_one_shape(tmp_path):
+    looks = [layer["encoding"] for layer in drawn(tmp_path, 24)["layer"] if "shape" in layer["encoding"]]
+    (look,) = looks
+    assert look["color"]["scale"]["scheme"] == "tableau20"
+    shapes = look["shape"]["scale"]["range"]
+    assert len(set(zip(itertools.cycle(range(20)), itertools.islice(itertools.cycle(shapes), 24), strict=False))) == 24

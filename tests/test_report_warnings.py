@@ -1,0 +1,121 @@
+"""Warnings of a report: unequal evaluations, figures that contradict each other, several runs of a row."""
+
+import pytest
+
+from reports.report import make_report
+from tests.recorded_runs import CLEAN, write_run
+
+PGD = {"class_path": "robust.attacks.PGD", "init_args": {"steps": 20}}
+MINIMAX = {"steps": 10, "step_size": 0.025, "epsilon": 0.1, "restarts": 2}
+
+
+def caveats(folder, stage="test"):
+    """The warnings by the row's label."""
+    return {row.label: row.caveats for row in make_report([folder], stage, None).rows}
+
+
+def callback(name, **settings):
+    return {"class_path": f"callbacks.{name}", "init_args": settings}
+
+
+def three_runs(folder, usual, changed, stage="test", **record):
+    """Warnings of a run whose callback differs from that of two others as given."""
+    for seed in range(2):
+        write_run(folder / f"usual{seed}", seed=seed, callbacks=[usual])
+    write_run(folder / "changed", "MSD", callbacks=changed, **record)
+    found = caveats(folder, stage)
+    assert found["TRADES"] == []
+    return found["MSD"]
+
+
+@pytest.mark.parametrize(
+    ("name", "usual", "changed", "setting"),
+    [
+        *(
+            ("WeightedMinimaxEvaluation", MINIMAX, MINIMAX | changed, next(iter(changed)))
+            for changed in ({"steps": 5}, {"step_size": 0.01}, {"epsilon": 0.2}, {"restarts": 1})
+        ),
+        ("CertifiedEvaluation", {"pgd_steps": 20}, {"pgd_steps": None}, "pgd_steps"),
+        ("RobustnessScore", {"attacks": {"pgd": PGD}}, {"attacks": {"pgd": PGD, "fgsm": {}}}, "attacks"),
+    ],
+)
+def test_other_settings_of_an_evaluation_are_unequal_attacks(tmp_path, name, usual, changed, setting):
+    warnings = three_runs(tmp_path, callback(name, **usual), [callback(name, **changed)])
+    assert warnings == [f"unequal attacks: other settings of {name}.{setting} than most rows"]
+
+
+@pytest.mark.parametrize(
+    ("name", "usual", "changed"),
+    [
+        ("WeightedMinimaxEvaluation", MINIMAX, MINIMAX | {"epsilon": None, "alphas": [1.0], "seed": 1}),
+        ("CertifiedEvaluation", {"pgd_steps": 5}, {"methods": ["ibp"]}),  # by default tests have 5 steps
+        ("CertifiedEvaluation", {"pgd_steps": 20}, {"pgd_steps": 0}),  # without attack
+    ],
+)
+def test_settings_that_decide_no_compared_figure_are_not_warned_of(tmp_path, name, usual, changed):
+    assert three_runs(tmp_path, callback(name, **usual), [callback(name, **changed)]) == []
+
+
+def test_rows_that_lack_an_evaluation_are_not_warned_of(tmp_path):
+    assert three_runs(tmp_path, callback("WeightedMinimaxEvaluation", **MINIMAX), []) == []
+
+
+def test_an_evaluation_that_was_left_out_is_not_compared(tmp_path):
+    score, changed = callback("RobustnessScore", attacks={}), callback("RobustnessScore", attacks={"pgd": PGD})
+    skipped = {"RobustnessScore": "it has noise"}
+    assert three_runs(tmp_path, score, [changed], skipped=skipped) == ["RobustnessScore was left out: it has noise"]
+
+
+def validated(folder, method, sizes, every_n_epochs=1):
+    """A run whose validations attack in the balls that the module has of its own, and whose test does not."""
+    names = [f"val/accuracy/pgd/{size}" for size in sizes]
+    evaluation = callback("AdversarialEvaluation", attacks={"pgd": {"attack": PGD}}, every_n_epochs=every_n_epochs)
+    write_run(folder / method, method, fit=dict.fromkeys([*names, "val/accuracy/union"], 0.5), callbacks=[evaluation])
+
+
+def test_unions_of_validations_in_other_norms_are_unequal(tmp_path):
+    validated(tmp_path, "AdversarialTraining", ["linf_0.1"])
+    validated(tmp_path, "TRADES", ["linf_0.1"])
+    validated(tmp_path, "MNGAC", ["linf_0.1", "l2_1.5"])
+    found = caveats(tmp_path, "val")
+    assert found["AdversarialTraining"] == found["TRADES"] == []
+    assert found["MNGAC"] == ["unequal attacks: also pgd in l2 1.5, unlike most rows"]
+    assert caveats(tmp_path)["MNGAC"] == [], "the test has the same attacks"
+
+
+def test_evaluations_of_tests_alone_are_not_compared_in_validations(tmp_path):
+    validated(tmp_path, "TRADES", ["linf_0.1"])
+    validated(tmp_path, "MSD", ["l2_1.5"], every_n_epochs=None)
+    assert caveats(tmp_path, "val") == {"TRADES": [], "MSD": []}
+
+
+SQUARE = "test/accuracy/square/l1_12"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "warnings"),
+    [
+        ({CLEAN: 0.953, SQUARE: 0.956}, ["square/l1_12 95.60 %, clean 95.30 %"]),
+        ({CLEAN: 0.953, SQUARE: 0.954}, []),  # one image of the thousand
+        ({CLEAN: 0.953, SQUARE: 0.956, f"{CLEAN}/attacked": 0.961}, []),  # the mean over passes
+        ({CLEAN: 0.97, SQUARE: 0.956, f"{CLEAN}/attacked": 0.953}, ["square/l1_12 95.60 %, clean 95.30 %"]),
+        ({CLEAN: 0.953, f"{CLEAN}/vote": 0.97, "test/accuracy/group/odd": 0.99}, []),
+    ],
+)
+def test_an_attacked_accuracy_above_the_clean_one_is_warned_of(tmp_path, metrics, warnings):
+    write_run(tmp_path / "a", metrics=metrics | {"test/attacked_samples": 1000.0})
+    assert caveats(tmp_path) == {"TRADES": [f"attacked above clean, or of other images: {each}" for each in warnings]}
+
+
+def test_an_attacked_accuracy_above_the_clean_one_is_warned_of_once_in_a_row(tmp_path):
+    for seed, square in enumerate((0.96, 0.5, 0.97)):
+        write_run(tmp_path / f"{seed}", seed=seed, metrics={CLEAN: 0.953, SQUARE: square})
+    warning = "attacked above clean in 2 of 3 runs, or of other images: square/l1_12 96.00 %, clean 95.30 %"
+    assert caveats(tmp_path) == {"TRADES": [warning]}
+
+
+@pytest.mark.parametrize(("failed", "checks"), [((10, 8, 0), "8 to 10"), ((8, 8, 8), "8")])
+def test_masked_gradients_of_several_runs_are_one_warning(tmp_path, failed, checks):
+    for seed, count in enumerate(failed):
+        write_run(tmp_path / f"{seed}", seed=seed, metrics={CLEAN: 0.9, "test/masking/failed_checks": float(count)})
+    assert caveats(tmp_path) == {"TRADES": [f"masked gradients: {checks} checks failed"]}
