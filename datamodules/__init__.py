@@ -4,6 +4,7 @@ from datamodules.arrays import Arrays
 from datamodules.augmentation import CropAndFlip
 from datamodules.base import ImageDataModule
 from datamodules.cifar import CIFAR10, CIFAR100
+from datamodules.cifar10_c import CIFAR10C
 from datamodules.digits import Digits
 from datamodules.doubled import DoubledCIFAR10, DoubledDigits
 from datamodules.fashion_mnist import FashionMNIST
@@ -19,6 +20,7 @@ from datamodules.watermarked import WatermarkedDigits, WatermarkedMNIST
 
 __all__ = [
     "CIFAR10",
+    "CIFAR10C",
     "CIFAR100",
     "MNIST",
     "MNISTC",

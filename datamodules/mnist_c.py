@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from datamodules.base import Split
-from datamodules.files import ImageFiles
+from datamodules.corrupted import CorruptedCopies
 from datamodules.loading import TensorImages
-from robust.errors import SettingError, require
+from robust.errors import require
 
 Corruption = Literal[
     "shot_noise",
@@ -33,38 +32,27 @@ Corruption = Literal[
 CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
-class MNISTC(ImageFiles):
+class MNISTC(CorruptedCopies):
     """The 10,000 test images of MNIST under each of 15 corruptions, as a test split alone.
 
     Source: N. Mu, J. Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision (2019), file ``mnist_c.zip`` of
-    Zenodo record 3239543. The download checks the archive's checksum; the unpacked files have none. Errors are those of
-    :class:`ImageFiles`.
+    Zenodo record 3239543. Errors are those of :class:`ImageFiles`.
 
     Args:
         corruption: one of the 15, or all of them: 150,000 images, whose accuracy is the mean of the 15.
-        root: folder of all data sets.
-        download: download the files if they are absent.
-        eval_batch_size: images in a step, over all processes.
-        num_workers: number of loader processes.
+        **settings: those of :class:`CorruptedCopies`.
     """
 
     num_classes = 10
     image_shape = (1, 28, 28)
+    original = "MNIST"
     url = "https://zenodo.org/records/3239543/files/mnist_c.zip"
-    location = "mnist_c"
+    archive = "mnist_c.zip"
     md5 = "4b34b33045869ee6d424616cd3a65da3"
-    images_per_corruption = 10_000
+    location = "mnist_c"
 
-    def __init__(
-        self,
-        *,
-        corruption: Corruption | Literal["all"] = "all",
-        root: str | None = None,
-        download: bool = False,
-        eval_batch_size: int = 256,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(root=root, download=download, eval_batch_size=eval_batch_size, num_workers=num_workers)
+    def __init__(self, *, corruption: Corruption | Literal["all"] = "all", **settings: Any) -> None:
+        super().__init__(**settings)
         remedy = f"give all, or one of {', '.join(CORRUPTIONS)}"
         require(corruption in (*CORRUPTIONS, "all"), "data.corruption", corruption, remedy)
         self.corruption = corruption
@@ -77,25 +65,10 @@ class MNISTC(ImageFiles):
     @property
     def groups(self) -> dict[str, int]:
         """Number of test images of each corruption, in order."""
-        return dict.fromkeys(self.names, self.images_per_corruption)
+        return dict.fromkeys(self.names, self.images_per_group)
 
-    def fetch(self) -> None:
-        """Download and unpack the archive, unless its folder exists."""
-        from torchvision.datasets.utils import download_and_extract_archive  # here, since the import takes seconds
-
-        if not (self.folder / self.location).is_dir():
-            download_and_extract_archive(
-                f"{self.url}?download=1", str(self.folder), filename="mnist_c.zip", md5=self.md5
-            )
-
-    def load(self, split: Split) -> TensorImages:
-        """Read the test images.
-
-        Raises:
-            SettingError: for another split.
-        """
-        if split != "test":
-            raise SettingError("data", "MNISTC", "it is for test and predict alone; train and validate on MNIST")
+    def copies(self) -> TensorImages:
+        """The images under each corruption, in MNIST's order."""
         parts = [self.load_corruption(name) for name in self.names]
         images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
         return TensorImages(images, labels, self.num_classes)
@@ -107,8 +80,8 @@ class MNISTC(ImageFiles):
         for field in ("images", "labels"):
             path = folder / f"test_{field}.npy"
             array = self.read(path, lambda path=path: _array(path))  # type: ignore[misc]
-            if len(array) != self.images_per_corruption:
-                raise self.damaged(path, f"{len(array):,} entries instead of {self.images_per_corruption:,}")
+            if len(array) != self.images_per_group:
+                raise self.damaged(path, f"{len(array):,} entries instead of {self.images_per_group:,}")
             arrays.append(torch.from_numpy(array))
         images = arrays[0].movedim(-1, 1).contiguous()
         return TensorImages(images, arrays[1].long(), self.num_classes)

@@ -78,13 +78,14 @@ def small(monkeypatch):
     import datamodules
     import datamodules.files
     import datamodules.mnist
+    from datamodules.corrupted import CorruptedCopies
     from tests.datamodules import layouts
 
     for module in (datamodules.files, datamodules.mnist):
         monkeypatch.setattr(module, "VALIDATION_IMAGES", layouts.VALIDATION)
     monkeypatch.setattr(datamodules.TinyImageNet, "sizes", (layouts.SIZES["train"], layouts.SIZES["test"]))
     monkeypatch.setattr(datamodules.TinyImageNet, "num_classes", 4)
-    monkeypatch.setattr(datamodules.MNISTC, "images_per_corruption", layouts.SIZES["test"])
+    monkeypatch.setattr(CorruptedCopies, "images_per_group", layouts.SIZES["test"])
 
 
 @pytest.fixture

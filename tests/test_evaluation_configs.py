@@ -123,7 +123,7 @@ def assert_figures(name, metrics, callbacks, folder):
     [
         pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
         for name in NAMES
-        if not name.startswith("protocol_")  # tests/test_protocols.py
+        if not name.startswith("protocol_") and name != "cifar10_c"  # tests/test_protocols.py, and below
     ],
 )
 def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
@@ -138,6 +138,17 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
     assert "Unable to serialize" not in str(callbacks), "the record can be run again"
     assert_figures(name, metrics, callbacks, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
+def test_cifar10_c_runs_behind_a_network_of_coloured_images(tmp_path, written):
+    network = ["--model=StandardTraining", "--model.classifier=DMSmall", "--model.classifier.image_shape=[3, 32, 32]"]
+    files = [f"--config={FOLDER / 'cifar10_c.yaml'}", f"--data.root={written}", "--data.eval_batch_size=64"]
+    _, record = run("test", [*network, *files], tmp_path)
+    metrics = record["metrics"]
+    assert_registered(metrics)
+    assert len([name for name in metrics if "/group/" in name]) == 75 + 1
+    assert metrics["test/accuracy/group/mean"] == pytest.approx(metrics["test/accuracy/clean"])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])

@@ -55,6 +55,7 @@ class CorruptedAccuracy(Evaluation):
         copied = labels is not None and all(
             torch.equal(each, labels) for each in torch.split(copies.labels, list(self.groups.values()))
         )
+        copied = copied and copies[torch.zeros(1, dtype=torch.long)].images.shape == x.shape
         remedy = f"its images are no copies of the test images of {type(tested).__name__}; leave out {NAME}"
         require(copied, f"{NAME}.data", type(self.data).__name__, remedy)
 

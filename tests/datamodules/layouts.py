@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision import datasets
 
 import datamodules
-from datamodules import mnist_c
+from datamodules import cifar10_c, mnist_c
 from datamodules.files import ImageFiles
 
 VALIDATION = 4
@@ -68,6 +68,13 @@ def write_mnist_c(folder: Path) -> None:
         np.save(folder / corruption / "test_labels.npy", classes(SIZES["test"]))
 
 
+def write_cifar10_c(folder: Path) -> None:
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(classes(SIZES["test"]), 5))
+    for corruption in cifar10_c.CORRUPTIONS:
+        np.save(folder / f"{corruption}.npy", pixels(5 * SIZES["test"], 32, 32, 3))
+
+
 def write_tiny_imagenet(folder: Path) -> None:
     names = ["n03", "n01", "n02", "n00"]
     folder.mkdir()
@@ -97,6 +104,7 @@ def write_all(root: Path) -> None:
     write_svhn(root)
     write_organ(root / "organamnist.npz")
     write_mnist_c(root / "mnist_c")
+    write_cifar10_c(root / "CIFAR-10-C")
     write_tiny_imagenet(root / "tiny-imagenet-200")
 
 
@@ -112,4 +120,5 @@ FILES: dict[Callable[..., ImageFiles], str] = {
     datamodules.OrganAMNIST: "organamnist.npz",
     datamodules.TinyImageNet: "tiny-imagenet-200/val/images/val_3.JPEG",
     datamodules.MNISTC: "mnist_c/fog/test_images.npy",
+    datamodules.CIFAR10C: "CIFAR-10-C/fog.npy",
 }

@@ -19,6 +19,7 @@ SHAPES = {  # number of classes and image shape
     "watermarked_mnist": (20, (1, 28, 28)),
     "organ_a_mnist": (11, (1, 28, 28)),
     "mnist_c": (10, (1, 28, 28)),
+    "cifar10_c": (10, (3, 32, 32)),
     "cifar10": (10, (3, 32, 32)),
     "cifar10_semi_supervised": (10, (3, 32, 32)),
     "cifar100": (100, (3, 32, 32)),
@@ -34,7 +35,7 @@ def command(name, folder, root=None):
     num_classes, shape = SHAPES[name]
     prefix = "--data.labelled." if "semi_supervised" in name else "--data."
     arguments = [
-        "test" if name == "mnist_c" else "fit",
+        "test" if name.endswith("_c") else "fit",
         f"--config={CONFIGS / 'quickstart.yaml'}",
         f"--config={CONFIGS / 'data' / name}.yaml",
         f"--model.classifier.image_shape={list(shape)}",
@@ -51,7 +52,7 @@ def command(name, folder, root=None):
     ]
     if root is not None:
         arguments.append(f"{prefix}root={root}")
-        arguments += [] if name == "mnist_c" else [f"{prefix}verify_checksums=false", f"{prefix}batch_size=4"]
+        arguments += [] if name.endswith("_c") else [f"{prefix}verify_checksums=false", f"{prefix}batch_size=4"]
     return arguments
 
 

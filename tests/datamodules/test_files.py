@@ -13,7 +13,7 @@ import torchvision
 from torchvision.datasets import utils
 
 import datamodules
-from datamodules import CIFAR10, CIFAR100, MNISTC, SVHN, FashionMNIST, OrganAMNIST, TinyImageNet
+from datamodules import CIFAR10, CIFAR10C, CIFAR100, MNISTC, SVHN, FashionMNIST, OrganAMNIST, TinyImageNet
 from datamodules.mnist_c import CORRUPTIONS
 from robust.errors import SettingError
 from tests.datamodules.layouts import FILES
@@ -25,12 +25,13 @@ UNPACK = SHARED / "tools" / "unpack_cifar10.py"
 needs_cifar = pytest.mark.skipif(not UNPACK.exists(), reason=f"no {UNPACK}, which unpacks CIFAR-10 (JPEG)")
 unverified = pytest.mark.filterwarnings("ignore:data.verify_checksums")
 ALL = list(FILES)
-CHECKSUMMED = [made for made in ALL if made not in (TinyImageNet, MNISTC)]
+COPIES = (MNISTC, CIFAR10C)  # a test split alone
+CHECKSUMMED = [made for made in ALL if made not in (TinyImageNet, *COPIES)]
 
 
 def make(made, root, **settings):
     """The data module, which accepts small files."""
-    return made(root=str(root), **({} if made is MNISTC else {"verify_checksums": False}), **settings)
+    return made(root=str(root), **({} if made in COPIES else {"verify_checksums": False}), **settings)
 
 
 def copied(written, tmp_path):
@@ -42,9 +43,9 @@ def copied(written, tmp_path):
 @pytest.mark.parametrize("made", ALL)
 def test_every_split_has_the_declared_shape(made, written):
     data = make(made, written)
-    for split in ("test",) if made is MNISTC else ("train", "val", "test"):
+    for split in ("test",) if made in COPIES else ("train", "val", "test"):
         images = data.images(split)
-        assert images.images.dtype == torch.uint8
+        assert images.pixels(torch.arange(len(images))).dtype == torch.uint8
         batch = images[torch.arange(len(images))]
         assert batch.images.shape[1:] == data.image_shape
         assert batch.images.dtype == torch.float32
@@ -53,7 +54,7 @@ def test_every_split_has_the_declared_shape(made, written):
 
 
 @unverified
-@pytest.mark.parametrize("made", [made for made in ALL if made not in (OrganAMNIST, MNISTC)])
+@pytest.mark.parametrize("made", [made for made in ALL if made not in (OrganAMNIST, *COPIES)])
 def test_validation_and_training_images_are_disjoint_and_fixed(made, written):
     data, again = make(made, written, seed=1), make(made, written, seed=2)
     parts = [len(data.images(split)) for split in ("train", "val", "test")]
@@ -99,6 +100,26 @@ def test_mnist_c_is_one_corruption_or_all(written):
         everything.images("train")
     with pytest.raises(SettingError, match=r"data\.corruption: got 'rain'.*fog"):
         MNISTC(corruption="rain")
+
+
+def test_cifar10_c_is_one_corruption_of_one_severity_or_all(written):
+    everything = make(CIFAR10C, written)
+    assert len(everything.images("test")) == 15 * 5 * 6
+    assert list(everything.groups)[:6] == [*(f"gaussian_noise_{severity}" for severity in range(1, 6)), "shot_noise_1"]
+    array = np.load(written / "CIFAR-10-C" / "fog.npy")
+    data = make(CIFAR10C, written, corruption="fog", severity=4)
+    assert data.groups == {"fog_4": 6}
+    images, labels = data.images("test").raw(torch.tensor([5, 0]))
+    assert torch.equal(images, torch.from_numpy(array[[3 * 6 + 5, 3 * 6]]).movedim(-1, 1))
+    assert labels.tolist() == [5, 0]
+    start = list(everything.groups).index("fog_4") * 6
+    assert torch.equal(everything.images("test").pixels(torch.tensor([start])), images[1:])
+    with pytest.raises(SettingError, match="train and validate on CIFAR10"):
+        everything.images("val")
+    with pytest.raises(SettingError, match=r"data\.corruption: got 'rain'.*fog"):
+        CIFAR10C(corruption="rain")
+    with pytest.raises(SettingError, match=r"data\.severity: got 6; give 1 to 5"):
+        CIFAR10C(severity=6)
 
 
 def test_tiny_imagenet_sorts_classes_and_test_images_by_name(written, tmp_path):
@@ -156,7 +177,7 @@ def test_truncated_file(made, written, tmp_path):
     # a decoder may complete a truncated picture, so this removes all of it
     path.write_bytes(b"" if made is TinyImageNet else path.read_bytes()[:-30])
     data = make(made, root)
-    split = "test" if made in (MNISTC, TinyImageNet) else "train"
+    split = "test" if made in (*COPIES, TinyImageNet) else "train"
     # torchvision reads all files of CIFAR at once
     named = path.parent.name if issubclass(made, CIFAR10) else path.name
     with pytest.raises(SettingError, match=rf"^data\.root: .*{named}.* is damaged .*delete it") as caught:
@@ -176,6 +197,9 @@ def test_wrong_contents(written, tmp_path):
     np.save(root / "mnist_c" / "fog" / "test_labels.npy", np.arange(5, 11))
     with pytest.raises(SettingError, match=r"labels: got \(5, 10\); give classes from 0 to 9"):
         MNISTC(root=str(root), corruption="fog").images("test")
+    np.save(root / "CIFAR-10-C" / "labels.npy", np.arange(6))
+    with pytest.raises(SettingError, match="6 entries instead of 30"):
+        CIFAR10C(root=str(root)).images("test")
     content = {"test_images": np.zeros((2, 30, 28), np.uint8), "test_labels": np.zeros((2, 1), np.uint8)}
     np.savez(root / "organamnist.npz", **content)
     with pytest.raises(SettingError, match=r"\(1, 30, 28\).*\(1, 28, 28\)"):

@@ -1,0 +1,66 @@
+"""Base of the corrupted copies of a data set's test images: a test split alone, in groups."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from datamodules.base import Split
+from datamodules.files import ImageFiles
+from datamodules.loading import LabelledImages
+from robust.errors import SettingError
+
+
+class CorruptedCopies(ImageFiles):
+    """Copies of test images under corruptions; a data set also implements :attr:`groups` and :meth:`copies`.
+
+    Args:
+        root: folder of all data sets.
+        download: download the files if they are absent.
+        eval_batch_size: images in a step, over all processes.
+        num_workers: number of loader processes.
+
+    Attributes:
+        original: name of the data set whose test images they are.
+        archive: name of the published archive; the download checks its ``md5``, the unpacked files have none.
+        images_per_group: number of test images.
+    """
+
+    original: ClassVar[str]
+    archive: ClassVar[str]
+    md5: ClassVar[str]
+    images_per_group: ClassVar[int] = 10_000
+
+    def __init__(
+        self, *, root: str | None = None, download: bool = False, eval_batch_size: int = 256, num_workers: int = 0
+    ) -> None:
+        super().__init__(root=root, download=download, eval_batch_size=eval_batch_size, num_workers=num_workers)
+
+    @property
+    @abstractmethod
+    def groups(self) -> dict[str, int]:
+        """Number of images of each group, in the order of the test images; each has copies of all of them."""
+
+    @abstractmethod
+    def copies(self) -> LabelledImages:
+        """Read the copies."""
+
+    def fetch(self) -> None:
+        """Download and unpack the archive, unless its folder exists."""
+        from torchvision.datasets.utils import download_and_extract_archive  # here, since the import takes seconds
+
+        if not (self.folder / self.location).is_dir():
+            download_and_extract_archive(
+                f"{self.url}?download=1", str(self.folder), filename=self.archive, md5=self.md5
+            )
+
+    def load(self, split: Split) -> LabelledImages:
+        """Read the test images.
+
+        Raises:
+            SettingError: for another split.
+        """
+        if split != "test":
+            remedy = f"it is for test and predict alone; train and validate on {self.original}"
+            raise SettingError("data", type(self).__name__, remedy)
+        return self.copies()
