@@ -14,7 +14,7 @@ from callbacks.evaluation.resumable import ResumableTest
 from lightning_modules.base import RobustClassifier
 
 FEW, MORE = 2, 8  # images of the two trials
-LONG = 300.0  # seconds; a test in which PASSES forward passes of all images take less gets no trial
+LONG = 120.0  # seconds; a test in which PASSES forward passes of all images take less gets no trial
 PASSES = 3000  # about as many as attacks in three norms take
 
 
