@@ -12,6 +12,7 @@ from reports.charts import PALETTE
 from reports.report import Report
 
 WIDTH = 520  # pixels of the scale
+WIDER = 60  # pixels of room for fonts that are wider than those by which texts are placed
 
 
 def svg(report: Report) -> str:
@@ -62,5 +63,7 @@ def _chart(points: list[dict[str, Any]], metrics: list[str], order: list[str]) -
         x=scale, shape=alt.Shape("metric:N", title=None, scale=alt.Scale(domain=metrics))
     )
     chart = (lines + dots).properties(width=WIDTH, height=alt.Step(20), background="white")
-    specification: dict[str, Any] = chart.configure_legend(orient="bottom", columns=4, labelLimit=200).to_dict()
+    chart = chart.properties(padding={"left": WIDER, "right": WIDER, "top": 5, "bottom": 5})
+    legend = {"orient": "bottom", "columns": 3, "labelLimit": 200, "columnPadding": WIDER}
+    specification: dict[str, Any] = chart.configure_legend(**legend).to_dict()
     return specification
