@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
-from callbacks.evaluation.resumable import ResumableTest
+from callbacks.evaluation.resumable import ResumableTest, paused
 from lightning_modules.base import RobustClassifier
 
 FEW, MORE = 2, 8  # images of the two trials
@@ -37,12 +37,9 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
     (x, y), batches = batch, int(trainer.num_test_batches[0])
     if not trainer.strategy.broadcast(_forward_seconds(module, x) * PASSES * batches >= LONG):
         return None
-    chosen = _first_correct(module, x, y)
-    resumable = next((each for each in callbacks if isinstance(each, ResumableTest)), None)
-    if resumable is not None:
-        resumable.paused = True
-    seconds = 0.0
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+    chosen, seconds = _first_correct(module, x, y), 0.0
+    resumable = [each for each in callbacks if isinstance(each, ResumableTest)]
+    with paused(resumable), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         for evaluation in evaluations:
             evaluation.on_test_batch_start(trainer, module, batch, 0)  # it may leave itself out
             due = sum(evaluation.is_due("test", trainer, index) for index in range(batches))
@@ -51,8 +48,6 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
                 slope = max(more - few, 0.0) / max(len(chosen) - FEW, 1)
                 seconds += due * (more + slope * (len(x) - len(chosen)))
             evaluation.on_start("test", trainer, module)
-    if resumable is not None:
-        resumable.paused = False
     return seconds
 
 
