@@ -48,7 +48,7 @@ class Progress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
     ) -> None:
         """Watch the evaluations of this batch; before the first two, estimate the time."""
-        if batch_idx == 0 and (seconds := trial_seconds(trainer, pl_module, batch)) is not None:
+        if batch_idx == 0 and (seconds := trial_seconds(trainer, pl_module, batch) or 0.0) >= SHORT:
             rank_zero_info(f"Test: it takes about {_duration(seconds)}, by a trial on a few images")
         if batch_idx == 1:
             self._estimate(trainer)

@@ -54,7 +54,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self.sources: dict[str, list[str]] = {}
-        self._start = 0.0
+        self._start, self._fitting = 0.0, False
         self._folder = Path()
         self._own: set[Path] = set()
 
@@ -64,7 +64,7 @@ class Results(Callback):
         Raises:
             SettingError: if the folder holds another run.
         """
-        self._start = time.perf_counter()
+        self._start, self._fitting = time.perf_counter(), stage == "fit"
         git_commit()  # a long training records the code that it began with
         self._folder = log_folder(trainer)
         if self._folder not in self._own:
@@ -76,8 +76,9 @@ class Results(Callback):
         return {"seconds": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the clock go on from that of the checkpoint; Lightning calls it for a training alone."""
-        self._start -= state_dict["seconds"]
+        """Let the clock of a resumed training go on from that of the checkpoint."""
+        if self._fitting:
+            self._start -= state_dict["seconds"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""

@@ -1,7 +1,8 @@
-"""The time that a test will take, known before it starts: a trial of its evaluations on two images."""
+"""The time that a test will take, known before it starts: a trial of its evaluations on a few images."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.resumable import ResumableTest, paused
+from datamodules.loading import Batch
 from lightning_modules.base import RobustClassifier
 
 FEW, MORE = 2, 8  # images of the two trials
@@ -22,7 +24,9 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
     """Seconds that the evaluations of a test will take; None if this is short, or nothing that can be tried.
 
     The evaluations run on the first two and the first eight images that are correct. The time of a batch is on the
-    straight line through these two, and counts for each batch that is due. Nothing that they measure is kept.
+    straight line through these two, and counts for each batch that is due. Nothing that they measure is kept, random
+    draws are as without a trial, and what fails in it is left to the test itself. A test that continues
+    (:class:`ResumableTest`) gets none.
 
     Args:
         trainer: of the test.
@@ -31,24 +35,37 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     evaluations = [each for each in callbacks if isinstance(each, Evaluation)]
+    resumable = [each for each in callbacks if isinstance(each, ResumableTest)]
     pair = isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(each, Tensor) for each in batch)
-    if not (evaluations and pair and isinstance(module, RobustClassifier)):
+    limited = math.isfinite(trainer.num_test_batches[0]) and not any(each.continues for each in resumable)
+    if not (evaluations and pair and limited and isinstance(module, RobustClassifier)):
         return None
     (x, y), batches = batch, int(trainer.num_test_batches[0])
-    if not trainer.strategy.broadcast(_forward_seconds(module, x) * PASSES * batches >= LONG):
-        return None
-    chosen, seconds = _first_correct(module, x, y), 0.0
-    resumable = [each for each in callbacks if isinstance(each, ResumableTest)]
     with paused(resumable), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        for evaluation in evaluations:
-            evaluation.on_test_batch_start(trainer, module, batch, 0)  # it may leave itself out
-            due = sum(evaluation.is_due("test", trainer, index) for index in range(batches))
-            if due:
-                few, more = (_seconds(evaluation, module, x[part], y[part]) for part in (chosen[:FEW], chosen))
-                slope = max(more - few, 0.0) / max(len(chosen) - FEW, 1)
-                seconds += due * (more + slope * (len(x) - len(chosen)))
-            evaluation.on_start("test", trainer, module)
-    return seconds
+        if not trainer.strategy.broadcast(_forward_seconds(module, x) * PASSES * batches >= LONG):
+            return None
+        try:
+            chosen = (module(x).argmax(1) == y).nonzero().squeeze(1)[:MORE]  # attacks leave out the others
+            if len(chosen) <= FEW:
+                return None
+            return sum((_tried(each, trainer, module, Batch(x, y), chosen) for each in evaluations), 0.0)
+        except Exception:  # the batch may be wrong, or too few images for an attack
+            return None
+        finally:
+            for evaluation in evaluations:
+                evaluation.on_start("test", trainer, module)
+
+
+def _tried(evaluation: Evaluation, trainer: Trainer, module: RobustClassifier, batch: Batch, chosen: Tensor) -> float:
+    """Seconds of an evaluation in the whole test."""
+    (x, y), batches = batch, int(trainer.num_test_batches[0])
+    evaluation.on_test_batch_start(trainer, module, batch, 0)  # it may leave itself out
+    due = sum(evaluation.is_due("test", trainer, index) for index in range(batches))
+    if due == 0:
+        return 0.0
+    few, more = (_seconds(evaluation, module, x[part], y[part]) for part in (chosen[:FEW], chosen))
+    slope = max(more - few, 0.0) / (len(chosen) - FEW)
+    return due * (more + slope * (len(x) - len(chosen)))
 
 
 def _seconds(evaluation: Evaluation, module: RobustClassifier, x: Tensor, y: Tensor) -> float:
@@ -57,17 +74,14 @@ def _seconds(evaluation: Evaluation, module: RobustClassifier, x: Tensor, y: Ten
     return time.perf_counter() - start
 
 
-def _first_correct(module: RobustClassifier, x: Tensor, y: Tensor) -> Tensor:
-    """Indices of the first images that are correct, since attacks leave the others out; of the first if none is."""
-    correct = (module(x).argmax(1) == y).nonzero().squeeze(1)[:MORE]
-    return correct if len(correct) > 0 else torch.arange(min(MORE, len(x)), device=x.device)
-
-
 def _forward_seconds(module: RobustClassifier, x: Tensor) -> float:
-    """Seconds of the second of two forward passes."""
+    """Seconds of the second of two forward passes; 0 if one fails, which is left to the test."""
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        float(module(x).sum())  # waits for a GPU
+        try:
+            float(module(x).sum())  # waits for a GPU
+        except Exception:
+            return 0.0
         seconds = time.perf_counter() - start
     return seconds

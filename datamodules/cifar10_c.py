@@ -44,7 +44,7 @@ class CIFAR10C(CorruptedCopies):
     Args:
         corruption: one of the 15, or all of them; their mean accuracy is that of all images.
         severity: from 1 to 5; None for all.
-        **settings: those of :class:`CorruptedCopies`.
+        **settings: ``root``, ``download``, ``eval_batch_size`` and ``num_workers`` of :class:`ImageFiles`.
     """
 
     num_classes = 10
@@ -87,11 +87,17 @@ class CIFAR10C(CorruptedCopies):
         return MappedImages(parts, torch.cat(labels))
 
     def _array(self, name: str) -> np.ndarray:
-        """The array in a file, which stays on disk; 50,000 entries."""
+        """The array in a file, which stays on disk: 50,000 labels or images."""
         path, size = self.folder / self.location / f"{name}.npy", len(SEVERITIES) * self.images_per_group
         array = self.read(path, lambda: _mapped(path))
-        if len(array) != size:
-            raise self.damaged(path, f"{len(array):,} entries instead of {size:,}")
+        channels, height, width = self.image_shape
+        shape = (size,) if name == "labels" else (size, height, width, channels)
+        if array.shape != shape:
+            raise self.damaged(path, f"shape {array.shape} instead of {shape}")
+        if name == "labels" and (array.min() < 0 or array.max() >= self.num_classes):
+            raise self.damaged(path, f"labels from {array.min()} to {array.max()}, not from 0 to 9")
+        if name != "labels" and array.dtype != np.uint8:
+            raise self.damaged(path, f"{array.dtype} instead of uint8")
         return array
 
 

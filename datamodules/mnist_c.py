@@ -40,7 +40,7 @@ class MNISTC(CorruptedCopies):
 
     Args:
         corruption: one of the 15, or all of them: 150,000 images, whose accuracy is the mean of the 15.
-        **settings: those of :class:`CorruptedCopies`.
+        **settings: ``root``, ``download``, ``eval_batch_size`` and ``num_workers`` of :class:`ImageFiles`.
     """
 
     num_classes = 10

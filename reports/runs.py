@@ -106,8 +106,9 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             key = (owner.resolve(), checkpoint)
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)
-            if run.training is None and owner.is_file():
-                run.training = read_records(owner).get("fit")
+            training = read_records(owner).get("fit") if run.training is None and owner.is_file() else None
+            if training is not None:
+                run.training = training | {"wall_time": _training_time(training)}
     return list(runs.values())
 
 

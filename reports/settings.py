@@ -126,7 +126,7 @@ def _targets(case: dict[str, Any], balls: dict[str, Any], own: list[str]) -> lis
         return [f"{name} {_short(size)}" for name, size in balls.items()] or own or ["its own threat models"]
     target = flat({"": case.get("threat_model") or norm})
     size = next((each for name, each in target.items() if "epsilon" in name), balls.get(norm or "", ""))
-    return [f"{target['']} {_short(case.get('epsilon') or size)}"]
+    return [f"{target.get('', '')} {_short(case.get('epsilon') or size)}"]
 
 
 def _short(value: Any) -> str:

@@ -171,6 +171,9 @@ def test_the_time_of_a_resumed_training_counts_from_its_first_start(tmp_path):
     torch.save(checkpoint, path)
     _, results = run("fit", [*SMALL, f"--ckpt_path={path}"], tmp_path / "long")
     assert 1000 < results["wall_time"] < 2000
+    few = [setting for setting in SMALL if "test_after_fit" not in setting]
+    _, results = run("test", [*few, f"--ckpt_path={path}"], tmp_path / "test")
+    assert results["wall_time"] < 1000, "a test has its own time"
 
 
 def die_while_saving():

@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning import Callback
+from torch import nn
 
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, ResumableTest
 from callbacks.progress import Progress
@@ -17,7 +19,7 @@ from datamodules.loading import spread
 from robust.attacks import PGD, Square
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval
-from tests.callbacks.trained import measured, stored
+from tests.callbacks.trained import Plain, measured, stored
 from tests.testers import ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
@@ -112,10 +114,40 @@ def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_noth
     expected = metrics(Progress())
     assert "by a trial" not in caplog.text, "it is short"
     monkeypatch.setattr("callbacks.trial.LONG", 0.0)
+    monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
     with caplog.at_level("INFO"):
         assert metrics(Progress(), ResumableTest(str(tmp_path / "kept"))) == expected
     assert re.search(r"Test: it takes about \d+\.\d min, by a trial on a few images", caplog.text)
     assert metrics(ResumableTest(str(tmp_path / "kept"))) == expected
+
+
+def test_what_fails_in_a_trial_is_left_to_the_test_and_draws_are_as_without_one(monkeypatch, tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = stored().classifier
+
+        def forward(self, x):
+            return self.network(x + 0.3 * torch.randn_like(x))
+
+    def refusing(network, threat_model, x, y):
+        sizes.append(len(x))
+        if len(x) <= 8:
+            raise ZeroDivisionError
+        return x
+
+    def metrics(*others):
+        torch.manual_seed(0)
+        attacks = {"mine": AttackCase(refusing, norm="linf")}
+        return measured(Plain(Noisy(), epsilon=0.05), *others, AdversarialEvaluation(attacks), eval_batch_size=299)
+
+    sizes = []
+    monkeypatch.setattr("callbacks.trial.LONG", 0.0)
+    expected, resumable = metrics(), ResumableTest(str(tmp_path / "kept"))
+    alone = len(sizes)
+    assert metrics(Progress(), resumable) == expected
+    assert len(sizes) == 2 * alone + 1, "the first of the trial raised"
+    assert not resumable.paused
 
 
 def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):

@@ -136,7 +136,7 @@ class CertifiedEvaluation(Evaluation):
     def reset(self) -> None:
         """Reset, and forget the examples of the last stage."""
         super().reset()
-        self._seen = SeenExamples()
+        self._seen, self._seconds = SeenExamples(), 0.0
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once in each threat model, by each method."""

@@ -43,6 +43,11 @@ class ResumableTest(Callback):
         """Note the weights, which all results depend on."""
         self._weights, self._kept = digest(pl_module.state_dict().values()), {}
 
+    @property
+    def continues(self) -> bool:
+        """Whether the folder has results already."""
+        return self.folder.is_dir() and any(self.folder.iterdir())
+
     def rows(self, key: str, depends_on: object, images: Rows, process: int, compute: Callable[[], Rows]) -> Rows:
         """The rows of ``images`` (columns ``index``, ``image``) from the folder, else what ``compute`` gives of them.
 

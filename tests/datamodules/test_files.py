@@ -197,9 +197,15 @@ def test_wrong_contents(written, tmp_path):
     np.save(root / "mnist_c" / "fog" / "test_labels.npy", np.arange(5, 11))
     with pytest.raises(SettingError, match=r"labels: got \(5, 10\); give classes from 0 to 9"):
         MNISTC(root=str(root), corruption="fog").images("test")
-    np.save(root / "CIFAR-10-C" / "labels.npy", np.arange(6))
-    with pytest.raises(SettingError, match="6 entries instead of 30"):
-        CIFAR10C(root=str(root)).images("test")
+    for name, array, message in (
+        ("fog", np.zeros((30, 32, 32), np.uint8), r"shape \(30, 32, 32\) instead of \(30, 32, 32, 3\)"),
+        ("fog", np.zeros((30, 32, 32, 3)), "float64 instead of uint8"),
+        ("labels", np.arange(6), r"shape \(6,\) instead of \(30,\)"),
+        ("labels", np.arange(30), "labels from 0 to 29, not from 0 to 9"),
+    ):
+        np.save(root / "CIFAR-10-C" / f"{name}.npy", array)
+        with pytest.raises(SettingError, match=rf"{name}.npy is damaged \({message}\)"):
+            CIFAR10C(root=str(root)).images("test")
     content = {"test_images": np.zeros((2, 30, 28), np.uint8), "test_labels": np.zeros((2, 1), np.uint8)}
     np.savez(root / "organamnist.npz", **content)
     with pytest.raises(SettingError, match=r"\(1, 30, 28\).*\(1, 28, 28\)"):
