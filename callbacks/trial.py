@@ -12,8 +12,7 @@ from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.resumable import ResumableTest, paused
-from datamodules.loading import Batch
-from lightning_modules.base import RobustClassifier
+from lightning_modules.base import Batch, RobustClassifier
 
 FEW, MORE = 2, 8  # images of the two trials
 LONG = 120.0  # seconds; a test in which PASSES forward passes of all images take less gets no trial
