@@ -47,7 +47,7 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
             chosen = (module(x).argmax(1) == y).nonzero().squeeze(1)[:MORE]  # attacks leave out the others
             if len(chosen) <= FEW:
                 return None
-            return sum((_tried(each, trainer, module, Batch(x, y), chosen) for each in evaluations), 0.0)
+            return sum((_tried(each, trainer, module, (x, y), chosen) for each in evaluations), 0.0)
         except Exception:  # the batch may be wrong, or too few images for an attack
             return None
         finally:
