@@ -33,7 +33,7 @@ def test_results_have_metrics_and_settings(trained):
     assert record["config"]["model"]["init_args"]["epsilon"] == 0.01
     assert record["config"]["model"]["init_args"]["gradient_clip"] is None  # its default is 8
     assert record["seed"] == 3
-    assert record["samples"] == {"train": 1298, "val": 200, "test": 299}
+    assert record["samples"] == {"train": 256, "val": 200, "test": 299}, "training has 16 batches of 16"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["device"].startswith("1 x ")
     assert record["wall_time"] > 0

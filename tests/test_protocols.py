@@ -82,7 +82,7 @@ def test_the_protocols_have_the_same_parts(name):
     callbacks, first = (each["trainer.callbacks+"] for each in (content, yaml.safe_load(DIGITS.read_text())))
     more = [each for each in callbacks if each["class_path"] in ("CorruptedAccuracy", "SampledRobustness")]
     assert all(each["init_args"]["where_possible"] for each in more)
-    assert len(more) == {"protocol_mnist": 2, "protocol_cifar10": 1}.get(name, 0)
+    assert len(more) == {"protocol_mnist": 2, "protocol_cifar10": 2}.get(name, 0)
     (attacks,) = (each["init_args"] for each in callbacks if each["class_path"] == "AdversarialEvaluation")
     if more:
         assert attacks.pop("where_possible")

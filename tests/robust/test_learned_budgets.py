@@ -37,7 +37,8 @@ def test_another_models_budgets_are_those_of_its_generator(learned, checkpoint):
     metrics = trainer_with(callback).test(uniform, data, verbose=False)[0]
     x, y = data.images("test")[torch.arange(299)]
     learned.eval()
-    for epsilon, suffix in ((0.002, ""), (0.004, "_0.004")):
+    for epsilon in (0.002, 0.004):
+        suffix = f"_{epsilon}"
         box = learned.threat_model(x, epsilon)
         verified = (FeedForwardVerifier().margins(uniform.classifier, box.interval(x), y) > 0).all(1)
         expected = verified.double().mean().item()
