@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
@@ -24,13 +25,16 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
 
     The evaluations run on the first two and the first eight images that are correct. The time of a batch is on the
     straight line through these two, and counts for each batch that is due. Nothing that they measure is kept, random
-    draws are as without a trial, and what fails in it is left to the test itself. A test that continues
-    (:class:`ResumableTest`) gets none.
+    draws are as without a trial. A trial that fails says so, and the test goes on, since an attack may refuse so few
+    images. A test that continues (:class:`ResumableTest`) gets none.
 
     Args:
         trainer: of the test.
         module: what is evaluated.
         batch: the first one, on the device.
+
+    Raises:
+        SettingError: if the batch is wrong, as the test itself does.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     evaluations = [each for each in callbacks if isinstance(each, Evaluation)]
@@ -39,6 +43,7 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
     limited = math.isfinite(trainer.num_test_batches[0]) and not any(each.continues for each in resumable)
     if not (evaluations and pair and limited and isinstance(module, RobustClassifier)):
         return None
+    module.on_test_batch_start(batch, 0)
     (x, y), batches = batch, int(trainer.num_test_batches[0])
     with paused(resumable), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         if not trainer.strategy.broadcast(_forward_seconds(module, x) * PASSES * batches >= LONG):
@@ -48,7 +53,8 @@ def trial_seconds(trainer: Trainer, module: LightningModule, batch: Any) -> floa
             if len(chosen) <= FEW:
                 return None
             return sum((_tried(each, trainer, module, (x, y), chosen) for each in evaluations), 0.0)
-        except Exception:  # the batch may be wrong, or too few images for an attack
+        except Exception as error:
+            rank_zero_info(f"Test: its time is not known, since a trial on {MORE} images failed: {error}")
             return None
         finally:
             for evaluation in evaluations:
@@ -74,13 +80,10 @@ def _seconds(evaluation: Evaluation, module: RobustClassifier, x: Tensor, y: Ten
 
 
 def _forward_seconds(module: RobustClassifier, x: Tensor) -> float:
-    """Seconds of the second of two forward passes; 0 if one fails, which is left to the test."""
+    """Seconds of the second of two forward passes."""
     seconds = 0.0
     for _ in range(2):
         start = time.perf_counter()
-        try:
-            float(module(x).sum())  # waits for a GPU
-        except Exception:
-            return 0.0
+        float(module(x).sum())  # waits for a GPU
         seconds = time.perf_counter() - start
     return seconds

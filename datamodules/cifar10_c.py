@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from datamodules.corrupted import CorruptedCopies
 from datamodules.loading import LabelledImages
 from robust.errors import require
 
-Corruption = Literal[
+CORRUPTIONS = (
     "gaussian_noise",
     "shot_noise",
     "impulse_noise",
@@ -29,8 +29,7 @@ Corruption = Literal[
     "elastic_transform",
     "pixelate",
     "jpeg_compression",
-]
-CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -42,11 +41,11 @@ class CIFAR10C(CorruptedCopies):
     are those of :class:`ImageFiles`.
 
     Args:
-        corruption: one of the 15, or all of them; their mean accuracy is that of all images.
         severity: from 1 to 5; None for all.
-        **settings: ``root``, ``download``, ``eval_batch_size`` and ``num_workers`` of :class:`ImageFiles`.
+        **settings: those of :class:`~datamodules.corrupted.CorruptedCopies`.
     """
 
+    corruptions = CORRUPTIONS
     num_classes = 10
     image_shape = (3, 32, 32)
     original = "CIFAR10"
@@ -55,21 +54,15 @@ class CIFAR10C(CorruptedCopies):
     md5 = "56bf5dcef84df0e2308c6dcbcbbd8499"
     location = "CIFAR-10-C"
 
-    def __init__(
-        self, *, corruption: Corruption | Literal["all"] = "all", severity: int | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, *, severity: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        remedy = f"give all, or one of {', '.join(CORRUPTIONS)}"
-        require(corruption in (*CORRUPTIONS, "all"), "data.corruption", corruption, remedy)
         require(severity in (None, *SEVERITIES), "data.severity", severity, "give 1 to 5, or leave it out for all")
-        self.corruption = corruption
         self.severity = severity
 
     @property
-    def _parts(self) -> list[tuple[Corruption, int]]:
-        names = CORRUPTIONS if self.corruption == "all" else (self.corruption,)
+    def _parts(self) -> list[tuple[str, int]]:
         severities = SEVERITIES if self.severity is None else (self.severity,)
-        return [(name, severity) for name in names for severity in severities]
+        return [(name, severity) for name in self.names for severity in severities]
 
     @property
     def groups(self) -> dict[str, int]:

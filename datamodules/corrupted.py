@@ -8,33 +8,52 @@ from typing import ClassVar
 from datamodules.base import Split
 from datamodules.files import ImageFiles
 from datamodules.loading import LabelledImages
-from robust.errors import SettingError
+from robust.errors import SettingError, require
 
 
 class CorruptedCopies(ImageFiles):
     """Copies of test images under corruptions; a data set also implements :attr:`groups` and :meth:`copies`.
 
+    Errors are those of :class:`~datamodules.files.ImageFiles`, and one for a corruption that is not in the data set.
+
     Args:
+        corruption: one of the class's ``corruptions``, or all of them.
         root: folder of all data sets.
         download: download the files if they are absent.
         eval_batch_size: images in a step, over all processes.
         num_workers: number of loader processes.
 
     Attributes:
+        corruptions: their names, in order.
         original: name of the data set whose test images they are.
         archive: name of the published archive; the download checks its ``md5``, the unpacked files have none.
         images_per_group: number of test images.
     """
 
+    corruptions: ClassVar[tuple[str, ...]]
     original: ClassVar[str]
     archive: ClassVar[str]
     md5: ClassVar[str]
     images_per_group: ClassVar[int] = 10_000
 
     def __init__(
-        self, *, root: str | None = None, download: bool = False, eval_batch_size: int = 256, num_workers: int = 0
+        self,
+        *,
+        corruption: str = "all",
+        root: str | None = None,
+        download: bool = False,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
     ) -> None:
         super().__init__(root=root, download=download, eval_batch_size=eval_batch_size, num_workers=num_workers)
+        remedy = f"give all, or one of {', '.join(self.corruptions)}"
+        require(corruption in (*self.corruptions, "all"), "data.corruption", corruption, remedy)
+        self.corruption = corruption
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The corruptions in use, in order."""
+        return self.corruptions if self.corruption == "all" else (self.corruption,)
 
     @property
     @abstractmethod

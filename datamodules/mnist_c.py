@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from datamodules.corrupted import CorruptedCopies
 from datamodules.loading import TensorImages
-from robust.errors import require
 
-Corruption = Literal[
+CORRUPTIONS = (
     "shot_noise",
     "impulse_noise",
     "glass_blur",
@@ -28,8 +26,7 @@ Corruption = Literal[
     "dotted_line",
     "zigzag",
     "canny_edges",
-]
-CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
+)
 
 
 class MNISTC(CorruptedCopies):
@@ -38,11 +35,10 @@ class MNISTC(CorruptedCopies):
     Source: N. Mu, J. Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision (2019), file ``mnist_c.zip`` of
     Zenodo record 3239543. Errors are those of :class:`ImageFiles`.
 
-    Args:
-        corruption: one of the 15, or all of them: 150,000 images, whose accuracy is the mean of the 15.
-        **settings: ``root``, ``download``, ``eval_batch_size`` and ``num_workers`` of :class:`ImageFiles`.
+    All corruptions are 150,000 images, whose accuracy is the mean of the 15.
     """
 
+    corruptions = CORRUPTIONS
     num_classes = 10
     image_shape = (1, 28, 28)
     original = "MNIST"
@@ -50,17 +46,6 @@ class MNISTC(CorruptedCopies):
     archive = "mnist_c.zip"
     md5 = "4b34b33045869ee6d424616cd3a65da3"
     location = "mnist_c"
-
-    def __init__(self, *, corruption: Corruption | Literal["all"] = "all", **settings: Any) -> None:
-        super().__init__(**settings)
-        remedy = f"give all, or one of {', '.join(CORRUPTIONS)}"
-        require(corruption in (*CORRUPTIONS, "all"), "data.corruption", corruption, remedy)
-        self.corruption = corruption
-
-    @property
-    def names(self) -> tuple[Corruption, ...]:
-        """The corruptions in use, in order."""
-        return CORRUPTIONS if self.corruption == "all" else (self.corruption,)
 
     @property
     def groups(self) -> dict[str, int]:
@@ -73,7 +58,7 @@ class MNISTC(CorruptedCopies):
         images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
         return TensorImages(images, labels, self.num_classes)
 
-    def load_corruption(self, name: Corruption) -> TensorImages:
+    def load_corruption(self, name: str) -> TensorImages:
         """The 10,000 test images under one corruption, in MNIST's order."""
         folder = self.folder / self.location / name
         arrays = []

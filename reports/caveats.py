@@ -20,8 +20,8 @@ def add_caveats(rows: list[Row], stage: str) -> None:
     data = _most_common([_data(run) for row in rows for run in row.runs])
     attacks = _usual_attacks(rows, stage)
     for row in rows:
-        found = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
-        row.caveats = list(dict.fromkeys([*found, *_of_row(row, stage)]))
+        of_runs = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
+        row.caveats = list(dict.fromkeys([*of_runs, *_of_row(row, stage)]))
 
 
 def _of_row(row: Row, stage: str) -> Iterator[str]:
@@ -31,7 +31,7 @@ def _of_row(row: Row, stage: str) -> Iterator[str]:
     if failed := [count for run in row.runs if (count := run.metrics.get(f"{stage}/masking/failed_checks"))]:
         low, high = f"{min(failed):.0f}", f"{max(failed):.0f}"
         yield f"masked gradients: {low if low == high else f'{low} to {high}'} checks failed"
-    above = [found for run in row.runs if (found := _above_clean(run, stage))]
+    above = [names for run in row.runs if (names := _above_clean(run, stage))]
     if above:
         runs = f" in {len(above)} of {len(row.runs)} runs" if len(row.runs) > 1 else ""
         yield f"attacked above clean{runs}, or of other images: {above[0]}"
@@ -126,22 +126,22 @@ def _data(run: Run) -> str:
 
 def _attacks(run: Run, stage: str) -> dict[str, str]:
     """The attacks of ``AdversarialEvaluation``, which all attacked rows should have."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for record in _of_stage(run, stage):
         config, in_training = record.get("config") or {}, record is run.training
-        found |= settings.attacks(config, stage, run.metrics, in_training=in_training)
-    return found
+        texts |= settings.attacks(config, stage, run.metrics, in_training=in_training)
+    return texts
 
 
 def _other_attacks(run: Run, stage: str) -> dict[str, str]:
     """Settings of the attacks of other evaluations, which only some rows need to have."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for record in _of_stage(run, stage):
         config, in_training = record.get("config") or {}, record is run.training
         left_out = tuple(f"{name}." for name in record.get("skipped") or {})
         others = settings.other_attacks(config, stage, in_training=in_training)
-        found |= {name: each for name, each in others.items() if not name.startswith(left_out)}
-    return found
+        texts |= {name: each for name, each in others.items() if not name.startswith(left_out)}
+    return texts
 
 
 def _of_stage(run: Run, stage: str) -> list[Record]:
@@ -152,7 +152,7 @@ def _of_stage(run: Run, stage: str) -> list[Record]:
 def _usual_attacks(rows: list[Row], stage: str) -> dict[str, str]:
     """The most common settings: of the attacks that at least half of the attacked runs have, and of others' attacks."""
     runs = [run for row in rows for run in row.runs]
-    attacks = [found for run in runs if (found := _attacks(run, stage))]
+    attacks = [texts for run in runs if (texts := _attacks(run, stage))]
     counts = Counter(name for each in attacks for name in each)
     others = [_other_attacks(run, stage) for run in runs]
     usual = {name for name, count in counts.items() if 2 * count >= len(attacks)} | {n for each in others for n in each}

@@ -74,32 +74,32 @@ def attacks(
         measured: names of the run's metrics: they say what a module's own threat models are.
         in_training: whether the run is a training, with validations after some epochs alone.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for given in _evaluations(config, "AdversarialEvaluation", in_training):
         balls = given.get("balls") or {}
         for key, case in (given.get("attacks") or {}).items():
             name = case.get("name") or key
             own = [each for metric in measured if (each := _own_threat_model(metric, f"{stage}/accuracy/{name}/"))]
             for target in _targets(case, balls, own):
-                found[f"{name} in {target}".strip()] = text(case.get("attack"))
-    return found
+                texts[f"{name} in {target}".strip()] = text(case.get("attack"))
+    return texts
 
 
 def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: bool = False) -> dict[str, str]:
     """Settings of the evaluations that attack in their own way, as text by class and setting; as :func:`attacks`."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for given in _evaluations(config, "WeightedMinimaxEvaluation", in_training) if stage == "test" else ():
         own_epsilon = ((config.get("model") or {}).get("init_args") or {}).get("epsilon")
         settings = {name: given.get(name) for name in ("steps", "step_size", "epsilon", "restarts")}
         settings["epsilon"] = own_epsilon if settings["epsilon"] is None else settings["epsilon"]
-        found |= {f"WeightedMinimaxEvaluation.{name}": value for name, value in settings.items()}
+        values |= {f"WeightedMinimaxEvaluation.{name}": value for name, value in settings.items()}
     for given in _evaluations(config, "CertifiedEvaluation", in_training):
         default = 5 if stage == "test" else 0
         steps = default if given.get("pgd_steps") is None else given["pgd_steps"]
-        found |= {"CertifiedEvaluation.pgd_steps": steps} if steps else {}
+        values |= {"CertifiedEvaluation.pgd_steps": steps} if steps else {}
     for given in _evaluations(config, "RobustnessScore", in_training):
-        found["RobustnessScore.attacks"] = given.get("attacks")
-    return {name: text(value) for name, value in found.items()}
+        values["RobustnessScore.attacks"] = given.get("attacks")
+    return {name: text(value) for name, value in values.items()}
 
 
 def _evaluations(config: dict[str, Any], name: str, in_training: bool) -> Iterator[dict[str, Any]]:

@@ -23,9 +23,9 @@ def three_runs(folder, usual, changed, stage="test", **record):
     for seed in range(2):
         write_run(folder / f"usual{seed}", seed=seed, callbacks=[usual])
     write_run(folder / "changed", "MSD", callbacks=changed, **record)
-    found = caveats(folder, stage)
-    assert found["TRADES"] == []
-    return found["MSD"]
+    warnings = caveats(folder, stage)
+    assert warnings["TRADES"] == []
+    return warnings["MSD"]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_unions_of_validations_in_other_norms_are_unequal(tmp_path):
     validated(tmp_path, "AdversarialTraining", ["linf_0.1"])
     validated(tmp_path, "TRADES", ["linf_0.1"])
     validated(tmp_path, "MNGAC", ["linf_0.1", "l2_1.5"])
-    found = caveats(tmp_path, "val")
-    assert found["AdversarialTraining"] == found["TRADES"] == []
-    assert found["MNGAC"] == ["unequal attacks: also pgd in l2 1.5, unlike most rows"]
+    warnings = caveats(tmp_path, "val")
+    assert warnings["AdversarialTraining"] == warnings["TRADES"] == []
+    assert warnings["MNGAC"] == ["unequal attacks: also pgd in l2 1.5, unlike most rows"]
     assert caveats(tmp_path)["MNGAC"] == [], "the test has the same attacks"
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule
 from torch import nn
 
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, ResumableTest
@@ -19,7 +19,7 @@ from datamodules.loading import spread
 from robust.attacks import PGD, Square
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval
-from tests.callbacks.trained import Plain, measured, stored
+from tests.callbacks.trained import Plain, measured, stored, trainer_with
 from tests.testers import ROOT, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:ckpt_path. got None", "ignore:gradient masking")
@@ -56,7 +56,7 @@ def test_the_images_that_are_correct_without_perturbation_are_recorded(evaluatio
     assert sum(verdicts) / 50 == pytest.approx(metrics["test/accuracy/clean"])
 
 
-def test_a_test_after_one_that_stopped_forgets_its_images():
+def test_a_test_after_one_that_stopped_counts_its_own_images_alone():
     class Stopping(Callback):
         def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
             raise KeyboardInterrupt
@@ -121,7 +121,17 @@ def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_noth
     assert metrics(ResumableTest(str(tmp_path / "kept"))) == expected
 
 
-def test_what_fails_in_a_trial_is_left_to_the_test_and_draws_are_as_without_one(monkeypatch, tmp_path):
+def test_a_wrong_batch_is_named_before_a_trial():
+    class Bytes(LightningDataModule):
+        def test_dataloader(self):
+            return [(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))]
+
+    evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))})
+    with pytest.raises(SettingError, match=r"^images of test batch 0: got 'torch.uint8'; give float images"):
+        trainer_with(Progress(), evaluation).test(stored(), Bytes(), verbose=False)
+
+
+def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(monkeypatch, caplog, tmp_path):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -133,7 +143,7 @@ def test_what_fails_in_a_trial_is_left_to_the_test_and_draws_are_as_without_one(
     def refusing(network, threat_model, x, y):
         sizes.append(len(x))
         if len(x) <= 8:
-            raise ZeroDivisionError
+            raise ZeroDivisionError("too few")
         return x
 
     def metrics(*others):
@@ -145,7 +155,9 @@ def test_what_fails_in_a_trial_is_left_to_the_test_and_draws_are_as_without_one(
     monkeypatch.setattr("callbacks.trial.LONG", 0.0)
     expected, resumable = metrics(), ResumableTest(str(tmp_path / "kept"))
     alone = len(sizes)
-    assert metrics(Progress(), resumable) == expected
+    with caplog.at_level("INFO"):
+        assert metrics(Progress(), resumable) == expected
+    assert "Test: its time is not known, since a trial on 8 images failed: too few" in caplog.text
     assert len(sizes) == 2 * alone + 1, "the first of the trial raised"
     assert not resumable.paused
 

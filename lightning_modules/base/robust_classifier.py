@@ -136,7 +136,7 @@ class RobustClassifier(TrainingModule):
     # -- checks of inputs ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Forget the last run: the number of logits, since networks may change, and images of a stopped evaluation."""
+        """Reset the number of logits, since networks may change, and metrics, since a stopped run may leave images."""
         self._num_logits = None
         for metric in self.clean_accuracy.values():
             assert isinstance(metric, Accuracy)
