@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning import Callback, LightningDataModule
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, ResumableTest
 from callbacks.progress import Progress
@@ -124,7 +125,8 @@ def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_noth
 def test_a_wrong_batch_is_named_before_a_trial():
     class Bytes(LightningDataModule):
         def test_dataloader(self):
-            return [(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))]
+            images = torch.zeros(9, 1, 28, 28, dtype=torch.uint8)
+            return DataLoader(TensorDataset(images, torch.zeros(9, dtype=torch.long)), batch_size=9)
 
     evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))})
     with pytest.raises(SettingError, match=r"^images of test batch 0: got 'torch.uint8'; give float images"):
