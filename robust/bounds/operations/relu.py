@@ -32,8 +32,8 @@ class _IntervalReLU(torch.autograd.Function):
         lower, new_center = ctx.saved_tensors
         grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
         grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
-        by_upper = torch.ops.aten.threshold_backward(grad_center + grad_radius, new_center, 0)
-        by_lower = torch.ops.aten.threshold_backward(grad_center - grad_radius, lower, 0)
+        by_upper = _where_positive(grad_center + grad_radius, new_center)
+        by_lower = _where_positive(grad_center - grad_radius, lower)
         grad_center = torch.lerp(by_lower, by_upper, 0.5)
         return grad_center, by_upper.sub_(grad_center)
 
@@ -49,36 +49,56 @@ class _RelaxReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        # the least normal number: a larger guard would flatten the line where activations are small
-        width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
-        slope = torch.add(center, radius).div_(width).clamp_(0, 1)
-        intercept = torch.sub(radius, center).clamp_(min=0).mul_(slope)
+        slope, intercept, _ = _upper_line(center, radius)
         positive = A.clamp(min=0)
-        constant = (positive * intercept[:, None]).flatten(2).sum(-1)
-        by_lower = torch.ops.aten.threshold_backward(A - positive, center[:, None], 0)
-        ctx.save_for_backward(A, center, slope, intercept, width)
-        return by_lower.addcmul_(positive, slope[:, None]), constant
+        by_lower = _where_positive(A - positive, center[:, None])
+        rows = by_lower.addcmul_(positive, slope[:, None])
+        ctx.save_for_backward(A, center, radius)  # the line is cheap to compute again, and large
+        return rows, positive.mul_(intercept[:, None]).flatten(2).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        A, center, slope, intercept, width = ctx.saved_tensors
+        A, center, radius = ctx.saved_tensors
+        slope, intercept, width = _upper_line(center, radius)
         grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
         by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
         by_upper = (grad_rows * slope[:, None]).addcmul_(grad_constant, intercept[:, None]).sub_(by_lower)
-        grad_A = torch.ops.aten.threshold_backward(by_upper, A, 0).add_(by_lower)
+        grad_A = _where_positive(by_upper, A).add_(by_lower)
+        del by_upper, by_lower, intercept
         # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
         positive = A.clamp(min=0)
-        by_slope = _where_unstable((positive * grad_rows).sum(1), slope).div_(width)
-        by_intercept = _where_unstable((positive.mul_(grad_constant)).sum(1), slope)
-        twist = torch.mul(slope, -2).add_(1)
+        by_slope = _where_unstable(_over_rows(positive * grad_rows), slope).div_(width)
+        by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope)
+        twist = slope.mul_(-2).add_(1)
         grad_center = torch.addcmul(by_slope, twist, by_intercept)
         return grad_A, grad_center, by_slope.mul_(twist).add_(by_intercept.mul_(twist.square_().add_(1).mul_(0.5)))
 
 
+def _upper_line(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Slope and intercept of the upper line, and the interval's width, at least the least normal number.
+
+    A larger guard would flatten the line where activations are small.
+    """
+    width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
+    slope = torch.add(center, radius).div_(width).clamp_(0, 1)
+    return slope, torch.sub(radius, center).clamp_(min=0).mul_(slope), width
+
+
+def _over_rows(A: Tensor) -> Tensor:
+    """Sum over the rows, (B, S, *shape) to (B, *shape); a sum of one row would copy it."""
+    return A.squeeze(1) if A.shape[1] == 1 else A.sum(1)
+
+
+def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad`` where x > 0, else 0, in its place: new memory takes longer than the values."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)  # type: ignore[no-any-return]
+
+
 def _where_unstable(grad: Tensor, slope: Tensor) -> Tensor:
-    """``grad`` where 0 < slope < 1, else 0."""
-    masked: Tensor = torch.ops.aten.hardtanh_backward(grad, slope, 0, 1)
-    return masked
+    """``grad`` where 0 < slope < 1, else 0, in its place."""
+    return torch.ops.aten.hardtanh_backward.grad_input(  # type: ignore[no-any-return]
+        grad, slope, 0, 1, grad_input=grad
+    )
 
 
 class ReLU(Operation):
