@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import train
+from cli.config_files import as_argument
 from cli.pruning import current
 from cli.study import StudyFile, read_study
 from robust.errors import SettingError
@@ -133,7 +134,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
     for seed in study_file.seeds:
         folder = Path(study_file.folder) / f"trial_{trial.number}" / f"seed_{seed}"
         arguments = ["fit", *(f"--config={path}" for path in study_file.config)]
-        arguments += [f"--{name}={json.dumps(value)}" for name, value in settings.items()]
+        arguments += [as_argument(*each) for each in settings.items()]
         arguments += [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", "--trainer.logger=false"]
         arguments += ["--test_after_fit=false"]
         if study_file.prune and seed == study_file.seeds[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -166,3 +167,12 @@ def dump(settings: Any) -> str:
 set_loader("yaml", load, (yaml.YAMLError,))
 set_dumper("yaml", dump)
 register_type(torch.device, fail_already_registered=False)
+
+
+def as_argument(name: str, value: Any) -> str:
+    """A setting as an argument of ``train.py``.
+
+    >>> as_argument("model.form", "inverse"), as_argument("trainer.logger", False)
+    ('--model.form=inverse', '--trainer.logger=false')
+    """
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value)}"

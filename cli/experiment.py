@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cli.config_files import load_settings
+from cli.config_files import as_argument, load_settings
 from robust.errors import require
 
 Part = str | dict[str, Any]  # path of a config file, or settings by their full names
@@ -121,7 +120,7 @@ class Matrix:
             require(path.is_file(), name, str(path), "this is no file; paths are relative to the matrix' folder")
         settings = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
         given = {key: _filled(f"{name}.{key}", value, checkpoints) for key, value in settings.items()}
-        return [*(f"--config={path.resolve()}" for path in paths), *(f"--{key}={_text(v)}" for key, v in given.items())]
+        return [*(f"--config={path.resolve()}" for path in paths), *(as_argument(*each) for each in given.items())]
 
 
 def read_matrix(path: str) -> Matrix:
@@ -143,7 +142,3 @@ def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:
     remedy = f"prepare has no such run; it has {', '.join(checkpoints) or 'none'}"
     require(value[1:-1] in checkpoints, name, value, remedy)
     return checkpoints[value[1:-1]]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

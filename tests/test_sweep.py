@@ -17,7 +17,11 @@ from tests.testers import ROOT
 
 STUDY = {
     "config": "small.yaml",
-    "settings": {"model.optimizer.lr": {"log_uniform": [0.001, 0.1]}, "model.attack.steps": {"choice": [1, 2]}},
+    "settings": {
+        "model.optimizer.lr": {"log_uniform": [0.001, 0.1]},
+        "model.attack.steps": {"choice": [1, 2]},
+        "model.attack.start": {"choice": ["gaussian"]},
+    },
     "objectives": {"val/accuracy/clean": "maximize", "train/loss": "minimize"},
     "trials": 3,
     "seeds": [0, 1],
@@ -57,6 +61,7 @@ def test_every_trial_trains_with_its_settings_and_all_seeds(tmp_path, capsys):
             model = record["config"]["model"]["init_args"]
             assert model["optimizer"]["init_args"]["lr"] == row["settings"]["model.optimizer.lr"]
             assert model["attack"]["init_args"]["steps"] == row["settings"]["model.attack.steps"]
+            assert model["attack"]["init_args"]["start"] == "gaussian"
         accuracies = [record["metrics"]["val/accuracy/clean"] for record in records]
         assert row["objectives"]["val/accuracy/clean"] == pytest.approx(sum(accuracies) / 2)
     highest = max(row["objectives"]["val/accuracy/clean"] for row in rows)
