@@ -14,6 +14,7 @@ from robust.convolution import fast_image_gradients
 from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
 from robust.modes import Mode, attack_mode
+from robust.networks import noise_sources
 from robust.random import part, rewound
 
 BISECTIONS = 20  # steps to where two flat regions of a network meet
@@ -22,7 +23,9 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dl
 
 
 @contextmanager
-def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[tuple[Checked, Tensor, Tensor]]:
+def attacking(
+    network: nn.Module, mode: Mode, x: Tensor, y: Tensor, draws: int = 1
+) -> Iterator[tuple[Checked, Tensor, Tensor]]:
     """:func:`attack_mode`, with checks of what enters: the network that checks itself, and copies of x and y.
 
     Args:
@@ -30,6 +33,7 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
         mode: see :func:`robust.modes.in_mode`.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,) of any integer type.
+        draws: number of passes that a gradient and a verdict are taken over.
 
     Raises:
         SettingError: if the images, the labels, the weights' precision or the logits' shape are wrong.
@@ -41,7 +45,8 @@ def attacking(network: nn.Module, mode: Mode, x: Tensor, y: Tensor) -> Iterator[
     check_label_shape(y, len(x))
     with attack_mode(network, mode), fast_image_gradients(network), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
-        checked = Checked(network, y)
+        certain = draws == 1 and not any(source.enabled for source in noise_sources(network))
+        checked = Checked(network, y, certain)
         yield checked, x, y
         checked.finish()
 
@@ -54,11 +59,12 @@ class Checked(nn.Module):
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K).
         y: labels (B,) of the first images that it will see.
+        certain: whether all passes of an image are the same.
     """
 
-    def __init__(self, network: nn.Module, y: Tensor) -> None:
+    def __init__(self, network: nn.Module, y: Tensor, certain: bool = True) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.certain = network, certain
         self._y = y
         self._first_pass = self._first_gradient = True
         self._logits = self._gradients = torch.zeros((), device=y.device)
@@ -213,37 +219,39 @@ def named_loss(loss: Loss | str) -> Loss:
 
 
 def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """Loss of each example (B,) and whether it is misclassified (B,): mean and majority over so many passes.
+    """Loss of each example (B,), the mean over so many passes, and whether it is known to be misclassified (B,).
 
-    Separate passes, for networks may share one draw of their noise among the examples of a batch.
+    With noise, no example is: some pass misclassifies one of many images by chance, and an attack that stopped there
+    would keep an image that most passes classify correctly. Passes are separate, for networks may share one draw of
+    their noise among the examples of a batch.
 
     Raises:
         SettingError: if the loss is not one number per example.
     """
     logits = [network(x) for _ in range(draws)]
-    return _mean([_checked(loss(each, y), y) for each in logits]), _majority([each.argmax(1) != y for each in logits])
+    return _mean([_checked(loss(each, y), y) for each in logits]), _known_wrong(network, logits[0], y)
 
 
 def input_gradient(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient (B, C, H, W) of each example's loss to its image, mean over passes, and what :func:`judge` gives."""
     x = x.detach().requires_grad_()
-    gradients, losses, wrong = [], [], []
+    gradients, losses = [], []
     for _ in range(draws):  # one graph at a time
         with torch.enable_grad():
             logits = network(x)
             each = _checked(loss(logits, y), y)
             gradients.append(network.gradient(each.sum(), x))  # the sum: examples do not depend on each other
         losses.append(each.detach())
-        wrong.append(logits.argmax(1) != y)
-    return _mean(gradients), _mean(losses), _majority(wrong)
+    return _mean(gradients), _mean(losses), _known_wrong(network, logits, y)
 
 
 def _mean(draws: list[Tensor]) -> Tensor:
     return draws[0] if len(draws) == 1 else torch.stack(draws).mean(0)
 
 
-def _majority(draws: list[Tensor]) -> Tensor:
-    return draws[0] if len(draws) == 1 else torch.stack(draws).float().mean(0) > 0.5
+def _known_wrong(network: Checked, logits: Tensor, y: Tensor) -> Tensor:
+    wrong: Tensor = logits.argmax(1) != y
+    return wrong & network.certain
 
 
 def _checked(each: Tensor, y: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class APGD:
 
     For linf, l2, l1 and per-pixel boxes; use it in place of AutoAttack where that has no answer, i.e. for per-pixel
     budgets. Examples that are misclassified already are left as they are. Others leave the search as soon as they are
-    misclassified, unless a layer normalises by the batch.
+    misclassified, unless a layer normalises by the batch. Networks with noise are attacked to the end: they misclassify
+    one of many images by chance.
 
     Args:
         steps: number of ascent steps of a run.
@@ -36,7 +37,7 @@ class APGD:
         loss: ``"cross_entropy"``, ``"dlr"``, ``"targeted_dlr"`` (one run for each target), or a function (logits,
             labels) -> (B,).
         targets: number of other classes that ``"targeted_dlr"`` aims at, most likely ones first; at most K - 1 are.
-        num_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
+        num_samples: gradients are means over so many passes, for networks that draw random numbers (EOT).
         wide_start: in l1, search balls of 3 and 2 times the radius first.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
@@ -73,27 +74,36 @@ class APGD:
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         """A misclassified image if one was found, else that of highest loss in the last run; (B, C, H, W).
 
+        Of networks with noise, that of highest margin of all runs' images of highest loss.
+
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
             threat_model: where to search.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
-        with attacking(network, self.mode, x, y) as (checked, x, y):
+        with attacking(network, self.mode, x, y, self.num_samples) as (checked, x, y):
             x_adv = x.clone()
             _, wrong = judge(checked, margin, x, y, self.num_samples)
+            highest = torch.full_like(y, -torch.inf, dtype=x.dtype)
             remaining = (~wrong).nonzero().squeeze(1)
             for loss in tracked(list(self._losses(checked, x, y))):
                 if len(remaining) == 0:
                     break
                 with part(remaining):
-                    x_adv[remaining], wrong = self._run(
+                    found, wrong = self._run(
                         checked,
                         threat_model.select(remaining),
                         x[remaining],
                         y[remaining],
                         partial(_of, loss, remaining),
                     )
+                    if checked.certain:
+                        x_adv[remaining] = found
+                    else:
+                        value, _ = judge(checked, margin, found, y, self.num_samples)
+                        x_adv = torch.where(_wide(value > highest), found, x_adv)
+                        highest = torch.maximum(value, highest)
                 remaining = remaining[~wrong]
             return x_adv
 

@@ -40,10 +40,12 @@ class PGD:
         absolute: ``step_size`` is in pixel units instead, as papers print it: ``step_size=2 / 255, absolute=True``.
         start: ``"random"`` in the threat model, ``"gaussian"`` noise of std 0.001 (TRADES), or ``"clean"``.
         restarts: independent starts; an example counts as broken if any of them, or no perturbation at all, breaks it.
+            Of networks with noise, the image of highest loss is kept.
         loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
-        num_samples: gradients and verdicts are taken over so many passes, for networks that draw random numbers (EOT).
+            Networks with noise are attacked to the end: they misclassify one of many images by chance.
+        num_samples: gradients are means over so many passes, for networks that draw random numbers (EOT).
         sparsity: fraction of the pixels that a step in l1 moves.
         mode: the network's mode meanwhile: ``"eval"``, ``"keep"`` (its own), or ``"frozen"``, its own without an
             update of batch normalisation's running statistics. Restored afterwards.
@@ -107,8 +109,8 @@ class PGD:
         """
         require(loss is None or not self.early_stop, "early_stop", True, "turn it off: the loss is of whole batches")
         loss = loss or self.loss
-        with attacking(network, self.mode, x, y) as (checked, x, y):
-            if self.restarts == 1 and not self.early_stop:
+        with attacking(network, self.mode, x, y, self.num_samples) as (checked, x, y):
+            if self.restarts == 1 and not (self.early_stop and checked.certain):
                 return self.ascend(checked, threat_model, x, y, loss)
             return self._strongest(checked, threat_model, x, y, loss)
 

@@ -26,9 +26,9 @@ class Square:
 
     Args:
         queries: perturbed images that are tried for each example at most, each in ``num_samples`` passes; those that
-            are misclassified are left out of the rest. The example itself is tried first.
+            are misclassified are left out of the rest, unless the network has noise. The example itself is tried first.
         first_area: fraction of the image that the first squares cover.
-        num_samples: loss and verdict are taken over so many passes, for networks that draw random numbers (EOT).
+        num_samples: losses are means over so many passes, for networks that draw random numbers (EOT).
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:
@@ -55,7 +55,7 @@ class Square:
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
-        with attacking(network, self.mode, x, y) as (checked, x, y):
+        with attacking(network, self.mode, x, y, self.num_samples) as (checked, x, y):
             moves = moves_in(threat_model, x)
             best = x.clone()
             loss, wrong = judge(checked, margin, x, y, self.num_samples)

@@ -131,14 +131,14 @@ def test_more_queries_are_never_worse(kind):
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("kind", BALLS)
 def test_queries_are_counted(kind, samples):
-    """Each example is seen once as it is, then once a query until it is misclassified, each time in all passes."""
+    """Each example is seen once as it is, then once a query until it is misclassified in one pass, or in all passes."""
     network, x, y = linear()
     y = y.clone()
     y[0] = (y[0] + 1) % 3
     seen = []
     network.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
     Square(7, num_samples=samples)(network, BALLS[kind](1e-6), x, y)
-    assert seen == samples * [12] + 7 * samples * [11]
+    assert seen == samples * [12] + 7 * samples * [11 if samples == 1 else 12]
 
 
 @pytest.mark.parametrize("kind", BALLS)
