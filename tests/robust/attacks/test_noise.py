@@ -40,6 +40,19 @@ def test_gradient_attacks_reach_the_worst_corner(network, images, attack, num_sa
     assert (found - corner).abs().flatten(1).amax(1).le(1e-6).float().mean() > 0.7
 
 
+def test_a_class_may_say_that_its_passes_differ(images):
+    class Random(nn.Module):
+        stochastic = True
+
+        def forward(self, x):
+            return x.flatten(1) + 0.25 * torch.randn(len(x), 2)
+
+    torch.manual_seed(0)
+    x, y = images
+    found = PGD(20, early_stop=True)(Random(), LinfBall(EPSILON), x, y)
+    assert torch.allclose(found, x + EPSILON * torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2))
+
+
 def test_the_best_of_several_runs_is_kept(network, images):
     torch.manual_seed(0)
     x, y = images
