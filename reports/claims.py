@@ -50,7 +50,7 @@ def claim_lines(
     lines = [list(TITLES), ["---"] * len(TITLES)]
     for claim, pair, both, difference in zip(claims, pairs, metrics, differences, strict=True):
         values = [_shown(row.value(metric), claim, number) for row, metric in zip(pair, both, strict=True)]
-        decision = _decision(claim["expected"], difference, min(len(row.runs) for row in pair))
+        decision = _decision(claim["expected"], difference, _seeds(pair, both))
         lines.append([claim["claim"], str(claim["paper"]), claim["title"], *values, decision])
     return lines
 
@@ -63,6 +63,11 @@ def _difference(name: str, pair: tuple[Row, ...], metrics: tuple[str, str]) -> D
     difference = between(pair[0], metrics[0], pair[1], metrics[1])
     assert difference is not None
     return difference
+
+
+def _seeds(pair: tuple[Row, ...], metrics: tuple[str, str]) -> int:
+    """The fewer runs with the metric; records of a run's training and test may lie in two folders, and are two runs."""
+    return min(value.n for row, metric in zip(pair, metrics, strict=True) if (value := row.value(metric)))
 
 
 def _shown(value: Value | None, claim: dict[str, Any], number: Callable[[Value, str, int], str]) -> str:

@@ -16,7 +16,14 @@ from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.evaluation import MEAN_NETWORK, Attack, attack_variants, checked_attack, judge_repeatedly
+from robust.evaluation import (
+    MEAN_NETWORK,
+    Attack,
+    attack_variants,
+    checked_attack,
+    judge_repeatedly,
+    under_the_strongest,
+)
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, AccuracyStd
 from robust.networks import noise_sources, without_noise
@@ -95,7 +102,8 @@ class AdversarialEvaluation(Evaluation):
       is the accuracy without noise on these images
     - ``accuracy/<attack>_worst/...``: as for groups, over these three; only for cases without group
 
-    For groups and the union, the metric of an example is the lowest of the cases' fractions of correct passes.
+    For groups and the union, each pass counts under the case that broke most of the example's other passes: the lowest
+    of the cases' fractions of correct passes would be too low.
 
     Attacks and classification run in the precision of the weights, without autocast.
 
@@ -180,17 +188,17 @@ class AdversarialEvaluation(Evaluation):
         self.note_clean(module, clean)
         remaining = all_examples if module.stochastic else clean.nonzero().squeeze(1)
         counts: dict[str, Tensor] = {}
-        groups: dict[str, list[Tensor]] = {}
+        groups: dict[str, list[Tensor]] = {}  # whether each pass (B, S) is correct under each attack
         for run in tracked(list(self._runs(module, x))):
             settings = [list(self.attacks.values())[run.index], self.gradient_samples, self._num_samples(module)]
             compute = partial(self._attacked, module, run, x, y, remaining)
             judged = self.saved(module, run.metric, settings, (x, y), compute)
             counts[run.metric] = self._count(run.metric, module, judged)
             self.note_misclassified(module, run.threat_model, counts[run.metric] == 0, run.metric)
-            groups.setdefault(run.group, []).append(counts[run.metric])
-        worst = {group: torch.stack(cases).amin(0) for group, cases in groups.items()}
-        counts |= worst | {"union": torch.stack(list(worst.values())).amin(0)}
-        self._groups = list(worst)
+            groups.setdefault(run.group, []).append(judged["correct"])
+        cases = groups | {"union": [correct for group in groups.values() for correct in group]}
+        counts |= {name: under_the_strongest(torch.stack(correct)) for name, correct in cases.items()}
+        self._groups = list(groups)
         if module.stochastic or (self.max_batches is not None and not module.trainer.testing):
             counts["clean/attacked"] = clean
         for metric, count in counts.items():

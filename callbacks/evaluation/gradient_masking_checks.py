@@ -19,7 +19,8 @@ from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
 from robust.errors import ZeroGradientError, require
-from robust.evaluation import Attack, checked_attack, with_expectation
+from robust.evaluation import Attack, checked_attack, judge_repeatedly, with_expectation
+from robust.losses import margin
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy
 from robust.progress import tracked
@@ -32,18 +33,17 @@ _SQUARE = "random search without gradients is stronger than PGD"
 
 @dataclass
 class _Noise:
-    """The last misclassified one of ``num_samples`` random images, or the last image if none is misclassified."""
+    """The one of ``num_samples`` random images that has the highest margin."""
 
     num_samples: int
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-        x_adv, misclassified = x, torch.zeros_like(y, dtype=torch.bool)
+        x_adv, highest = x, torch.full_like(y, -torch.inf, dtype=x.dtype)
         for _ in range(self.num_samples):
             noisy = threat_model.sample(x)
-            noisy_misclassified = network(noisy).argmax(1) != y
-            replaced = noisy_misclassified | ~misclassified
-            x_adv = torch.where(replaced[:, None, None, None], noisy, x_adv)
-            misclassified |= noisy_misclassified
+            value = margin(network(noisy), y)
+            x_adv = torch.where((value > highest)[:, None, None, None], noisy, x_adv)
+            highest = torch.maximum(value, highest)
         return x_adv
 
 
@@ -74,6 +74,7 @@ class GradientMaskingChecks(Evaluation):
         max_batches: maximum number of batches of each process.
         tolerance: fraction of the examples by which a comparison may be violated, e.g. by chance.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
+        num_samples: number of passes that classify each image, for networks with noise.
         seed: seed of the attacks' random draws.
 
     Raises:
@@ -91,6 +92,7 @@ class GradientMaskingChecks(Evaluation):
         max_batches: int = 1,
         tolerance: float = 0.02,
         gradient_samples: int = 1,
+        num_samples: int = 10,
         seed: int = 0,
     ) -> None:
         name = "GradientMaskingChecks"
@@ -100,6 +102,7 @@ class GradientMaskingChecks(Evaluation):
             ("queries", queries),
             ("max_batches", max_batches),
             ("gradient_samples", gradient_samples),
+            ("num_samples", num_samples),
         ):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
         require(epsilons != {}, f"{name}.epsilons", epsilons, "give at least one, or leave it out")
@@ -108,7 +111,7 @@ class GradientMaskingChecks(Evaluation):
         require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a fraction of the examples in [0, 1)")
         super().__init__(seed, max_test_batches=max_batches)
         self.epsilons = epsilons
-        self.tolerance = tolerance
+        self.tolerance, self.num_samples = tolerance, num_samples
         pgd = partial(PGD, early_stop=True, num_samples=gradient_samples)
         self.attacks: dict[str, Attack] = {
             "one_step": FGSM(num_samples=gradient_samples),
@@ -124,19 +127,21 @@ class GradientMaskingChecks(Evaluation):
         self._radii(module, x)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        passes = self.num_samples if module.stochastic else 1
         with self.seeded(x):
-            clean = module(x).argmax(1) == y
-        self.update(f"{PREFIX}/accuracy/clean", Accuracy, clean)
+            clean = judge_repeatedly(module, x, y, passes)[0].sum(0)
+        self.update(f"{PREFIX}/accuracy/clean", partial(Accuracy, passes), clean)
         self.update(f"{PREFIX}/samples", SumMetric, torch.tensor(len(x), device=x.device))
         runs = [
             (norm, *case) for norm, epsilon in self._radii(module, x).items() for case in self._cases(norm, epsilon, x)
         ]
         for norm, index, name, size in tracked(runs):
             threat_model, metric = ball(norm, size), f"{name}/{threat_model_name(norm, size)}"
-            compute = partial(self._correct, module, index, name, threat_model, x, y, clean)
-            correct = self.saved(module, metric, self.attacks[name], (x, y), compute)["correct"]
-            self.note_misclassified(module, threat_model, ~correct, f"{name} of GradientMaskingChecks")
-            self.update(f"{PREFIX}/accuracy/{metric}", Accuracy, correct)
+            remaining = torch.ones_like(y, dtype=torch.bool) if module.stochastic else clean > 0
+            compute = partial(self._correct, module, index, name, threat_model, x, y, remaining)
+            correct = self.saved(module, metric, [self.attacks[name], passes], (x, y), compute)["correct"]
+            self.note_misclassified(module, threat_model, correct == 0, f"{name} of GradientMaskingChecks")
+            self.update(f"{PREFIX}/accuracy/{metric}", partial(Accuracy, passes), correct)
 
     def _radii(self, module: RobustClassifier, x: Tensor) -> dict[Norm, float]:
         """The radius of the smallest ball, by norm."""
@@ -151,15 +156,16 @@ class GradientMaskingChecks(Evaluation):
         return [(index, name, size) for index, (name, size) in enumerate(cases)]
 
     def _correct(
-        self, module: RobustClassifier, index: int, name: str, ball: ThreatModel, x: Tensor, y: Tensor, clean: Tensor
+        self, module: RobustClassifier, index: int, name: str, ball: ThreatModel, x: Tensor, y: Tensor, chosen: Tensor
     ) -> Rows:
-        """Whether each image is correct without attack and under it, bool (B,)."""
-        correct = torch.zeros_like(clean)
-        if clean.any():
+        """Number of passes that are correct under the attack, int64 (B,); 0 where an image is not ``chosen``."""
+        correct = torch.zeros_like(y)
+        if chosen.any():
             attack = self.attacks[name] if module.stochastic else with_expectation(self.attacks[name], 1)
-            with self.seeded(x, index), part(clean):
-                x_adv = _attacked(name, attack, module, ball, x[clean], y[clean])
-                correct[clean] = module(x_adv).argmax(1) == y[clean]
+            passes = self.num_samples if module.stochastic else 1
+            with self.seeded(x, index), part(chosen):
+                x_adv = _attacked(name, attack, module, ball, x[chosen], y[chosen])
+                correct[chosen] = judge_repeatedly(module, x_adv, y[chosen], passes)[0].sum(0)
         return {"correct": correct}
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:

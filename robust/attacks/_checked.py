@@ -45,12 +45,12 @@ def attacking(
     check_label_shape(y, len(x))
     with attack_mode(network, mode), fast_image_gradients(network), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
-        checked = Checked(network, y, certain=draws == 1 and not _has_noise(network))
+        checked = Checked(network, y, certain=draws == 1 and not has_noise(network))
         yield checked, x, y
         checked.finish()
 
 
-def _has_noise(network: nn.Module) -> bool:
+def has_noise(network: nn.Module) -> bool:
     """Whether passes of an image differ: by its noise, or because a method's class says so (``stochastic``)."""
     return getattr(network, "stochastic", False) or any(source.enabled for source in noise_sources(network))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._checked import Checked, attacking, input_gradient
+from robust.attacks._checked import Checked, attacking, has_noise, input_gradient
 from robust.errors import require
 from robust.losses import margin
 from robust.modes import MODES, Mode
@@ -70,7 +70,11 @@ class CarliniWagnerL2:
             threat_model: onto what the image found is projected.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
+
+        Raises:
+            SettingError: if the network has noise: the nearest image is one that a pass misclassifies by chance.
         """
+        require(not has_noise(network), "network", type(network).__name__, "it has noise: take PGD or APGD")
         with attacking(network, self.mode, x, y) as (checked, x, y):
             nearest, distance = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf)
             _, gap, _ = input_gradient(checked, margin, x, y, 1)  # the gradient is only checked

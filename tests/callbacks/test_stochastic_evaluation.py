@@ -34,7 +34,7 @@ def evaluate(module, attack, **settings):
 
 def test_metrics_equal_a_plain_computation(noisy):
     x, y = images()
-    expected, fractions = {}, {}
+    expected, verdicts = {}, {}
 
     def classify(name, x_adv):
         classes = [noisy(x_adv).argmax(1) for _ in range(6)]
@@ -42,7 +42,7 @@ def test_metrics_equal_a_plain_computation(noisy):
         votes = torch.stack([sum((each == label).int() for each in classes) for label in range(10)])
         metrics = {name: correct.mean(), f"{name}/std": correct.mean(1).std()}
         expected.update(metrics | {f"{name}/vote": (votes.argmax(0) == y).float().mean()})
-        fractions[name] = correct.mean(0)
+        verdicts[name] = correct.T.tolist()
 
     attacks = {"pgd": PGD(3), "pgd_eot": PGD(3, num_samples=4)}
     with torch.no_grad():
@@ -62,14 +62,19 @@ def test_metrics_equal_a_plain_computation(noisy):
         with without_noise(noisy):
             for name, these in (("clean", x), ("pgd_mean_network", x_adv)):
                 expected[f"{name}/noise_off"] = (noisy(these).argmax(1) == y).float().mean()
-    worst = torch.stack([fractions[name] for name in ("pgd", "pgd_eot", "pgd_mean_network")]).amin(0).mean()
-    expected |= dict.fromkeys(("pgd_worst", "union", "average"), worst)
+    right = 0.0
+    for image in range(299):
+        cases = [verdicts[name][image] for name in ("pgd", "pgd_eot", "pgd_mean_network")]
+        for number in range(6):
+            strongest = min(cases, key=lambda passes: sum(passes[:number]) + sum(passes[number + 1 :]))
+            right += strongest[number]
+    expected |= dict.fromkeys(("pgd_worst", "union", "average"), torch.tensor(right / (6 * 299)))
 
     measured = evaluate(noisy, PGD(3), num_samples=6, gradient_samples=4)
     expected["clean/attacked"] = expected["clean"]
     del expected["clean"], measured["clean"]  # this is a single pass
     assert measured == pytest.approx({name: value.item() for name, value in expected.items()}, abs=1e-6)
-    assert 0 < measured["pgd/std"] < measured["pgd_worst"] < measured["pgd"] < measured["clean/attacked"] < 1
+    assert 0 < measured["pgd/std"] < measured["pgd_worst"] < measured["clean/attacked"] < 1
 
 
 def test_noise_that_hides_the_gradient_is_found_out(noisy):

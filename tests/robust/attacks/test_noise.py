@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from robust.attacks import APGD, PGD, Square
+from robust.attacks import APGD, PGD, CarliniWagnerL2, Square
+from robust.errors import SettingError
+from robust.evaluation import attack_variants, under_the_strongest
 from robust.networks import Noisy, without_noise
 from robust.threat_models import LinfBall
 
@@ -83,3 +85,33 @@ def test_without_noise_attacks_stop_as_before(network, images):
         found = PGD(20, early_stop=True)(network, LinfBall(EPSILON), x, y)
         assert (network(found).argmax(1) == 1).all()
     assert len(passes) < 20
+
+
+def test_the_mean_network_is_attacked_to_the_end(network, images):
+    torch.manual_seed(0)
+    x, y = images
+    attack = attack_variants("pgd", PGD(20, early_stop=True), network, stochastic=True, num_samples=3)
+    found = attack["pgd_mean_network"](network, LinfBall(EPSILON), x, y)
+    assert torch.allclose(found, x + EPSILON * torch.tensor([-1.0, 1.0]))
+
+
+def test_carlini_wagner_refuses_noise(network, images):
+    with pytest.raises(SettingError, match="it has noise: take PGD or APGD"):
+        CarliniWagnerL2()(network, LinfBall(EPSILON), *images)
+    with without_noise(network):
+        CarliniWagnerL2(steps=2, searches=1)(network, LinfBall(EPSILON), *images)
+
+
+def test_the_strongest_of_equal_attacks_is_none_stronger():
+    """The lowest of each image's fractions would be far below the accuracy that all attacks have."""
+    torch.manual_seed(0)
+    correct = torch.rand(4, 5000, 10) < 0.7
+    assert abs(under_the_strongest(correct).sum() / 50_000 - 0.7) < 0.01
+    assert correct.sum(2).amin(0).sum() / 50_000 < 0.6
+
+
+def test_the_strongest_attack_of_each_image_is_found():
+    torch.manual_seed(0)
+    chances = torch.tensor([[0.9, 0.1], [0.2, 0.8]])[:, :, None].repeat_interleave(2000, 1)  # each wins on half
+    correct = torch.rand(2, 4000, 10) < chances
+    assert abs(under_the_strongest(correct).sum() / 40_000 - 0.15) < 0.01
