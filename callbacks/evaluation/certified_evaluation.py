@@ -185,7 +185,7 @@ class CertifiedEvaluation(Evaluation):
         index: int,
     ) -> None:
         """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
-        settings = [self.methods, self.verifier, self.budgets, self.rounding_safe, self.margin_samples]
+        settings = [self.methods, self._verifier(module), self.budgets, self.rounding_safe, self.margin_samples]
         judged = self.saved(module, name, settings, (x, y), partial(self._verified, module, threat_model, x, y))
         methods = list(self._verifiers(module))
         verifier = "/".join([type(self._verifier(module)).__name__, *(filter(None, methods))])

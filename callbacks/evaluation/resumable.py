@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate, digest
 from robust.errors import require
+
+VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
 
 
 class ResumableTest(Callback):
@@ -21,7 +23,7 @@ class ResumableTest(Callback):
 
     After each attack on each batch, the folder has the verdicts on its images. A later test of the same weights, on any
     number of processes, takes them from there, and ends with the same metrics as an uninterrupted one. Other weights,
-    settings or images are refused: give each checkpoint a folder.
+    settings or images, and results of a version whose attacks differ, are refused: give each checkpoint a folder.
 
     Args:
         folder: made if absent.
@@ -36,12 +38,14 @@ class ResumableTest(Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.paused = False
-        self._weights = ""
+        self._tested: dict[str, Any] = {}
         self._kept: dict[str, tuple[SavedRows, Rows]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the weights, which all results depend on."""
-        self._weights, self._kept = digest(pl_module.state_dict().values()), {}
+        """Note the weights and the method's settings, such as epsilon, which all results depend on."""
+        method = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
+        weights = digest(pl_module.state_dict().values())
+        self._tested, self._kept = {"version": VERSION, "weights": weights, "method": method}, {}
 
     @property
     def continues(self) -> bool:
@@ -74,7 +78,7 @@ class ResumableTest(Callback):
         return images | computed
 
     def _settings(self, depends_on: object) -> dict[str, Any]:
-        return {"weights": self._weights, "settings": described(depends_on)}
+        return {**self._tested, "settings": described(depends_on)}
 
 
 @contextmanager
@@ -129,4 +133,5 @@ def described(value: object) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):  # a function
         return f"{value.__module__}.{value.__qualname__}"
     public = {name: each for name, each in vars(value).items() if not name.startswith("_")}
-    return {"class": type(value).__qualname__, **{name: described(each) for name, each in public.items()}}
+    weights = {"weights": digest(value.state_dict().values())} if isinstance(value, nn.Module) else {}
+    return {"class": type(value).__qualname__, **weights, **{name: described(each) for name, each in public.items()}}

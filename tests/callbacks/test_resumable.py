@@ -18,6 +18,7 @@ from callbacks import (
 from callbacks.evaluation.resumable import described
 from datamodules import Digits
 from robust.attacks import APGD, PGD, LinearizedBoundary
+from robust.budgets import LearnedBudgets
 from robust.errors import SettingError
 from tests.callbacks.trained import trainer_with
 
@@ -83,6 +84,11 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other weights: give"):
         measure(other, tmp_path / "state")
 
+    larger = copy.deepcopy(trained)
+    larger.epsilon *= 2  # the radius of the method's own threat models
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other method: give"):
+        measure(larger, tmp_path / "state")
+
     class Brighter(Digits):
         def load(self, split):
             images = super().load(split)
@@ -104,3 +110,6 @@ def test_settings_are_described_by_their_values():
     assert described(PGD(3)) == described(PGD(3)) != described(PGD(4))
     assert described([torch.ones(2), {"a": PGD}]) == described([torch.ones(2), {"a": PGD}])
     assert described(torch.ones(2)) != described(torch.zeros(2))
+    generators = [torch.nn.Conv2d(1, 1, 1) for _ in range(2)]
+    assert described(LearnedBudgets(generators[0])) == described(LearnedBudgets(generators[0]))
+    assert described(LearnedBudgets(generators[0])) != described(LearnedBudgets(generators[1]))
