@@ -258,6 +258,18 @@ def test_a_claim_may_compare_two_metrics(tmp_path):
     assert "| clean | 90.0 | 40.0 | not decided: fewer than 3 seeds |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_seeds_are_the_runs_that_have_the_metric(tmp_path):
+    """A training and its test in two folders are two runs, of which one has the test's metrics."""
+    page = claims(tmp_path, {"runs": [0.9, 0.91, 0.92], "against": [0.4, 0.41, 0.42]})
+    assert "3 seeds)" in page
+    for seed, file in enumerate(sorted((tmp_path / "results").glob("*.json"))):
+        test = json.loads(file.read_text())["test"] | {"config": {"ckpt_path": f"copy/{seed}/checkpoints/last.ckpt"}}
+        trained = {"metrics": {"train/loss": 0.1}, "method": "MSD", "config": {"trainer": {"default_root_dir": "logs"}}}
+        file.write_text(json.dumps({"fit": trained, "test": test}))
+    update(tmp_path)
+    assert "3 seeds)" in (tmp_path / "docs" / "page.md").read_text()
+
+
 def test_two_metrics_of_the_same_networks_are_compared_in_pairs(tmp_path):
     """Their differences are 0.1 to within a tenth of that, whereas the networks differ by five times as much."""
     project(tmp_path, {"claims": [CLAIM | {"runs": FILES, "against": FILES, "metric_against": "test/accuracy/union"}]})
