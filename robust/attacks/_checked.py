@@ -24,7 +24,7 @@ LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "margin": margin, "dl
 
 @contextmanager
 def attacking(
-    network: nn.Module, mode: Mode, x: Tensor, y: Tensor, draws: int = 1
+    network: nn.Module, mode: Mode, x: Tensor, y: Tensor, num_samples: int = 1
 ) -> Iterator[tuple[Checked, Tensor, Tensor]]:
     """:func:`attack_mode`, with checks of what enters: the network that checks itself, and copies of x and y.
 
@@ -33,7 +33,7 @@ def attacking(
         mode: see :func:`robust.modes.in_mode`.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,) of any integer type.
-        draws: number of passes that a gradient and a verdict are taken over.
+        num_samples: number of passes that a gradient is the mean of.
 
     Raises:
         SettingError: if the images, the labels, the weights' precision or the logits' shape are wrong.
@@ -45,7 +45,7 @@ def attacking(
     check_label_shape(y, len(x))
     with attack_mode(network, mode), fast_image_gradients(network), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
-        checked = Checked(network, y, certain=draws == 1 and not has_noise(network))
+        checked = Checked(network, y, certain=num_samples == 1 and not has_noise(network))
         yield checked, x, y
         checked.finish()
 
@@ -226,8 +226,8 @@ def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tup
     """Loss of each example (B,), the mean over so many passes, and whether it is known to be misclassified (B,).
 
     With noise, no example is: some pass misclassifies one of many images by chance, and an attack that stopped there
-    would keep an image that most passes classify correctly. Passes are separate, for networks may share one draw of
-    their noise among the examples of a batch.
+    would keep an image that most passes classify correctly. Passes are separate, since networks may share their
+    noise among the examples of a batch.
 
     Raises:
         SettingError: if the loss is not one number per example.
