@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, Split
-from datamodules.loading import LabelledImages, ShardedBatches, TensorImages, seeded
+from datamodules.loading import LabelledImages, ShardedBatches, TensorImages, scaled, seeded
 from datamodules.pickles import read_trusted
 from robust.errors import SettingError, require
 
@@ -70,16 +70,12 @@ class SemiSupervised(ImageDataModule):
         """Prepare the labelled data."""
         self.labelled.prepare_data()
 
-    def load(self, split: Split) -> TensorImages:
+    def load(self, split: Split) -> LabelledImages:
         """Read one split of the labelled images; append the pseudo-labelled images to the training split."""
         plain = self.labelled.load(split)
-        remedy = "give labelled images in memory: data.labelled.in_memory true"
-        require(isinstance(plain, TensorImages), "data.labelled", type(self.labelled).__name__, remedy)
-        assert isinstance(plain, TensorImages)
         if split != "train":
             return plain
-        images, labels = self._read()
-        return TensorImages(torch.cat([plain.images, images]), torch.cat([plain.labels, labels]), self.num_classes)
+        return JoinedImages(plain, self._read())
 
     def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """Sampler that mixes labelled and pseudo-labelled images in training; the usual sampler otherwise."""
@@ -87,7 +83,7 @@ class SemiSupervised(ImageDataModule):
             return super().batches(images, batch_size, train=train)
         return MixedBatches(images, batch_size, self._count, self.labelled_in_batch, self.shuffle_seed)
 
-    def _read(self) -> tuple[Tensor, Tensor]:
+    def _read(self) -> TensorImages:
         setting = "data.pseudo_labelled"
         path = Path(self.pseudo_labelled).expanduser()
         try:
@@ -108,7 +104,7 @@ class SemiSupervised(ImageDataModule):
         remedy = f"{self.pseudo_labelled} must hold uint8 images of shape {self.image_shape}, as the labelled ones"
         require(fits, setting, given, remedy)
         self._count = len(images)
-        return images, self._checked_labels(labels, len(images))
+        return TensorImages(images, self._checked_labels(labels, len(images)), self.num_classes)
 
     def _checked_labels(self, labels: Tensor, count: int) -> Tensor:
         """The labels as int64 (count,)."""
@@ -137,6 +133,29 @@ def _key(content: Any, names: tuple[str, ...]) -> str:
         if name in content:
             return name
     raise KeyError(f"none of {', '.join(names)} among {', '.join(content)}")
+
+
+class JoinedImages(LabelledImages):
+    """The images of two data sets, one after the other.
+
+    Args:
+        first: images of any kind.
+        second: images of the same shape.
+    """
+
+    def __init__(self, first: LabelledImages, second: LabelledImages) -> None:
+        super().__init__(torch.cat([first.labels, second.labels]), first.image_shape)
+        self.first, self.second = first, second
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (B,), shape (B, C, H, W): bytes where both data sets hold bytes, else floats."""
+        of_first = indices < len(self.first)
+        parts = [self.first.pixels(indices[of_first]), self.second.pixels(indices[~of_first] - len(self.first))]
+        if parts[0].dtype != parts[1].dtype:
+            parts = [scaled(part) for part in parts]
+        images = torch.empty(len(indices), *self.image_shape, dtype=parts[0].dtype)
+        images[of_first], images[~of_first] = parts
+        return images
 
 
 class MixedBatches(ShardedBatches):

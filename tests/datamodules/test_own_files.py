@@ -132,13 +132,21 @@ class TestImages:
             by_folder(folder, in_memory=False, num_workers=2).images("val")
         assert "the val images, 0.0 MB of pixels, are decoded for each batch by data.num_workers 2" in caplog.text
 
-    def test_pseudo_labels_need_images_in_memory(self, folder, tmp_path):
-        np.savez(tmp_path / "p.npz", image=np.zeros((9, 8, 8, 3), np.uint8), label=np.zeros(9, np.int64))
-        data = SemiSupervised(
-            labelled=by_folder(folder, in_memory=False, batch_size=4), pseudo_labelled=str(tmp_path / "p.npz")
-        )
-        with pytest.raises(SettingError, match=r"^data\.labelled: .*data\.labelled\.in_memory true$"):
-            data.images("train")
+    def test_batches_with_pseudo_labels_from_disk_equal_those_in_memory(self, folder, tmp_path):
+        images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)
+        np.savez(tmp_path / "p.npz", image=images, label=np.zeros(9, np.int64))
+        batches = [
+            list(
+                SemiSupervised(
+                    labelled=by_folder(folder, in_memory=kept, batch_size=4), pseudo_labelled=str(tmp_path / "p.npz")
+                ).train_dataloader()
+            )
+            for kept in (True, False)
+        ]
+        assert len(batches[0]) == len(batches[1]) > 0
+        for one, other in zip(*batches, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
 
 
 class TestPredictFrom:

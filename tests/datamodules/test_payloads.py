@@ -74,7 +74,7 @@ def test_pickles_of_arrays_are_read(protocol, tmp_path):
     assert (read["order"][1], read["one"], read["label"]) == (content["order"][1], 7, content["label"])
     labelled = len(datamodules.Digits().load("train"))
     loaded = semi_supervised(tmp_path / "plain.pickle").load("train")
-    assert torch.equal(loaded.images[labelled:], torch.from_numpy(images))
+    assert torch.equal(loaded.pixels(torch.arange(labelled, len(loaded))), torch.from_numpy(images))
 
 
 def test_a_trusted_pickle_is_read_with_its_code(tmp_path):

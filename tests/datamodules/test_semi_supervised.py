@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules import CropAndFlip, Digits, SemiSupervised
+from datamodules import Arrays, CropAndFlip, Digits, SemiSupervised
 from datamodules.semi_supervised import MixedBatches
 from robust.errors import SettingError
 from tests.datamodules.test_loaders import numbered
@@ -84,6 +84,26 @@ def test_training_batches_mix_both_kinds(layout, tmp_path):
         assert int((batch.images.flatten(1).amax(1) == 0).sum()) == 15
     assert torch.equal(data.images("val").images, Digits().images("val").images)
     assert torch.equal(data.images("test").labels, Digits().images("test").labels)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_labelled_images_from_arrays(kind, file, tmp_path):
+    """Floats too, although the pseudo-labelled images are bytes."""
+    images = np.full((40, 1, 28, 28), 51 if kind is np.uint8 else 0.2, kind)
+    np.savez(
+        tmp_path / "own.npz",
+        train_images=images,
+        train_labels=np.arange(40) % 10,
+        test_images=images[:1],
+        test_labels=np.zeros(1, int),
+    )
+    labelled = Arrays(path=str(tmp_path / "own.npz"), batch_size=10)
+    data = SemiSupervised(labelled=labelled, pseudo_labelled=file, labelled_fraction=0.5)
+    batches = list(data.train_dataloader())
+    assert batches
+    for batch in batches:
+        brightest = batch.images.flatten(1).amax(1).sort().values
+        torch.testing.assert_close(brightest, torch.tensor([0.0] * 5 + [0.2] * 5))
 
 
 def test_settings_are_those_of_the_labelled_images(file):
