@@ -260,6 +260,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; a wrong setting ends it in one line and status 2."""
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # Lightning with torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers")  # images are in memory
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # sweeps and experiments give it
     warnings.filterwarnings("ignore", r"\s*skip_none parameter was deprecated")  # Lightning 2.6 needs it too
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
     callbacks.watch_launcher()
