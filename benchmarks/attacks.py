@@ -1,15 +1,10 @@
 """Time of k steps of PGD over k plain passes (forward, and backward to the input), and accuracy under the attack.
 
-    uv run benchmarks/attacks.py [--threads N] [--rounds N] [--steps N] [--device cuda] [--peers]
+    uv run benchmarks/attacks.py [--threads N] [--rounds N] [--steps N] [--device cuda]
 
 One run measures all attacks in turn, on the same test images and the same network, which a few epochs of training
 against FGSM on the embedded digits give. Times are medians and accuracies means over the rounds, each with its own
-seed. ``--peers`` adds torchattacks and foolbox with the same steps, step sizes and random starts. They need a separate
-folder, since torchattacks pins an old requests:
-
-    uv pip install --target peers --no-deps torchattacks foolbox eagerpy gitpython gitdb smmap requests urllib3 idna
-    uv pip install --target peers --no-deps certifi charset-normalizer
-    PYTHONPATH=peers uv run benchmarks/attacks.py --peers
+seed. Other libraries: ``peers.py``.
 """
 
 from __future__ import annotations
@@ -18,9 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -74,29 +67,6 @@ def ours(network: nn.Module, steps: int, threat_model: ThreatModel, early_stop: 
     return lambda x, y: attack(network, threat_model, x, y)
 
 
-def peers(network: nn.Module, steps: int) -> dict[tuple[str, str], Attack]:
-    """PGD of other libraries with the settings of ours, by threat model and name."""
-    import foolbox
-    import torchattacks
-
-    linf, l2, l1 = (ball.epsilon for ball in BALLS.values())
-    fraction = 2.5 / steps
-    model = foolbox.PyTorchModel(network, bounds=(0, 1), device=next(network.parameters()).device)
-
-    def fooled(attack: Callable[..., tuple[Tensor, Tensor, Tensor]], epsilon: float) -> Attack:
-        return lambda x, y: attack(model, x, y, epsilons=epsilon)[1]
-
-    return {
-        ("linf", "torchattacks"): torchattacks.PGD(network, linf, fraction * linf, steps),
-        ("linf", "foolbox"): fooled(foolbox.attacks.LinfPGD(rel_stepsize=fraction, steps=steps), linf),
-        ("l2", "torchattacks"): torchattacks.PGDL2(network, l2, fraction * l2, steps),
-        ("l2", "foolbox"): fooled(foolbox.attacks.L2PGD(rel_stepsize=fraction, steps=steps), l2),
-        ("l1", "foolbox, SLIDE"): fooled(
-            foolbox.attacks.SparseL1DescentAttack(rel_stepsize=fraction, steps=steps, random_start=True), l1
-        ),
-    }
-
-
 def measure(
     attacks: dict[tuple[str, str], Attack], network: nn.Module, x: Tensor, y: Tensor, rounds: int
 ) -> dict[tuple[str, str], tuple[float, float]]:
@@ -123,7 +93,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peers", action="store_true", help="measure torchattacks and foolbox too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -135,9 +104,6 @@ def main() -> None:
     for name, ball in {**BALLS, "per-pixel budgets": box}.items():
         attacks[name, "ours"] = ours(network, args.steps, ball)
         attacks[name, "ours, early stop"] = ours(network, args.steps, ball, early_stop=True)
-    if args.peers:
-        warnings.simplefilter("ignore")  # foolbox's imports
-        attacks |= peers(network, args.steps)
     results = measure(attacks, network, x, y, args.rounds)
     seconds = results["none", "plain passes"][0]
     print("| threat model | implementation | time over plain passes | accuracy |\n| --- | --- | --- | --- |")
@@ -145,11 +111,10 @@ def main() -> None:
         spent, accuracy = results[name, implementation]
         print(f"| {name} | {implementation} | {spent / seconds:.2f} | {accuracy:.1f} |")
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()} x {args.threads}"
-    others = {name: version(name) for name in ("torchattacks", "foolbox") if args.peers}
     print(
         f"\nDM-small, {len(x)} test digits, {args.steps} steps of 2.5 / {args.steps} radius, {args.rounds} rounds, "
         f"radii {', '.join(f'{name} {ball.epsilon:g}' for name, ball in BALLS.items())}; plain passes {seconds:.2f} s. "
-        f"{hardware} threads, commit {git_commit()}, {installed_versions() | others}"
+        f"{hardware} threads, commit {git_commit()}, {installed_versions()}"
     )
 
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
-from benchmarks import attacks, bounds, certification, data, memory, noise, precision, shares
+from benchmarks import attacks, bounds, certification, data, memory, noise, peers, precision, shares
 from benchmarks.turns import Case, ratios
 from callbacks.results import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
@@ -136,11 +139,12 @@ BENCHMARKS = {
     "data": Benchmark("an epoch of torchvision's batches", of_data),
     "precision": Benchmark("a plain float32 training step", of_precision),
 }
+PEERS = "peers"  # other libraries' attacks, in an environment that has them
 NOT_ON: dict[str, tuple[str, ...]] = {
     "cpu": ("precision",),
-    "cuda": ("data", "shares"),
+    "cuda": ("data", "shares", PEERS),
 }  # unless named, where it can be
-NOT_QUICK = ("shares",)
+NOT_QUICK = ("shares", PEERS)
 
 
 def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str, Any]:
@@ -158,6 +162,16 @@ def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str
         "commit": git_commit(),
         "versions": installed_versions(),
     }
+
+
+def run_peers(rounds: int, path: Path) -> None:
+    """Measure other libraries by uv in an environment of their own."""
+    uv = os.environ.get("UV") or shutil.which("uv")  # uv names itself to what it runs
+    if uv is None:
+        sys.exit("error: peers: there is no uv; install it, or run benchmarks/peers.py where the libraries are")
+    needed = [part for name in peers.PACKAGES for part in ("--with", name)]
+    command = [uv, "run", *needed, peers.__file__, "--rounds", str(rounds), "--out", str(path)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def slower(measured: Columns, recorded: Columns) -> list[str]:
@@ -195,27 +209,32 @@ def compare(names: list[str], rounds: int, results: Path) -> int:
 def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
     """Run what the arguments name; the exit status is 1 where the quick variant finds something slower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help=", ".join(BENCHMARKS))
+    known = (*BENCHMARKS, PEERS)
+    parser.add_argument("names", nargs="*", choices=[[], *known], metavar="NAME", help=", ".join(known))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--rounds", type=int, help="by default 10, quick 3")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and (options.quick or {"data", "shares"} & set(options.names)):
-        parser.error("--device cuda: neither the quick variant nor data or shares are measured on a GPU; leave one out")
+    if options.device == "cuda" and (options.quick or set(NOT_ON["cuda"]) & set(options.names)):
+        left_out = ", ".join(NOT_ON["cuda"])
+        parser.error(f"--device cuda: the quick variant and {left_out} are not measured on a GPU; leave them out")
     torch.set_num_threads(1)
     rounds = options.rounds or (3 if options.quick else 10)
     if options.quick and set(NOT_QUICK) & set(options.names):
-        parser.error(f"--quick: {', '.join(NOT_QUICK)} has no quick variant; leave it out")
+        parser.error(f"--quick: {', '.join(NOT_QUICK)} have no quick variant; leave them out")
     left_out = NOT_ON[options.device] + (NOT_QUICK if options.quick else ())
-    names = options.names or [name for name in BENCHMARKS if name not in left_out]
+    names = options.names or [name for name in known if name not in left_out]
     if options.quick and not options.record:
         return compare(names, rounds, results)
     folder = results / "quick" if options.quick else results
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = folder / (f"cuda_{name}.json" if options.device == "cuda" else f"{name}.json")
-        path.write_text(json.dumps(record(name, rounds, options.quick, options.device), indent=1) + "\n")
+        if name == PEERS:
+            run_peers(rounds, path)
+        else:
+            path.write_text(json.dumps(record(name, rounds, options.quick, options.device), indent=1) + "\n")
         print(path, flush=True)
     return 0
 

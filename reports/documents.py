@@ -102,16 +102,26 @@ def _benchmark(results: Path, name: str) -> str:
     require(file.is_file(), "results", name, f"there is no {file.name}; run benchmarks/run.py {file.stem}")
     record = json.loads(file.read_text(encoding="utf-8"))
     if "rows" in record:
-        return _markdown([list(record["rows"][0]), ["---"] * len(record["rows"][0]), *map(_texts, record["rows"])])
+        table = _markdown([list(record["rows"][0]), ["---"] * len(record["rows"][0]), *map(_texts, record["rows"])])
+        return "\n".join([table, "", f"`{record['command']}`: {_source(record)}."])
     columns = record["columns"]
     rows = dict.fromkeys(row for column in columns.values() for row in column)
     title = f"{record.get('quantity', 'time')} over that of {record['unit']}"
     lines = [[title, *columns], ["---"] * (len(columns) + 1)]
     lines += [[row, *(f"{column[row]:.3g}" if row in column else "" for column in columns.values())] for row in rows]
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    return "\n".join([_markdown(lines), "", f"{_source(record)}."])
+
+
+def _source(record: dict[str, Any]) -> str:
+    """Where a benchmark was measured, at which commit, with which packages."""
     rounds = f", {record['rounds']} rounds" if "rounds" in record else ""
-    source = f"{record['hardware']}{rounds}, commit {record['commit'][:7]}"
-    return "\n".join([_markdown(lines), "", f"{source}; {versions}."])
+    versions = ", ".join(f"{package} {version}" for package, version in record.get("versions", {}).items())
+    return f"{record['hardware']}{rounds}, commit {_short(record['commit'])}" + (f"; {versions}" if versions else "")
+
+
+def _short(commit: str) -> str:
+    """The first seven digits of a commit, with the mark of a checkout that differs from it."""
+    return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _texts(row: dict[str, str]) -> list[str]:
@@ -129,7 +139,7 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
     if "field" in column:
         record = runs[0].evaluations[-1] if runs[0].evaluations else runs[0].identity
         value = record.get(column["field"])
-        return "" if value is None else str(value)[:7] if column["field"] == "commit" else str(value)
+        return "" if value is None else _short(str(value)) if column["field"] == "commit" else str(value)
     show = column.get("show", "plain")
     require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
     row = Row(runs)

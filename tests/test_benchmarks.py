@@ -42,7 +42,21 @@ def test_what_has_no_quick_variant_is_named(capsys):
     with pytest.raises(SystemExit) as end:
         run.main(["--quick", "shares"])
     assert end.value.code == 2
-    assert "--quick: shares has no quick variant; leave it out" in capsys.readouterr().err
+    assert "--quick: shares, peers have no quick variant; leave them out" in capsys.readouterr().err
+
+
+def test_peers_run_in_an_environment_that_has_them(monkeypatch, tmp_path, capsys):
+    run_by_uv = []
+    monkeypatch.setenv("UV", "uv")
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **settings: run_by_uv.append(command))
+    assert run.main(["peers", "--rounds", "2"], tmp_path) == 0
+    (command,) = run_by_uv
+    assert command[:6] == ["uv", "run", "--with", "torchattacks", "--with", "foolbox"]
+    assert command[-4:] == ["--rounds", "2", "--out", str(tmp_path / "peers.json")]
+    monkeypatch.delenv("UV")
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="error: peers: there is no uv; install it"):
+        run.main(["peers"], tmp_path)
 
 
 def test_the_time_of_a_step_is_that_of_its_kinds_of_operations():

@@ -100,9 +100,11 @@ def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
     (tmp_path / "page.md").write_text("<!-- begin results benchmarks/mine -->\n<!-- end results -->\n")
     (tmp_path / "results" / "benchmarks").mkdir(parents=True)
     rows = [{"network": "one", "time": "1.5"}, {"network": "two", "time": ""}]
-    (tmp_path / "results" / "benchmarks" / "mine.json").write_text(json.dumps({"rows": rows}))
+    record = {"command": "mine.py", "hardware": "a CPU", "commit": "0123456789-dirty", "rows": rows}
+    (tmp_path / "results" / "benchmarks" / "mine.json").write_text(json.dumps(record))
     update(tmp_path)
-    assert "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n" in (tmp_path / "page.md").read_text()
+    table = "| network | time |\n| --- | --- |\n| one | 1.5 |\n| two | |\n"
+    assert f"{table}\n`mine.py`: a CPU, commit 0123456-dirty.\n" in (tmp_path / "page.md").read_text()
 
 
 def test_a_table_is_written_between_its_markers(tmp_path):
