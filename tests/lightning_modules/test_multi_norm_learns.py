@@ -45,5 +45,5 @@ def test_union_in_few_epochs(tmp_path):
 
 @pytest.mark.slow
 def test_union(tmp_path):
-    unions = {method: accuracies(method, tmp_path / method, "--trainer.max_epochs=20")["union"] for method in METHODS}
+    unions = {method: accuracies(method, tmp_path / method)["union"] for method in METHODS}
     assert all(unions["MNG-AC"] > union for method, union in unions.items() if method != "MNG-AC"), unions
