@@ -94,7 +94,12 @@ def apgd(network: nn.Module) -> dict[tuple[str, str], Attack]:
         attack = APGDAttack(
             network, norm=name.capitalize(), eps=epsilon, n_iter=STEPS, use_largereps=name == "l1", device="cpu"
         )
-        return lambda x, y: attack.perturb(x, y)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            attack.seed = int(torch.randint(2**31, ()))  # it seeds torch's generator by its own in every call
+            return attack.perturb(x, y)
+
+        return run
 
     named = {(name, "APGD, ours"): ours(ball) for name, ball in BALLS.items()}
     return named | {(name, "APGD, pyautoattack"): theirs(name, ball.epsilon) for name, ball in BALLS.items()}

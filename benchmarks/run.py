@@ -171,7 +171,9 @@ def run_peers(rounds: int, path: Path) -> None:
         sys.exit("error: peers: there is no uv; install it, or run benchmarks/peers.py where the libraries are")
     needed = [part for name in peers.PACKAGES for part in ("--with", name)]
     command = [uv, "run", *needed, peers.__file__, "--rounds", str(rounds), "--out", str(path)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if code != 0:
+        sys.exit(f"error: peers: uv ended with status {code}")
 
 
 def slower(measured: Columns, recorded: Columns) -> list[str]:

@@ -131,7 +131,10 @@ class FileImages(LabelledImages):
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images at ``indices`` (B,), uint8 of shape (B, C, H, W)."""
-        return torch.stack([self.read(self.paths[index]) for index in indices.tolist()])
+        images = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)  # a process may have none in a batch
+        for position, index in enumerate(indices.tolist()):
+            images[position] = self.read(self.paths[index])
+        return images
 
     def in_memory(self, num_classes: int) -> TensorImages:
         """All images, decoded in parallel."""

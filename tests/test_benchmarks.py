@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import memory, run, shares
+from benchmarks import memory, peers, run, shares
+from robust.networks import DMSmall
 from tests.testers import ROOT
 
 
@@ -48,15 +50,36 @@ def test_what_has_no_quick_variant_is_named(capsys):
 def test_peers_run_in_an_environment_that_has_them(monkeypatch, tmp_path, capsys):
     run_by_uv = []
     monkeypatch.setenv("UV", "uv")
-    monkeypatch.setattr(run.subprocess, "run", lambda command, **settings: run_by_uv.append(command))
+    status = 0
+
+    def by_uv(command, **settings):
+        run_by_uv.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=by_uv, DEVNULL=subprocess.DEVNULL))
     assert run.main(["peers", "--rounds", "2"], tmp_path) == 0
     (command,) = run_by_uv
     assert command[:6] == ["uv", "run", "--with", "torchattacks", "--with", "foolbox"]
     assert command[-4:] == ["--rounds", "2", "--out", str(tmp_path / "peers.json")]
+    status = 2
+    with pytest.raises(SystemExit, match="error: peers: uv ended with status 2"):
+        run.main(["peers"], tmp_path)
     monkeypatch.delenv("UV")
     monkeypatch.setattr(run.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="error: peers: there is no uv; install it"):
         run.main(["peers"], tmp_path)
+
+
+def test_each_seed_gives_other_draws_to_all_peers():
+    network = DMSmall((1, 28, 28))
+    x = torch.rand(4, 1, 28, 28)
+    y = network(x).argmax(1)  # attacks leave alone what is wrong
+    for attack in peers.apgd(network).values():
+        found = []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            found.append(attack(x, y))
+        assert not torch.equal(*found)
 
 
 def test_the_time_of_a_step_is_that_of_its_kinds_of_operations():

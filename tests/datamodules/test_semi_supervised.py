@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules import Arrays, CropAndFlip, Digits, SemiSupervised
-from datamodules.semi_supervised import MixedBatches
+from datamodules import Arrays, CropAndFlip, Digits, DoubledDigits, SemiSupervised
+from datamodules.arrays import ArrayImages
+from datamodules.loading import FileImages, TensorImages
+from datamodules.semi_supervised import JoinedImages, MixedBatches
 from robust.errors import SettingError
 from tests.datamodules.test_loaders import numbered
 
@@ -104,6 +106,73 @@ def test_labelled_images_from_arrays(kind, file, tmp_path):
     for batch in batches:
         brightest = batch.images.flatten(1).amax(1).sort().values
         torch.testing.assert_close(brightest, torch.tensor([0.0] * 5 + [0.2] * 5))
+
+
+def images_of(kind, pixels, labels, tmp_path):
+    """Images (N, 1, 28, 28), uint8, as tensors, as floats in an array, or as files."""
+    if kind == "tensors":
+        return TensorImages(pixels, labels, 10)
+    if kind == "floats":
+        return ArrayImages(pixels / 255, torch.arange(len(pixels)), labels)
+    paths = [tmp_path / f"{index}.npy" for index in range(len(pixels))]
+    for path, image in zip(paths, pixels.numpy(), strict=True):
+        np.save(path, image)
+    return FileImages(paths, labels, (1, 28, 28), lambda path: torch.from_numpy(np.load(path)))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "floats", "files"])
+def test_each_joined_image_has_its_own_pixels_and_label(kind, tmp_path):
+    """In any order, and where a process has images of one kind alone in its part of a batch, or none."""
+    pixels = torch.randint(256, (19, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.arange(19) % 10
+    joined = JoinedImages(
+        images_of(kind, pixels[:12], labels[:12], tmp_path), TensorImages(pixels[12:], labels[12:], 10)
+    )
+    assert len(joined) == 19
+    for indices in (torch.randperm(19), torch.tensor([3, 3, 15, 0]), torch.tensor([2]), torch.tensor([18, 12])):
+        batch = joined[indices]
+        assert torch.equal(batch.labels, labels[indices])
+        torch.testing.assert_close(batch.images, pixels[indices] / 255)
+    assert joined.pixels(torch.arange(0)).shape == (0, 1, 28, 28)
+
+
+def test_pseudo_labelled_images_have_the_labels_of_the_file(tmp_path):
+    pixels = np.random.default_rng(0).integers(1, 256, (50, 28, 28, 1), np.uint8)
+    np.savez(tmp_path / "own.npz", image=pixels, label=CLASSES)
+    data = SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=str(tmp_path / "own.npz"))
+    images, count = data.images("train"), len(Digits().load("train"))
+    batch = images[torch.arange(count, count + 50)]
+    assert torch.equal(batch.labels, torch.from_numpy(CLASSES))
+    torch.testing.assert_close(batch.images, torch.from_numpy(pixels).movedim(-1, 1) / 255)
+    assert torch.equal(images.labels[:count], Digits().load("train").labels)
+
+
+def test_predictions_are_of_what_the_labelled_data_name(file, tmp_path):
+    np.savez(tmp_path / "new.npz", images=np.ones((3, 28, 28), np.float32))
+    parts = {"train_images": np.zeros((20, 28, 28), np.float32), "train_labels": np.arange(20) % 10}
+    np.savez(tmp_path / "own.npz", **parts, test_images=parts["train_images"], test_labels=parts["train_labels"])
+    labelled = Arrays(path=str(tmp_path / "own.npz"), batch_size=10, predict_from=str(tmp_path / "new.npz"))
+    data = SemiSupervised(labelled=labelled, pseudo_labelled=file)
+    (images,) = data.predict_dataloader()
+    assert torch.equal(images, torch.ones(3, 1, 28, 28))
+    assert data.file_names("train") is None
+    assert data.file_names("predict") == labelled.file_names("predict")
+
+
+def test_regions_are_those_of_the_labelled_images(file, tmp_path):
+    np.savez(tmp_path / "wide.npz", image=np.zeros((4, 32, 56, 3), np.uint8), label=np.arange(4))
+    data = SemiSupervised(labelled=DoubledDigits(batch_size=8), pseudo_labelled=str(tmp_path / "wide.npz"))
+    assert data.regions("test", torch.arange(2)).keys() == {"decisive", "irrelevant", "border"}
+    assert not hasattr(SemiSupervised(labelled=Digits(batch_size=8), pseudo_labelled=file), "regions")
+
+
+def test_more_labelled_images_in_a_batch_than_there_are(file):
+    data = SemiSupervised(labelled=Digits(batch_size=2600), pseudo_labelled=file)
+    message = (
+        r"data\.labelled_fraction: got 0\.5; give a smaller one, or a smaller data\.labelled\.batch_size: 1300 of 1298"
+    )
+    with pytest.raises(SettingError, match=message):
+        data.train_dataloader()
 
 
 def test_settings_are_those_of_the_labelled_images(file):
