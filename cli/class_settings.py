@@ -62,11 +62,15 @@ def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any
 def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
     """Replace a bare argument's name in the error by the full name of the setting, if exactly one setting matches.
 
+    So, too, a data module's ``data.NAME``, where it is a setting of the data module inside another one.
+
     Args:
-        error: error of a class in ``robust``, which does not know the names of the command line.
+        error: error of a class that does not know the names of the command line.
         config: all settings as plain dicts and lists.
     """
     name, _, rest = str(error).partition(": got ")
+    if name.startswith("data."):
+        return _with_inner_path(error, name, rest, config.get("data"))
     given = rest.split("; ")[0]
     parts = {part: config.get(part) for part in ("model", "data")}
     parts["trainer.callbacks"] = config.get("trainer", {}).get("callbacks")
@@ -78,6 +82,14 @@ def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
     }
     if len(names) == 1:
         error.args = (f"{names.pop()}: got {rest}",)
+    return error
+
+
+def _with_inner_path(error: SettingError, name: str, rest: str, data: Any) -> SettingError:
+    inner = name.removeprefix("data.")
+    paths = [path for path, _, settings in mappings_in(data, "data") if inner.split(".")[0] in settings]
+    if len(paths) == 1:
+        error.args = (f"{paths[0]}.{inner}: got {rest}",)
     return error
 
 

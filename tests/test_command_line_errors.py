@@ -283,6 +283,10 @@ def test_loss_that_is_not_finite_stops_training(tmp_path, capsys):
         ("steps", 7, "steps: got 7; remedy"),
         ("steps", 10, "trainer.callbacks.0.attacks.c.steps: got 10; remedy"),
         ("epsilon", 5.0, "trainer.callbacks.0.attacks.d.epsilon: got 5.0; remedy"),  # not of a class
+        ("data.batch_size", 500, "data.labelled.batch_size: got 500; remedy"),  # 500 is not its value in the config
+        ("data.augmentation.padding", 40, "data.labelled.augmentation.padding: got 40; remedy"),
+        ("data.labelled_fraction", 0.3, "data.labelled_fraction: got 0.3; remedy"),
+        ("data.unknown", 1, "data.unknown: got 1; remedy"),
     ],
 )
 def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
@@ -291,10 +295,14 @@ def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
     attacks["c"] = {"class_path": "robust.attacks.APGD", "init_args": {"steps": 10}}
     attacks["d"] = {"attack": "robust.attacks.FGSM", "norm": "linf", "epsilon": 5.0}
     model = {"alpha_low": 1.5, "generator": generator}
+    labelled = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 8, "augmentation": None}}
     evaluation = {"class_path": "callbacks.AdversarialEvaluation", "init_args": {"attacks": attacks}}
     config = {
         "model": {"class_path": "lightning_modules.ContextualBudgets", "init_args": model},
-        "data": None,
+        "data": {
+            "class_path": "datamodules.SemiSupervised",
+            "init_args": {"labelled": labelled, "labelled_fraction": 0.5},
+        },
         "trainer": {"callbacks": [evaluation]},
     }
     assert str(with_path(SettingError(name, value, "remedy"), config)) == expected
