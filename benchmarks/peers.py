@@ -107,13 +107,13 @@ def apgd(network: nn.Module) -> dict[tuple[str, str], Attack]:
 
 def accuracy(network: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> float:
     """Mean accuracy in percent under an attack with several seeds."""
-    found = []
+    accuracies = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         x_adv = attack(x, y)
         with torch.no_grad():
-            found.append(100 * (network(x_adv).argmax(1) == y).float().mean().item())
-    return statistics.mean(found)
+            accuracies.append(100 * (network(x_adv).argmax(1) == y).float().mean().item())
+    return statistics.mean(accuracies)
 
 
 def main() -> None:

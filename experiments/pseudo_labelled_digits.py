@@ -5,7 +5,7 @@
 ``labelled.npz``, which ``Arrays`` reads, has the first 13 training images of each class, and all validation and test
 images. ``pseudo_labelled.npz``, which ``SemiSupervised`` reads, has the other 1,168 training images. Their classes are
 the predictions of a support vector machine that learned from the labelled images alone; the command prints how many
-are right.
+are correct.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     arrays["test_images"], arrays["test_labels"] = _arrays("test")
     np.savez_compressed(folder / "labelled.npz", **arrays)
     np.savez_compressed(folder / "pseudo_labelled.npz", image=images[~chosen], label=pseudo)
-    right = int((pseudo == labels[~chosen]).sum())
-    print(f"{chosen.sum()} labelled images; {right} of {len(pseudo)} pseudo labels are right")
+    correct = int((pseudo == labels[~chosen]).sum())
+    print(f"{chosen.sum()} labelled images; {correct} of {len(pseudo)} pseudo labels are correct")
 
 
 def _arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -222,25 +222,27 @@ def named_loss(loss: Loss | str) -> Loss:
     return loss
 
 
-def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
     """Loss of each example (B,), the mean over so many passes, and whether it is known to be misclassified (B,).
 
     With noise, no example is: some pass misclassifies one of many images by chance, and an attack that stopped there
-    would keep an image that most passes classify correctly. Passes are separate, since networks may share their
-    noise among the examples of a batch.
+    would spare an image that most passes classify correctly. Passes are separate, since the noise of a network may be
+    the same for all examples of a batch.
 
     Raises:
         SettingError: if the loss is not one number per example.
     """
-    logits = [network(x) for _ in range(draws)]
+    logits = [network(x) for _ in range(num_samples)]
     return _mean([_checked(loss(each, y), y) for each in logits]), _known_wrong(network, logits[0], y)
 
 
-def input_gradient(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: int) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(
+    network: Checked, loss: Loss, x: Tensor, y: Tensor, num_samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient (B, C, H, W) of each example's loss to its image, mean over passes, and what :func:`judge` gives."""
     x = x.detach().requires_grad_()
     gradients, losses = [], []
-    for _ in range(draws):  # one graph at a time
+    for _ in range(num_samples):  # one graph at a time
         with torch.enable_grad():
             logits = network(x)
             each = _checked(loss(logits, y), y)
@@ -249,8 +251,8 @@ def input_gradient(network: Checked, loss: Loss, x: Tensor, y: Tensor, draws: in
     return _mean(gradients), _mean(losses), _known_wrong(network, logits, y)
 
 
-def _mean(draws: list[Tensor]) -> Tensor:
-    return draws[0] if len(draws) == 1 else torch.stack(draws).mean(0)
+def _mean(samples: list[Tensor]) -> Tensor:
+    return samples[0] if len(samples) == 1 else torch.stack(samples).mean(0)
 
 
 def _known_wrong(network: Checked, logits: Tensor, y: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ class MultiSteepestDescent:
         with attacking(network, self.mode, x, y) as (checked, x, y):
             x_adv = x
             for _ in tracked(range(self.steps)):
-                gradient, _, _ = input_gradient(checked, cross_entropy, x_adv, y, draws=1)
+                gradient, _, _ = input_gradient(checked, cross_entropy, x_adv, y, num_samples=1)
                 tried = torch.stack([self._step(norm, ball, gradient, x_adv, x) for norm, ball in balls.items()])
-                losses = torch.stack([judge(checked, cross_entropy, images, y, draws=1)[0] for images in tried])
+                losses = torch.stack([judge(checked, cross_entropy, images, y, num_samples=1)[0] for images in tried])
                 x_adv = tried[losses.argmax(0), torch.arange(len(x), device=x.device)]
             return x_adv
 

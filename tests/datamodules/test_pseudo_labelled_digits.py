@@ -24,7 +24,7 @@ def test_the_training_images_are_divided(tmp_path, capsys):
     assert sorted(map(bytes, images)) == sorted(map(bytes, whole.images.numpy()))
     right = {bytes(image): label for image, label in zip(whole.images.numpy(), whole.labels.tolist(), strict=True)}
     count = sum(right[bytes(image)] == label for image, label in zip(pseudo["image"], pseudo["label"], strict=True))
-    assert f"130 labelled images; {count} of 1168 pseudo labels are right" in capsys.readouterr().out
+    assert f"130 labelled images; {count} of 1168 pseudo labels are correct" in capsys.readouterr().out
     assert 0.7 < count / 1168 < 1
     for split in ("val", "test"):
         assert torch.equal(labelled.load(split).labels, Digits().load(split).labels)
