@@ -124,6 +124,8 @@ class Runner:
         if not job.checkpoint.is_file() and job.folder.is_dir():
             shutil.rmtree(job.folder)  # of a training that was stopped before its first checkpoint
         job.folder.mkdir(parents=True, exist_ok=True)
+        if error := _claim(job):
+            return error
         if "fit" not in _records(job.folder) and (error := self._call(job, job.fit())):
             return error
         if job.evaluation:
@@ -159,6 +161,17 @@ class Runner:
     def _known(self, job: Job) -> list[float]:
         """Seconds of other seeds of the same run."""
         return [seconds for name, seconds in self._seconds if name == job.name]
+
+
+def _claim(job: Job) -> str | None:
+    """Note the run's settings in its log folder; why it cannot be the run's if it has those of another one."""
+    path = job.folder / "run.json"
+    settings = {"training": list(job.training), "evaluation": list(job.evaluation)}
+    text = json.dumps(settings, indent=1).replace(f"{Path.cwd()}/", "")  # the folder may come from another machine
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        return f"folder: got '{job.folder}'; it holds a run with other settings ({path}); give another, or delete it"
+    path.write_text(text, encoding="utf-8")
+    return None
 
 
 def _records(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from cli.experiment import Job, read_matrix
 from tests.recorded_runs import write_run
 from tests.testers import ROOT
 
+MATRICES = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if not path.stem.startswith("rest"))
+
 FAKE = """
 import json, sys, time
 from pathlib import Path
@@ -126,6 +128,23 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
+def test_a_folder_with_a_run_of_other_settings_is_refused(matrix, tmp_path, capsys):
+    """Else the records of the other run would be this one's."""
+    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
+    with pytest.raises(SystemExit, match="0"):
+        experiment.main([path])
+    (tmp_path / "results" / "a_0.json").unlink()
+    for change in ({"evaluation": "base.yaml"}, {"runs": {"a": ["a.yaml", {"model.alpha": 1}]}}):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="1"):
+            experiment.main([matrix(**({"seeds": [0], "prepare": {}, "runs": {"a": "a.yaml"}} | change))])
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"a seed 0: failed: folder: got '{tmp_path / 'logs' / 'a' / 'seed_0'}'; it holds a run ")
+        assert not (tmp_path / "results" / "a_0.json").exists()
+    with pytest.raises(SystemExit, match="0"):
+        experiment.main([matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})])
+
+
 def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
     (tmp_path / "logs" / "base").mkdir(parents=True)
     (tmp_path / "logs" / "base" / "fail").touch()
@@ -189,15 +208,33 @@ def test_absent_files_and_keys_are_named(tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_the_matrices_of_the_project_can_be_read(path):
     matrix = read_matrix(str(path))
     assert matrix.jobs()
     assert len({(job.name, job.seed) for job in matrix.jobs()}) == len(matrix.jobs())
 
 
+NEED_A_GPU = {"mnist_gpu", "cifar10_half", "cifar10_half_noise", "cifar10"}
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_nothing_is_missing_in_the_results_but_what_needs_a_gpu(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    missing = [job.result.name for job in read_matrix(str(path)).jobs() if not job.done]
+    assert not missing or path.stem in NEED_A_GPU
+
+
+def test_no_two_matrices_train_different_runs_in_one_folder():
+    runs = {}
+    for path in MATRICES:
+        for job in read_matrix(str(path)).jobs():
+            runs.setdefault(job.folder, set()).add((job.training, job.evaluation))
+    assert [str(folder) for folder, settings in runs.items() if len(settings) > 1] == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_each_run_of_the_projects_matrices_has_settings_that_fit(path, capsys):
     matrix = read_matrix(str(path))
     for job in [job for job in matrix.jobs() if job.seed == matrix.seeds[0]]:

@@ -103,7 +103,7 @@ class AdversarialEvaluation(Evaluation):
     - ``accuracy/<attack>_worst/...``: as for groups, over these three; only for cases without group
 
     For groups and the union, each pass counts under the case that broke most of the example's other passes: the lowest
-    of the cases' fractions of correct passes would be too low.
+    of the cases' fractions of correct passes would be too low. Where a single case's metric is lower, it is this one.
 
     Attacks and classification run in the precision of the weights, without autocast.
 
@@ -155,7 +155,7 @@ class AdversarialEvaluation(Evaluation):
         require(gradient_samples >= 1, f"{NAME}.gradient_samples", gradient_samples, "give at least 1")
         self.attacks = attacks
         self.num_samples, self.gradient_samples = num_samples, gradient_samples
-        self._groups: list[str] = []
+        self._parts: dict[str, list[str]] = {}
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Resolve each case's threat models, and check that its attack fits, and that no two have the same metric."""
@@ -188,17 +188,18 @@ class AdversarialEvaluation(Evaluation):
         self.note_clean(module, clean)
         remaining = all_examples if module.stochastic else clean.nonzero().squeeze(1)
         counts: dict[str, Tensor] = {}
-        groups: dict[str, list[Tensor]] = {}  # whether each pass (B, S) is correct under each attack
+        groups: dict[str, dict[str, Tensor]] = {}  # whether each pass (B, S) is correct under each attack
         for run in tracked(list(self._runs(module, x))):
             settings = [list(self.attacks.values())[run.index], self.gradient_samples, self._num_samples(module)]
             compute = partial(self._attacked, module, run, x, y, remaining)
             judged = self.saved(module, run.metric, settings, (x, y), compute)
             counts[run.metric] = self._count(run.metric, module, judged)
             self.note_misclassified(module, run.threat_model, counts[run.metric] == 0, run.metric)
-            groups.setdefault(run.group, []).append(judged["correct"])
-        cases = groups | {"union": [correct for group in groups.values() for correct in group]}
+            groups.setdefault(run.group, {})[run.metric] = judged["correct"]
+        cases = {name: [*correct.values()] for name, correct in groups.items()}
+        cases["union"] = [correct for group in cases.values() for correct in group]
         counts |= {name: under_the_strongest(torch.stack(correct)) for name, correct in cases.items()}
-        self._groups = list(groups)
+        self._parts = {name: list(attacks) for name, attacks in groups.items()} | {"union": list(groups)}
         if module.stochastic or (self.max_batches is not None and not module.trainer.testing):
             counts["clean/attacked"] = clean
         for metric, count in counts.items():
@@ -232,9 +233,11 @@ class AdversarialEvaluation(Evaluation):
             return self._judged(run.metric, module, x_adv, y, remaining)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics, and the mean over groups."""
+        """The metrics, those of groups and the union at most their parts', and the mean over groups."""
         values = super().compute(module)
-        average = torch.stack([values[f"accuracy/{group}"] for group in self._groups]).mean()
+        for name, parts in self._parts.items():  # with noise, the choice of each image's attack can be a poor one
+            values[f"accuracy/{name}"] = torch.stack([values[f"accuracy/{part}"] for part in (name, *parts)]).amin()
+        average = torch.stack([values[f"accuracy/{group}"] for group in self._parts["union"]]).mean()
         return values | {"accuracy/average": average}
 
     def _variants(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
