@@ -1,8 +1,8 @@
 r"""Time of a training step of each configuration over that of the first one, in one run.
 
-    python benchmarks/steps.py [--threads 1] [--batches 20] [--rounds 2] CASE [CASE ...]
+    python benchmarks/steps.py [--threads 1] [--batches 20] [--rounds 2] [--out FILE] CASE [CASE ...]
 
-A case has the arguments of ``train.py fit``, in quotes:
+A case has the arguments of ``train.py fit``, in quotes, behind ``NAME:`` if the table is to have a name for it:
 
     python benchmarks/steps.py "--config configs/adversarial_training/multi_norm_digits.yaml" \
         "--config configs/mng_ac/digits.yaml"
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import shlex
 import statistics
 import sys
@@ -84,18 +85,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="write the table as JSON to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    command, commit = shlex.join(["benchmarks/steps.py", *sys.argv[1:]]), git_commit()
     sys.argv = sys.argv[:1]  # LightningCLI warns of arguments that are not its own
-    rounds = [{case: seconds(case, args.batches) for case in args.cases} for _ in range(args.rounds)]
-    print("| case | step (s) | over the first |\n| --- | --- | --- |")
-    for case in args.cases:
-        ratio = statistics.median(times[case] / times[args.cases[0]] for times in rounds)
-        print(f"| `{case}` | {statistics.median(times[case] for times in rounds):.3g} | {ratio:.2f} |")
+    cases = {name or case: case for name, _, case in (_named(case) for case in args.cases)}
+    rounds = [{name: seconds(case, args.batches) for name, case in cases.items()} for _ in range(args.rounds)]
+    first = next(iter(cases))
+    rows = []
+    print("| case | step, ms | over the first |\n| --- | --- | --- |")
+    for name in cases:
+        ratio = statistics.median(times[name] / times[first] for times in rounds)
+        step = 1000 * statistics.median(times[name] for times in rounds)
+        rows.append({"case": name, "step, ms": f"{step:.3g}", "over the first": f"{ratio:.2f}"})
+        print(f"| {' | '.join(rows[-1].values())} |")
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu_name()} x {args.threads} threads"
-    print(
-        f"\n{args.rounds} rounds of {args.batches} batches. {hardware}, commit {git_commit()}, {installed_versions()}"
-    )
+    print(f"\n{args.rounds} rounds of {args.batches} batches. {hardware}, commit {commit}, {installed_versions()}")
+    if args.out is not None:
+        about = {"command": command, "commit": commit, "hardware": hardware, "versions": installed_versions()}
+        args.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+def _named(case: str) -> tuple[str, str, str]:
+    """A case's name, a colon and its arguments; no name if it has none."""
+    return ("", "", case) if case.lstrip().startswith("--") else case.partition(":")
 
 
 if __name__ == "__main__":
