@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from cli.experiment import Job, read_matrix
 from cli.processes import available_cpus, start
 from robust.errors import SettingError, require
@@ -44,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
     if given.missing:
         print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
         return
-    prepared = [job for job in matrix.prepared() if not job.done] if missing else []
+    prepared = matrix.prepared() if missing else []
     runner = Runner(given.processes, [job for job in jobs if job.done])
     if runner.run([*prepared, *missing]):
         sys.exit(1)
@@ -120,13 +122,22 @@ class Runner:
 
     def _run(self, job: Job) -> str | None:
         """Train and test; why it failed, None if it did not."""
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(job.folder.with_suffix(".lock"), timeout=0):
+                return self._run_alone(job)
+        except Timeout:
+            return f"folder: got '{job.folder}'; another process runs in it; wait for its end, or give another folder"
+        except SettingError as error:
+            return f"error: {error}"
+
+    def _run_alone(self, job: Job) -> str | None:
         start = time.monotonic()
         if not job.checkpoint.is_file() and job.folder.is_dir():
             shutil.rmtree(job.folder)  # of a training that was stopped before its first checkpoint
-        job.folder.mkdir(parents=True, exist_ok=True)
-        if error := _claim(job):
-            return error
-        if "fit" not in _records(job.folder) and (error := self._call(job, job.fit())):
+        _claim(job)
+        trained = "fit" in _records(job.folder)
+        if not trained and (error := self._call(job, job.fit())):
             return error
         if job.evaluation:
             if "test" not in _records(job.folder) and (error := self._call(job, job.test())):
@@ -134,7 +145,8 @@ class Runner:
             job.result.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / "results.json", job.result)
         # a test that continues behind a finished training: the record has the training's time too
-        self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - start))
+        if job.evaluation or not trained:
+            self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - start))
         return None
 
     def _call(self, job: Job, arguments: list[str]) -> str | None:
@@ -163,15 +175,29 @@ class Runner:
         return [seconds for name, seconds in self._seconds if name == job.name]
 
 
-def _claim(job: Job) -> str | None:
-    """Note the run's settings in its log folder; why it cannot be the run's if it has those of another one."""
-    path = job.folder / "run.json"
-    settings = {"training": list(job.training), "evaluation": list(job.evaluation)}
-    text = json.dumps(settings, indent=1).replace(f"{Path.cwd()}/", "")  # the folder may come from another machine
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        return f"folder: got '{job.folder}'; it holds a run with other settings ({path}); give another, or delete it"
-    path.write_text(text, encoding="utf-8")
-    return None
+def _claim(job: Job) -> None:
+    """Note the run's settings in its log folder, so that no other run's records are taken for its own.
+
+    The test of a finished run that had other settings is forgotten, and will be done again.
+
+    Raises:
+        SettingError: if a training with other settings is in the folder.
+    """
+    path, settings, records = job.folder / "run.json", job.settings(), _records(job.folder)
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    remedy = f"it holds a training with other settings ({path}); give another folder, or delete this one"
+    require(noted["fit"] == settings["fit"], "folder", str(job.folder), remedy)
+    if noted["test"] != settings["test"] and records.pop("test", None):
+        _write(job.folder / "results.json", records)
+    _write(path, settings)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON; a process that is killed leaves the former file."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _records(folder: Path) -> dict[str, Any]:

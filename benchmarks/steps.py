@@ -90,7 +90,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     command, commit = shlex.join(["benchmarks/steps.py", *sys.argv[1:]]), git_commit()
     sys.argv = sys.argv[:1]  # LightningCLI warns of arguments that are not its own
-    cases = {name or case: case for name, _, case in (_named(case) for case in args.cases)}
+    named = [_named(case) for case in args.cases]
+    cases = dict(named)
+    if len(cases) < len(named) or not all(cases.values()):
+        parser.error("give each case another name, and arguments that begin with --")
+    if args.out is not None and not args.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {args.out.parent}")
     rounds = [{name: seconds(case, args.batches) for name, case in cases.items()} for _ in range(args.rounds)]
     first = next(iter(cases))
     rows = []
@@ -107,9 +112,10 @@ def main() -> None:
         args.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def _named(case: str) -> tuple[str, str, str]:
-    """A case's name, a colon and its arguments; no name if it has none."""
-    return ("", "", case) if case.lstrip().startswith("--") else case.partition(":")
+def _named(case: str) -> tuple[str, str]:
+    """A case's name and its arguments, which are its name if it has none."""
+    name, _, arguments = case.partition(":")
+    return (case, case) if case.lstrip().startswith("--") else (name, arguments)
 
 
 if __name__ == "__main__":

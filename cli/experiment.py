@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cli.composition import composed
 from cli.config_files import as_argument, load_settings
 from robust.errors import require
 
@@ -54,6 +57,14 @@ class Job:
         state = ["--trainer.callbacks+=ResumableTest", f"--trainer.callbacks.folder={self.folder / 'test'}"]
         evaluation = ["--trainer.callbacks=[]", *self.evaluation]
         return ["test", *self.training, *evaluation, *self._common(), f"--ckpt_path={self.checkpoint}", *state]
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the training, ``fit``, and of the test, to compare with those of another run, as plain data.
+
+        Raises:
+            SettingError: if a config file cannot be read.
+        """
+        return {"fit": _settings(self.training), "test": _settings(self.evaluation)}
 
     def _common(self) -> list[str]:
         where = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
@@ -134,6 +145,14 @@ def read_matrix(path: str) -> Matrix:
         "matrix", path, names, ("runs", "evaluation", "folder", "results"), "experiments/digits.yaml"
     )
     return Matrix(**content, base=Path(path).parent)
+
+
+def _settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """What config files say, those that they name included, and the settings behind them."""
+    option = "--config="
+    files = [each.removeprefix(option) for each in arguments if each.startswith(option)]
+    others = sorted(each for each in arguments if not each.startswith(option))
+    return {"files": json.loads(json.dumps(composed({"config": files}, Path.cwd()), default=str)), "others": others}
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:

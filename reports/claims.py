@@ -1,4 +1,4 @@
-"""Tables of claims: what a paper says, what was measured, and whether the difference exceeds chance.
+"""Tables of claims: what a paper says, what was measured, and whether the difference exceeds chance over seeds.
 
 A claim of ``results/tables/NAME.yaml`` has ``claim`` and ``paper``, texts; ``title`` and ``metric``, with ``show`` and
 ``digits`` as of a column; ``runs`` and ``against``, files in ``results/`` that differ by their seeds;
@@ -44,7 +44,7 @@ def claim_lines(
     pairs = [tuple(Row(read_runs(results / file for file in claim[side])) for side in _SIDES) for claim in claims]
     metrics = [(claim["metric"], claim.get("metric_against", claim["metric"])) for claim in claims]
     differences = [_difference(name, pair, both) for pair, both in zip(pairs, metrics, strict=True)]
-    tested = [index for index, each in enumerate(differences) if each.p is not None]
+    tested = [index for index, each in enumerate(differences) if each.p is not None and not each.networks_only]
     for index, p in zip(tested, holm([differences[index].p or 0.0 for index in tested]), strict=True):
         differences[index] = replace(differences[index], p=p)
     lines = [list(TITLES), ["---"] * len(TITLES)]
@@ -78,9 +78,9 @@ def _shown(value: Value | None, claim: dict[str, Any], number: Callable[[Value, 
 
 def _decision(expected: str, difference: Difference, seeds: int) -> str:
     """Whether the difference agrees with the paper's, in words."""
-    if difference.p is None:
+    if difference.p is None or difference.networks_only:
         return f"not decided: {'no variance' if seeds >= FEWEST_SEEDS else f'fewer than {FEWEST_SEEDS} seeds'}"
-    how = f"p = {difference.p:.2g}, {'the first seed' if difference.networks_only else f'{seeds} seeds'}"
+    how = f"p = {difference.p:.2g}, {seeds} seeds"
     if not difference.exceeds_chance:
         return f"{'no difference found' if expected == 'equal' else 'not decided: within chance'} ({how})"
     agrees = (difference.value > 0) == (expected == "higher") and expected != "equal"

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 import experiment
 import train
@@ -16,7 +19,7 @@ from cli.experiment import Job, read_matrix
 from tests.recorded_runs import write_run
 from tests.testers import ROOT
 
-MATRICES = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if not path.stem.startswith("rest"))
+MATRICES = sorted((ROOT / "experiments").glob("*.yaml"))
 
 FAKE = """
 import json, sys, time
@@ -42,10 +45,11 @@ path.write_text(json.dumps(records))
 @pytest.fixture
 def matrix(tmp_path, monkeypatch):
     """A matrix of two runs and two seeds, one of which needs a prepared one."""
-    (tmp_path / "train.py").write_text(FAKE)
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "train.py").write_text(FAKE)
     recorded = json.loads((write_run(tmp_path / "record") / "results.json").read_text())
-    (tmp_path / "record.json").write_text(json.dumps(recorded["fit"]))
-    monkeypatch.setattr(experiment, "TRAIN", tmp_path / "train.py")
+    (tmp_path / "fake" / "record.json").write_text(json.dumps(recorded["fit"]))
+    monkeypatch.setattr(experiment, "TRAIN", tmp_path / "fake" / "train.py")
     for name in ("a", "b", "base", "protocol"):
         (tmp_path / f"{name}.yaml").write_text("{}")
     content = {
@@ -128,21 +132,65 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
-def test_a_folder_with_a_run_of_other_settings_is_refused(matrix, tmp_path, capsys):
-    """Else the records of the other run would be this one's."""
-    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
-    with pytest.raises(SystemExit, match="0"):
+ONE = {"seeds": [0], "prepare": {}, "runs": {"a": "a.yaml"}}
+
+
+def ended(path, capsys):
+    """Status and lines of a matrix that runs."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
         experiment.main([path])
+    return end.value.code, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["setting", "config file"])
+def test_a_folder_with_a_training_of_other_settings_is_refused(file, matrix, tmp_path, capsys):
+    """Else the records of the other training would be this one's."""
+    assert ended(matrix(**ONE), capsys)[0] == 0
     (tmp_path / "results" / "a_0.json").unlink()
-    for change in ({"evaluation": "base.yaml"}, {"runs": {"a": ["a.yaml", {"model.alpha": 1}]}}):
-        capsys.readouterr()
-        with pytest.raises(SystemExit, match="1"):
-            experiment.main([matrix(**({"seeds": [0], "prepare": {}, "runs": {"a": "a.yaml"}} | change))])
-        (line,) = capsys.readouterr().out.splitlines()
-        assert line.startswith(f"a seed 0: failed: folder: got '{tmp_path / 'logs' / 'a' / 'seed_0'}'; it holds a run ")
-        assert not (tmp_path / "results" / "a_0.json").exists()
-    with pytest.raises(SystemExit, match="0"):
-        experiment.main([matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})])
+    other = ONE if file else ONE | {"runs": {"a": ["a.yaml", {"model.alpha": 1}]}}
+    if file:
+        (tmp_path / "part.yaml").write_text("model: {alpha: 1}")
+        (tmp_path / "a.yaml").write_text("config: part.yaml")
+    status, (line,) = ended(matrix(**other), capsys)
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    assert line.startswith(f"a seed 0: failed: error: folder: got '{folder}'; it holds a training with other settings")
+    assert status == 1
+    assert not (tmp_path / "results" / "a_0.json").exists()
+    (tmp_path / "a.yaml").write_text("{} # the same settings")
+    assert ended(matrix(**ONE), capsys)[0] == 0
+
+
+def test_another_evaluation_tests_a_finished_training_again(matrix, tmp_path, capsys):
+    ended(matrix(**ONE), capsys)
+    before = commands(tmp_path, "a_0")
+    (tmp_path / "results" / "a_0.json").unlink()
+    assert ended(matrix(**ONE, evaluation="base.yaml"), capsys)[0] == 0
+    after = commands(tmp_path, "a_0")
+    assert after["fit"] == before["fit"]
+    assert f"--config={tmp_path / 'base.yaml'}" in after["test"]
+    assert f"--config={tmp_path / 'base.yaml'}" not in before["test"]
+
+
+def test_a_prepared_training_with_other_settings_is_refused(matrix, tmp_path, capsys):
+    runs = {"b": ["b.yaml", {"model.start": "{base}"}]}
+    assert ended(matrix(seeds=[0], runs=runs), capsys)[0] == 0
+    (tmp_path / "results" / "b_0.json").unlink()
+    status, lines = ended(matrix(seeds=[0], runs=runs, prepare={"base": ["base.yaml", {"model.width": 2}]}), capsys)
+    assert status == 1
+    assert lines[0].startswith("base seed 0: failed: error: folder: got")
+    assert lines[-1] == "b seed 0: not run, it needs base"
+
+
+def test_a_run_of_another_process_is_left_alone(matrix, tmp_path, capsys):
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    folder.parent.mkdir(parents=True)
+    with FileLock(folder.with_suffix(".lock")):
+        status, (line,) = ended(matrix(**ONE), capsys)
+    assert line.startswith(f"a seed 0: failed: folder: got '{folder}'; another process runs in it; wait for its end")
+    assert status == 1
+    assert not folder.exists()
+    assert ended(matrix(**ONE), capsys)[0] == 0
 
 
 def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
@@ -161,7 +209,8 @@ def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
     path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
     (tmp_path / "logs" / "a").mkdir(parents=True)
     (tmp_path / "logs" / "a" / "slow").touch()
-    code = f"import experiment, pathlib; experiment.TRAIN = pathlib.Path({str(tmp_path / 'train.py')!r})"
+    fake = str(tmp_path / "fake" / "train.py")
+    code = f"import experiment, pathlib; experiment.TRAIN = pathlib.Path({fake!r})"
     runner = subprocess.Popen(
         [sys.executable, "-c", f"{code}; experiment.main([{path!r}])"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -215,21 +264,23 @@ def test_the_matrices_of_the_project_can_be_read(path):
     assert len({(job.name, job.seed) for job in matrix.jobs()}) == len(matrix.jobs())
 
 
-NEED_A_GPU = {"mnist_gpu", "cifar10_half", "cifar10_half_noise", "cifar10"}
-
-
-@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
-def test_nothing_is_missing_in_the_results_but_what_needs_a_gpu(path, monkeypatch):
+def test_nothing_is_missing_in_the_matrices_that_the_page_calls_complete(monkeypatch):
     monkeypatch.chdir(ROOT)
-    missing = [job.result.name for job in read_matrix(str(path)).jobs() if not job.done]
-    assert not missing or path.stem in NEED_A_GPU
+    page = Path("docs/experiments.md").read_text(encoding="utf-8")
+    complete, incomplete = (re.findall(r"`(\w+\.yaml)`", part) for part in page.partition("For a GPU, and not")[::2])
+    for name in set(complete) - {"two_methods.yaml"}:
+        assert [job.result.name for job in read_matrix(f"experiments/{name}").jobs() if not job.done] == [], name
+    for name in incomplete:
+        assert not all(job.done for job in read_matrix(f"experiments/{name}").jobs()), f"{name} is complete"
+    assert {path.name for path in MATRICES} >= {*complete, *incomplete}
 
 
 def test_no_two_matrices_train_different_runs_in_one_folder():
     runs = {}
     for path in MATRICES:
         for job in read_matrix(str(path)).jobs():
-            runs.setdefault(job.folder, set()).add((job.training, job.evaluation))
+            for place in (job.folder, job.result):
+                runs.setdefault(place, set()).add((job.training, job.evaluation))
     assert [str(folder) for folder, settings in runs.items() if len(settings) > 1] == []
 
 

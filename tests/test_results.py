@@ -14,6 +14,7 @@ from reports.documents import outdated, update
 from reports.picture import svg
 from reports.report import make_report
 from robust.errors import SettingError
+from tests.recorded_runs import outcomes
 from tests.testers import ROOT
 
 COLUMN = {"title": "clean", "metrics": ["test/accuracy/clean"], "show": "error %"}
@@ -245,6 +246,17 @@ def test_a_claim_is_decided_by_its_runs(tmp_path, ours, against, expected, decis
     assert decision in page
     count = f" ± {100 * statistics.stdev(ours):.1f} (n 3)" if len(ours) > 1 else ""
     assert f"| more | 1 against 2 | clean | {100 * statistics.fmean(ours):.1f}{count} |" in page
+
+
+def test_two_networks_decide_nothing_of_their_methods(tmp_path):
+    claims(tmp_path, {"runs": [0.9], "against": [0.1]})
+    for side, value in (("runs", 1), ("against", 0)):
+        path = tmp_path / "results" / f"{side}_0.json"
+        record = json.loads(path.read_text())
+        record["test"]["outcomes"] = {"test/accuracy/clean": outcomes([value] * 20)}
+        path.write_text(json.dumps(record))
+    assert update(tmp_path) == []
+    assert "not decided: fewer than 3 seeds" in (tmp_path / "docs" / "page.md").read_text()
 
 
 def test_a_claim_may_compare_two_metrics(tmp_path):

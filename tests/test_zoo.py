@@ -10,10 +10,11 @@ import train
 from cli.zoo import add
 from datamodules import Digits
 from robust import zoo
-from robust.attacks import APGD
+from robust.attacks import APGD, PGD
 from robust.bounds import FeedForwardVerifier, certify
 from robust.checkpoints import load_weights
 from robust.errors import SettingError
+from robust.evaluation import judge_repeatedly
 from robust.networks import without_noise
 from robust.threat_models import LinfBall
 from tests.testers import ROOT
@@ -60,6 +61,12 @@ def test_each_network_has_the_figures_of_its_card(name, digits):
             certified = certify(FeedForwardVerifier("tightest"), network, LinfBall(0.1), x, y).certified
             assert wrong_by(figures["test/certified_accuracy/linf_0.1"], certified) <= 1
             assert (certified <= attacked).all()
+    if stochastic:
+        x_adv = PGD(steps=20, num_samples=3)(network, LinfBall(0.1), x, y)
+        passes, _ = judge_repeatedly(network, x_adv, y, 20)
+        right = float(passes.float().mean(0).sum())
+        assert abs(figures["test/accuracy/pgd/linf_0.1"] * len(x) - right) <= 9
+    assert stochastic == (name == "digits_learn2perturb")
 
 
 def test_the_zoo_is_small():

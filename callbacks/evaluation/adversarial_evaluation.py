@@ -102,8 +102,9 @@ class AdversarialEvaluation(Evaluation):
       is the accuracy without noise on these images
     - ``accuracy/<attack>_worst/...``: as for groups, over these three; only for cases without group
 
-    For groups and the union, each pass counts under the case that broke most of the example's other passes: the lowest
-    of the cases' fractions of correct passes would be too low. Where a single case's metric is lower, it is this one.
+    For groups and the union, each pass counts under the case that broke most of the example's other passes; to choose
+    for each example the case with the fewest correct passes would be too low. If the metric of a single case, over all
+    examples, is lower than the result, it takes the result's place.
 
     Attacks and classification run in the precision of the weights, without autocast.
 
@@ -236,7 +237,7 @@ class AdversarialEvaluation(Evaluation):
         """The metrics, those of groups and the union at most their parts', and the mean over groups."""
         values = super().compute(module)
         for name, parts in self._parts.items():  # with noise, the choice of each image's attack can be a poor one
-            values[f"accuracy/{name}"] = torch.stack([values[f"accuracy/{part}"] for part in (name, *parts)]).amin()
+            values[f"accuracy/{name}"] = torch.stack([values[f"accuracy/{each}"] for each in (name, *parts)]).amin()
         average = torch.stack([values[f"accuracy/{group}"] for group in self._parts["union"]]).mean()
         return values | {"accuracy/average": average}
 
