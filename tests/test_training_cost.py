@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LirpaVerifier
 from robust.passes import PassCounter, uncounted
 from robust.threat_models import LinfBall
@@ -160,3 +161,16 @@ def test_bounds_count_intervals_and_a_row(verifier, crown_weight, passes):
     network(x)
     assert counter.forward == counter.backward == {"classifier": 5 * passes}
     assert not network._forward_hooks
+
+
+def test_the_search_for_the_cause_of_a_zero_gradient_does_not_count():
+    """A network that is constant has no slope, which is no error: the attack looks at other points, and goes on."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    nn.init.zeros_(network[1].weight)
+    counter = PassCounter({"classifier": network})
+    counter.start()
+    try:
+        PGD(steps=2)(network, LinfBall(0.1), torch.rand(5, 1, 2, 2), torch.zeros(5, dtype=torch.long))
+    finally:
+        counter.stop()
+    assert counter.forward == {"classifier": 10}
