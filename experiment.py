@@ -132,7 +132,7 @@ class Runner:
             return f"error: {error}"
 
     def _run_alone(self, job: Job) -> str | None:
-        start = time.monotonic()
+        began = time.monotonic()
         if not job.checkpoint.is_file() and job.folder.is_dir():
             shutil.rmtree(job.folder)  # of a training that was stopped before its first checkpoint
         _claim(job)
@@ -146,7 +146,7 @@ class Runner:
             shutil.copyfile(job.folder / "results.json", job.result)
         # a test that continues behind a finished training: the record has the training's time too
         if job.evaluation or not trained:
-            self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - start))
+            self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - began))
         return None
 
     def _call(self, job: Job, arguments: list[str]) -> str | None:
