@@ -42,7 +42,7 @@ def small(name, folder):
         return [str((path.parent / part).resolve()) if isinstance(part, str) else part for part in [*parts, short]]
 
     matrix |= {"runs": {run: shortened(parts) for run, parts in matrix["runs"].items()}, "seeds": [0]}
-    precision = [part for part in matrix["evaluation"] if part in ({"trainer.precision": "32-true"},)]
+    precision = [part for part in matrix["evaluation"] if part == {"trainer.precision": "32-true"}]
     matrix |= {"folder": "logs", "results": "results", "evaluation": [EVALUATION, *precision]}
     (folder / "matrix.yaml").write_text(yaml.safe_dump(matrix))
     return len(matrix["runs"])
