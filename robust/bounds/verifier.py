@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol, TypeVar
@@ -115,7 +116,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def in_training_precision(precision: TrainingPrecision, device: torch.device) -> Iterator[None]:
-    """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16."""
+    """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16.
+
+    Warns:
+        UserWarning: of bf16 on a processor for which oneDNN has no convolutions in bf16.
+    """
+    if precision == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            "training_precision: bfloat16 is many times slower than float32 on this processor, which has no "
+            "instructions for it; leave the setting out",
+            stacklevel=2,
+        )
     with full_precision(device):
         if precision == "tf32":
             torch.set_float32_matmul_precision("high")

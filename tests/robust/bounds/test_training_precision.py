@@ -1,5 +1,7 @@
 """Losses in less precision stay near those in float32; margins and verdicts do not change."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,3 +92,21 @@ def test_margins_and_verdicts_are_those_of_float32(precision):
 def test_another_precision_is_an_error():
     with pytest.raises(SettingError, match=r"^training_precision: got 'float16'; give float32, tf32 or bfloat16"):
         FeedForwardVerifier(training_precision="float16")
+
+
+@pytest.mark.parametrize(
+    ("has_instructions", "precision", "warned"),
+    [
+        (False, "bfloat16", True),
+        (True, "bfloat16", False),
+        (False, "float32", False),
+    ],
+)
+def test_bf16_on_a_processor_without_instructions_warns(monkeypatch, has_instructions, precision, warned):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FeedForwardVerifier(training_precision=precision).cross_entropy(network, PixelBox(0.1 * x).interval(x), y)
+    assert any("many times slower than float32 on this processor" in str(each.message) for each in caught) == warned
