@@ -65,8 +65,8 @@ class CertifiedVolume(Evaluation):
         state_folder: folder for the completed images; one for each checkpoint and search.
 
     Raises:
-        SettingError: if a setting is out of its range, there are fewer images than ``samples``, the test is limited to
-            a part of the images, the network cannot be bounded, or ``state_folder`` holds results of another
+        SettingError: if a setting is out of its range, there are fewer images than ``num_samples``, the test is limited
+            to a part of the images, the network cannot be bounded, or ``state_folder`` holds results of another
             checkpoint, search or choice of images.
         ContradictionError: if an image is misclassified in its certified box, without perturbation or under a short
             attack.
