@@ -38,10 +38,11 @@ def main(args: list[str] | None = None) -> None:
     try:
         matrix = read_matrix(given.matrix)
         require(given.processes >= 1, "processes", given.processes, "give at least 1")
+        jobs = matrix.jobs()
+        _print_outdated([job for job in jobs if job.done])
     except (SettingError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
-    jobs = matrix.jobs()
     missing = [job for job in jobs if not job.done]
     if given.missing:
         print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
@@ -122,19 +123,17 @@ class Runner:
 
     def _run(self, job: Job) -> str | None:
         """Train and test; why it failed, None if it did not."""
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
         try:
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(job.folder.with_suffix(".lock"), timeout=0):
                 return self._run_alone(job)
         except Timeout:
             return f"folder: got '{job.folder}'; another process runs in it; wait for its end, or give another folder"
-        except SettingError as error:
+        except (SettingError, OSError) as error:
             return f"error: {error}"
 
     def _run_alone(self, job: Job) -> str | None:
         began = time.monotonic()
-        if not job.checkpoint.is_file() and job.folder.is_dir():
-            shutil.rmtree(job.folder)  # of a training that was stopped before its first checkpoint
         _claim(job)
         trained = "fit" in _records(job.folder)
         if not trained and (error := self._call(job, job.fit())):
@@ -178,18 +177,54 @@ class Runner:
 def _claim(job: Job) -> None:
     """Note the run's settings in its log folder, so that no other run's records are taken for its own.
 
-    The test of a finished run that had other settings is forgotten, and will be done again.
+    What a training left that was stopped before its first checkpoint is deleted. The test of a run that had other
+    settings is forgotten, with what it has measured, and will be done again.
 
     Raises:
-        SettingError: if a training with other settings is in the folder.
+        SettingError: if something else is in the folder: a training with other settings, or files of none.
     """
-    path, settings, records = job.folder / "run.json", job.settings(), _records(job.folder)
-    noted = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    remedy = f"it holds a training with other settings ({path}); give another folder, or delete this one"
-    require(noted["fit"] == settings["fit"], "folder", str(job.folder), remedy)
-    if noted["test"] != settings["test"] and records.pop("test", None):
-        _write(job.folder / "results.json", records)
-    _write(path, settings)
+    settings, noted, found = job.settings(), _noted(job), str(job.folder)
+    if noted is None:
+        empty = not job.folder.is_dir() or not any(job.folder.iterdir())
+        require(empty, "folder", found, "it holds files of no run of a matrix; give another folder, or move them away")
+        noted = settings
+    remedy = f"it holds a training with other settings ({job.note}); give another folder, or delete this one"
+    require(noted["fit"] == settings["fit"], "folder", found, remedy)
+    if not job.checkpoint.is_file():
+        remedy = (
+            f"it has checkpoints, but not {job.checkpoint.name}; set checkpoint.save_last: true, and delete the folder"
+        )
+        require(not any(job.folder.rglob("*.ckpt")), "folder", found, remedy)
+        _empty(job.folder)
+    if noted["test"] != settings["test"]:
+        shutil.rmtree(job.folder / "test", ignore_errors=True)
+        records = _records(job.folder)
+        if records.pop("test", None):
+            _write(job.folder / "results.json", records)
+    _write(job.note, settings)
+
+
+def _noted(job: Job) -> dict[str, Any] | None:
+    """The settings that the log folder's training and test had; None if there is no note."""
+    return dict(json.loads(job.note.read_text(encoding="utf-8"))) if job.note.is_file() else None
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder, which may be a symbolic link or absent."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _print_outdated(jobs: list[Job]) -> None:
+    """Name the finished runs whose settings the matrix has changed since."""
+    for job in jobs:
+        if _noted(job) not in (None, job.settings()):
+            print(
+                f"{job.name} seed {job.seed}: {job.result} has other settings; delete it to run this again", flush=True
+            )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

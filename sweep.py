@@ -9,15 +9,18 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 import train
 from cli.config_files import as_argument
 from cli.pruning import current
 from cli.study import StudyFile, read_study
-from robust.errors import SettingError
+from robust.errors import SettingError, require
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Lock
@@ -29,7 +32,7 @@ try:
     import optuna
     from optuna.storages.journal import JournalFileBackend
 except ImportError:
-    sys.exit("error: optuna: not installed; run uv sync --group sweep, or pip install optuna")
+    sys.exit("error: optuna: not installed; run uv sync, or pip install optuna")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -45,15 +48,27 @@ def main(args: list[str] | None = None) -> None:
     except (SettingError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    folder = Path(study_file.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "sweep.lock", timeout=0):
+            run(study_file, given.processes)
+    except Timeout:
+        remedy = "another process sweeps in it; wait for its end, or give another folder"
+        raise SettingError("folder", study_file.folder, remedy) from None
+
+
+def run(study_file: StudyFile, processes: int) -> None:
+    """Run or continue a sweep that no other process runs."""
     study = open_study(study_file)
     restart_stopped(study)
     seen = len(study.get_trials(deepcopy=False))
     context = get_context("spawn")
     lock = context.Lock()
-    if given.processes == 1:
+    if processes == 1:
         run_trials(study_file, lock, 0, seen)
     else:
-        arguments = [(study_file, lock, worker, seen) for worker in range(given.processes)]
+        arguments = [(study_file, lock, worker, seen) for worker in range(processes)]
         workers = [context.Process(target=run_trials, args=each) for each in arguments]
         for worker in workers:
             worker.start()
@@ -65,24 +80,30 @@ def main(args: list[str] | None = None) -> None:
 
 
 def open_study(study_file: StudyFile, seed: int = 0) -> Study:
-    """The study in its folder, created if it is not there; the seed is that of its draws."""
-    folder = Path(study_file.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """The study in its folder, created if it is not there; the seed is that of its draws.
+
+    Raises:
+        SettingError: if the folder has another sweep.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = JournalFileBackend(str(folder / "study.journal"))
+    file = JournalFileBackend(str(Path(study_file.folder) / "study.journal"))
+    storage = optuna.storages.JournalStorage(file)
+    known = {each.study_name for each in optuna.get_all_study_summaries(storage)}
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(file),
+        storage=storage,
         sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner() if study_file.prune else optuna.pruners.NopPruner(),
         study_name="sweep",
         directions=list(study_file.objectives.values()),
         load_if_exists=True,
     )
-    names = list(study_file.objectives)
-    if study.user_attrs.get("objectives", names) != names:
-        message = f"this folder has a sweep for {study.user_attrs['objectives']}; give another folder"
-        raise SettingError("folder", study_file.folder, message)
-    study.set_user_attr("objectives", names)
+    settings = {name: value for name, value in asdict(study_file).items() if name not in ("folder", "trials")}
+    if "sweep" in known:
+        noted = study.user_attrs.get("settings", settings)  # older sweeps have no note
+        changed = [name for name in settings if noted[name] != settings[name]]
+        remedy = f"it has a sweep with other {', '.join(changed)}; give another folder, or delete this one"
+        require(not changed, "folder", study_file.folder, remedy)
+    study.set_user_attr("settings", settings)
     return study
 
 
@@ -144,7 +165,12 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
             train.main(arguments)
         finally:
             current.reset(token)
-        metrics = json.loads((folder / "results.json").read_text())["fit"]["metrics"]
+        record = json.loads((folder / "results.json").read_text())["fit"]
+        metrics = record["metrics"]
+        for name in study_file.objectives:
+            value = record["not_finite"].get(f"metrics.{name}")
+            remedy = f"it is {value} in {folder}; narrow the range of the settings, and run the same command to go on"
+            require(value is None, "objectives", name, remedy)
         missing = [name for name in study_file.objectives if metrics.get(name) is None]
         if missing:
             logged = ", ".join(sorted(name for name in metrics if name.startswith("val/")))

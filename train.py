@@ -245,6 +245,8 @@ class RobustCLI(LightningCLI):
     def export(self, **kwargs: Any) -> None:
         """Export, with the settings for the model card."""
         assert isinstance(self.trainer, ExportTrainer)
+        if self._downloaded is not None and kwargs["folder"] is None:  # the run's log folder is elsewhere, too
+            kwargs["folder"] = str(Path(self.trainer.default_root_dir) / "export")
         self.trainer.export(**kwargs, config=self.results.config)
 
     def after_fit(self) -> None:

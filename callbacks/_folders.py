@@ -49,8 +49,9 @@ def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
     if checkpoint in ("last", "best", "hpc"):
         return None  # Lightning looks for these in the folder itself
-    if checkpoint is not None and folder.resolve() in Path(checkpoint).resolve().parents:
-        return None
+    places = [] if checkpoint is None else [Path(checkpoint).resolve(), Path(checkpoint).absolute()]
+    if any(each in place.parents for place in places for each in (folder.resolve(), folder.absolute())):
+        return None  # in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():
             return name

@@ -70,7 +70,9 @@ class Monitors(Callback):
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
-            if isinstance(callback, Evaluation) and callback.every_n_epochs is not None:
+            if not isinstance(callback, Evaluation) or type(callback).__name__ in callback.skipped:
+                continue
+            if callback.every_n_epochs is not None:
                 logged |= dict.fromkeys(_names(callback, pl_module, *batch), callback.every_n_epochs)
         for setting, name, every in missing:
             _check_logged(setting, name, every, logged)

@@ -34,7 +34,8 @@ class Results(Callback):
 
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
     ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
-    ``epochs``, ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
+    ``epochs``, ``checkpoint`` (of the evaluated weights; null for those at the end of the run's own training),
+    ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
     ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
     ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` (images of
     each stage) and ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop
@@ -54,7 +55,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self.sources: dict[str, list[str]] = {}
-        self._start, self._fitting = 0.0, False
+        self._start, self._fitting, self._trained = 0.0, False, False
         self._folder = Path()
         self._own: set[Path] = set()
 
@@ -82,6 +83,7 @@ class Results(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""
+        self._trained = True
         self._record(trainer, pl_module, "fit", {"train": trainer.train_dataloader, "val": trainer.val_dataloaders})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,6 +115,7 @@ class Results(Callback):
             "command": shlex.join(["python", *sys.argv]).replace(f"{Path.cwd()}/", ""),  # true on other machines too
             "method": type(module).__name__,
             "epochs": trainer.current_epoch,
+            "checkpoint": None if self._trained else self.config.get("ckpt_path"),
             "seed": self.config.get("seed_everything"),
             "commit": git_commit(),
             "versions": {"python": platform.python_version(), **installed_versions()},

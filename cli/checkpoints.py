@@ -69,11 +69,12 @@ def fetch(path: str) -> Downloaded:
     if not path.startswith(zoo.PREFIX):
         return download(path)
     try:
-        content = zoo.checkpoint(path.removeprefix(zoo.PREFIX))
+        name = path.removeprefix(zoo.PREFIX)
+        content = zoo.checkpoint(name)
     except SettingError as error:
         raise SettingError(NAME, path, str(error).partition("; ")[2]) from error
     folder = tempfile.TemporaryDirectory(prefix="checkpoint-")
-    file = Path(folder.name) / "zoo.ckpt"
+    file = Path(folder.name) / f"{name}.ckpt"
     torch.save(content, file)
     return Downloaded(folder, str(file))
 

@@ -43,6 +43,11 @@ class Job:
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
+    def note(self) -> Path:
+        """The file that notes the settings of what is in the log folder."""
+        return self.folder / "run.json"
+
+    @property
     def done(self) -> bool:
         """Whether its records are in the results."""
         return self.result.is_file()
@@ -99,8 +104,17 @@ class Matrix:
     base: Path = Path()
 
     def __post_init__(self) -> None:
+        for name in ("runs", "prepare"):
+            given = getattr(self, name)
+            require(isinstance(given, dict), name, given, "give config files by name, such as mine: my_config.yaml")
+            setattr(self, name, {str(run): parts for run, parts in given.items()})  # YAML reads 0.1 as a number
         require(bool(self.runs), "runs", self.runs, "give at least one, such as mine: my_config.yaml")
-        require(bool(self.seeds), "seeds", self.seeds, "give at least one")
+        numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
+        fits = numbers and len(self.seeds) == len(set(self.seeds)) > 0
+        require(fits, "seeds", self.seeds, "give a list of different whole numbers, such as [0, 1, 2]")
+        for name in ("folder", "results"):
+            path = Path(str(getattr(self, name)))
+            require(path.is_dir() or not path.exists(), name, str(path), "this is a file; give a folder")
         twice = sorted(self.runs.keys() & self.prepare.keys())
         require(not twice, "prepare", ", ".join(twice), "runs has this name, too; rename one")
         self.jobs()  # raises if a file is absent

@@ -51,7 +51,8 @@ class ExportTrainer(pl.Trainer):
             config: settings of this command as plain data.
             to: onnx, safetensors (weights with a model card), or vnnlib (ONNX with robustness properties).
             ckpt_path: path of a checkpoint that fit wrote.
-            folder: folder of the files; by default ``export`` in the run's log folder.
+            folder: folder of the files; by default ``export`` in the run's log folder, for a checkpoint of a
+                URL or of the zoo in ``trainer.default_root_dir``.
             indices: test images for vnnlib, by their index in the data; by default the first ten.
             epsilon: radius of the properties' linf balls in pixel units; by default the module's own budgets.
             timeout: time limit of each property in ``instances.csv``, in seconds.

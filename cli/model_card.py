@@ -92,7 +92,7 @@ def _results(records: dict[str, Any]) -> list[str]:
     """A table for each record, with the weights that it measured."""
     parts = []
     for name, record in records.items():
-        checkpoint = record["config"].get("ckpt_path")
+        checkpoint = record.get("checkpoint", record["config"].get("ckpt_path"))
         trained = name.split("-")[0] == "fit"
         weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
         rows = [_row(metric, value) for metric, value in record["metrics"].items()]

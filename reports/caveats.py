@@ -17,7 +17,7 @@ ROUNDING = 1e-6
 
 def add_caveats(rows: list[Row], stage: str) -> None:
     """Fill :attr:`Row.caveats`; what most rows have counts as the standard."""
-    data = _most_common([_data(run) for row in rows for run in row.runs])
+    data = _most_common([run.data for row in rows for run in row.runs])
     attacks = _usual_attacks(rows, stage)
     for row in rows:
         of_runs = [caveat for run in row.runs for caveat in (*_of_run(run, stage), *_other(run, stage, data, attacks))]
@@ -31,6 +31,11 @@ def _of_row(row: Row, stage: str) -> Iterator[str]:
     if failed := [count for run in row.runs if (count := run.metrics.get(f"{stage}/masking/failed_checks"))]:
         low, high = f"{min(failed):.0f}", f"{max(failed):.0f}"
         yield f"masked gradients: {low if low == high else f'{low} to {high}'} checks failed"
+    counts = [_counts(run, stage) for run in row.runs]
+    for name in sorted({name for each in counts for name in each}):
+        numbers = sorted({each[name] for each in counts if name in each})
+        if len(numbers) > 1:
+            yield f"unequal numbers of images: {name} is {numbers[0]} to {numbers[-1]}; the std is not over seeds alone"
     above = [names for run in row.runs if (names := _above_clean(run, stage))]
     if above:
         runs = f" in {len(above)} of {len(row.runs)} runs" if len(row.runs) > 1 else ""
@@ -57,12 +62,20 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
 
 
 def _few(run: Run, stage: str) -> Iterator[str]:
-    counts = [int(record["samples"][stage]) for record in run.evaluations if stage in (record.get("samples") or {})]
-    names = ("attacked_samples", "masking/samples", "certified_volume/samples", "weighted_accuracy/samples")
-    counts += [int(value) for name in names if (value := run.metrics.get(f"{stage}/{name}")) is not None]
+    counts = _counts(run, stage).values()
     if counts and min(counts) < FEW_IMAGES:
         half = 98 / min(counts) ** 0.5  # of the 95 % interval of an accuracy of one half, in points
         yield f"few samples: some metrics are of {min(counts)} images, ±{half:.1f} points"
+
+
+def _counts(run: Run, stage: str) -> dict[str, int]:
+    """The numbers of images of the stage and of its evaluations that took some of them, by name."""
+    counts = [int(record["samples"][stage]) for record in run.evaluations if stage in (record.get("samples") or {})]
+    all_images = {stage: min(counts)} if counts else {}
+    of_some = re.compile(f"{stage}/(attacked_samples|.*/samples)")
+    return all_images | {
+        name: int(value) for name, value in run.metrics.items() if value is not None and of_some.fullmatch(name)
+    }
 
 
 def _order(run: Run, stage: str) -> Iterator[str]:
@@ -107,7 +120,7 @@ def _above_clean(run: Run, stage: str) -> str:
 
 def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[str]:
     """Caveats relative to what most runs have."""
-    if _data(run) and data and _data(run) != data:
+    if run.data and data and run.data != data:
         yield "other data than most rows"
     own = _attacks(run, stage)
     every = own | _other_attacks(run, stage)
@@ -118,10 +131,6 @@ def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[s
         yield f"unequal attacks: without {', '.join(absent)}"
     if more := sorted(own.keys() - expected):
         yield f"unequal attacks: also {', '.join(more)}, unlike most rows"
-
-
-def _data(run: Run) -> str:
-    return settings.data((run.evaluations or run.records)[-1].get("config") or {})
 
 
 def _attacks(run: Run, stage: str) -> dict[str, str]:

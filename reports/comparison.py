@@ -74,17 +74,26 @@ def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference
 
 
 def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Difference | None:
-    """A row's metric minus one of the baseline's, tested as in :func:`compare`; None if a row has no such metric."""
+    """A row's metric minus one of the baseline's, tested as in :func:`compare`; None if a row has no such metric.
+
+    Of two metrics of the same networks, those count that have both.
+    """
     ours, theirs = row.values(metric), baseline.values(theirs_metric)
+    same = row.runs == baseline.runs
+    if same:
+        pairs = [(run.metrics.get(metric), run.metrics.get(theirs_metric)) for run in row.runs]
+        both = [(one, other) for one, other in pairs if one is not None and other is not None]
+        ours, theirs = [one for one, _ in both], [other for _, other in both]
     if not ours or not theirs:
         return None
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
-        same = row.runs == baseline.runs  # two metrics of the same networks
         p = _paired(ours, theirs) if same else _welch(ours, theirs)
         return Difference(value) if np.isnan(p) else Difference(value, PAIRED if same else WELCH, p)
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(theirs_metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
+        return Difference(value)
+    if row.runs[0].data != baseline.runs[0].data:  # the hash is of the images' indices
         return Difference(value)
     return Difference(value, MCNEMAR, mcnemar(correct(pair[0]), correct(pair[1])), networks_only=True)
 

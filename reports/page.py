@@ -21,7 +21,7 @@ from reports.tables import cell
 from robust.metric_names.registry import ARROWS, MetricInfo
 
 FOLDER = Path(__file__).parent / "template"
-PICTURES = ("budgets", "adversarial_examples", "decision_boundary")  # folders that the pictures' callbacks write
+PICTURES = ("budgets", "adversarial_examples", "boundaries")  # folders that the pictures' callbacks write
 MOST_COLUMNS = 8  # shown at first, of those that half of the rows have; the others by their boxes
 
 

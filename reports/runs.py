@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reports import settings
 from reports.records import FILE, Record, read_records
 from robust.errors import SettingError, require
 from robust.metric_names.old_names import new_metrics
@@ -58,6 +60,11 @@ class Run:
     def seed(self) -> Any:
         """Seed of the training."""
         return self.identity.get("seed")
+
+    @property
+    def data(self) -> str:
+        """The evaluated data as text that is equal for equal data; empty if no record names any."""
+        return settings.data((self.evaluations or self.records)[-1].get("config") or {})
 
     def add(self, kind: str, record: Record) -> None:
         """Add a record of ``fit``, ``validate`` or ``test``."""
@@ -114,12 +121,25 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(path.rglob(FILE))
+        found = sorted(_below(path))
         if not found:
             raise SettingError("runs", str(path), f"it has no {FILE}; {_remedy(path)}")
         return found
     require(path.is_file(), "runs", str(path), f"it does not exist; give a log folder or a {FILE}")
     return [path]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files of records in a folder, also in linked ones; each folder once."""
+    seen: set[Path] = set()
+    for current, folders, files in os.walk(folder, followlinks=True):
+        place = Path(current).resolve()
+        if place in seen:  # a link to what was found elsewhere, or to a folder that it is in
+            folders.clear()
+            continue
+        seen.add(place)
+        if FILE in files:
+            yield Path(current) / FILE
 
 
 def _remedy(folder: Path) -> str:
@@ -145,7 +165,7 @@ def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]
         record: of the evaluation.
         folder: of the training that the file has, too; None if it has none.
     """
-    given = (record.get("config") or {}).get("ckpt_path")
+    given = record.get("checkpoint", (record.get("config") or {}).get("ckpt_path"))
     if given is None or given in ("last", "best", "hpc"):
         return file, given or "last"
     checkpoint = Path(given)

@@ -172,6 +172,79 @@ def test_another_evaluation_tests_a_finished_training_again(matrix, tmp_path, ca
     assert f"--config={tmp_path / 'base.yaml'}" not in before["test"]
 
 
+def test_another_evaluation_forgets_what_the_former_has_measured(matrix, tmp_path, capsys):
+    """Regression: ResumableTest refused the folder, whose verdicts were of other attacks."""
+    ended(matrix(**ONE), capsys)
+    (tmp_path / "results" / "a_0.json").unlink()
+    state = tmp_path / "logs" / "a" / "seed_0" / "test" / "PGD"
+    state.mkdir(parents=True)
+    assert ended(matrix(**ONE), capsys)[0] == 0
+    assert state.is_dir(), "the same evaluation goes on"
+    (tmp_path / "results" / "a_0.json").unlink()
+    assert ended(matrix(**ONE, evaluation="base.yaml"), capsys)[0] == 0
+    assert not state.exists()
+
+
+def test_results_of_other_settings_are_named(matrix, tmp_path, capsys):
+    ended(matrix(**ONE), capsys)
+    experiment.main([matrix(**ONE, evaluation="base.yaml"), "--missing"])
+    outdated, nothing = capsys.readouterr().out.splitlines()
+    result = tmp_path / "results" / "a_0.json"
+    assert outdated == f"a seed 0: {result} has other settings; delete it to run this again"
+    assert nothing == "nothing missing"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_a_training_without_a_checkpoint_left_is_deleted(linked, matrix, tmp_path, capsys):
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    folder.parent.mkdir(parents=True)
+    if linked:
+        (tmp_path / "disk").mkdir()
+        folder.symlink_to(tmp_path / "disk")
+    (folder.parent / "fail").touch()
+    assert ended(matrix(**ONE), capsys)[0] == 1
+    (folder / "config.yaml").touch()
+    (folder / "parts").mkdir()
+    (folder.parent / "fail").unlink()
+    assert ended(matrix(**ONE), capsys)[0] == 0
+    assert not (folder / "config.yaml").exists()
+    assert not (folder / "parts").exists()
+
+
+@pytest.mark.parametrize("noted", [False, True])
+def test_a_folder_with_files_of_others_is_left_alone(noted, matrix, tmp_path, capsys):
+    """Regression: the runner deleted trainings without checkpoints/last.ckpt, such as those with a logger."""
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    if noted:
+        (tmp_path / "logs" / "a").mkdir(parents=True)
+        (tmp_path / "logs" / "a" / "fail").touch()
+        ended(matrix(**ONE), capsys)
+        (tmp_path / "logs" / "a" / "fail").unlink()
+    other = folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    status, (line,) = ended(matrix(**ONE), capsys)
+    holds = "has checkpoints, but not last.ckpt" if noted else "holds files of no run of a matrix; give another folder"
+    assert line.startswith(f"a seed 0: failed: error: folder: got '{folder}'; it {holds}")
+    assert status == 1
+    assert other.is_file()
+
+
+def test_a_file_error_of_one_run_leaves_the_others(matrix, tmp_path, capsys):
+    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml", "b": "b.yaml"})
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a").touch()
+    status, lines = ended(path, capsys)
+    assert any(line.startswith("a seed 0: failed: error: ") and "Errno" in line for line in lines)
+    assert any(line.startswith("b seed 0: done") for line in lines)
+    assert status == 1
+
+
+def test_names_of_runs_may_be_numbers(matrix, tmp_path, capsys):
+    assert ended(matrix(seeds=[0], prepare={}, runs={0.1: "a.yaml"}), capsys)[0] == 0
+    assert (tmp_path / "results" / "0.1_0.json").is_file()
+
+
 def test_a_prepared_training_with_other_settings_is_refused(matrix, tmp_path, capsys):
     runs = {"b": ["b.yaml", {"model.start": "{base}"}]}
     assert ended(matrix(seeds=[0], runs=runs), capsys)[0] == 0
@@ -229,7 +302,13 @@ def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
     ("change", "message"),
     [
         ({"runs": {}}, "runs: got {}; give at least one"),
-        ({"seeds": []}, "seeds: got []; give at least one"),
+        ({"runs": ["a.yaml"]}, "runs: got ['a.yaml']; give config files by name"),
+        ({"prepare": "base.yaml"}, "prepare: got 'base.yaml'; give config files by name"),
+        ({"seeds": []}, "seeds: got []; give a list of different whole numbers"),
+        ({"seeds": 3}, "seeds: got 3; give a list of different whole numbers"),
+        ({"seeds": [0, 0]}, "seeds: got [0, 0]; give a list of different whole numbers"),
+        ({"seeds": [0.5]}, "seeds: got [0.5]; give a list of different whole numbers"),
+        ({"results": str(ROOT / "README.md")}, f"results: got '{ROOT / 'README.md'}'; this is a file; give a folder"),
         ({"runs": {"base": "a.yaml"}}, "prepare: got 'base'; runs has this name, too"),
         ({"runs": {"a": "none.yaml"}}, "runs.a: got "),
         ({"prepare": {}}, "runs.b.model.start: got '{base}'; prepare has no such run; it has none"),

@@ -129,9 +129,10 @@ class CertifiedEvaluation(Evaluation):
         self._by_method: dict[str, Any] = {}
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """The names of the budgets, each with each size."""
+        """The names of the budgets, each with the norm and each size."""
         sizes: list[Any] = self.epsilons or [module.epsilon]
-        return {f"{budgets} of {size}" for budgets in self.budgets or ("own",) for size in sizes}
+        norm = self.norm if self.norm in ("l2", "l1") else "linf"
+        return {f"{budgets} of {norm} {size}" for budgets in self.budgets or ("own",) for size in sizes}
 
     def reset(self) -> None:
         """Reset, and forget the examples of the last stage."""

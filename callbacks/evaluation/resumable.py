@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate, digest
 from robust.errors import require
 
+OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
 VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
 
 
@@ -118,20 +119,40 @@ def kept(
     return {name: column.to(x.device) for name, column in rows.items() if name not in images}
 
 
-def described(value: object) -> Any:
-    """Settings as plain values that are equal for equal settings: objects by class and public attributes."""
+def described(value: object, within: tuple[int, ...] = ()) -> Any:
+    """Settings as plain values that are equal for equal settings: objects by class and attributes.
+
+    Private attributes are those of a user's class: this project's own keep what they compute there.
+
+    Args:
+        value: a setting.
+        within: identities of the objects that it is part of.
+    """
+    if id(value) in within:
+        return "cyclic"
+    inner = partial(described, within=(*within, id(value)))
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
         return digest([value])
     if isinstance(value, list | tuple):
-        return [described(each) for each in value]
+        return [inner(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted((inner(each) for each in value), key=str)
     if isinstance(value, Mapping):
-        return {str(name): described(each) for name, each in value.items()}
+        return {str(name): inner(each) for name, each in value.items()}
     if isinstance(value, partial):
-        return [described(value.func), described(value.args), described(value.keywords)]
+        return [inner(value.func), inner(value.args), inner(value.keywords)]
     if callable(value) and hasattr(value, "__qualname__"):  # a function
         return f"{value.__module__}.{value.__qualname__}"
-    public = {name: each for name, each in vars(value).items() if not name.startswith("_")}
+    if not hasattr(value, "__dict__"):  # such as a path, a range or a dtype
+        return {"class": type(value).__qualname__, "value": repr(value)}
+    of_project = type(value).__module__.partition(".")[0] in OF_PROJECT
+    ignored = vars(nn.Module()).keys() if isinstance(value, nn.Module) else ()
+    attributes = {
+        name: inner(each)
+        for name, each in vars(value).items()
+        if name not in ignored and not (of_project and name.startswith("_"))
+    }
     weights = {"weights": digest(value.state_dict().values())} if isinstance(value, nn.Module) else {}
-    return {"class": type(value).__qualname__, **weights, **{name: described(each) for name, each in public.items()}}
+    return {"class": type(value).__qualname__, **weights, **attributes}

@@ -98,5 +98,5 @@ class BudgetImages(Picture):
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if threat_model.per_pixel is not None:
                 title = f"{name} budgets, volume of epsilon {module.epsilon:g}"
-                figures[name] = draw_budgets(x, threat_model.per_pixel, title, white, names)
+                figures[name] = draw_budgets(x, threat_model.per_pixel.expand_as(x), title, white, names)
         return figures
