@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 import report
+from reports.comparison import between
+from reports.rows import Row
+from reports.runs import read_runs
 from tests.recorded_runs import ATTACKED, CERTIFIED, CLEAN, attack, outcomes, write_run
 
 
@@ -77,6 +80,48 @@ def test_two_networks_are_compared_on_the_same_images(tmp_path, images, p):
     found = rows(tmp_path)["MSD"]["metrics"][CLEAN]
     assert found["p"] == (None if p is None else pytest.approx(p))
     assert found["test"].startswith("McNemar" if p else "")
+
+
+def test_equal_numbers_of_images_of_other_data_are_not_the_same_images(tmp_path):
+    """Regression: the recorded hash is of the images' indices, equal in all data sets of one size."""
+    for method, right, data in (("TRADES", [1] * 10, {}), ("MSD", [0] * 9 + [1], {"padding": 2})):
+        write_run(tmp_path / method, method, data=data, outcomes={CLEAN: outcomes(right)})
+    assert rows(tmp_path, "--baseline", "TRADES")["MSD"]["metrics"][CLEAN]["p"] is None
+
+
+@pytest.mark.parametrize("absent", [[], [0], [1, 2]])
+def test_two_metrics_of_the_same_networks_are_paired_by_network(tmp_path, absent):
+    """Regression: values that a run lacks moved the others to other networks, or the test crashed."""
+    values = [(0.1, 0.21), (0.3, 0.39), (0.5, 0.6), (0.7, 0.81), (0.9, 0.99)]
+    folders = []
+    for seed, (one, other) in enumerate(values):
+        second = None if seed in absent else other
+        folders.append(write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: one, CERTIFIED: second}))
+    row = Row(read_runs(folders))
+    difference = between(row, CERTIFIED, row, CLEAN)
+    assert difference.value == pytest.approx(0.1, abs=0.01)
+    assert difference.p < 0.01
+
+
+def test_a_test_after_a_continued_training_is_of_the_new_weights(tmp_path):
+    """Regression: it counted for the training that the checkpoint came from."""
+    first = write_run(tmp_path / "first", metrics={CLEAN: 0.5})
+    longer = write_run(tmp_path / "longer", metrics={CLEAN: 0.9}, model={"width": 2}, checkpoint=None)
+    records = json.loads((longer / "results.json").read_text())
+    for record in records.values():
+        record["config"]["ckpt_path"] = str(first / "checkpoints" / "last.ckpt")
+    (longer / "results.json").write_text(json.dumps(records))
+    found = {run.path.parent.name: run.metrics[CLEAN] for run in read_runs([tmp_path])}
+    assert found == {"first": 0.5, "longer": 0.9}
+
+
+def test_linked_runs_are_found_once(tmp_path):
+    write_run(tmp_path / "disk" / "run")
+    (tmp_path / "logs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "logs" / name).symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "logs")
+    assert len(read_runs([tmp_path / "logs"])) == 1
 
 
 def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):

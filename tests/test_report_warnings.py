@@ -60,6 +60,21 @@ def test_rows_that_lack_an_evaluation_are_not_warned_of(tmp_path):
     assert three_runs(tmp_path, callback("WeightedMinimaxEvaluation", **MINIMAX), []) == []
 
 
+def test_seeds_that_were_tested_on_other_numbers_of_images_are_named(tmp_path):
+    """Regression: their std was shown as one over seeds."""
+    for seed, count in enumerate((10000, 10000, 2000)):
+        write_run(tmp_path / f"seed{seed}", "TRADES", seed, samples={"test": count})
+    assert caveats(tmp_path)["TRADES"] == [
+        "unequal numbers of images: test is 2000 to 10000; the std is not over seeds alone"
+    ]
+
+
+def test_a_score_of_few_images_is_named(tmp_path):
+    write_run(tmp_path / "a", "TRADES", metrics={CLEAN: 0.9, "test/robustness_score/r2/samples": 64})
+    (warning,) = caveats(tmp_path)["TRADES"]
+    assert warning.startswith("few samples: some metrics are of 64 images")
+
+
 def test_an_evaluation_that_was_left_out_is_not_compared(tmp_path):
     score, changed = callback("RobustnessScore", attacks={}), callback("RobustnessScore", attacks={"pgd": PGD})
     skipped = {"RobustnessScore": "it has noise"}

@@ -2,10 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import optuna
 import pytest
 import yaml
+from filelock import FileLock
 
 import sweep
 from cli.study import StudyFile, read_study
@@ -134,6 +136,48 @@ def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
     assert "Failed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"objectives": {"val/accuracy/clean": "minimize"}}, "objectives"),
+        ({"seeds": [5]}, "seeds"),
+        ({"settings": {"model.optimizer.lr": {"uniform": [0.001, 0.1]}}}, "settings"),
+    ],
+)
+def test_another_sweep_in_the_same_folder_is_refused(change, name, tmp_path, monkeypatch):
+    """Regression: its trials were mixed with those of the first, whose direction it kept."""
+    fake_objectives(monkeypatch)
+    sweep.main([write(tmp_path)])
+    with pytest.raises(SettingError, match=rf"^folder: got .*; it has a sweep with other {name}; give another folder"):
+        sweep.main([write(tmp_path, **change)])
+    sweep.main([write(tmp_path, trials=4)])
+    assert len(trials(tmp_path)) == 4
+
+
+def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
+    fake_objectives(monkeypatch)
+    path = write(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    with (
+        FileLock(tmp_path / "sweep" / "sweep.lock"),
+        pytest.raises(SettingError, match=r"^folder: got .*; another process sweeps in it"),
+    ):
+        sweep.main([path])
+    sweep.main([path])
+
+
+def test_an_objective_that_is_no_number_is_named(tmp_path, monkeypatch):
+    def diverged(arguments):
+        folder = next(Path(each.partition("=")[2]) for each in arguments if "default_root_dir" in each)
+        folder.mkdir(parents=True)
+        fit = {"metrics": {"val/accuracy/clean": None}, "not_finite": {"metrics.val/accuracy/clean": "nan"}}
+        (folder / "results.json").write_text(json.dumps({"fit": fit}))
+
+    monkeypatch.setattr(sweep.train, "main", diverged)
+    with pytest.raises(SettingError, match=r"^objectives: got 'val/accuracy/clean'; it is nan in .*seed_0; narrow"):
+        sweep.main([write(tmp_path)])
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_trials(tmp_path):
     sweep.main([write(tmp_path, seeds=[0], trials=4), "--processes=2"])
@@ -184,7 +228,9 @@ def test_wrong_studies_are_named(change, message, tmp_path, capsys):
 def test_an_objective_that_is_not_logged_and_another_sweep_in_the_folder_are_named(tmp_path):
     with pytest.raises(SettingError, match=r"objectives: got 'val/none'; the training does not log it; it logs val/"):
         sweep.main([write(tmp_path, objectives={"val/none": "minimize"})])
-    with pytest.raises(SettingError, match=r"folder: got .*; this folder has a sweep for"):
+    with pytest.raises(
+        SettingError, match=r"^folder: got .*; it has a sweep with other objectives; give another folder"
+    ):
         sweep.main([write(tmp_path)])
 
 

@@ -89,6 +89,16 @@ def test_an_evaluation_needs_no_config(tmp_path, monkeypatch):
     assert record["config"]["ckpt_path"] == "zoo:digits_contextual_budgets"
 
 
+def test_its_weights_are_exported_into_the_log_folder(tmp_path):
+    """Regression: the files went into a temporary folder, which the command removed at its end."""
+    where = ["--data=Digits", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
+    train.main(["export", "--to=safetensors", "--ckpt_path=zoo:digits_standard_training", *where])
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {
+        "digits_standard_training.safetensors",
+        "digits_standard_training.md",
+    }
+
+
 def test_a_training_starts_from_its_weights_but_does_not_resume(tmp_path):
     settings = ["fit", "--config=configs/adversarial_training/digits.yaml", f"--trainer.default_root_dir={tmp_path}"]
     with pytest.raises(SystemExit):

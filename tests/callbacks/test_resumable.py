@@ -2,6 +2,8 @@
 
 import copy
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +115,18 @@ def test_settings_are_described_by_their_values():
     generators = [torch.nn.Conv2d(1, 1, 1) for _ in range(2)]
     assert described(LearnedBudgets(generators[0])) == described(LearnedBudgets(generators[0]))
     assert described(LearnedBudgets(generators[0])) != described(LearnedBudgets(generators[1]))
+
+
+class Users:
+    """A user's attack, whose settings are private."""
+
+    def __init__(self, steps, dtype=torch.float32):
+        self._steps, self.dtype = steps, dtype
+        self.classes, self.file, self.itself = {1, 2}, Path("a"), self
+
+
+def test_settings_of_a_users_class_may_be_private_and_of_any_type():
+    """Regression: verdicts of other private settings were taken, and a dtype or a cycle ended the test."""
+    assert described(Users(1)) == described(Users(1)) != described(Users(2))
+    assert described(Users(1)) != described(Users(1, torch.float64))
+    assert described(partial(Users, 1)) != described(partial(Users, 2))
