@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -95,7 +96,14 @@ class EpsilonScheduler(Callback):
         require(not idle, "epsilon_schedule.shape", self.shape, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn if the epochs or steps end before the ramp."""
+        """Warn if the epochs or steps end before the ramp.
+
+        Raises:
+            SettingError: if there is a ramp, and the data does not say how many batches an epoch has.
+        """
+        counted = self.shape == "constant" or math.isfinite(trainer.num_training_batches)
+        remedy = "the loader has no length, and the ramp counts batches; set trainer.limit_train_batches to a number"
+        require(counted, "epsilon_schedule.shape", self.shape, remedy)
         end = self.start_epoch + self.length - 1
         limits = {"trainer.max_epochs": trainer.max_epochs, "trainer.max_steps": trainer.max_steps}
         lengths = {"trainer.max_epochs": 1, "trainer.max_steps": trainer.num_training_batches}
@@ -120,7 +128,8 @@ class EpsilonScheduler(Callback):
         """Set the ramp and log epsilon, for methods that use them."""
         if not _is_ramped(pl_module):
             return
-        pl_module.ramp = self.value(trainer.current_epoch + 1, batch_idx + 1, int(trainer.num_training_batches))
+        batches = 1 if self.shape == "constant" else int(trainer.num_training_batches)
+        pl_module.ramp = self.value(trainer.current_epoch + 1, batch_idx + 1, batches)
         pl_module.log("train/epsilon", pl_module.current_epsilon)
 
     def state_dict(self) -> dict[str, Any]:

@@ -118,9 +118,10 @@ class Arrays(OwnData):
         require(fits and count > 0, where, f"shape {tuple(labels.shape)}", f"give one for each of {count} images")
         whole = not labels.is_floating_point() and labels.dtype != torch.bool
         require(whole, where, str(labels.dtype), "give whole numbers, the classes")
-        smallest = int(labels.min())
+        classes = labels.flatten().long()
+        smallest = int(classes.min())
         require(smallest >= 0, where, smallest, "give classes from 0")
-        return labels.flatten().long()
+        return classes
 
 
 def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:

@@ -125,7 +125,7 @@ class SemiSupervised(ImageDataModule):
         remedy = f"{self.pseudo_labelled} has {count} images; give one label for each, shape ({count},)"
         require(labels.numel() == count == max(shape, default=0), setting, f"labels of shape {shape}", remedy)
         classes = labels.flatten().long()
-        whole = labels.dtype != torch.bool and bool((classes == labels.flatten()).all())
+        whole = labels.dtype != torch.bool and bool((classes.double() == labels.flatten().double()).all())
         remedy = "give whole numbers as classes, not probabilities or soft labels"
         require(whole, setting, f"labels of {labels.dtype} that are no classes", remedy)
         span = (int(classes.min()), int(classes.max()))

@@ -44,7 +44,9 @@ class FreeAdversarialTraining(AttackedClassifier):
         """Algorithm 1, lines 5 to 14."""
         x, y = batch
         epsilon = self.current_epsilon
-        delta = torch.zeros_like(x) if self._perturbation is None else self._perturbation.to(x.device)
+        delta, last = torch.zeros_like(x), self._perturbation
+        if last is not None:
+            delta[: len(last)] = last[: len(x)].to(x.device)
         for replay in range(self.replays):
             x_adv = (x + delta).clamp(0, 1).requires_grad_()
             with fast_image_gradients(self.classifier):
@@ -52,7 +54,8 @@ class FreeAdversarialTraining(AttackedClassifier):
             self.descend(loss, self.all_optimizers()[0], counts=replay == 0)
             assert x_adv.grad is not None
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)
-        self._perturbation = delta
+        rest = None if last is None else last[len(x) :]  # of larger batches
+        self._perturbation = delta if rest is None or len(rest) == 0 else torch.cat([delta, rest.to(x.device)])
         self.log("train/loss", loss.detach(), prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -110,11 +110,11 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """Update the generator to reduce the lookahead classifier's loss on attacked images."""
         optimizer, generator_optimizer = self.all_optimizers()
-        weights = list(generator.parameters())
+        weights = [weight for weight in generator.parameters() if weight.requires_grad]
         with torch.autocast(x.device.type, enabled=False):  # second derivatives are too small for half precision
             loss = self.meta_loss(ball, x, x_adv, y, learning_rate(optimizer))
             self.check_finite(loss)
-            gradients = torch.autograd.grad(loss, weights)
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         # autograd.grad bypasses the hooks by which DDP averages gradients
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = self.mean_over_ranks(gradient)
@@ -136,12 +136,14 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
 
     def _lookahead_weights(self, weights: dict[str, Tensor], loss: Tensor, rate: float) -> dict[str, Tensor]:
         """The weights after a step along the gradient of the global batch, differentiable to that gradient."""
-        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        inputs = list(trained.values())
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True, materialize_grads=True)
         mean = self.mean_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-        steps = torch.split(mean, [weight.numel() for weight in weights.values()])
-        return {
+        steps = torch.split(mean, [weight.numel() for weight in inputs])
+        return weights | {
             name: weight - rate * step.view_as(weight)
-            for (name, weight), step in zip(weights.items(), steps, strict=True)
+            for (name, weight), step in zip(trained.items(), steps, strict=True)
         }
 
     def setup(self, stage: str) -> None:

@@ -64,7 +64,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
         half = torch.tensor(self.batch_indices(len(x)), device=x.device) % 2 == 1
         x = x.clone()
         with part(half):
-            x[half] = self.attacked(x[half], y[half])
+            x[half] = self.attacked(x[half], y[half]).to(x.dtype)  # autocast changes the type of decoded images
         loss = F.cross_entropy(self(x), y)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True)

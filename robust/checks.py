@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robust.errors import NonFiniteLogitsError, SettingError, require
 
 PRECISE = (torch.float32, torch.float64)
+NEAR = 1e-3  # beyond [0, 1], where rounding is likelier than other units
 _NORMALIZE = "expected values in [0, 1]; divide uint8 by 255, and normalise inside the network"
 _checked: ContextVar[bool] = ContextVar("checked", default=False)
 
@@ -60,6 +61,8 @@ def check_range(x: Tensor, name: str = "images") -> None:
     low, high = _range(x)
     if not (low >= 0.0 and high <= 1.0):  # also where an end is not a number
         remedy = f"{_NORMALIZE} (robust.networks.Normalize as its first layer)"
+        if low >= -NEAR and high <= 1 + NEAR:
+            raise SettingError(name, f"values from {low:.9g} to {high:.9g}", "rounding left [0, 1]; clamp(0, 1) them")
         raise SettingError(name, f"values from {low:.4g} to {high:.4g}", remedy)
 
 
@@ -120,6 +123,16 @@ def check_label_shape(y: Tensor, batch: int, name: str = "labels") -> None:
     kind = not (y.dtype.is_floating_point or y.dtype is torch.bool or y.dtype.is_complex)
     require(kind, name, str(y.dtype), "give integer class indices")
     require(y.shape == (batch,), name, tuple(y.shape), f"give one label per example, shape ({batch},)")
+
+
+def as_classes(y: Tensor) -> Tensor:
+    """Labels of any integer type as int64; others as they are, for :func:`check_labels` to refuse.
+
+    >>> as_classes(torch.tensor([3], dtype=torch.uint8))
+    tensor([3])
+    """
+    whole = not (y.dtype.is_floating_point or y.dtype is torch.bool or y.dtype.is_complex)
+    return y.long() if whole else y
 
 
 def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") -> None:

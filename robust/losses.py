@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust.errors import require
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,6 +51,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))  # (2 - 4) / (4 - 0)
     tensor([-0.5000])
     """
+    require(logits.shape[1] >= 3, "loss", "dlr", "it needs 3 classes; take cross_entropy or margin")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / _spread(top[:, 0] - top[:, 2])
 

@@ -276,6 +276,7 @@ class Evaluation(StageCallback, ABC):
         if shape is None:
             return
         self._tried = True
+        module.note_image_shape(shape)
         dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
         with attack_mode(module, "eval"), global_seed(module.device, self.seed):
             blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
@@ -287,8 +288,8 @@ class Evaluation(StageCallback, ABC):
                 self.skip(type(self).__name__, error)
 
 
-def _image_shape(batch: Any) -> tuple[int, ...] | None:
+def _image_shape(batch: Any) -> tuple[int, int, int] | None:
     """Shape (C, H, W) of the images in a batch, or in the first of nested batches; None if there are no images."""
     while isinstance(batch, list | tuple) and len(batch) > 0:
         batch = batch[0]
-    return tuple(batch.shape[1:]) if isinstance(batch, Tensor) and batch.dim() == 4 else None
+    return (*batch.shape[1:],) if isinstance(batch, Tensor) and batch.dim() == 4 else None  # type: ignore[return-value]

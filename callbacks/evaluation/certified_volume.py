@@ -24,6 +24,7 @@ from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
+from robust.fingerprint import structure
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 from robust.random import global_seed
@@ -204,6 +205,7 @@ class CertifiedVolume(Evaluation):
         """The values that the rows depend on, by the name that an error message uses."""
         return {
             "search settings": plain_values(self._module_search(module)),
+            "network": structure(module.classifier),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),
         }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate, digest
 from robust.errors import require
+from robust.fingerprint import structure
 
 OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
 VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
@@ -23,8 +24,9 @@ class ResumableTest(Callback):
     """Keeps what the evaluations of a test compute in a folder; the same command continues a test that was stopped.
 
     After each attack on each batch, the folder has the verdicts on its images. A later test of the same weights, on any
-    number of processes, takes them from there, and ends with the same metrics as an uninterrupted one. Other weights,
-    settings or images, and results of a version whose attacks differ, are refused: give each checkpoint a folder.
+    number of processes, takes them from there, and ends with the same metrics as an uninterrupted one. Another network,
+    other weights, settings or images, and results of a version whose attacks differ, are refused: give each checkpoint
+    a folder.
 
     Args:
         folder: made if absent.
@@ -43,10 +45,12 @@ class ResumableTest(Callback):
         self._kept: dict[str, tuple[SavedRows, Rows]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the weights and the method's settings, such as epsilon, which all results depend on."""
+        """Note the network, its weights and the method's settings, such as epsilon, which all results depend on."""
         method = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
         weights = digest(pl_module.state_dict().values())
-        self._tested, self._kept = {"version": VERSION, "weights": weights, "method": method}, {}
+        network = structure(getattr(pl_module, "classifier", pl_module))
+        self._tested = {"version": VERSION, "network": network, "weights": weights, "method": method}
+        self._kept = {}
 
     @property
     def continues(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from robust.errors import require
 from robust.random import is_numbered, numbered
@@ -67,8 +68,21 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
         return _as_range(indices(part, batch_idx).tolist(), count)
+    _require_unrepeated(trainer, split)
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
+
+
+def _require_unrepeated(trainer: Any, split: Literal["val", "test"]) -> None:
+    """Raise if a sampler repeats examples, so that all processes have equally many: they would count twice."""
+    loaders = trainer.val_dataloaders if split == "val" else trainer.predict_dataloaders or trainer.test_dataloaders
+    sampler = getattr(loaders[0] if isinstance(loaders, list | tuple) else loaders, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        size: int = len(sampler.dataset)  # type: ignore[arg-type]
+        given = f"{size} images in {sampler.num_replicas} processes"
+        remedy = f"the loader's sampler makes them {sampler.total_size}, and some would count twice; give "
+        remedy += "one of our data modules, a number of images that the processes divide, or one process"
+        require(sampler.total_size <= size, "data", given, remedy)
 
 
 def _as_range(indices: list[int], count: int) -> range:

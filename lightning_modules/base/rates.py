@@ -61,11 +61,16 @@ def check_schedules(trainer: Trainer) -> None:
     """Check that the schedules last until the end of the training and can be resumed.
 
     Raises:
-        SettingError: if a schedule names no metric though it needs one, ends too early, or keeps no count.
+        SettingError: if a schedule names no metric though it needs one, ends too early, keeps no count, or counts
+            batches of data that does not say how many an epoch has.
     """
+    uncounted = trainer.num_training_batches == float("inf")
     planned = trainer.estimated_stepping_batches
     for config in trainer.lr_scheduler_configs:
         schedule: Any = config.scheduler
+        by_batch = isinstance(schedule, PiecewiseLinear) or by_step(config)
+        remedy = "the loader has no length, and this counts batches; set trainer.limit_train_batches to a number"
+        require(not (by_batch and uncounted), "lr_scheduler", type(schedule).__name__, remedy)
         if isinstance(schedule, ReduceLROnPlateau):
             remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
             require(isinstance(getattr(schedule, "monitor", None), str), "lr_scheduler", "ReduceLROnPlateau", remedy)

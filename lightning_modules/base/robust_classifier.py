@@ -146,16 +146,22 @@ class RobustClassifier(TrainingModule):
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:
         """Check the images, and that the labels are classes of the network."""
         super().check_batch(x, y, name)
-        self._image_shape = (x.shape[1], x.shape[2], x.shape[3])
+        shape = (x.shape[1], x.shape[2], x.shape[3])
+        self.note_image_shape(shape)
         if y is None:
             return
+        require(y.dtype == torch.int64, f"labels of {name}", str(y.dtype), "give int64 classes: labels.long()")
         if self._num_logits is None:  # without a data module, check_shapes has not run
             with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-                logits = run_blank("model.classifier", self.classifier, self._image_shape)
+                logits = run_blank("model.classifier", self.classifier, shape)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
             self._num_logits = logits.shape[1]
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
+
+    def note_image_shape(self, image_shape: tuple[int, int, int]) -> None:
+        """Note the data's shape, for which ``verifier`` is chosen."""
+        self._image_shape = image_shape
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape.

@@ -16,6 +16,7 @@ from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
+from robust.fingerprint import structure
 from robust.folders import check_writable
 from robust.losses import margin
 from robust.progress import advance, loop
@@ -167,6 +168,7 @@ class AutoAttack:
         if self.state_folder is None:
             return None
         digest = hashlib.sha256(f"{_STATE} {self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
+        digest.update(structure(network.network).encode())
         for tensor in (x, y, *network.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         check_writable(self.state_folder, "state_folder")

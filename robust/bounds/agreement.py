@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from robust.threat_models import Box
 
 BATCH = 7  # images to record: no usual number of channels, so that an axis of images is not taken for another
 PLAIN = {int, float, bool, str, type(None), torch.dtype}
+_OWN = {"training", *vars(nn.Module())}  # attributes of every module: its mode, and what is looked at by other ways
 # of each network: what it consisted of, the versions of its weights, and its recording, when it was compared last
 _COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, Any, Recording]] = WeakKeyDictionary()
 
@@ -27,7 +30,7 @@ _COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, Any, Recording]] = WeakKeyDic
 def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Graph:
     """The graph of a network, recorded and compared where that has not been done for the network as it is.
 
-    Modules, their settings and hooks are looked at each time. So are the weights' versions if ``weights_too``: a
+    Modules, their attributes and hooks are looked at each time. So are the weights' versions if ``weights_too``: a
     verdict wants that, a training loss does not.
 
     Args:
@@ -56,13 +59,35 @@ def _structure(network: nn.Module, like: Tensor) -> object:
     return like.shape[1:], like.device, parts
 
 
-def _settings(module: nn.Module) -> object:
-    """A module's plain attributes but its mode."""
-    return [item for item in vars(module).items() if item[0] != "training" and _is_plain(item[1])]
+def _settings(owner: object, within: tuple[int, ...] = ()) -> object:
+    """The attributes of a module or another object, but its mode, as values that differ where an attribute changed."""
+    ignored = _OWN if isinstance(owner, nn.Module) else ()
+    inside = (*within, id(owner))
+    items = [item for item in vars(owner).items() if item[0] not in ignored]
+    return [(name, id(value) if _is_private(name, value) else _state(value, inside)) for name, value in items]
 
 
-def _is_plain(value: object) -> bool:
-    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
+def _is_private(name: str, value: object) -> bool:
+    """Whether this is an object behind a private name, such as the trainer of a LightningModule."""
+    return name.startswith("_") and hasattr(value, "__dict__") and not isinstance(value, Tensor)
+
+
+def _state(value: object, within: tuple[int, ...]) -> object:
+    """What changes with the value; an object's attributes, a tensor's version, an array's bytes."""
+    if type(value) in PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        return _version(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    if isinstance(value, list | tuple):
+        return [type(value), *(_state(each, within) for each in value)]
+    if isinstance(value, Mapping):
+        return [type(value), *((_state(name, within), _state(each, within)) for name, each in value.items())]
+    if not hasattr(value, "__dict__"):
+        return type(value), repr(value)
+    known = isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)) or id(value) in within
+    return id(value) if known else (id(value), _settings(value, within))
 
 
 def hooks(module: nn.Module) -> tuple[object, ...]:
@@ -74,8 +99,11 @@ def hooks(module: nn.Module) -> tuple[object, ...]:
 
 
 def _versions(network: nn.Module) -> object:
-    tensors = (*network.parameters(), *network.buffers())
-    return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    return tuple(map(_version, (*network.parameters(), *network.buffers())))
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()

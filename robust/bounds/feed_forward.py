@@ -25,7 +25,7 @@ from robust.bounds.verifier import (
     in_training_precision,
     other_classes,
 )
-from robust.checks import check_labels
+from robust.checks import as_classes, check_labels
 from robust.errors import require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Region
@@ -80,6 +80,7 @@ class FeedForwardVerifier:
 
     def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
+        y = as_classes(y)
         with full_precision(y.device):
             box = in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
@@ -98,6 +99,7 @@ class FeedForwardVerifier:
         """
         if self.method == "crown":
             return None
+        y = as_classes(y)
         with full_precision(y.device), torch.no_grad():
             in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
@@ -124,6 +126,7 @@ class FeedForwardVerifier:
             computed again in more precision (and, by ``crown``, which has no bound of its rounding, is certified as
             computed). None where the rounding of an operation is not known.
         """
+        y = as_classes(y)
         with full_precision(y.device), torch.no_grad():
             converted = in_bound_precision(network, box)
             if rounding_safe and self.method == "crown" and converted.lower.dtype != box.lower.dtype:
@@ -142,6 +145,7 @@ class FeedForwardVerifier:
         The cross-entropy is log E with E = sum_k exp(z_k - z_y). U, an upper bound of E, mixes CROWN-IBP's and IBP's;
         both are scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
+        y = as_classes(y)
         with full_precision(y.device):
             box = in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=False)

@@ -14,7 +14,7 @@ from robust.bounds import _lirpa_shims
 from robust.bounds._lirpa_graph import LirpaGraph, Method
 from robust.bounds.agreement import hooks
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
-from robust.checks import check_labels
+from robust.checks import as_classes, check_labels
 from robust.errors import SettingError, UnsupportedLayerError, require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
 from robust.threat_models import Box, Region
@@ -59,7 +59,7 @@ class LirpaVerifier:
 
     def margins(self, network: nn.Module, box: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y - z_k, shape (B, K-1); see :class:`robust.bounds.verifier.Verifier`."""
-        box = _checked(network, box)
+        box, y = _checked(network, box), as_classes(y)
         if self.method == "alpha-crown":
             return self._optimised_margins(network, box, y)
         with self._graph(network, box, [self.method]) as graph:
@@ -72,7 +72,7 @@ class LirpaVerifier:
         The same for every ``method``. The cross-entropy is log E with E = sum_k exp(z_k - z_y); an upper bound of E is
         mixed of CROWN-IBP's and IBP's, both scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
-        box = _checked(network, box)
+        box, y = _checked(network, box), as_classes(y)
         methods: list[Method] = ["ibp"] if crown_weight == 0 else ["ibp", "crown-ibp"]
         with self._graph(network, box, methods) as graph:
             check_labels(y, len(box.lower), graph.num_classes)

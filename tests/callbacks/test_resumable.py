@@ -86,6 +86,11 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other weights: give"):
         measure(other, tmp_path / "state")
 
+    smooth = copy.deepcopy(trained)
+    smooth.classifier.append(torch.nn.Softplus())  # which has no weights
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other network: give"):
+        measure(smooth, tmp_path / "state")
+
     larger = copy.deepcopy(trained)
     larger.epsilon *= 2  # the radius of the method's own threat models
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other method: give"):

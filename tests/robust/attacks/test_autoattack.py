@@ -41,6 +41,15 @@ def short(library, monkeypatch):
     return ran
 
 
+def test_the_state_of_one_network_is_not_that_of_another_with_the_same_weights(trained, short, tmp_path):
+    """Regression: a defence without weights got the verdicts of the network behind it."""
+    network, x, y = trained[0], trained[1][:8], trained[2][:8]
+    for _ in range(2):
+        for each in (nn.Sequential(network), nn.Sequential(network, nn.Softplus())):
+            AutoAttack(state_folder=str(tmp_path))(each, LinfBall(0.1), x, y)
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
 @pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(1.0), L1Ball(6.0)], ids=["linf", "l2", "l1"])
 def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
     network, x, y = (trained[0], trained[1][:40], trained[2][:40])

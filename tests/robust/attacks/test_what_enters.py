@@ -298,3 +298,17 @@ def test_the_way_back_to_the_boundary_refuses_logits_that_are_not_finite():
         to_boundary(Between(), torch.zeros_like(x), torch.ones_like(x), 0 * y)
     with pytest.raises(SettingError, match="x_adv: got 'values from nan to nan'"):
         to_boundary(small(), x, x + torch.nan, y)
+
+
+def test_dlr_of_two_classes_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(SettingError, match=r"^loss: got 'dlr'; it needs 3 classes; take cross_entropy or margin"):
+        PGD(2, loss="dlr")(network, LinfBall(0.1), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+
+
+def test_a_value_that_rounding_left_outside_is_shown_with_its_digits():
+    images = torch.full((1, 1, 4, 4), 1 + 1.2e-7)
+    with pytest.raises(
+        SettingError, match=r"values from 1\.00000012 to 1\.00000012'; rounding left \[0, 1\]; clamp\(0, 1\)"
+    ):
+        PGD(1)(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), LinfBall(0.1), images, torch.tensor([0]))

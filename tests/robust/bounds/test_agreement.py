@@ -1,5 +1,8 @@
 """The own verifier bounds what the network computes now: modules used twice, hooks, pruning, parametrizations, rows."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -245,6 +248,62 @@ def test_a_training_step_costs_no_recording_and_a_later_change_is_seen():
     network[2].forward = torch.neg
     loss = FeedForwardVerifier().cross_entropy(network, box, y)
     torch.testing.assert_close(loss, F.cross_entropy(network(x), y, reduction="none"))
+
+
+class Gain(nn.Module):
+    """Multiplies by what is in an attribute, and in an object of another one."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.gain, self.config = gain, SimpleNamespace(parts=[1.0, {"gain": 1.0}])
+        self._own = np.ones(1)
+
+    def forward(self, x):
+        gain = self.gain[0] if isinstance(self.gain, list) else self.gain
+        return x * float(gain) * self.config.parts[1]["gain"] * float(self._own[0])
+
+
+def move(module, name):
+    if name == "gain":
+        module.gain = -1 * module.gain if not isinstance(module.gain, list) else [-1.0]
+    elif name == "tensor in place":
+        module.gain.neg_()
+    elif name == "config":
+        module.config.parts[1]["gain"] = -1.0
+    else:
+        module._own[0] = -1.0
+
+
+@pytest.mark.parametrize(
+    ("gain", "name"),
+    [
+        (1.0, "gain"),
+        (np.float64(1), "gain"),
+        (np.ones(()), "gain"),
+        (torch.ones(()), "gain"),
+        (torch.ones(()), "tensor in place"),
+        ([1.0], "gain"),
+        (1.0, "config"),
+        (1.0, "array in place"),
+    ],
+)
+def test_a_change_of_any_attribute_is_seen(gain, name):
+    """Regression: numpy's numbers, tensors, lists and objects kept the former value's bound, which was unsound."""
+    network = nn.Sequential(nn.Flatten(), Gain(gain), nn.Linear(16, 3))
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    box = LinfBall(0.0).interval(x)
+    for _ in range(2):
+        loss = FeedForwardVerifier().cross_entropy(network, box, y)
+        torch.testing.assert_close(loss, F.cross_entropy(network(x), y, reduction="none"))
+        move(network[1], name)
+    assert_exact_at_radius_zero(network, x)
+
+
+def test_an_attribute_that_leads_back_to_the_network_is_no_loop():
+    network = nn.Sequential(nn.Flatten(), Gain(1.0), nn.Linear(16, 3))
+    network[1].config.owner = [network[1]]
+    network[1].config.itself = network[1].config
+    assert_exact_at_radius_zero(network, torch.rand(2, 1, 4, 4))
 
 
 def test_the_comparison_leaves_modes_statistics_and_random_numbers():

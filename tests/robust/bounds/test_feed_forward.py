@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.attacks import PGD
-from robust.bounds import FeedForwardVerifier
+from robust.bounds import FeedForwardVerifier, certify
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.networks import DMSmall
 from robust.threat_models import LinfBall, PixelBox
@@ -197,3 +197,19 @@ def test_bounds_ignore_lower_precision_of_products_and_leave_its_setting():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_have_any_integer_type(dtype):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x, y = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    box = LinfBall(0.1).interval(x)
+    for method in ("ibp", "crown-ibp", "tightest"):
+        verifier = FeedForwardVerifier(method)
+        for call in ("margins", "cross_entropy"):
+            given = getattr(verifier, call)(network, box, y.to(dtype))
+            assert torch.equal(given, getattr(verifier, call)(network, box, y))
+        assert torch.equal(
+            certify(verifier, network, LinfBall(0.1), x, y.to(dtype)).certified,
+            certify(verifier, network, LinfBall(0.1), x, y).certified,
+        )
