@@ -11,6 +11,8 @@ from datamodules.decoding import existing_folder, is_image, list_images, subfold
 from datamodules.own_data import SPLITS, OwnImages, Sample
 from robust.errors import SettingError, require
 
+OTHER_SPLITS = {"train", "val", "test", "training", "valid", "validation", "testing"}
+
 
 class ImageFolder(OwnImages):
     """Images in a subfolder for each class: ``root/cat/1.png``, or ``root/train/cat/1.png`` with a folder a split.
@@ -21,7 +23,8 @@ class ImageFolder(OwnImages):
         root: the folder; with ``class_names`` and ``predict_from``, ``predict`` does not need it.
         split: ``folders`` for the subfolders train, val (may be absent) and test; ``fraction`` to divide each class;
             the path of a CSV file with the columns ``path`` (relative to ``root``) and ``split``; by default
-            ``folders`` where ``root`` has the subfolders train and test and no others but val, else ``fraction``.
+            ``folders`` where ``root`` has the subfolders train and test and no others but val, else ``fraction``. Then
+            subfolders that all have names of splits, such as train and val alone, are refused.
         **settings: those of :class:`OwnImages`.
 
     Raises:
@@ -47,6 +50,12 @@ class ImageFolder(OwnImages):
             remedy = f"{root} needs the subfolders train and test; it has {sorted(names)}"
             require({"train", "test"} <= names, "data.split", self.split, remedy)
             return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
+        if self.split is None:
+            remedy = (
+                f"the subfolders {', '.join(sorted(names))} are no classes; name those of the splits train, val (may "
+            )
+            remedy += "be absent) and test, or set data.split: fraction if they are classes"
+            require(not names or not names <= OTHER_SPLITS, "data.root", self.root, remedy)
         samples = self._classes(root, None)
         return samples if self.split in (None, "fraction") else self._with_splits(root, samples, str(self.split))
 

@@ -57,7 +57,7 @@ class Table(OwnImages):
         samples = [self._sample(row, column) for row in rows]
         lines: dict[Path, str] = {}
         for row, sample in zip(rows, samples, strict=True):
-            first = lines.setdefault(sample.path, row.where)
+            first = lines.setdefault(sample.path.resolve(), row.where)  # a/../b is b
             require(first == row.where, row.where, row[self.path_column], f"it is the image of {first}; remove one row")
         return samples
 

@@ -85,6 +85,17 @@ class TestClassesAndSplits:
         data = by_folder(tmp_path, split="fraction")
         assert data.class_names == ("test", "train")
 
+    @pytest.mark.parametrize("names", [("train", "val"), ("train", "valid", "test"), ("test",)])
+    def test_folders_of_other_splits_are_no_classes(self, tmp_path, names):
+        """Regression: those of ImageNet's layout, train and val, silently were the two classes."""
+        for split in names:
+            write_classes(tmp_path / split, {"a": 3, "b": 3})
+        found = ", ".join(sorted(names))
+        with pytest.raises(
+            SettingError, match=rf"^data\.root: got .*; the subfolders {found} are no classes; name those"
+        ):
+            by_folder(tmp_path)
+
     def test_by_a_csv_file(self, folder, tmp_path):
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
         rows = [(name, ("train", "val", "test")[index % 3]) for index, name in enumerate(names)]
@@ -249,6 +260,10 @@ class TestTable:
             ),
             (("bilder/b.png", "b", "dev"), r"line 3 of .*got 'dev'; give train, val, test in the column 'split'"),
             (("bilder/b.png", "b"), r"line 3 of .*got 'bilder/b\.png,b,None'; give one value for each column"),
+            (
+                ("bilder/../bilder/ü 1.png", "b", "val"),
+                r"line 3 of .*; it is the image of data\.csv, line 2 of .*; remove",
+            ),
             (
                 ("bilder/ü 1.png", "b", "val"),
                 r"line 3 of .*; it is the image of data\.csv, line 2 of .*; remove",
