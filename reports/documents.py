@@ -5,8 +5,9 @@ A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the tab
 rows which a benchmark has written:
 
 - A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
-  ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the run's
-  last record, such as ``commit``, or ``wall_time`` of the training, the mean over several runs. Where runs lack an
+  ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the runs'
+  last records, such as ``commit``, each value once, or ``wall_time`` of the training, the mean over several runs on
+  one device, else that of each. Where runs lack an
   ``optional`` column's metrics, the cell is empty. A mean over several runs is followed by their number, unless a
   column has the field ``n``.
 - A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
@@ -135,11 +136,13 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
     if column.get("field") == "n":
         return str(len(runs))
     if column.get("field") == "wall_time":
-        return _time([run.identity.get("wall_time") for run in runs])
+        seconds = [run.identity.get("wall_time") for run in runs]
+        devices = {run.identity.get("device") for run in runs}
+        return _time(seconds) if len(devices) == 1 else ", ".join(_time([each]) for each in seconds)
     if "field" in column:
-        record = runs[0].evaluations[-1] if runs[0].evaluations else runs[0].identity
-        value = record.get(column["field"])
-        return "" if value is None else _short(str(value)) if column["field"] == "commit" else str(value)
+        records = [run.evaluations[-1] if run.evaluations else run.identity for run in runs]
+        texts = [str(value) for record in records if (value := record.get(column["field"])) is not None]
+        return ", ".join(dict.fromkeys(_short(text) if column["field"] == "commit" else text for text in texts))
     show = column.get("show", "plain")
     require(show in SHOWN, f"results {name}, show", show, f"give one of {', '.join(SHOWN)}")
     row = Row(runs)

@@ -108,6 +108,19 @@ def test_a_benchmarks_table_is_that_of_its_rows(tmp_path):
     assert f"{table}\n`mine.py`: a CPU, commit 0123456-dirty.\n" in (tmp_path / "page.md").read_text()
 
 
+def test_runs_of_other_commits_and_devices_are_not_said_to_be_of_one(tmp_path):
+    """Regression: the first run's commit, and the mean of the times of a CPU and a GPU."""
+    columns = [{"title": "commit", "field": "commit"}, {"title": "time", "field": "wall_time"}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "two", "runs": ["0.json", "1.json"]}]})
+    path = tmp_path / "results" / "1.json"
+    record = json.loads(path.read_text())
+    for each in record.values():
+        each |= {"commit": "b" * 40, "device": "1 x GPU", "wall_time": 660.0}
+    path.write_text(json.dumps(record))
+    update(tmp_path)
+    assert "| two | aaaaaaa, bbbbbbb | 90 s, 11 min |" in (tmp_path / "docs" / "page.md").read_text().splitlines()
+
+
 def test_a_table_is_written_between_its_markers(tmp_path):
     columns = [COLUMN, {"title": "commit", "field": "commit"}, {"title": "time", "field": "wall_time"}]
     rows = [
