@@ -185,20 +185,19 @@ def _claim(job: Job) -> None:
     """
     settings, noted, found = job.settings(), _noted(job), str(job.folder)
     if noted is None:
-        empty = not job.folder.is_dir() or not any(job.folder.iterdir())
-        require(empty, "folder", found, "it holds files of no run of a matrix; give another folder, or move them away")
+        names = [path.name for path in job.folder.iterdir()] if job.folder.is_dir() else []
+        own = all(name.startswith(job.note.name) for name in names)  # a note that a stop cut short
+        require(own, "folder", found, "it holds files of no run of a matrix; give another folder, or move them away")
         noted = settings
     remedy = f"it holds a training with other settings ({job.note}); give another folder, or delete this one"
     require(noted["fit"] == settings["fit"], "folder", found, remedy)
     if not job.checkpoint.is_file():
-        remedy = (
-            f"it has checkpoints, but not {job.checkpoint.name}; set checkpoint.save_last: true, and delete the folder"
-        )
-        require(not any(job.folder.rglob("*.ckpt")), "folder", found, remedy)
-        _empty(job.folder)
+        _require_unfinished(job)
+        _empty(job.folder, job.note)
     if noted["test"] != settings["test"]:
-        shutil.rmtree(job.folder / "test", ignore_errors=True)
         records = _records(job.folder)
+        if (job.folder / "test").is_dir():
+            shutil.rmtree(job.folder / "test")
         if records.pop("test", None):
             _write(job.folder / "results.json", records)
     _write(job.note, settings)
@@ -209,9 +208,22 @@ def _noted(job: Job) -> dict[str, Any] | None:
     return dict(json.loads(job.note.read_text(encoding="utf-8"))) if job.note.is_file() else None
 
 
-def _empty(folder: Path) -> None:
-    """Delete what is in a folder, which may be a symbolic link or absent."""
+def _require_unfinished(job: Job) -> None:
+    """Raise if a log folder without the last checkpoint holds more than what a stopped training left."""
+    finished = "fit" in _records(job.folder)
+    remedy = f"its training has ended, but {job.checkpoint}, which the test needs, is missing; delete it to train again"
+    require(not finished, "folder", str(job.folder), remedy)
+    own = job.checkpoint.parent
+    others = [path for path in job.folder.rglob("*.ckpt") if path.parent != own]
+    remedy = f"it holds {others[0] if others else ''}, of another training; give another folder, or move it away"
+    require(not others, "folder", str(job.folder), remedy)
+
+
+def _empty(folder: Path, note: Path) -> None:
+    """Delete what is in a folder, which may be a symbolic link or absent, but its note."""
     for path in folder.iterdir() if folder.is_dir() else ():
+        if path == note:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -221,10 +233,12 @@ def _empty(folder: Path) -> None:
 def _print_outdated(jobs: list[Job]) -> None:
     """Name the finished runs whose settings the matrix has changed since."""
     for job in jobs:
-        if _noted(job) not in (None, job.settings()):
-            print(
-                f"{job.name} seed {job.seed}: {job.result} has other settings; delete it to run this again", flush=True
-            )
+        noted = _noted(job)
+        if noted is None or noted == (settings := job.settings()):
+            continue
+        folder = f" and {job.folder}" if noted["fit"] != settings["fit"] else ""
+        what = f"{job.name} seed {job.seed}: {job.result} has other settings"
+        print(f"{what}; delete it{folder} to run this again", flush=True)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

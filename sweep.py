@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 import train
+from cli.composition import content
 from cli.config_files import as_argument
 from cli.pruning import current
 from cli.study import StudyFile, read_study
@@ -98,8 +99,11 @@ def open_study(study_file: StudyFile, seed: int = 0) -> Study:
         load_if_exists=True,
     )
     settings = {name: value for name, value in asdict(study_file).items() if name not in ("folder", "trials")}
+    settings["config"] = content(study_file.config)
     if "sweep" in known:
-        noted = study.user_attrs.get("settings", settings)  # older sweeps have no note
+        directions = [each.name.lower() for each in study.directions]
+        older = {"objectives": dict(zip(study.user_attrs.get("objectives", []), directions, strict=False))}
+        noted = study.user_attrs.get("settings", settings | older)
         changed = [name for name in settings if noted[name] != settings[name]]
         remedy = f"it has a sweep with other {', '.join(changed)}; give another folder, or delete this one"
         require(not changed, "folder", study_file.folder, remedy)
@@ -169,7 +173,9 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         metrics = record["metrics"]
         for name in study_file.objectives:
             value = record["not_finite"].get(f"metrics.{name}")
-            remedy = f"it is {value} in {folder}; narrow the range of the settings, and run the same command to go on"
+            remedy = (
+                f"it is {value} in {folder}; run the same command to go on, or give other settings and a new folder"
+            )
             require(value is None, "objectives", name, remedy)
         missing = [name for name in study_file.objectives if metrics.get(name) is None]
         if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from functools import cache
@@ -49,13 +50,18 @@ def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
     if checkpoint in ("last", "best", "hpc"):
         return None  # Lightning looks for these in the folder itself
-    places = [] if checkpoint is None else [Path(checkpoint).resolve(), Path(checkpoint).absolute()]
-    if any(each in place.parents for place in places for each in (folder.resolve(), folder.absolute())):
+    places = () if checkpoint is None else (Path.resolve, _normal)
+    if any(place(folder) in place(Path(checkpoint or "")).parents for place in places):
         return None  # in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():
             return name
     return next((f"checkpoints/{path.name}" for path in (folder / "checkpoints").glob("*.ckpt")), None)
+
+
+def _normal(path: Path) -> Path:
+    """An absolute path without ``..``, whose links are not followed."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
@@ -40,6 +41,15 @@ def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) ->
     own = {key: value for key, value in settings.items() if key != KEY}
     result.update(merged(result, expanded(_with_files(own, folder, section=True))))
     return result
+
+
+def content(files: list[str]) -> Any:
+    """What config files say, those that they name included, as plain data to compare.
+
+    Raises:
+        SettingError: if one cannot be read.
+    """
+    return json.loads(json.dumps(composed({KEY: files}, Path.cwd()), default=str))
 
 
 def _read(path: Path, inside: tuple[Path, ...]) -> Settings:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cli.composition import composed
+from cli.composition import content
 from cli.config_files import as_argument, load_settings
 from robust.errors import require
 
@@ -166,7 +165,7 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
     option = "--config="
     files = [each.removeprefix(option) for each in arguments if each.startswith(option)]
     others = sorted(each for each in arguments if not each.startswith(option))
-    return {"files": json.loads(json.dumps(composed({"config": files}, Path.cwd()), default=str)), "others": others}
+    return {"files": content(files), "others": others}
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:

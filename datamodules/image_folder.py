@@ -51,11 +51,9 @@ class ImageFolder(OwnImages):
             require({"train", "test"} <= names, "data.split", self.split, remedy)
             return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
         if self.split is None:
-            remedy = (
-                f"the subfolders {', '.join(sorted(names))} are no classes; name those of the splits train, val (may "
-            )
-            remedy += "be absent) and test, or set data.split: fraction if they are classes"
-            require(not names or not names <= OTHER_SPLITS, "data.root", self.root, remedy)
+            remedy = f"the subfolders {', '.join(sorted(names))} are no classes; call them train, val and test, "
+            remedy += "of which val may be absent, or set data.split: fraction if they are classes"
+            require(not names or not {name.lower() for name in names} <= OTHER_SPLITS, "data.root", self.root, remedy)
         samples = self._classes(root, None)
         return samples if self.split in (None, "fraction") else self._with_splits(root, samples, str(self.split))
 

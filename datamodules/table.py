@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ class Table(OwnImages):
         rows = read_rows(self.csv, "data.csv", [self.path_column, self.label_column, *given])
         column = self.split_column or ("split" if "split" in rows[0] else None)
         samples = [self._sample(row, column) for row in rows]
-        lines: dict[Path, str] = {}
+        lines: dict[str, str] = {}
         for row, sample in zip(rows, samples, strict=True):
-            first = lines.setdefault(sample.path.resolve(), row.where)  # a/../b is b
+            first = lines.setdefault(os.path.normpath(sample.path), row.where)  # a/../b is b
             require(first == row.where, row.where, row[self.path_column], f"it is the image of {first}; remove one row")
         return samples
 

@@ -62,7 +62,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         super().__init__(classifier, epsilon, norm="linf", **settings)
         self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
         self.largest_radius = largest
-        self._loaded, self._count = False, 0  # whether a checkpoint has set the radii; of the data's training images
+        self._count = 0  # of training images
         self.radii = torch.empty(0)  # no buffer: averages of weights, such as EMA, are none of radii
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -99,7 +99,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         self.radii[self.gather(indices)] = self.gather(radii)
 
     def setup(self, stage: str) -> None:
-        """Check the run, and set the radius of every training image to epsilon.
+        """Check the run, and set the radius of every training image to epsilon, unless there are as many radii already.
 
         Raises:
             SettingError: if the data module has no ``indices``.
@@ -109,10 +109,9 @@ class InstanceAdaptiveTraining(AttackedClassifier):
             data: Any = getattr(self.trainer, "datamodule", None)
             knows = hasattr(data, "indices")
             require(knows, "data", type(data).__name__, "it needs a method indices: give one of our data modules")
-            count = len(data.images("train"))
-            if not self._loaded:
-                self.radii = torch.full((count,), self.epsilon)
-            self._count = count
+            self._count = len(data.images("train"))
+            if len(self.radii) != self._count:
+                self.radii = torch.full((self._count,), self.epsilon)
 
     def on_train_start(self) -> None:
         """Move the radii to the device and precision of the weights.
@@ -121,9 +120,8 @@ class InstanceAdaptiveTraining(AttackedClassifier):
             SettingError: if a checkpoint has radii of another number of images.
         """
         super().on_train_start()
-        remedy = f"the data has {self._count}; give the data that the checkpoint was trained on"
+        remedy = f"the data has {self._count}; resume with the data that the checkpoint was trained on"
         require(len(self.radii) == self._count, "ckpt_path", f"radii of {len(self.radii)} images", remedy)
-        self._loaded = False
         self.radii = self.radii.to(next(self.classifier.parameters()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -134,7 +132,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the radii, too."""
         super().on_load_checkpoint(checkpoint)
-        self.radii, self._loaded = checkpoint["radii"].to(self.device), True
+        self.radii = checkpoint["radii"].to(self.device)
 
 
 def _balls(radii: Tensor) -> PixelBox:

@@ -35,7 +35,7 @@ def _of_row(row: Row, stage: str) -> Iterator[str]:
     for name in sorted({name for each in counts for name in each}):
         numbers = sorted({each[name] for each in counts if name in each})
         if len(numbers) > 1:
-            yield f"unequal numbers of images: {name} is {numbers[0]} to {numbers[-1]}; the std is not over seeds alone"
+            yield f"unequal numbers of images: {name} of {numbers[0]} to {numbers[-1]}; the std is not over seeds alone"
     above = [names for run in row.runs if (names := _above_clean(run, stage))]
     if above:
         runs = f" in {len(above)} of {len(row.runs)} runs" if len(row.runs) > 1 else ""

@@ -133,6 +133,7 @@ def _below(folder: Path) -> Iterator[Path]:
     """The files of records in a folder, also in linked ones; each folder once."""
     seen: set[Path] = set()
     for current, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
         place = Path(current).resolve()
         if place in seen:  # a link to what was found elsewhere, or to a folder that it is in
             folders.clear()

@@ -192,6 +192,10 @@ def test_results_of_other_settings_are_named(matrix, tmp_path, capsys):
     result = tmp_path / "results" / "a_0.json"
     assert outdated == f"a seed 0: {result} has other settings; delete it to run this again"
     assert nothing == "nothing missing"
+    experiment.main([matrix(**(ONE | {"runs": {"a": ["a.yaml", {"model.alpha": 1}]}})), "--missing"])
+    outdated, _ = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    assert outdated.endswith(f"{result} has other settings; delete it and {folder} to run this again")
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -224,10 +228,33 @@ def test_a_folder_with_files_of_others_is_left_alone(noted, matrix, tmp_path, ca
     other.parent.mkdir(parents=True)
     other.touch()
     status, (line,) = ended(matrix(**ONE), capsys)
-    holds = "has checkpoints, but not last.ckpt" if noted else "holds files of no run of a matrix; give another folder"
+    holds = f"holds {other}, of another training" if noted else "holds files of no run of a matrix; give another folder"
     assert line.startswith(f"a seed 0: failed: error: folder: got '{folder}'; it {holds}")
     assert status == 1
     assert other.is_file()
+
+
+def test_a_first_checkpoint_beside_no_last_one_is_of_a_stop(matrix, tmp_path, capsys):
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    folder.parent.mkdir(parents=True)
+    (folder.parent / "fail").touch()
+    assert ended(matrix(**ONE), capsys)[0] == 1
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "epoch=0.ckpt").touch()
+    (folder.parent / "fail").unlink()
+    assert ended(matrix(**ONE), capsys)[0] == 0
+    assert not (folder / "checkpoints" / "epoch=0.ckpt").exists()
+
+
+def test_a_finished_training_without_its_last_checkpoint_is_left_alone(matrix, tmp_path, capsys):
+    assert ended(matrix(**ONE), capsys)[0] == 0
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    (tmp_path / "results" / "a_0.json").unlink()
+    status, (line,) = ended(matrix(**ONE), capsys)
+    assert line.startswith(f"a seed 0: failed: error: folder: got '{folder}'; its training has ended, but ")
+    assert status == 1
+    assert (folder / "results.json").is_file()
 
 
 def test_a_file_error_of_one_run_leaves_the_others(matrix, tmp_path, capsys):

@@ -152,3 +152,16 @@ def test_mng_ac_trains_a_network_with_frozen_weights():
     before = network[1].weight.clone()
     fit(MNGAC(network, NoiseGenerator(1), attack_linf=PGD(1)), loader(8))
     assert torch.equal(network[1].weight, before)
+
+
+class Sized(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(X)
+
+
+def test_predictions_of_data_without_a_length_after_others():
+    """Regression: the check of samplers asked for the number of batches."""
+    module, trainer = AdversarialTraining(linear(), epsilon=0.1), trainer_with()
+    trainer.test(module, loader(), verbose=False)
+    predicted = trainer.predict(module, DataLoader(Sized(), 4))
+    assert sum(len(batch["prediction"]) for batch in predicted) == 10

@@ -65,7 +65,7 @@ def test_seeds_that_were_tested_on_other_numbers_of_images_are_named(tmp_path):
     for seed, count in enumerate((10000, 10000, 2000)):
         write_run(tmp_path / f"seed{seed}", "TRADES", seed, samples={"test": count})
     assert caveats(tmp_path)["TRADES"] == [
-        "unequal numbers of images: test is 2000 to 10000; the std is not over seeds alone"
+        "unequal numbers of images: test of 2000 to 10000; the std is not over seeds alone"
     ]
 
 

@@ -174,7 +174,7 @@ def test_an_objective_that_is_no_number_is_named(tmp_path, monkeypatch):
         (folder / "results.json").write_text(json.dumps({"fit": fit}))
 
     monkeypatch.setattr(sweep.train, "main", diverged)
-    with pytest.raises(SettingError, match=r"^objectives: got 'val/accuracy/clean'; it is nan in .*seed_0; narrow"):
+    with pytest.raises(SettingError, match=r"^objectives: got 'val/accuracy/clean'; it is nan in .*seed_0; run the"):
         sweep.main([write(tmp_path)])
 
 

@@ -292,4 +292,7 @@ def _image_shape(batch: Any) -> tuple[int, int, int] | None:
     """Shape (C, H, W) of the images in a batch, or in the first of nested batches; None if there are no images."""
     while isinstance(batch, list | tuple) and len(batch) > 0:
         batch = batch[0]
-    return (*batch.shape[1:],) if isinstance(batch, Tensor) and batch.dim() == 4 else None  # type: ignore[return-value]
+    if not isinstance(batch, Tensor) or batch.dim() != 4:
+        return None
+    _, channels, height, width = batch.shape
+    return channels, height, width

@@ -131,8 +131,11 @@ class CertifiedEvaluation(Evaluation):
     def namespaces(self, module: LightningModule) -> set[str]:
         """The names of the budgets, each with the norm and each size."""
         sizes: list[Any] = self.epsilons or [module.epsilon]
-        norm = self.norm if self.norm in ("l2", "l1") else "linf"
-        return {f"{budgets} of {norm} {size}" for budgets in self.budgets or ("own",) for size in sizes}
+        radii = getattr(module, "radii", None)
+        own = list(radii) if isinstance(radii, dict) else [getattr(module, "norm", "linf")]
+        norms = own if self.norm is None else [self.norm]
+        names = self.budgets or ("own",)
+        return {f"{budgets} of {norm} {size}" for budgets in names for norm in norms for size in sizes}
 
     def reset(self) -> None:
         """Reset, and forget the examples of the last stage."""

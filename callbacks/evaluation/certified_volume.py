@@ -17,14 +17,14 @@ from torch import Tensor
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
-from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, digest, plain_values
+from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, plain_values
 from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.fingerprint import structure
+from robust.fingerprint import digest, structure
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 from robust.random import global_seed

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
-from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate, digest
+from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate
 from robust.errors import require
-from robust.fingerprint import structure
+from robust.fingerprint import described, digest, structure
 
-OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
 VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
 
 
@@ -121,42 +119,3 @@ def kept(
     images = {"index": indices.cpu(), "image": ((bytes_ * places).sum(1) * 1009 + y).cpu()}
     rows = resumable.rows(key, depends_on, images, trainer.global_rank, compute)
     return {name: column.to(x.device) for name, column in rows.items() if name not in images}
-
-
-def described(value: object, within: tuple[int, ...] = ()) -> Any:
-    """Settings as plain values that are equal for equal settings: objects by class and attributes.
-
-    Private attributes are those of a user's class: this project's own keep what they compute there.
-
-    Args:
-        value: a setting.
-        within: identities of the objects that it is part of.
-    """
-    if id(value) in within:
-        return "cyclic"
-    inner = partial(described, within=(*within, id(value)))
-    if isinstance(value, PLAIN):
-        return value
-    if isinstance(value, Tensor):
-        return digest([value])
-    if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted((inner(each) for each in value), key=str)
-    if isinstance(value, Mapping):
-        return {str(name): inner(each) for name, each in value.items()}
-    if isinstance(value, partial):
-        return [inner(value.func), inner(value.args), inner(value.keywords)]
-    if callable(value) and hasattr(value, "__qualname__"):  # a function
-        return f"{value.__module__}.{value.__qualname__}"
-    if not hasattr(value, "__dict__"):  # such as a path, a range or a dtype
-        return {"class": type(value).__qualname__, "value": repr(value)}
-    of_project = type(value).__module__.partition(".")[0] in OF_PROJECT
-    ignored = vars(nn.Module()).keys() if isinstance(value, nn.Module) else ()
-    attributes = {
-        name: inner(each)
-        for name, each in vars(value).items()
-        if name not in ignored and not (of_project and name.startswith("_"))
-    }
-    weights = {"weights": digest(value.state_dict().values())} if isinstance(value, nn.Module) else {}
-    return {"class": type(value).__qualname__, **weights, **attributes}

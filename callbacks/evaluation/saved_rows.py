@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +87,3 @@ def plain_values(settings: object) -> dict[str, Any]:
     public = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
     values = {name: value if isinstance(value, PLAIN) else plain_values(value) for name, value in public.items()}
     return {"class": type(settings).__name__, **values}
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """A short hash of the tensors' values."""
-    sha256 = hashlib.sha256()
-    for tensor in tensors:
-        sha256.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return sha256.hexdigest()[:16]

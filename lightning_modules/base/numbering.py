@@ -68,15 +68,14 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
         return _as_range(indices(part, batch_idx).tolist(), count)
-    _require_unrepeated(trainer, split)
+    _require_unrepeated(loop._combined_loader.flattened[0])
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
 
 
-def _require_unrepeated(trainer: Any, split: Literal["val", "test"]) -> None:
+def _require_unrepeated(loader: Any) -> None:
     """Raise if a sampler repeats examples, so that all processes have equally many: they would count twice."""
-    loaders = trainer.val_dataloaders if split == "val" else trainer.predict_dataloaders or trainer.test_dataloaders
-    sampler = getattr(loaders[0] if isinstance(loaders, list | tuple) else loaders, "sampler", None)
+    sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         size: int = len(sampler.dataset)  # type: ignore[arg-type]
         given = f"{size} images in {sampler.num_replicas} processes"

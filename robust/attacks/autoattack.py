@@ -168,7 +168,7 @@ class AutoAttack:
         if self.state_folder is None:
             return None
         digest = hashlib.sha256(f"{_STATE} {self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
-        digest.update(structure(network.network).encode())
+        digest.update(str(structure(network.network)).encode())
         for tensor in (x, y, *network.state_dict().values()):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         check_writable(self.state_folder, "state_folder")

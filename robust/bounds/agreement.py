@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robust.bounds.changes import States, attributes, version
 from robust.bounds.graph import Graph, bind
 from robust.bounds.recording import IMAGES, REMEDY, Recording, record
 from robust.bounds.rounding import RoundingErrors
@@ -21,10 +20,7 @@ from robust.seeds import generator
 from robust.threat_models import Box
 
 BATCH = 7  # images to record: no usual number of channels, so that an axis of images is not taken for another
-PLAIN = {int, float, bool, str, type(None), torch.dtype}
-_OWN = {"training", *vars(nn.Module())}  # attributes of every module: its mode, and what is looked at by other ways
-# of each network: what it consisted of, the versions of its weights, and its recording, when it was compared last
-_COMPARED: WeakKeyDictionary[nn.Module, tuple[Any, Any, Recording]] = WeakKeyDictionary()
+_COMPARED: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()  # when each network was compared last
 
 
 def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Graph:
@@ -42,52 +38,40 @@ def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Gra
         UnsupportedLayerError: naming the first layer that has no bound, or that computes something else than its bound
             assumes.
     """
-    structure = _structure(network, like)
-    versions = _versions(network) if weights_too else None
-    seen_structure, seen_versions, recording = _COMPARED.get(network, (None, None, None))
-    if recording is None or seen_structure != structure or (weights_too and seen_versions != versions):
+    seen = _COMPARED.get(network)
+    structure, states = _structure(network, like), attributes(network)
+    if seen is None or not seen.holds(structure, states, _versions(network) if weights_too else None):
         recording = _recorded(network, like)
-        _COMPARED[network] = _structure(network, like), _versions(network), recording  # which a pass may have changed
-    return bind(recording, network, like.dtype)
+        _COMPARED[network] = seen = Seen.of(network, like, recording, states)
+    return bind(seen.recording, network, like.dtype)
+
+
+class Seen(NamedTuple):
+    """What a network was when its recording was compared; ``written`` are attributes that a pass itself writes."""
+
+    structure: object
+    states: States
+    written: set[tuple[str, str]]
+    versions: object
+    recording: Recording
+
+    @classmethod
+    def of(cls, network: nn.Module, like: Tensor, recording: Recording, before: States) -> Seen:
+        """The network after its recording, and its attributes before."""
+        after = attributes(network)
+        written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        return cls(_structure(network, like), after, written, _versions(network), recording)
+
+    def holds(self, structure: object, states: States, versions: object | None) -> bool:
+        """Whether the network is the same but for what a pass writes, and, if versions are given, its weights."""
+        names = (states.keys() | self.states.keys()) - self.written
+        same = structure == self.structure and all(states.get(name) == self.states.get(name) for name in names)
+        return same and (versions is None or versions == self.versions)
 
 
 def _structure(network: nn.Module, like: Tensor) -> object:
-    parts = tuple(
-        (name, id(module), type(module), _settings(module), hooks(module))
-        for name, module in network.named_modules(remove_duplicate=False)
-    )
-    return like.shape[1:], like.device, parts
-
-
-def _settings(owner: object, within: tuple[int, ...] = ()) -> object:
-    """The attributes of a module or another object, but its mode, as values that differ where an attribute changed."""
-    ignored = _OWN if isinstance(owner, nn.Module) else ()
-    inside = (*within, id(owner))
-    items = [item for item in vars(owner).items() if item[0] not in ignored]
-    return [(name, id(value) if _is_private(name, value) else _state(value, inside)) for name, value in items]
-
-
-def _is_private(name: str, value: object) -> bool:
-    """Whether this is an object behind a private name, such as the trainer of a LightningModule."""
-    return name.startswith("_") and hasattr(value, "__dict__") and not isinstance(value, Tensor)
-
-
-def _state(value: object, within: tuple[int, ...]) -> object:
-    """What changes with the value; an object's attributes, a tensor's version, an array's bytes."""
-    if type(value) in PLAIN:
-        return value
-    if isinstance(value, Tensor):
-        return _version(value)
-    if isinstance(value, np.ndarray):
-        return value.shape, value.dtype.str, value.tobytes()
-    if isinstance(value, list | tuple):
-        return [type(value), *(_state(each, within) for each in value)]
-    if isinstance(value, Mapping):
-        return [type(value), *((_state(name, within), _state(each, within)) for name, each in value.items())]
-    if not hasattr(value, "__dict__"):
-        return type(value), repr(value)
-    known = isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)) or id(value) in within
-    return id(value) if known else (id(value), _settings(value, within))
+    modules = network.named_modules(remove_duplicate=False)
+    return like.shape[1:], like.device, [(name, id(each), type(each), hooks(each)) for name, each in modules]
 
 
 def hooks(module: nn.Module) -> tuple[object, ...]:
@@ -99,11 +83,7 @@ def hooks(module: nn.Module) -> tuple[object, ...]:
 
 
 def _versions(network: nn.Module) -> object:
-    return tuple(map(_version, (*network.parameters(), *network.buffers())))
-
-
-def _version(tensor: Tensor) -> tuple[int, int]:
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+    return tuple(map(version, (*network.parameters(), *network.buffers())))
 
 
 @torch.no_grad()

@@ -114,6 +114,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether oneDNN has convolutions in bf16 for this processor (AVX-512 or newer, Arm's bf16), fast or emulated."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @contextmanager
 def in_training_precision(precision: TrainingPrecision, device: torch.device) -> Iterator[None]:
     """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16.
@@ -121,11 +127,11 @@ def in_training_precision(precision: TrainingPrecision, device: torch.device) ->
     Warns:
         UserWarning: of bf16 on a processor for which oneDNN has no convolutions in bf16.
     """
-    if precision == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if precision == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
         warnings.warn(
-            "training_precision: bfloat16 is many times slower than float32 on this processor, which has no "
-            "instructions for it; leave the setting out",
-            stacklevel=2,
+            "training_precision: bfloat16 is many times slower than float32 on this processor, for which oneDNN has no "
+            "convolutions in it; leave the setting out",
+            stacklevel=4,  # behind the context manager and the verifier
         )
     with full_precision(device):
         if precision == "tf32":

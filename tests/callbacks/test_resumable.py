@@ -2,8 +2,6 @@
 
 import copy
 import json
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +15,8 @@ from callbacks import (
     RobustnessScore,
     WeightedMinimaxEvaluation,
 )
-from callbacks.evaluation.resumable import described
 from datamodules import Digits
 from robust.attacks import APGD, PGD, LinearizedBoundary
-from robust.budgets import LearnedBudgets
 from robust.errors import SettingError
 from tests.callbacks.trained import trainer_with
 
@@ -111,27 +107,3 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
         trainer_with(ResumableTest(str(tmp_path / "state")), weaker, default_root_dir=tmp_path).test(
             trained, Digits(eval_batch_size=20, test_images=40), verbose=False
         )
-
-
-def test_settings_are_described_by_their_values():
-    assert described(PGD(3)) == described(PGD(3)) != described(PGD(4))
-    assert described([torch.ones(2), {"a": PGD}]) == described([torch.ones(2), {"a": PGD}])
-    assert described(torch.ones(2)) != described(torch.zeros(2))
-    generators = [torch.nn.Conv2d(1, 1, 1) for _ in range(2)]
-    assert described(LearnedBudgets(generators[0])) == described(LearnedBudgets(generators[0]))
-    assert described(LearnedBudgets(generators[0])) != described(LearnedBudgets(generators[1]))
-
-
-class Users:
-    """A user's attack, whose settings are private."""
-
-    def __init__(self, steps, dtype=torch.float32):
-        self._steps, self.dtype = steps, dtype
-        self.classes, self.file, self.itself = {1, 2}, Path("a"), self
-
-
-def test_settings_of_a_users_class_may_be_private_and_of_any_type():
-    """Regression: verdicts of other private settings were taken, and a dtype or a cycle ended the test."""
-    assert described(Users(1)) == described(Users(1)) != described(Users(2))
-    assert described(Users(1)) != described(Users(1, torch.float64))
-    assert described(partial(Users, 1)) != described(partial(Users, 2))

@@ -92,7 +92,7 @@ class TestClassesAndSplits:
             write_classes(tmp_path / split, {"a": 3, "b": 3})
         found = ", ".join(sorted(names))
         with pytest.raises(
-            SettingError, match=rf"^data\.root: got .*; the subfolders {found} are no classes; name those"
+            SettingError, match=rf"^data\.root: got .*; the subfolders {found} are no classes; call them"
         ):
             by_folder(tmp_path)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust.bounds import FeedForwardVerifier, certify
+from robust.bounds import FeedForwardVerifier, certify, verifier
 from robust.errors import SettingError
 from robust.networks import DMSmall, ResNetB
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
@@ -103,10 +103,15 @@ def test_another_precision_is_an_error():
     ],
 )
 def test_bf16_on_a_processor_without_instructions_warns(monkeypatch, has_instructions, precision, warned):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    monkeypatch.setattr(verifier, "has_fast_bfloat16", lambda: has_instructions)
     x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         FeedForwardVerifier(training_precision=precision).cross_entropy(network, PixelBox(0.1 * x).interval(x), y)
-    assert any("many times slower than float32 on this processor" in str(each.message) for each in caught) == warned
+    found = [each for each in caught if "many times slower than float32 on this processor" in str(each.message)]
+    assert [each.filename for each in found] == ([__file__] if warned else [])
+
+
+def test_this_processor_is_asked():
+    assert verifier.has_fast_bfloat16() in (True, False)

@@ -1,0 +1,88 @@
+"""Settings and networks as plain values: equal for equal ones, also in another process, and for no others."""
+
+import copy
+import logging
+import math
+import threading
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from robust.attacks import PGD
+from robust.budgets import LearnedBudgets
+from robust.fingerprint import described, structure
+
+
+def test_settings_are_described_by_their_values():
+    assert described(PGD(3)) == described(PGD(3)) != described(PGD(4))
+    assert described([torch.ones(2), {"a": PGD}]) == described([torch.ones(2), {"a": PGD}])
+    assert described(torch.ones(2)) != described(torch.zeros(2))
+    generators = [torch.nn.Conv2d(1, 1, 1) for _ in range(2)]
+    assert described(LearnedBudgets(generators[0])) == described(LearnedBudgets(generators[0]))
+    assert described(LearnedBudgets(generators[0])) != described(LearnedBudgets(generators[1]))
+
+
+class Users:
+    """A user's attack, whose settings are private."""
+
+    def __init__(self, steps, dtype=torch.float32):
+        self._steps, self.dtype = steps, dtype
+        self.classes, self.file, self.itself = {1, 2}, Path("a"), self
+        self._draws, self._log, self._lock = torch.Generator(), logging.getLogger("mine"), threading.Lock()
+        self._method, self._step = torch.Tensor.relu, math.nan
+
+
+def test_settings_of_a_users_class_may_be_private_and_of_any_type():
+    """Regression: verdicts of other private settings were taken, and a dtype or a cycle ended the test."""
+    assert described(Users(1)) == described(Users(1)) != described(Users(2))
+    assert described(Users(1)) != described(Users(1, torch.float64))
+    assert described(partial(Users, 1)) != described(partial(Users, 2))
+    assert "at 0x" not in str(described(Users(1)))
+
+
+class Sharper(PGD):
+    """A user's subclass of one of ours."""
+
+
+def test_a_users_subclass_of_our_attack_is_described_by_its_settings():
+    attack = Sharper(2)
+    before = described(attack)
+    attack._cache = object()
+    assert described(attack) == before != described(Sharper(3))
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, gain, call=None):
+        super().__init__()
+        self.gain, self.call = gain, call
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.nn.ReLU(), torch.nn.Tanh()),
+        (Scaled(1.0), Scaled(2.0)),
+        (Scaled(torch.ones(2, 3)), Scaled(torch.ones(3, 2))),
+        (Scaled(SimpleNamespace(g=1)), Scaled(SimpleNamespace(g=2))),
+        (Scaled(0, partial(F.leaky_relu, negative_slope=0.1)), Scaled(0, partial(F.leaky_relu, negative_slope=0.9))),
+        (Scaled(torch.eye(2).to_sparse()), Scaled(2 * torch.eye(2).to_sparse())),
+    ],
+)
+def test_networks_of_other_parts_and_settings_have_other_structures(one, other):
+    for network in (one, other):
+        assert structure(torch.nn.Sequential(network)) == structure(torch.nn.Sequential(copy.deepcopy(network)))
+    assert structure(torch.nn.Sequential(one)) != structure(torch.nn.Sequential(other))
+
+
+def test_a_hook_is_part_of_the_structure():
+    network = torch.nn.Sequential(torch.nn.ReLU())
+    before = structure(network)
+    network[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert structure(network) != before
