@@ -29,13 +29,14 @@ def structure(network: nn.Module) -> list[Any]:
     >>> structure(nn.ReLU()) == structure(nn.ReLU()), structure(nn.ReLU()) == structure(nn.Tanh())
     (True, False)
     """
+    seen: dict[int, int] = {}
     return [
-        [name, _named(type(module)), _attributes(module, ()), _hooks(module)]
+        [name, _named(type(module)), _attributes(module, seen), _hooks(module)]
         for name, module in network.named_modules()
     ]
 
 
-def described(value: object, within: tuple[int, ...] = ()) -> Any:
+def described(value: object, seen: dict[int, int] | None = None) -> Any:
     """Settings as plain values that are equal for equal settings: objects by class and attributes.
 
     Private attributes are those of a user's class: this project's own keep what they compute there. Of what has neither
@@ -43,7 +44,7 @@ def described(value: object, within: tuple[int, ...] = ()) -> Any:
 
     Args:
         value: a setting.
-        within: identities of the objects that it is part of.
+        seen: numbers of the objects that were described before, by their identities: each is described once.
     """
     if isinstance(value, _PLAIN):
         return value
@@ -55,9 +56,11 @@ def described(value: object, within: tuple[int, ...] = ()) -> Any:
         return [list(value.shape), str(value.dtype), digest([torch.as_tensor(value)])]
     if inspect.isroutine(value) or isinstance(value, type | ModuleType | logging.Logger):
         return _named(value)
-    if id(value) in within:
-        return "cyclic"
-    inner = partial(described, within=(*within, id(value)))
+    seen = {} if seen is None else seen
+    if id(value) in seen:
+        return f"object {seen[id(value)]}"
+    seen[id(value)] = len(seen)
+    inner = partial(described, seen=seen)
     if isinstance(value, Mapping):
         return {str(name): inner(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -68,7 +71,7 @@ def described(value: object, within: tuple[int, ...] = ()) -> Any:
         return [inner(value.func), inner(value.args), inner(value.keywords)]
     text = [] if hasattr(value, "__dict__") or " at 0x" in repr(value) else [repr(value)]
     weights = [digest(value.state_dict().values()), structure(value)] if isinstance(value, nn.Module) else []
-    return [_named(type(value)), _attributes(value, within), *text, *weights]
+    return [_named(type(value)), _attributes(value, seen), *text, *weights]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -81,13 +84,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
     return result.hexdigest()
 
 
-def _attributes(owner: object, within: tuple[int, ...]) -> dict[str, Any]:
+def _attributes(owner: object, seen: dict[int, int]) -> dict[str, Any]:
     of_project = any(kind.__module__.partition(".")[0] in OF_PROJECT for kind in type(owner).__mro__)
-    ignored = _OWN if isinstance(owner, nn.Module) else ()
-    inside = (*within, id(owner))
+    ignored = {*_OWN, "_trainer", "_fabric"} if isinstance(owner, nn.Module) else ()
     items = getattr(owner, "__dict__", {}).items()
     kept = [each for each in items if each[0] not in ignored and not (of_project and each[0].startswith("_"))]
-    return {name: described(value, inside) for name, value in kept}
+    return {name: described(value, seen) for name, value in kept}
 
 
 def _named(value: Any) -> str:
