@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from robust.passes import CountingHook
 
 OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
+MOST = 200  # objects that are entered; of later ones the class counts
 _PLAIN = (bool, int, str, type(None))
 _OWN = {"training", *vars(nn.Module())}
 
 
-def structure(network: nn.Module) -> list[Any]:
+def structure(network: nn.Module, seen: dict[int, int] | None = None) -> list[Any]:
     """The modules of a network in order, each with its class, settings and the names of its hooks.
 
     Weights and buffers are left out. Functions count by their names, not by their code.
@@ -29,7 +30,7 @@ def structure(network: nn.Module) -> list[Any]:
     >>> structure(nn.ReLU()) == structure(nn.ReLU()), structure(nn.ReLU()) == structure(nn.Tanh())
     (True, False)
     """
-    seen: dict[int, int] = {}
+    seen = {} if seen is None else seen
     return [
         [name, _named(type(module)), _attributes(module, seen), _hooks(module)]
         for name, module in network.named_modules()
@@ -59,6 +60,8 @@ def described(value: object, seen: dict[int, int] | None = None) -> Any:
     seen = {} if seen is None else seen
     if id(value) in seen:
         return f"object {seen[id(value)]}"
+    if len(seen) >= MOST:
+        return _named(type(value))
     seen[id(value)] = len(seen)
     inner = partial(described, seen=seen)
     if isinstance(value, Mapping):
@@ -70,7 +73,7 @@ def described(value: object, seen: dict[int, int] | None = None) -> Any:
     if isinstance(value, partial):
         return [inner(value.func), inner(value.args), inner(value.keywords)]
     text = [] if hasattr(value, "__dict__") or " at 0x" in repr(value) else [repr(value)]
-    weights = [digest(value.state_dict().values()), structure(value)] if isinstance(value, nn.Module) else []
+    weights = [digest(value.state_dict().values()), structure(value, seen)] if isinstance(value, nn.Module) else []
     return [_named(type(value)), _attributes(value, seen), *text, *weights]
 
 
