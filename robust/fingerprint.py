@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from robust.passes import CountingHook
 
 OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
-MOST = 200  # objects that are entered; of later ones the class counts
+DEEPEST = 20  # objects within each other that are entered; of deeper ones the class counts
 _PLAIN = (bool, int, str, type(None))
-_OWN = {"training", *vars(nn.Module())}
+_OWN = {"training", "_trainer", "_fabric", *vars(nn.Module())}  # of every module, and what runs a LightningModule
 
 
-def structure(network: nn.Module, seen: dict[int, int] | None = None) -> list[Any]:
+def structure(network: nn.Module) -> list[Any]:
     """The modules of a network in order, each with its class, settings and the names of its hooks.
 
     Weights and buffers are left out. Functions count by their names, not by their code.
@@ -30,51 +30,71 @@ def structure(network: nn.Module, seen: dict[int, int] | None = None) -> list[An
     >>> structure(nn.ReLU()) == structure(nn.ReLU()), structure(nn.ReLU()) == structure(nn.Tanh())
     (True, False)
     """
-    seen = {} if seen is None else seen
-    return [
-        [name, _named(type(module)), _attributes(module, seen), _hooks(module)]
-        for name, module in network.named_modules()
-    ]
+    return _Description().structure(network)
 
 
-def described(value: object, seen: dict[int, int] | None = None) -> Any:
+def described(value: object) -> Any:
     """Settings as plain values that are equal for equal settings: objects by class and attributes.
 
     Private attributes are those of a user's class: this project's own keep what they compute there. Of what has neither
     attributes nor a text of its own, such as a lock, the class counts alone.
-
-    Args:
-        value: a setting.
-        seen: numbers of the objects that were described before, by their identities: each is described once.
     """
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, float | complex):
-        return repr(value)  # not a number is not equal to itself
-    if isinstance(value, np.generic):
-        return described(value.item())
-    if isinstance(value, Tensor | np.ndarray):
-        return [list(value.shape), str(value.dtype), digest([torch.as_tensor(value)])]
-    if inspect.isroutine(value) or isinstance(value, type | ModuleType | logging.Logger):
-        return _named(value)
-    seen = {} if seen is None else seen
-    if id(value) in seen:
-        return f"object {seen[id(value)]}"
-    if len(seen) >= MOST:
-        return _named(type(value))
-    seen[id(value)] = len(seen)
-    inner = partial(described, seen=seen)
-    if isinstance(value, Mapping):
-        return {str(name): inner(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted((inner(each) for each in value), key=str)
-    if isinstance(value, partial):
-        return [inner(value.func), inner(value.args), inner(value.keywords)]
-    text = [] if hasattr(value, "__dict__") or " at 0x" in repr(value) else [repr(value)]
-    weights = [digest(value.state_dict().values()), structure(value, seen)] if isinstance(value, nn.Module) else []
-    return [_named(type(value)), _attributes(value, seen), *text, *weights]
+    return _Description()(value)
+
+
+class _Description:
+    """Describes each object once, however many others know it; values, such as lists, wherever they are."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}  # numbers of the objects that were entered, by their identities
+        self._within: list[int] = []  # identities of what is being described now
+
+    def __call__(self, value: object) -> Any:
+        if isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, float | complex | np.generic):
+            return repr(value)  # not a number is not equal to itself
+        if isinstance(value, Tensor | np.ndarray):
+            return [list(value.shape), str(value.dtype), digest([torch.as_tensor(value)])]
+        if inspect.isroutine(value) or isinstance(value, type | ModuleType | logging.Logger):
+            return _named(value)
+        if id(value) in self._within:
+            return "cyclic"
+        self._within.append(id(value))
+        result = self._entered(value)
+        self._within.pop()
+        return result
+
+    def structure(self, network: nn.Module) -> list[Any]:
+        """As the function of this name."""
+        modules = network.named_modules()
+        return [[name, _named(type(each)), self._attributes(each), _hooks(each)] for name, each in modules]
+
+    def _entered(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): self(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self(each) for each in value]
+        if isinstance(value, set | frozenset):
+            return sorted((self(each) for each in value), key=str)
+        if isinstance(value, partial):
+            return [self(value.func), self(value.args), self(value.keywords)]
+        if not hasattr(value, "__dict__"):
+            return [_named(type(value)), "" if " at 0x" in repr(value) else repr(value)]
+        if id(value) in self._seen:
+            return f"object {self._seen[id(value)]}"
+        if len(self._within) > DEEPEST:
+            return _named(type(value))
+        self._seen[id(value)] = len(self._seen)
+        weights = [digest(value.state_dict().values()), self.structure(value)] if isinstance(value, nn.Module) else []
+        return [_named(type(value)), self._attributes(value), *weights]
+
+    def _attributes(self, owner: object) -> dict[str, Any]:
+        of_project = any(kind.__module__.partition(".")[0] in OF_PROJECT for kind in type(owner).__mro__)
+        ignored = _OWN if isinstance(owner, nn.Module) else ()
+        items = vars(owner).items()
+        kept = [each for each in items if each[0] not in ignored and not (of_project and each[0].startswith("_"))]
+        return {name: self(value) for name, value in kept}
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -85,14 +105,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
         result.update(f"{tuple(dense.shape)} {dense.dtype}".encode())
         result.update(dense.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return result.hexdigest()
-
-
-def _attributes(owner: object, seen: dict[int, int]) -> dict[str, Any]:
-    of_project = any(kind.__module__.partition(".")[0] in OF_PROJECT for kind in type(owner).__mro__)
-    ignored = {*_OWN, "_trainer", "_fabric"} if isinstance(owner, nn.Module) else ()
-    items = getattr(owner, "__dict__", {}).items()
-    kept = [each for each in items if each[0] not in ignored and not (of_project and each[0].startswith("_"))]
-    return {name: described(value, seen) for name, value in kept}
 
 
 def _named(value: Any) -> str:

@@ -77,7 +77,7 @@ def _require_unrepeated(loader: Any) -> None:
     """Raise if a sampler repeats examples, so that all processes have equally many: they would count twice."""
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
-        size: int = len(sampler.dataset)  # type: ignore[arg-type]
+        size = len(loader.dataset)
         given = f"{size} images in {sampler.num_replicas} processes"
         remedy = f"the loader's sampler makes them {sampler.total_size}, and some would count twice; give "
         remedy += "one of our data modules, a number of images that the processes divide, or one process"

@@ -116,8 +116,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def has_fast_bfloat16() -> bool:
     """Whether oneDNN has convolutions in bf16 for this processor (AVX-512 or newer, Arm's bf16), fast or emulated."""
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # absent from builds without oneDNN
+    return supported is not None and bool(supported())
 
 
 @contextmanager

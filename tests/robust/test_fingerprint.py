@@ -86,3 +86,29 @@ def test_a_hook_is_part_of_the_structure():
     before = structure(network)
     network[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     assert structure(network) != before
+
+
+def test_objects_that_know_each_other_are_described_once():
+    """Regression: each path through them was followed, so that a traced network took all memory."""
+    objects = [SimpleNamespace() for _ in range(30)]
+    for each in objects:
+        each.all = objects
+    assert described(objects) == described(copy.deepcopy(objects))
+    layers = [layer for _ in range(20) for layer in (torch.nn.Linear(4, 4), torch.nn.ReLU())]
+    traced = [torch.fx.symbolic_trace(torch.nn.Sequential(*layers[:count])) for count in (40, 40, 20)]
+    first, again, other = map(structure, traced)
+    assert first == again != other
+
+
+def test_equal_tuples_are_equal_whether_they_are_one_object_or_two():
+    shared, pair = (2, 2), tuple(2 for _ in range(2))
+    assert pair is not shared
+    assert described([shared, shared, SimpleNamespace(a=shared)]) == described([shared, pair, SimpleNamespace(a=pair)])
+
+
+def test_the_settings_of_every_layer_of_a_large_network_count():
+    def large(stride):
+        layers = [torch.nn.Conv2d(1, 1, 3) for _ in range(100)]
+        return torch.nn.Sequential(*layers, torch.nn.Conv2d(1, 1, 3, stride=stride))
+
+    assert structure(large(1)) == structure(large(1)) != structure(large(2))

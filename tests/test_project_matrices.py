@@ -1,0 +1,51 @@
+"""The matrices in experiments/: they can be read, and the page says which are complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from cli.experiment import read_matrix
+from tests.testers import ROOT
+
+MATRICES = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_the_matrices_of_the_project_can_be_read(path):
+    matrix = read_matrix(str(path))
+    assert matrix.jobs()
+    assert len({(job.name, job.seed) for job in matrix.jobs()}) == len(matrix.jobs())
+
+
+def test_nothing_is_missing_in_the_matrices_that_the_page_calls_complete(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = Path("docs/experiments.md").read_text(encoding="utf-8")
+    complete, incomplete = (re.findall(r"`(\w+\.yaml)`", part) for part in page.partition("Not complete, most")[::2])
+    for name in set(complete) - {"two_methods.yaml"}:
+        assert [job.result.name for job in read_matrix(f"experiments/{name}").jobs() if not job.done] == [], name
+    for name in incomplete:
+        assert not all(job.done for job in read_matrix(f"experiments/{name}").jobs()), f"{name} is complete"
+    assert {path.name for path in MATRICES} >= {*complete, *incomplete}
+
+
+def test_no_two_matrices_train_different_runs_in_one_folder():
+    runs = {}
+    for path in MATRICES:
+        for job in read_matrix(str(path)).jobs():
+            for place in (job.folder, job.result):
+                runs.setdefault(place, set()).add((job.training, job.evaluation))
+    assert [str(folder) for folder, settings in runs.items() if len(settings) > 1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_each_run_of_the_projects_matrices_has_settings_that_fit(path, capsys):
+    matrix = read_matrix(str(path))
+    for job in [job for job in matrix.jobs() if job.seed == matrix.seeds[0]]:
+        for arguments in (job.fit(), job.test()):
+            present = [each for each in arguments if not each.startswith("--ckpt_path")]  # no training has written it
+            with pytest.raises(SystemExit) as end:
+                train.main([*present, "--print_config"])
+            assert end.value.code in (None, 0), (job.name, capsys.readouterr().err)
