@@ -66,14 +66,15 @@ class CropAndFlip:
             SettingError: if the padding does not fit the images.
         """
         self.check(images.shape[1:])
-        count, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         rows, columns, flipped = (part.to(images.device, non_blocking=True) for part in placement)
-        row = rows[:, None] + torch.arange(height, device=images.device)
-        column = torch.arange(width, device=images.device).expand(count, -1)
-        column = columns[:, None] + torch.where(flipped[:, None], width - 1 - column, column)
+        stride = width + 2 * self.padding  # of a row of the padded image, whose pixels are numbered row by row
+        row, column = (torch.arange(side, device=images.device) for side in (height, width))
+        window = stride * row[:, None] + column
+        windows = torch.stack([window, window.flip(1)]).flatten(1)
+        pixels = windows.index_select(0, flipped.long()).add_((stride * rows + columns)[:, None])
         padded = F.pad(images, (self.padding,) * 4, _MODES[self.fill]).flatten(2)
-        pixel = row[:, :, None] * (width + 2 * self.padding) + column[:, None]
-        return padded.gather(2, pixel.flatten(1)[:, None].expand(-1, channels, -1)).view_as(images)
+        return padded.gather(2, pixels[:, None].expand(-1, channels, -1)).view_as(images)
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> Tensor:
         """Draw and apply crops and flips to images (B, C, H, W)."""
