@@ -57,13 +57,13 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         require(discretization > 0, "model.discretization", discretization, "give a positive step, in pixel units")
         require(0 < smoothing <= 1, "model.smoothing", smoothing, "give a weight in (0, 1]")
         require(warmup_epochs >= 0, "model.warmup_epochs", warmup_epochs, "give 0 or more")
+        super().__init__(classifier, epsilon, norm="linf", **settings)
         largest = min(2 * epsilon, 1.0) if largest_radius is None else largest_radius
         require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give one from epsilon, {epsilon}, to 1")
-        super().__init__(classifier, epsilon, norm="linf", **settings)
         self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
         self.largest_radius = largest
         self._count = 0  # of training images
-        self.radii = torch.empty(0)  # no buffer: averages of weights, such as EMA, are none of radii
+        self.radii = torch.empty(0)  # not a buffer: EMAWeightAveraging would average the radii
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Select radii (Algorithm 2), then train on images attacked at these radii (Algorithm 1)."""

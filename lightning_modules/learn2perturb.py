@@ -78,8 +78,8 @@ class Learn2Perturb(AttackedClassifier):
         theta_lr_scheduler: LRSchedulerCallable | None = None,
         **settings: Any,
     ) -> None:
-        attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
-        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
+        default = PGD(steps=7, step_size=0.01, absolute=True)
+        super().__init__(classifier, attack=default if attack is None else attack, optimizer=optimizer, **settings)
         name = type(classifier).__name__
         require(bool(injections(classifier)), "model.classifier", name, "wrap it in robust.networks.Noisy")
         require(gamma >= 0, "model.gamma", gamma, "give 0 (no regulariser) or more")
@@ -158,8 +158,8 @@ class Learn2Perturb(AttackedClassifier):
 
     @property
     def partially_used(self) -> list[str]:
-        """The scales, which the epochs without noise do not use."""
-        return ["the noise"]
+        """The scales, which the epochs without noise do not use; without gradients, DDP ignores them."""
+        return [] if self.scales_learn_from == "nothing" else ["the noise"]
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
         """W first, then theta."""

@@ -116,9 +116,10 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
             self.check_finite(loss)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         # autograd.grad bypasses the hooks by which DDP averages gradients
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = self.mean_over_ranks(gradient)
-        size = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        means = [self.mean_over_ranks(gradient) for gradient in gradients]
+        for weight, gradient in zip(weights, means, strict=True):
+            weight.grad = gradient
+        size = torch.stack([gradient.norm() for gradient in means]).norm()
         self.step(generator_optimizer, counts=False)
         generator_optimizer.zero_grad()
         self.log_dict({"train/meta_loss": loss.detach(), "train/generator_gradient": size})

@@ -49,8 +49,8 @@ class ParametricNoiseInjection(AttackedClassifier):
         ),
         **settings: Any,
     ) -> None:
-        attack = PGD(steps=7, step_size=0.01, absolute=True) if attack is None else attack
-        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
+        default = PGD(steps=7, step_size=0.01, absolute=True)
+        super().__init__(classifier, attack=default if attack is None else attack, optimizer=optimizer, **settings)
         name = type(classifier).__name__
         require(bool(self.strengths), "model.classifier", name, "wrap it in robust.networks.NoisyWeights")
         delay = adversarial_delay

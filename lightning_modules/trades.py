@@ -46,8 +46,8 @@ class TRADES(AttackedClassifier):
         **settings: Any,
     ) -> None:
         require(beta >= 0, "model.beta", beta, "give a weight of 0 or more")
-        attack = PGD(steps=10, start="gaussian") if attack is None else attack
-        super().__init__(classifier, attack=attack, optimizer=optimizer, **settings)
+        default = PGD(steps=10, start="gaussian")
+        super().__init__(classifier, attack=default if attack is None else attack, optimizer=optimizer, **settings)
         self.beta = beta
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -53,9 +53,8 @@ class WeightedMinimax(AttackedClassifier):
     ) -> None:
         require(alpha >= 0, "model.alpha", alpha, "give 0 (all weigh the same) or more")
         require(beta is None or beta >= 0, "model.beta", beta, "give a weight of 0 or more, or null")
-        if attack is None:
-            attack = PGD(steps=10, mode="keep") if beta is None else PGD(steps=10, start="gaussian")
-        super().__init__(classifier, attack=attack, **settings)
+        default = PGD(steps=10, mode="keep") if beta is None else PGD(steps=10, start="gaussian")
+        super().__init__(classifier, attack=default if attack is None else attack, **settings)
         self.alpha, self.beta, self.detach_weight = alpha, beta, detach_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

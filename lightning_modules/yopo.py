@@ -73,6 +73,9 @@ class YOPO(AttackedClassifier):
             loss = F.cross_entropy(logits, y) / self.outer
             self.check_finite(loss)
             self.manual_backward(loss)
+            losses.append(loss.detach())
+            if len(losses) == self.outer:
+                break  # no pass follows that would use further steps
             costate = hidden.grad
             assert costate is not None
             for _ in range(self.inner):
@@ -80,7 +83,6 @@ class YOPO(AttackedClassifier):
                 hamiltonian = (costate * self._first_layer_output(x_adv)).sum()
                 (gradient,) = torch.autograd.grad(hamiltonian, x_adv)
                 x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
-            losses.append(loss.detach())
         self.step(optimizer)
         self.log("train/loss", torch.stack(losses).sum(), prog_bar=True)
 

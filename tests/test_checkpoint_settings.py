@@ -7,10 +7,20 @@ import torch
 from torch import nn
 
 import train
-from lightning_modules import AdversarialTraining, ContextualBudgets, RobustClassifier, StandardTraining, TrainingModule
+from lightning_modules import (
+    TRADES,
+    AdversarialTraining,
+    ContextualBudgets,
+    Learn2Perturb,
+    ParametricNoiseInjection,
+    RobustClassifier,
+    StandardTraining,
+    TrainingModule,
+    WeightedMinimax,
+)
 from robust.attacks import PGD
 from robust.errors import SettingError
-from robust.networks import DMSmall
+from robust.networks import DMSmall, Noisy, NoisyWeights
 from tests.callbacks.trained import trainer_with
 from tests.command_line import FEW_BATCHES, TINY
 from tests.testers import QUIET, error_of, last_checkpoint, results_in
@@ -121,6 +131,22 @@ def test_a_module_built_in_python_keeps_its_plain_arguments_and_asks_for_its_obj
         AdversarialTraining.load_from_checkpoint(path)
     line = error_of(["test", *DATA, f"--ckpt_path={path}"], capsys)
     assert "its model was built in Python, its settings lack attack, classifier; give the config" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [
+        (TRADES, DMSmall),
+        (WeightedMinimax, DMSmall),
+        (Learn2Perturb, lambda: Noisy(DMSmall(), after=["1"], image_shape=(1, 28, 28))),
+        (ParametricNoiseInjection, lambda: NoisyWeights(DMSmall())),
+    ],
+)
+def test_a_default_attack_is_not_asked_for(method, network, tmp_path):
+    trainer = trainer_with(max_epochs=0)
+    trainer.strategy.connect(method(network()))
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    assert isinstance(method.load_from_checkpoint(tmp_path / "own.ckpt", classifier=network()).attack, PGD)
 
 
 def test_weights_to_start_from_are_not_read_again(tmp_path):

@@ -37,7 +37,8 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
             schedule.move_to(epoch + (batch_idx + 1) / batches)
         elif isinstance(schedule, ReduceLROnPlateau):
             validated = epoch // (trainer.check_val_every_n_epoch or 1)
-            while schedule.last_epoch < validated:
+            if schedule.last_epoch < validated:
+                schedule.last_epoch = validated - 1  # a new schedule in a resumed run has seen no earlier metric
                 schedule.step(_value(schedule, monitored))
         else:
             done = epoch * int(batches) + batch_idx if by_step(config) else epoch

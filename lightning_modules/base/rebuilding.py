@@ -30,7 +30,8 @@ class Rebuilding(pl.LightningModule):
     Attributes:
         constructor_settings: ``class_path`` and ``init_args`` as plain data, with networks and other objects as such
             mappings, too. The command line sets it. A module that was built in Python has its plain arguments, and
-            under ``objects`` the names of the others.
+            under ``objects`` the names of the others. They are the values that the arguments' names have when the
+            constructor calls this one, so a constructor must not assign to these names before.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,7 @@
 """Learning-rate schedules advance by epoch, by step or by a metric, and impossible ones are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -9,6 +11,7 @@ from torch.optim import lr_scheduler as schedules
 
 from datamodules import Digits
 from lightning_modules import StandardTraining
+from lightning_modules.base.rates import step_schedules
 from robust.errors import SettingError
 from robust.networks import SmallCNN
 from robust.schedules import EachStep
@@ -116,6 +119,18 @@ def test_a_plateau_of_a_metric_lowers_the_rate():
 
     rates = fitted(schedule, WorseAndWorse, num_sanity_val_steps=0)
     assert rates == pytest.approx([0.1] * 9 + [0.01] * 3)  # worse for the first time after the third epoch
+
+
+def test_a_new_plateau_schedule_in_a_resumed_training_sees_the_last_metric_once():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = ReduceLROnPlateau(optimizer, monitor="val/wanted", factor=0.1, patience=0)
+    config = SimpleNamespace(scheduler=schedule)
+    trainer = SimpleNamespace(
+        current_epoch=30, num_training_batches=1, check_val_every_n_epoch=1, lr_scheduler_configs=[config]
+    )
+    step_schedules(trainer, 0, {"val/wanted": 1.0})
+    step_schedules(trainer, 0, {"val/wanted": 1.0})
+    assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (0.1, 30)
 
 
 def test_impossible_schedules_are_refused_before_training():
