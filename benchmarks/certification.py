@@ -1,21 +1,13 @@
 """Time of certifying images over that of a plain forward pass: verdicts alone, all margins, and auto_LiRPA's.
 
-    uv run benchmarks/certification.py [--threads N] [--rounds N]
-
 The network is DM-small, trained for a few epochs by interval bounds on the embedded digits; its test images take turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
 
 from benchmarks.attacks import digits
 from benchmarks.turns import Case, ratios
@@ -73,19 +65,3 @@ def measure(rounds: int, peers: bool = True, device: str = "cpu") -> dict[str, f
     network = DMSmall((1, 28, 28)).to(device)
     train(network)
     return ratios(cases(network, *digits("test", device), peers=peers), rounds)
-
-
-def main() -> None:
-    """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print("| certification | time over a plain pass |\n| --- | --- |")
-    for name, ratio in measure(args.rounds).items():
-        print(f"| {name} | {ratio:.1f} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,13 @@
-"""Images per second of our training batches and of torchvision's usual pipeline, in one run.
-
-    uv run benchmarks/data.py [--threads N] [--rounds N] [--images N]
+"""Our training batches and those of torchvision's usual pipeline, for the benchmark ``data``.
 
 Ours: images in memory as bytes, a batch at a time, crop and flip on the batch. Torchvision's: its Dataset, PIL
-transforms and a DataLoader, with the better of 0 and as many workers as there are CPU cores. Pixels are random, since
-the speed does not depend on them; batches have 128 images; rates are medians over the rounds, measured in turn.
+transforms and a DataLoader. Pixels are random, since the speed does not depend on them; batches have 128 images.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,9 +15,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the checkout's own packages are measured
-
-from callbacks.results import git_commit, installed_versions
 from datamodules import CropAndFlip, ImageDataModule
 from datamodules.base import Split
 from datamodules.loading import RawImages, ResumableLoader, ShardedBatches, TensorImages, scaled
@@ -84,27 +72,3 @@ def rate(epoch: Epoch) -> float:
     for images, _ in epoch():
         count += len(images)
     return count / (time.perf_counter() - start)
-
-
-def main() -> None:
-    """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=25_600)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    cores = os.cpu_count() or 1
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, {options.threads} threads; ", end="")
-    print(f"{installed_versions()}; commit {git_commit()}; {options.images} images, {options.rounds} rounds\n")
-    print(f"| data | ours, images/s | torchvision, 0 workers | {cores} workers | ours over the better |")
-    print("|---|---|---|---|---|")
-    for name, shape in SHAPES.items():
-        pipelines = [ours(shape, options.images), *(usual(shape, options.images, n) for n in (0, cores))]
-        rounds = [[rate(epoch) for epoch in pipelines] for _ in range(options.rounds)]
-        own, alone, several = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"| {name} | {own:,.0f} | {alone:,.0f} | {several:,.0f} | {own / max(alone, several):.1f} |")
-
-
-if __name__ == "__main__":
-    main()
