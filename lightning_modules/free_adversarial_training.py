@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base import AttackedClassifier, Batch
+from lightning_modules.base import Batch, RobustClassifier
 from robust.convolution import fast_image_gradients
 from robust.errors import require
 
 
-class FreeAdversarialTraining(AttackedClassifier):
+class FreeAdversarialTraining(RobustClassifier):
     """Replays each batch; each backward pass updates both the weights and the perturbation (Algorithm 1).
 
     The perturbation of a batch starts at that of the batch before. The threat model is the linf ball. Divide the number
@@ -36,7 +36,7 @@ class FreeAdversarialTraining(AttackedClassifier):
         **settings: Any,
     ) -> None:
         require(replays >= 1, "model.replays", replays, "give at least 1")
-        super().__init__(classifier, norm="linf", attack=None, **settings)
+        super().__init__(classifier, **settings)
         self.replays = replays
         self._perturbation: Tensor | None = None  # not a buffer, since each process has its own part
 

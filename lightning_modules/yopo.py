@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base import AttackedClassifier, Batch
+from lightning_modules.base import Batch, RobustClassifier
 from robust.convolution import fast_image_gradients
 from robust.errors import require
 from robust.threat_models import LinfBall
@@ -25,7 +25,7 @@ class _FirstLayerDone(Exception):  # noqa: N818 - no error
     """Ends a forward pass after the first layer."""
 
 
-class YOPO(AttackedClassifier):
+class YOPO(RobustClassifier):
     """YOPO-m-n: m full passes give the gradient of the weights and the costate; n inner steps use the first layer.
 
     The threat model is the linf ball. Source: Algorithm 1.
@@ -57,7 +57,7 @@ class YOPO(AttackedClassifier):
         require(step_size > 0, "model.step_size", step_size, "give a positive fraction of epsilon")
         names = [name for name, _ in classifier.named_modules() if name]
         require(first_layer in names, "model.first_layer", first_layer, f"give one of {', '.join(names)}")
-        super().__init__(classifier, norm="linf", attack=None, **settings)
+        super().__init__(classifier, **settings)
         self.first_layer, self.outer, self.inner, self.step_size = first_layer, outer, inner, step_size
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
