@@ -234,6 +234,7 @@ def test_published_counts_of_fashion_mnist():
     assert labels[2].bincount().tolist() == [1_000] * 10
 
 
+@pytest.mark.slow
 @needs_cifar
 @unverified
 def test_published_counts_of_cifar10(tmp_path):

@@ -62,7 +62,7 @@ def assert_sound(network, size):
 sizes = st.sampled_from([1e-3, 0.03, 0.2])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), sizes)
 def test_no_point_crosses_a_bound_of_a_random_graph(seed, size):
     assert_sound(RandomGraph(seed).double(), size)  # bounds that reach 1e14 have no digits in float32

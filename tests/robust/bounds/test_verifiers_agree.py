@@ -26,7 +26,7 @@ def compare(network, x, y, budgets, tolerance):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(networks_for_auto_lirpa, sizes)
 def test_margins_and_fused_loss_agree_on_random_networks(network, size):
     compare(network, *random_case(network, size), tolerance=1e-5)
