@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust import zoo
+from robust._packages import package
 from robust.errors import SettingError, require
 
 
@@ -104,12 +105,11 @@ def _first(names: list[str], most: int = 3) -> str:
 
 def _read_safetensors(path: str, setting: str, remedy: str) -> dict[str, Tensor]:
     require(Path(path).is_file(), setting, path, f"no such file; {remedy}")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    load_file = package("safetensors.torch", setting).load_file
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        weights: dict[str, Tensor] = load_file(path)
+        return weights
+    except (package("safetensors").SafetensorError, OSError) as error:
         raise SettingError(setting, path, f"it cannot be read ({error}); {remedy}") from error
 
 

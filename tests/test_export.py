@@ -18,6 +18,7 @@ from torch import nn
 import train
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
+from robust.checkpoints import load_weights
 from robust.errors import SettingError
 from robust.export import write_instances, write_onnx, write_property, write_safetensors
 from robust.networks import (
@@ -189,6 +190,13 @@ def test_a_missing_package_is_named_with_the_remedy(name, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SettingError, match=f"export: got 'no package {name}'; install it: uv sync --extra export"):
         write_onnx(nn.Flatten(), SHAPE, tmp_path / "network.onnx")
+
+
+def test_safetensors_missing_is_named_with_the_setting_of_the_weights(tmp_path, monkeypatch):
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(SettingError, match="model.weights: got 'no package safetensors'; install it"):
+        load_weights(nn.Linear(1, 1), str(tmp_path / "weights.safetensors"), "model.weights")
 
 
 def test_safetensors_missing_is_named_and_an_unwritable_path_too(tmp_path, monkeypatch):

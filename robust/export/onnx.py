@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust._packages import package
 from robust.errors import SettingError, require
-from robust.export._packages import package
 from robust.modes import attack_mode
 from robust.networks import without_noise
 

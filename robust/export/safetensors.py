@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from robust._packages import package
 from robust.errors import SettingError
-from robust.export._packages import package
 
 
 def write_safetensors(network: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from robust.errors import SettingError
 
 
-def package(name: str) -> Any:
-    """Import an optional package, or a module in it.
+def package(name: str, setting: str = "export") -> Any:
+    """Import an optional package, or a module in it, for the setting that needs it.
 
     Raises:
         SettingError: if it is not installed.
@@ -18,4 +18,4 @@ def package(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         remedy = 'install it: uv sync --extra export, or pip install "robust-lightning[export]"'
-        raise SettingError("export", f"no package {name.split('.')[0]}", remedy) from error
+        raise SettingError(setting, f"no package {name.split('.')[0]}", remedy) from error
