@@ -195,7 +195,7 @@ def test_a_missing_package_is_named_with_the_remedy(name, tmp_path, monkeypatch)
 def test_safetensors_missing_is_named_with_the_setting_of_the_weights(tmp_path, monkeypatch):
     (tmp_path / "weights.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(SettingError, match="model.weights: got 'no package safetensors'; install it"):
+    with pytest.raises(SettingError, match=r"model\.weights: got 'no package safetensors'; install it"):
         load_weights(nn.Linear(1, 1), str(tmp_path / "weights.safetensors"), "model.weights")
 
 
