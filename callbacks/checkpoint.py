@@ -80,7 +80,9 @@ class Checkpoint(ModelCheckpoint):
         signum = self._interrupted(trainer)
         if (self._due(trainer) or signum) and not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
-            if signum or (self.monitor is not None and self.monitor not in candidates):
+            if signum:
+                self._save_stopped(trainer)
+            elif self.monitor is not None and self.monitor not in candidates:
                 self._save_last_checkpoint(trainer, candidates)
             else:
                 self._save_topk_checkpoint(trainer, candidates)
@@ -126,7 +128,7 @@ class Checkpoint(ModelCheckpoint):
         """Stop a run during its validation; a resumed run repeats the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and (signum := self._interrupted(trainer)):
             self._last_global_step_saved = -1  # or Lightning skips the save, as the last training batch saved this step
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._save_stopped(trainer)
             raise InterruptedRunError(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,6 +142,14 @@ class Checkpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_last_of_epoch(trainer)
+
+    def _save_stopped(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt`` of a stopped run, with ``save_last`` false, too: the run continues from it."""
+        save_last, self.save_last = self.save_last, self.save_last or True
+        try:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        finally:
+            self.save_last = save_last
 
     def _save_last_of_epoch(self, trainer: Trainer) -> None:
         due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0

@@ -98,6 +98,13 @@ def test_a_run_that_a_signal_stops_resumes_at_its_batch(whole, signum, batch, va
     assert results["metrics"][name] == whole[1]["metrics"][name]
 
 
+def test_a_stopped_run_saves_where_it_keeps_no_last_checkpoint(tmp_path):
+    stop = [f"--trainer.callbacks+={__name__}.SignalAt", f"--trainer.callbacks.signum={int(signal.SIGTERM)}"]
+    with pytest.raises(InterruptedRunError):
+        run("fit", [*SMALL, *stop, "--trainer.callbacks.batch=4", "--checkpoint.save_last=false"], tmp_path)
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 5
+
+
 @pytest.mark.parametrize("subcommand", ["validate", "test"])
 def test_an_evaluation_stops_at_once(subcommand, tmp_path):
     stop = [f"--trainer.callbacks+={__name__}.SignalInEvaluation"]
