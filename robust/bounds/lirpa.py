@@ -138,7 +138,7 @@ def _checked(network: nn.Module, box: Region) -> Box:
 
 
 def _structure(network: nn.Module) -> Hashable:
-    """What the graph depends on: modules, settings and hooks, and the shapes of weights and buffers."""
+    """Everything that the graph depends on: modules, settings, hooks, and the shapes of weights and buffers."""
     tensors = (*network.named_parameters(), *network.named_buffers())
     modules = tuple(
         (name, type(module), module.extra_repr(), hooks(module))

@@ -30,8 +30,8 @@ def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5, m
         network: classifier, (B, C, H, W) -> logits (B, K), with operations that have bounds, at least one ReLU.
         box: per-pixel interval, each side (B, C, H, W).
         tolerance: tau in (0, 1], from which ratios are not penalised.
-        mean: of a tensor of any shape over the processes that have equal parts of the batch, with gradients to each;
-            the regularisers are not additive over images. One process by default.
+        mean: function that averages a tensor of any shape over the processes, which have equal parts of the batch, with
+            gradients to each; the regularisers are not additive over images. One process by default.
 
     Returns:
         A number, 0 or above, with gradients to weights and box.

@@ -21,7 +21,7 @@ class RangeVerifier(Verifier, Protocol):
     """A verifier that bounds its own rounding error; see :meth:`robust.bounds.FeedForwardVerifier.margin_range`."""
 
     def margin_range(self, network: nn.Module, box: Region, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the margins' bounds are at least and at most in exact arithmetic, both (B, K-1); None: not known."""
+        """Lower and upper limits of the margins' bounds in exact arithmetic, both (B, K-1); None: not known."""
 
 
 @runtime_checkable
