@@ -27,8 +27,8 @@ def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") ->
 
     Args:
         x: images in [0, 1].
-        noise: any.
-        epsilon: radius.
+        noise: noise of any size, of the images' shape.
+        epsilon: radius of the ball.
         fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
             [-epsilon, epsilon], as published, which passes almost no gradient for noise of std 1;
             ``"straight_through"``: cut in the same way, with the gradient of no cut.

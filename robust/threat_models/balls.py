@@ -17,7 +17,7 @@ from robust.threat_models.boxes import LinfBall
 
 
 class _NormBall:
-    """What the l2 and the l1 ball have in common."""
+    """Common parts of the l2 and the l1 ball."""
 
     norm: Norm
     is_box = False
@@ -61,7 +61,7 @@ class _NormBall:
         return in_range & (self._norm(pixel_lengths(x_adv, x).flatten(1)) <= 1.00001 * self.epsilon)
 
     def lies_in(self, other: ThreatModel, batch: int) -> Tensor:
-        """For all examples or none, bool (batch,): where ``other`` is a ball of the same norm and no smaller.
+        """Whether ``other`` is a ball of the same norm and not smaller: equal for all examples, bool (batch,).
 
         >>> L2Ball(1.0).lies_in(L2Ball(2.0), batch=1).tolist(), L2Ball(1.0).lies_in(L1Ball(9.0), batch=1).tolist()
         ([True], [False])
