@@ -18,7 +18,7 @@ _RINGS = {2: 2, 1: 4}  # by the norm's power: the power by which the rings of a 
 
 
 class Moves(Protocol):
-    """How a threat model is searched; all images are (B, C, H, W), and inside it."""
+    """Proposals of images in a threat model; all images are (B, C, H, W), and inside it."""
 
     def start(self, x: Tensor) -> Tensor:
         """The first image to try, of all examples ``x``."""
@@ -28,7 +28,7 @@ class Moves(Protocol):
 
 
 def moves_in(threat_model: ThreatModel, x: Tensor) -> Moves:
-    """How ``threat_model`` is searched around ``x`` (B, C, H, W).
+    """The proposals of images in ``threat_model`` around ``x`` (B, C, H, W).
 
     Raises:
         SettingError: if it is neither a box nor an l2 or l1 ball.

@@ -38,7 +38,7 @@ class APGD:
             labels) -> (B,).
         targets: number of other classes that ``"targeted_dlr"`` aims at, most likely ones first; at most K - 1 are.
         num_samples: gradients are means over so many passes, for networks that draw random numbers (EOT).
-        wide_start: in l1, search balls of 3 and 2 times the radius first.
+        wide_start: whether to search balls of 3 and 2 times the radius first, in l1.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:

@@ -65,7 +65,7 @@ def without_bound(network: nn.Module, image_shape: tuple[int, int, int]) -> str 
     """The operation that the own verifier has no bound for, as a sentence; None if it bounds the network.
 
     Raises:
-        SettingError: as :func:`choose_verifier`.
+        SettingError: in the cases of :func:`choose_verifier`.
     """
     try:
         checked_graph(network, _blank(network, image_shape), weights_too=False)

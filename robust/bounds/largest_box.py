@@ -55,8 +55,8 @@ class LargestCertifiedBox:
     (tensor([True]), True)
 
     Args:
-        verifier: gives the margins and their gradient; ``auto``: CROWN-IBP, by ``FeedForwardVerifier``; evaluations of
-            a network that it cannot bound take their module's.
+        verifier: verifier of the margins and their gradient; ``auto``: CROWN-IBP, by ``FeedForwardVerifier``;
+            evaluations of a network that it cannot bound take their module's verifier.
         steps: number of descent steps.
         optimizer: ``adam``, whose steps do not depend on the Lagrangian's scale, or ``sgd``, as published.
         learning_rate: step size of the descent in v, the budgets' square roots.

@@ -38,7 +38,7 @@ def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5, m
 
     Raises:
         SettingError: if there is no ReLU or the tolerance is out of range.
-        UnsupportedLayerError: as :class:`robust.bounds.FeedForwardVerifier`.
+        UnsupportedLayerError: in the cases of :class:`robust.bounds.FeedForwardVerifier`.
     """
     require(0 < tolerance <= 1, "tolerance", tolerance, "give a value in (0, 1]")
     with full_precision(box.lower.device):

@@ -15,7 +15,7 @@ from robust.bounds.operations import Arithmetic, Interval
 
 
 class RoundingErrors:
-    """By how far exact activations and linear bounds may lie outside the computed ones.
+    """Bounds of how far exact activations and linear bounds lie outside the computed ones.
 
     Args:
         graph: graph of the network.

@@ -71,13 +71,13 @@ def certify(
     [[True], [False], [False]]
 
     Args:
-        verifier: gives the margins.
+        verifier: verifier that bounds the margins.
         network: classifier, (B, C, H, W) -> logits (B, K); its weights are taken as exact numbers.
-        threat_model: the perturbed images.
+        threat_model: set of perturbed images.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,).
         rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
-        margins: compute the margins of all images. Without, the verdicts are the same, and linear bounds faster.
+        margins: compute the margins of all images; without, the verdicts are the same, and linear bounds are faster.
 
     Raises:
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.

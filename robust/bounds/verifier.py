@@ -125,7 +125,7 @@ def in_training_precision(precision: TrainingPrecision, device: torch.device) ->
     """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16.
 
     Warns:
-        UserWarning: of bf16 on a processor for which oneDNN has no convolutions in bf16.
+        UserWarning: for bf16 on a processor for which oneDNN has no convolutions in bf16.
     """
     if precision == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
         warnings.warn(

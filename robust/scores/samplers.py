@@ -195,6 +195,6 @@ class SameLabel:
 
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
-    """Which images (B, N, C, H, W) are in the open balls around ``x``, bool (B, E, N)."""
+    """Whether each of the images (B, N, C, H, W) is in the open balls around ``x``, bool (B, E, N)."""
     distance: Tensor = torch.linalg.vector_norm((images - x[:, None]).flatten(2), dim=2)
     return distance[:, None] < epsilons.to(x)[:, None]

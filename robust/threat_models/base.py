@@ -93,7 +93,7 @@ class ThreatModel(Protocol):
         """Smallest per-pixel box in [0, 1] that holds every perturbed image of ``x`` (B, C, H, W)."""
 
     def region(self, x: Tensor) -> Region:
-        """All perturbed images of ``x`` (B, C, H, W), as what bounds are computed over."""
+        """The set of all perturbed images of ``x`` (B, C, H, W), over which bounds are computed."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Nearest perturbed image of ``x`` to ``x_adv`` in the Euclidean norm; both (B, C, H, W)."""
@@ -145,6 +145,6 @@ def diameter(image_shape: tuple[int, ...]) -> float:
 
 
 def pixel_lengths(x_adv: Tensor, x: Tensor) -> Tensor:
-    """How far each pixel was moved, less what rounding alone may have moved it: 4 units in its last place."""
+    """Distance by which each pixel was moved, less a tolerance for rounding: 4 units in its last place."""
     rounding = 4 * torch.finfo(x.dtype).eps * torch.maximum(x_adv.abs(), x)
     return ((x_adv - x).abs() - rounding).clamp_(min=0.0)

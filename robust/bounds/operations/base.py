@@ -111,14 +111,14 @@ class Operation(ABC):
         """
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """Largest distance of an exact output from the computed interval, (B, *out); None: not known.
+        """Upper bound of how far an exact output lies outside the computed interval, (B, *out); None: not known.
 
         It depends only on the sizes of the intervals and on the errors, and grows with both: the error of an interval
         around 0 that is as large as the largest of several intervals holds for each of them.
 
         Args:
             inputs: the computed intervals of h_1, ..., h_n.
-            errors: largest distances of exact inputs from these intervals.
+            errors: upper bounds of how far exact inputs lie outside these intervals.
             arithmetic: precision in which the interval was computed.
         """
         return None

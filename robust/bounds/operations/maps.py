@@ -101,7 +101,7 @@ def _reshape(x: Operand, *shape: Any, **named: Any) -> Reshape:
 @register("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "requires_grad")
 @register("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "identity")
 def _identity(x: Operand, *arguments: Any, **named: Any) -> None:
-    """In evaluation mode; what another precision or noise would change shows when values are compared."""
+    """The identity in evaluation mode; the comparison of values finds a change of precision and noise."""
 
 
 def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = None, **named: Any) -> LinearMap:
