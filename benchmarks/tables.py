@@ -15,7 +15,7 @@ from callbacks.results import cpu_name, git_commit, installed_versions
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """A parser of what all tables take."""
+    """A parser of the arguments that all tables take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="parts of names of networks; all by default")
     parser.add_argument("--out", type=Path, help="write results as JSON to this file")
@@ -28,9 +28,9 @@ def write_table(
     """Measure on one thread, print a Markdown table, and write it as JSON.
 
     Args:
-        command: that measures it again.
-        titles: of the columns, the network's first.
-        cells: those of a network, without its name.
+        command: command that repeats the measurement.
+        titles: titles of the columns, the network's first.
+        cells: function from a network to the cells of its row, without its name.
         only: parts of names of networks; all if empty.
         out: file of the JSON; none if None.
     """

@@ -17,7 +17,7 @@ class Case(NamedTuple):
     """A network.
 
     Attributes:
-        name: in the tables.
+        name: name in the tables.
         build: builds it for color images of 32 x 32 pixels.
         crown: whether the method ``crown`` is measured.
         trained: whether ``gaps.py`` trains it, which takes three minutes of one core at most.

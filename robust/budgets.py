@@ -74,10 +74,11 @@ class LearnedBudgets:
     Args:
         generator: network from images to outputs in (0, 1) of the same shape, of the architecture that was trained; it
             is frozen and put in evaluation mode.
-        checkpoint: of the training by ``ContextualBudgets``; none where the generator is trained already.
-        alpha_low: smallest budget over epsilon0, in (0, 1]; by default that of the checkpoint's training, which is the
-            only one that it may be; without checkpoint 0.5.
-        alpha_high: largest budget over epsilon0, at least 1; likewise, without checkpoint 2.
+        checkpoint: checkpoint of the training by ``ContextualBudgets``; none if the generator is trained already.
+        alpha_low: smallest budget over epsilon0, in (0, 1]. The default is the value of the checkpoint's training, and
+            any other value is an error; without a checkpoint the default is 0.5.
+        alpha_high: largest budget over epsilon0, at least 1. The default is as for ``alpha_low``; without a checkpoint
+            it is 2.
 
     Raises:
         SettingError: if the range is impossible or not that of the checkpoint's training, or not given where the

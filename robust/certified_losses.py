@@ -29,9 +29,9 @@ class CertifiedLoss(ABC):
     """A training loss of images and their budgets, differentiable to the weights and to the budgets.
 
     Args:
-        weight: of the bound, in [0, 1].
-        attack: finds the image, called as ``attack(network, budgets, x, y)``. By default one step from a random point
-            of the box to a corner.
+        weight: weight of the bound, in [0, 1].
+        attack: attack that finds the image, called as ``attack(network, budgets, x, y)``. By default one step from a
+            random point of the box to a corner.
 
     Raises:
         SettingError: if the weight is out of its range.
@@ -50,11 +50,11 @@ class CertifiedLoss(ABC):
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            verifier: gives the bound's part.
-            budgets: around the images.
+            verifier: verifier that bounds the cross-entropy.
+            budgets: budgets around the images.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
-            crown_weight: that of :meth:`Verifier.cross_entropy`.
+            crown_weight: weight of the CROWN-IBP bound; see :meth:`Verifier.cross_entropy`.
         """
 
 
@@ -123,15 +123,15 @@ def small_box(box: Box, position: Tensor, weight: float) -> Box:
 
     Args:
         box: sides (B, C, H, W).
-        position: of the point between the sides, from 0 at the lower to 1 at the upper ones; (B, C, H, W).
-        weight: in [0, 1].
+        position: position of the point between the sides, from 0 at the lower to 1 at the upper; (B, C, H, W).
+        weight: ratio of the small box's sides to the box's, in [0, 1].
     """
     lowest = (position - weight / 2).clamp(0.0, 1.0 - weight)
     return Box(_at(box, lowest), _at(box, lowest + weight))
 
 
 def _position(attack: Attack, network: nn.Module, budgets: PixelBox, x: Tensor, y: Tensor) -> Tensor:
-    """Where in the box the attack's images lie, from 0 at the lower to 1 at the upper sides; a constant."""
+    """Position of the attack's images in the box, from 0 at the lower to 1 at the upper sides, without gradient."""
     with without_gradient(network):
         x_adv: Tensor = attack(network, budgets, x, y)
     lower, upper = (side.detach() for side in budgets.interval(x))

@@ -21,14 +21,14 @@ def read_saved(
     map_location: torch.device | str = "cpu",
     given: str | None = None,
 ) -> Any:
-    """What ``torch.save`` has written: tensors, numbers, text, and nests of them.
+    """Read a file of ``torch.save`` that holds tensors, numbers, text, and nests of them.
 
     Args:
-        path: of the file.
+        path: path of the file.
         setting: name of the path's setting, for the errors.
-        remedy: what to say where the file is none of these.
-        map_location: where tensors go.
-        given: what the errors say was given, the path by default.
+        remedy: advice in the errors.
+        map_location: device of the tensors.
+        given: the given value in the errors; the path by default.
 
     Raises:
         SettingError: if the file is absent, cannot be read, is damaged, or holds objects of other classes, which could
@@ -117,7 +117,7 @@ def load_part(network: nn.Module, path: str, part: str, setting: str) -> dict[st
     """Take the weights of one network from a checkpoint that holds several.
 
     Args:
-        network: of the architecture that was trained.
+        network: network of the architecture that was trained.
         path: the checkpoint, a dict with a ``state_dict`` whose names begin with the part's.
         part: the network's name in the module that was trained, such as ``generator``.
         setting: name of the path's setting, for the errors.

@@ -38,8 +38,8 @@ def check_images(x: Tensor, name: str = "images") -> None:
     robust.errors.SettingError: images: got (1, 28, 28); give at least one image, shape (B, C, H, W)
 
     Args:
-        x: what is checked, in float32 or float64.
-        name: what the error calls it.
+        x: tensor to check, in float32 or float64.
+        name: name of the tensor in the error.
 
     Raises:
         SettingError: naming the range, shape or type that was found, the expected one and the remedy.
@@ -101,8 +101,8 @@ def check_precision(network: nn.Module, what: str = "attacks") -> None:
     """Check that the network's weights are float32 or float64: half precision loses gradients and near ties.
 
     Args:
-        network: what is attacked or scored; weights in float32 under autocast are allowed.
-        what: for whom the error speaks.
+        network: network that is attacked or scored; weights in float32 under autocast are allowed.
+        what: user of the network, in the plural, as the subject of the error's remedy.
 
     Raises:
         SettingError: naming the type that was found and the remedy.
@@ -143,10 +143,10 @@ def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") 
     robust.errors.SettingError: labels: got (1,); give one label per example, shape (2,)
 
     Args:
-        y: what is checked, (B,) of an integer type.
+        y: labels to check, (B,) of an integer type.
         batch: number of examples.
-        num_classes: of the network's logits; at least 2.
-        name: what the error calls the labels.
+        num_classes: number of the network's logits; at least 2.
+        name: name of the labels in the error.
 
     Raises:
         SettingError: naming what was found and the remedy.

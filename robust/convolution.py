@@ -118,7 +118,7 @@ def _few_channels(outputs: int, inputs: int, groups: int) -> bool:
 
 
 def _under_autocast(x: Tensor) -> Tensor:
-    """In the precision that autocast gives to PyTorch's own convolutions."""
+    """Cast to the precision that autocast gives to PyTorch's own convolutions."""
     on = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     return x.to(torch.get_autocast_dtype("cpu")) if on else x
 

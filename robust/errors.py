@@ -6,8 +6,8 @@ class SettingError(ValueError):
 
     Args:
         setting: name of the argument, e.g. ``epsilon``; a command line adds the path of its class.
-        value: what was given.
-        remedy: what would be right, as a sentence fragment.
+        value: the given value.
+        remedy: advice on a valid value, as a sentence fragment.
     """
 
     def __init__(self, setting: str, value: object, remedy: str) -> None:

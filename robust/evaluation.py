@@ -23,10 +23,10 @@ def checked_attack(
     """The attack's images (B, C, H, W), checked to be in the threat model and in [0, 1].
 
     Args:
-        name: what the error calls the attack.
+        name: name of the attack in the error.
         attack: called as ``attack(network, threat_model, x, y)``, returns images.
         network: classifier, (B, C, H, W) -> logits (B, K).
-        threat_model: around ``x``.
+        threat_model: threat model around ``x``.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,).
 
@@ -107,7 +107,7 @@ def attack_variants(
     is enough. Source: Learn2Perturb's evaluation.
 
     Args:
-        name: of the attack.
+        name: name of the attack.
         attack: called as ``attack(network, threat_model, x, y)``, returns images.
         network: classifier, (B, C, H, W) -> logits (B, K).
         stochastic: whether two passes of the same image differ.

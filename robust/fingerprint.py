@@ -1,4 +1,7 @@
-"""Settings and networks as plain values that are equal in another process: saved results of one are not another's."""
+"""Describe settings and networks as plain values, so that saved results can be matched to them.
+
+The values of equal settings are equal in every process.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ class _Description:
     """Describes each object once, however many others know it; values, such as lists, wherever they are."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, int] = {}  # numbers of the objects that were entered, by their identities
+        self._seen: dict[int, int] = {}  # numbers of the entered objects, by identity
         self._within: list[int] = []  # identities of what is being described now
 
     def __call__(self, value: object) -> Any:
@@ -66,7 +69,7 @@ class _Description:
         return result
 
     def structure(self, network: nn.Module) -> list[Any]:
-        """As the function of this name."""
+        """Describe the modules of a network; see :func:`structure`."""
         modules = network.named_modules()
         return [[name, _named(type(each)), self._attributes(each), _hooks(each)] for name, each in modules]
 

@@ -69,7 +69,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    """What the ratios are over: 1 where the logits tie, not the 1e-12 of the published code, which has a scale."""
+    """Denominator of the ratios: 1 where the logits tie, not the 1e-12 of the published code, which has a scale."""
     return torch.where(difference > 0, difference, 1.0)
 
 

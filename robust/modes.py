@@ -1,4 +1,4 @@
-"""Modes of a network that hold for a while; afterwards each module is in the mode that it was in."""
+"""Temporary modes of a network: on exit, each module returns to its previous mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @contextmanager
 def keep_modes(network: nn.Module) -> Iterator[None]:
-    """Whatever modes the network is put in, afterwards each module is in the mode that it was in.
+    """Restore the mode of each module on exit, whatever modes the network is put in.
 
     >>> network = nn.Sequential(nn.Dropout())
     >>> with keep_modes(network):
@@ -35,13 +35,13 @@ def keep_modes(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_mode(network: nn.Module, mode: Mode) -> Iterator[None]:
-    """The network in a mode, and as it was afterwards.
+    """Put the network in a mode, and restore it on exit.
 
     Args:
-        network: any.
-        mode: ``"eval"`` puts it in evaluation mode; ``"keep"`` leaves each module's mode, so that in training every
-            pass moves the running statistics of batch normalisation; ``"frozen"`` leaves each module's mode but not a
-            trace in those statistics: layers in training normalise by the batch.
+        network: network whose modules change their mode.
+        mode: ``"eval"`` puts it in evaluation mode; ``"keep"`` keeps each module's mode, so that in training every
+            pass updates the running statistics of batch normalisation; ``"frozen"`` keeps each module's mode and does
+            not update the running statistics: layers in training normalise by the batch.
     """
     frozen = _layers_that_move_statistics(network) if mode == "frozen" else []
     with keep_modes(network):

@@ -27,8 +27,8 @@ def fit_linf(x: Tensor, noise: Tensor, epsilon: float, fit: LinfFit = "tanh") ->
 
     Args:
         x: images in [0, 1].
-        noise: any.
-        epsilon: radius.
+        noise: noise of any size, of the images' shape.
+        epsilon: radius of the ball.
         fit: ``"tanh"``: epsilon * tanh(noise), whose gradient is nowhere zero; ``"clip"``: the noise cut to
             [-epsilon, epsilon], as published, which passes almost no gradient for noise of std 1;
             ``"straight_through"``: cut in the same way, with the gradient of no cut.
@@ -66,7 +66,7 @@ def fit_l2(x: Tensor, noise: Tensor, epsilon: float) -> Tensor:
 
 
 def _cut_pixels(square: Tensor, room: Tensor, target: float) -> Tensor:
-    """Which pixels of the noise multiplied to fit are at the end of their room, bool (B, d); all arguments squared."""
+    """Whether each pixel of the fitted noise is cut at the end of its room, bool (B, d); all arguments are squared."""
     breakpoint = torch.where(square > 0, room / square, torch.inf)
     order = breakpoint.argsort(1)
     sorted_square, sorted_room = square.gather(1, order), room.gather(1, order)
@@ -107,7 +107,7 @@ def _of_size_one(noise: Tensor) -> Tensor:
 
 
 def _room(x: Tensor, noise: Tensor) -> Tensor:
-    """How far each pixel can go in [0, 1] in the direction of the noise, (B, d)."""
+    """Distance that each pixel can move in [0, 1] in the direction of the noise, (B, d)."""
     return torch.where(noise >= 0, 1 - x, x).flatten(1)
 
 

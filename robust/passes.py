@@ -40,12 +40,13 @@ class PassCounter:
     ({'classifier': 5}, {'classifier': 5}, 15.0)
 
     Args:
-        networks: by name; the first one is the unit of :meth:`equivalents`.
+        networks: networks by name; the first one is the unit of :meth:`equivalents`.
 
     Attributes:
         forward: number of forward passes of one image, by network.
         backward: number of backward passes of one image, by network.
-        multiplications: those of a forward pass of one image, by network, as far as :meth:`measure` could tell.
+        multiplications: number of multiplications in a forward pass of one image, by network, if :meth:`measure`
+            found it.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:

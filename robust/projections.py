@@ -51,7 +51,7 @@ def project_l1(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
         return torch.minimum((lag + (scale * longest)[:, None]).clamp_(min=0.0), room)
 
     def slope(point: Tensor) -> Tensor:
-        """Of the norm to the scale: the number of pixels that are neither 0 nor at their end, times the longest."""
+        """Derivative of the norm to the scale: the number of pixels neither 0 nor at their end, times the longest."""
         return ((room - point) * point).sign_().sum(1) * longest
 
     norm = partial(torch.sum, dim=1)  # no entry is negative

@@ -6,6 +6,11 @@ on the process that has it, on the other examples there, or on how many of them 
 numbers are drawn in blocks of 64 examples, each from a seed of its own, and an example takes its row. Elsewhere, as in
 the use of this library without a trainer, all functions draw as torch does, from its global generators.
 
+The first dimension of a draw holds the current examples: those of :func:`numbered`, or those chosen by :func:`part`. If
+there are n of them, it has n * k rows, of which rows i * k to i * k + k - 1 belong to example i. A first dimension that
+n does not divide holds something else than the examples: such a draw comes from torch's global generator also inside
+:func:`numbered`, and may then differ between numbers of processes. The functions ``shared_*`` take any shape.
+
 Numbers are drawn on the device of the tensor ``like``, so that CPU and CUDA give different ones.
 """
 
@@ -27,7 +32,7 @@ Fill = Callable[[Tensor, torch.Generator | None], object]
 
 @dataclass
 class _Draws:
-    """Where random numbers come from: those of the examples ``rows`` of ``total``, or of the ``chosen`` among them."""
+    """The source of random numbers of the examples ``rows`` of ``total``, or of the ``chosen`` among them."""
 
     key: int
     rows: range
@@ -70,7 +75,7 @@ def numbered(key: Sequence[int], rows: range, total: int | None = None) -> Itera
     Args:
         key: integers of at least 0, such as (seed, epoch, batch): equal in all processes.
         rows: the numbers of the batch's examples on this process, in their order; rising.
-        total: how many numbers there are, if that is known: no number above it is drawn.
+        total: number of all examples, if known; nothing is drawn for numbers from ``total`` on.
     """
     token = _active.set(_Draws(hash(tuple(key)), rows, total))
     try:
@@ -86,9 +91,9 @@ def is_numbered() -> bool:
 
 @contextmanager
 def part(chosen: Tensor | None = None) -> Iterator[None]:
-    """Draw for a part of the batch; what is drawn behind it does not depend on how much was drawn inside.
+    """Draw for a part of the batch; later draws do not depend on how many were made inside.
 
-    Loops whose length depends on the examples of this process are put into one.
+    Put a loop whose length depends on the examples of this process into one.
 
     Args:
         chosen: examples of the current part, indices or mask; all of them by default.
@@ -106,7 +111,7 @@ def part(chosen: Tensor | None = None) -> Iterator[None]:
 
 @contextmanager
 def rewound(device: torch.device) -> Iterator[None]:
-    """What is drawn inside is drawn again behind it, by torch itself on CPU and ``device`` too."""
+    """Restore all generators on exit, so that later draws repeat those made inside; torch's on CPU and ``device``."""
     draws = _active.get()
     count = 0 if draws is None else draws.count
     try:
@@ -119,7 +124,7 @@ def rewound(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def global_seed(device: torch.device, *key: int) -> Iterator[None]:
-    """Torch's generators on CPU and ``device`` seeded by ``key``, and given back as they were.
+    """Seed torch's generators on CPU and ``device`` by ``key``, and restore them on exit.
 
     >>> def draw():
     ...     with global_seed(torch.device("cpu"), 0, 1):
@@ -144,27 +149,31 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 def rand(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Uniform in [0, 1), of that shape and of the type and device of ``like``; the first dimension is the examples'."""
+    """Uniform in [0, 1), of that shape and of the type and device of ``like``.
+
+    The first dimension is a multiple of the number of current examples; else torch's global generator draws, as the
+    module's docstring explains.
+    """
     return _drawn(lambda out, generator: out.uniform_(generator=generator), shape, like)
 
 
 def rand_like(x: Tensor) -> Tensor:
-    """Uniform in [0, 1), for examples ``x`` (B, ...)."""
+    """Uniform in [0, 1), of the shape of ``x`` (B, ...); B as the first dimension of :func:`rand`."""
     return rand(x.shape, x)
 
 
 def randn(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Standard normal; see :func:`rand`."""
+    """Standard normal; shape, type and device as for :func:`rand`."""
     return _drawn(_normal, shape, like)
 
 
 def randn_like(x: Tensor) -> Tensor:
-    """Standard normal, for examples ``x`` (B, ...)."""
+    """Standard normal, of the shape of ``x`` (B, ...); B as the first dimension of :func:`rand`."""
     return randn(x.shape, x)
 
 
 def channel_noise_like(x: Tensor) -> Tensor:
-    """Standard normal, for feature maps ``x`` (B, C, ...), from few drawn maps.
+    """Standard normal, for feature maps ``x`` (B, C, ...), from few drawn maps; B as in :func:`rand`.
 
     Each block of examples has one row of maps. An example's channels are a window of it, one further than that of the
     example before, with random signs. So all numbers of an example are independent, as are those of one unit in all
@@ -185,12 +194,12 @@ def channel_noise_like(x: Tensor) -> Tensor:
 
 
 def exponential_like(x: Tensor) -> Tensor:
-    """Exponential of mean 1, for examples ``x`` (B, ...)."""
+    """Exponential of mean 1, of the shape of ``x`` (B, ...); B as the first dimension of :func:`rand`."""
     return _drawn(lambda out, generator: out.exponential_(generator=generator), x.shape, x)
 
 
 def truncated_normal_like(x: Tensor, limit: float) -> Tensor:
-    """Standard normal, given that it is in [-limit, limit], for examples ``x`` (B, ...)."""
+    """Standard normal, given that it is in [-limit, limit], of the shape of ``x`` (B, ...); B as in :func:`rand`."""
 
     def fill(out: Tensor, generator: torch.Generator | None) -> None:
         nn.init.trunc_normal_(out, a=-limit, b=limit, generator=generator)
@@ -223,7 +232,7 @@ def _drawn(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
     count = 0 if draws is None else len(draws.rows if draws.chosen is None else draws.chosen)
     key = 0 if draws is None else draws.next_key()
     if draws is None or count == 0 or shape[0] % count:
-        # no number for each: such are inputs that are not the batch's examples
+        # outside of numbered, or the first dimension does not hold the examples
         return _filled(fill, shape, like, None)
     each = shape[0] // count  # several of each example, one behind the other
     rows = _rows(draws, key, fill, (each, *shape[1:]), like)
@@ -231,7 +240,7 @@ def _drawn(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _rows(draws: _Draws, key: int, fill: Fill, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """What is drawn for each of ``draws.rows``, of that shape."""
+    """The numbers of each of ``draws.rows``, of that shape each."""
     out = torch.empty((len(draws.rows), *shape), dtype=like.dtype, device=like.device)
     for block, size, own, positions in draws.pieces():
         generator = _seeded(key, block, like.device)

@@ -31,9 +31,9 @@ class PiecewiseLinear(LRScheduler):
     [0.0, 0.25, 0.5, 0.25, 0.0]
 
     Args:
-        optimizer: its configured learning rate is what a factor of 1 gives.
-        epochs: increasing times.
-        factors: at each of them, not negative.
+        optimizer: optimizer whose configured learning rate a factor of 1 gives.
+        epochs: increasing times, in epochs.
+        factors: factors of the learning rate at these times, not negative.
 
     Raises:
         SettingError: if the lengths differ, the epochs do not increase, or a factor is negative.

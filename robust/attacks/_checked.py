@@ -1,4 +1,4 @@
-"""What every attack needs of a network: checks of what enters and comes out, gradients to the input, verdicts."""
+"""Shared parts of all attacks: checks of a network's input and output, gradients to the input, verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attacking(
         mode: see :func:`robust.modes.in_mode`.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,) of any integer type.
-        num_samples: number of passes that a gradient is the mean of.
+        num_samples: number of passes over which a gradient is averaged.
 
     Raises:
         SettingError: if the images, the labels, the weights' precision or the logits' shape are wrong.
@@ -64,7 +64,7 @@ class Checked(nn.Module):
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K).
         y: labels (B,) of the first images that it will see.
-        certain: whether all passes of an image are the same.
+        certain: whether all passes of an image give the same logits.
     """
 
     def __init__(self, network: nn.Module, y: Tensor, certain: bool = True) -> None:
@@ -90,8 +90,8 @@ class Checked(nn.Module):
 
         Args:
             total: a number.
-            at: images, or what images are made of.
-            logits: what the network gives at such points, (B, K); by default they are images.
+            at: images, or the points from which images are computed.
+            logits: function from such points to logits (B, K); by default the network, and points are images.
 
         Raises:
             GradientError: if the first gradient is NaN or infinite.
@@ -153,9 +153,11 @@ class Checked(nn.Module):
             )
 
     def _why_zero(self, at: Tensor, logits: Callable[[Tensor], Tensor]) -> str | None:
-        """What is wrong where the loss has no slope at ``at``; None where the network is flat there or everywhere.
+        """The fault that makes the gradient at ``at`` zero, as a sentence fragment; None if there is none.
 
-        An image may lie where all of a network's ReLUs are off: that is how it is, and other points have a slope.
+        A constant network has none. An image may lie where all ReLUs of a network are off: this is no fault of the
+        network, since its gradient is not zero elsewhere. A loss may saturate on fewer than ``FEWEST`` examples by
+        chance.
         """
         points = (at, at.roll(1, 0), 1 - at, torch.zeros_like(at), torch.ones_like(at), 0.7 * at + 0.2)
         with attack_mode(self.network, "frozen"), uncounted():

@@ -61,7 +61,7 @@ class _Outside(nn.Module):
 
 
 def _shape(args: Sequence[Any]) -> tuple[int, ...]:
-    """Of the arguments of ``rand``, ``randn`` or ``randn_like``."""
+    """Shape of the draw that these arguments of ``rand``, ``randn`` or ``randn_like`` ask for."""
     first = args[0]
     if isinstance(first, Tensor):
         return tuple(first.shape)

@@ -1,4 +1,4 @@
-"""Where the Square attack looks next: squares at the ends of a box, windows of an l2 or l1 ball."""
+"""Proposals of the Square attack: squares at the ends of a box, windows of an l2 or l1 ball."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RINGS = {2: 2, 1: 4}  # by the norm's power: the power by which the rings of a 
 
 
 class Moves(Protocol):
-    """How a threat model is searched; all images are (B, C, H, W), and inside it."""
+    """Proposals of images in a threat model; all images are (B, C, H, W), and inside it."""
 
     def start(self, x: Tensor) -> Tensor:
         """The first image to try, of all examples ``x``."""
@@ -28,7 +28,7 @@ class Moves(Protocol):
 
 
 def moves_in(threat_model: ThreatModel, x: Tensor) -> Moves:
-    """How ``threat_model`` is searched around ``x`` (B, C, H, W).
+    """The proposals of images in ``threat_model`` around ``x`` (B, C, H, W).
 
     Raises:
         SettingError: if it is neither a box nor an l2 or l1 ball.
@@ -93,7 +93,7 @@ class BallMoves:
         return self._into_ball(x, 2 * self.radius * delta / self._norm(delta, (1, 2, 3)))
 
     def move(self, x: Tensor, best: Tensor, chosen: Tensor, area: float) -> Tensor:
-        """What two windows of that area have goes into the first, with what the ball has left."""
+        """Move the perturbation of two windows of that area, and the unused radius, into the first window."""
         (batch, channels, height, width), delta = x.shape, best - x
         side = min(max(round((area * height * width) ** 0.5), 3) // 2 * 2 + 1, height, width)
         draws = rand((batch, 5 + channels), x)
@@ -124,7 +124,7 @@ class BallMoves:
 
 
 def _offsets(draws: Tensor, size: int, side: int) -> Tensor:
-    """Of each of ``size`` rows or columns from a window's first, (B, size); ``draws`` (B, 1) are uniform in [0, 1)."""
+    """Offset of each of ``size`` rows or columns from a window's first, (B, size); ``draws`` (B, 1) are in [0, 1)."""
     return torch.arange(size, device=draws.device) - (draws * (size - side + 1)).long()
 
 

@@ -33,12 +33,12 @@ class APGD:
 
     Args:
         steps: number of ascent steps of a run.
-        restarts: independent random starts for what is not yet broken; with targets, for each of them.
+        restarts: number of independent random starts of examples not yet broken; with targets, for each target.
         loss: ``"cross_entropy"``, ``"dlr"``, ``"targeted_dlr"`` (one run for each target), or a function (logits,
             labels) -> (B,).
         targets: number of other classes that ``"targeted_dlr"`` aims at, most likely ones first; at most K - 1 are.
         num_samples: gradients are means over so many passes, for networks that draw random numbers (EOT).
-        wide_start: in l1, search balls of 3 and 2 times the radius first.
+        wide_start: whether to search balls of 3 and 2 times the radius first, in l1.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 
     Raises:
@@ -78,7 +78,7 @@ class APGD:
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            threat_model: where to search.
+            threat_model: set of perturbed images to search.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
         """
@@ -108,7 +108,7 @@ class APGD:
             return x_adv
 
     def _losses(self, network: Checked, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
-        """For each run what gives the loss of those examples that the run is about, by their indices."""
+        """Yield, for each run, a function from example indices to their loss."""
         logits = network(x)
         classes = logits.shape[1]
         if (same := self.loss) is not None:
@@ -146,7 +146,7 @@ def _towards(target: Tensor, examples: Tensor) -> Loss:
 
 
 class _Climb:
-    """One run of the ascent: the examples that it still is about, where they are, and the best that they saw."""
+    """One run of the ascent: the remaining examples, their current and best images."""
 
     _ROWS = ("x", "y", "examples", "tried", "x_adv", "before", "gradient", "best", "best_gradient", "best_loss")
 
@@ -194,7 +194,7 @@ class _Climb:
             return input_gradient(self.network, self.loss(self.examples), self.tried, self.y, self.draws)
 
     def _leave(self, wrong: Tensor, images: Tensor, stopped: Tensor) -> None:
-        """Keep the first misclassified of the images tried, and go on with the other examples."""
+        """Keep the misclassified images among those tried, and continue with the other examples."""
         first = wrong & ~stopped[self.examples]
         if not first.any():
             return
@@ -217,7 +217,7 @@ class _Climb:
         return self.threat_model.project(target, x)
 
     def _go_on(self, gradient: Tensor, loss: Tensor, wrong: Tensor) -> Tensor:
-        """Go on from the images tried, or from the best; gives back which of the tried are misclassified."""
+        """Continue from the images tried, or from the best images; return ``wrong`` unchanged."""
         higher = loss > self.best_loss
         self.best_loss = torch.where(higher, loss, self.best_loss)
         self.best = torch.where(_wide(higher), self.tried, self.best)
@@ -238,10 +238,10 @@ class _Pace(ABC):
 
     @abstractmethod
     def update(self, loss: Tensor, best_loss: Tensor, best: Tensor) -> Tensor:
-        """Take note of a step; which examples go back to their best, bool (B,)."""
+        """Update the step sizes and fractions; return which examples restart from their best image, bool (B,)."""
 
     def select(self, on: Tensor) -> None:
-        """Go on with these examples, bool (B,)."""
+        """Continue with these examples, bool (B,)."""
         for name in self._rows:
             setattr(self, name, getattr(self, name)[on])
 

@@ -24,7 +24,7 @@ from robust.random import part, rewound
 from robust.threat_models import Norm, ThreatModel
 
 _NORMS: dict[Norm | None, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # as pyautoattack calls them
-_STATE = 3  # of what a state file holds: before, random draws depended on the batch
+_STATE = 3  # version of the state files: in earlier ones, random draws depended on the batch
 
 
 class AutoAttack:
@@ -39,9 +39,9 @@ class AutoAttack:
         version: ``"standard"`` (APGD-CE, targeted APGD and FAB, Square), or ``"rand"`` for networks that draw random
             numbers (APGD-CE and APGD-DLR over 20 draws).
         batch_size: examples that are attacked at a time.
-        seed: of its random starts; torch's own generators are left as they are.
-        state_folder: where what is done is kept, a file for each call, named after its data, network and settings:
-            an interrupted evaluation that is begun anew goes on behind the last attack that it finished.
+        seed: seed of the random starts; the states of torch's own generators do not change.
+        state_folder: folder of saved states, one file for each call, named after its data, network and settings; an
+            interrupted evaluation resumes after the last finished attack.
 
     Raises:
         SettingError: if a setting is out of its range; on use, if pyautoattack is missing, the threat model is a
@@ -90,7 +90,7 @@ class AutoAttack:
             with loop(sum(_passes(runner, attack) * _cost(attack) for attack in runner.attacks_to_run)):
                 for attack in runner.attacks_to_run:
                     remaining = state["robust"].nonzero().squeeze(1)
-                    with draws, part(remaining):  # entered for what is done too, so that the next one draws the same
+                    with draws, part(remaining):  # also for finished attacks: later ones then draw the same numbers
                         if attack not in state["done"] and len(remaining):
                             batch = (x[remaining], y[remaining], remaining)
                             self._attack(runner, attack, checked, threat_model, batch, state)
@@ -132,7 +132,7 @@ class AutoAttack:
         batch: tuple[Tensor, Tensor, Tensor],
         state: dict[str, Any],
     ) -> None:
-        """Run one attack of the ensemble on images, labels and indices of what remains, and note what it broke."""
+        """Run one attack of the ensemble on images, labels and indices of the remaining examples; note the broken."""
         x, y, remaining = batch
         parts = {"apgd-t": runner.apgd_targeted, "fab-t": runner.fab, "square": runner.square}
         method = parts.get(attack, runner.apgd)
@@ -221,7 +221,7 @@ def _counted(network: nn.Module) -> Iterator[None]:
 
 
 def _perturb_all(part: Any, x: Tensor, y: Tensor) -> Tensor:
-    """What pyautoattack's APGD makes of all images (B, C, H, W): one that a pass misclassified, else of highest loss.
+    """Perturb all images (B, C, H, W) by pyautoattack's APGD: to one that a pass misclassified, else of highest loss.
 
     Its ``perturb`` leaves out what one pass misclassifies and returns what no pass did as it was: to a caller who
     judges again with fresh noise, both would be clean images.
@@ -233,7 +233,7 @@ def _perturb_all(part: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _load(path: Path | None, x: Tensor, correct: Tensor) -> dict[str, Any]:
-    """What is done, bool (B,) of what withstood it, and the images found (B, C, H, W)."""
+    """The finished attacks, which images withstood them, bool (B,), and the images found (B, C, H, W)."""
     if path is not None and path.exists():
         remedy = "it is no state of AutoAttack; delete it"
         state: Any = read_saved(path, "state_folder", remedy, x.device)

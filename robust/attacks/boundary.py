@@ -58,8 +58,8 @@ class GrowingPGD:
     """PGD in l2 balls of doubled radius, until an image changes class or the ball holds all images.
 
     Args:
-        first_radius: where it begins, in l2 over all pixels.
-        steps: of PGD in each ball, each 2.5 / steps of the radius, from one random start.
+        first_radius: radius of the first ball, in l2 over all pixels.
+        steps: number of PGD steps in each ball, each 2.5 / steps of the radius, from one random start.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -110,7 +110,7 @@ def to_boundary(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, halving
         x: images (B, C, H, W) of class ``y``.
         x_adv: images found, same shape; those of class ``y`` are failures.
         y: classes (B,) that the network gives ``x``.
-        halvings: of the segment.
+        halvings: number of bisections of the segment.
 
     Returns:
         Points (B, C, H, W), of a class other than ``y`` except for failures; and their distance (B,) from ``x`` in l2,

@@ -28,8 +28,8 @@ class CarliniWagnerL2:
         steps: number of Adam steps for each c.
         searches: number of values of c: times 10 until one succeeds, then bisection, each example its own.
         targets: number of other classes that it aims at; at most K - 1 are.
-        first_c: where the search begins.
-        learning_rate: Adam's, in arctanh space.
+        first_c: value of c at which the search begins.
+        learning_rate: learning rate of Adam, in arctanh space.
         confidence: margin, in logits, by which the image found is to be misclassified.
         mode: the network's mode meanwhile; see :class:`robust.attacks.PGD`.
 

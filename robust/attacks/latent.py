@@ -23,8 +23,8 @@ class LatentAttack:
 
     Args:
         epsilon: radius of the ball; the source has 0.1 for one manifold of all classes.
-        steps: of Adam, from a random start.
-        learning_rate: Adam's.
+        steps: number of Adam steps, from a random start.
+        learning_rate: learning rate of Adam.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -50,10 +50,10 @@ class LatentAttack:
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
             decode: codes (B, Z) to images.
-            codes: where to begin, (B, Z).
+            codes: centers of the balls, (B, Z).
             y: labels (B,).
-            low: range of the codes, (Z,); ``codes`` are inside.
-            high: its other end.
+            low: lower end of the codes' range, (Z,); ``codes`` are inside.
+            high: upper end of that range, (Z,).
 
         Raises:
             SettingError: if codes, range, labels, logits or weights are not as said.

@@ -47,7 +47,7 @@ class BoxedHalfspace:
 
         Args:
             b: (R,), negative.
-            rows: which of the N problems are meant, indices (R,).
+            rows: indices (R,) of the problems, out of N.
         """
         b, v, x = b.double(), self.v[rows], self.x[rows]
         feasible = self.most[rows] >= -b

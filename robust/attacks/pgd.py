@@ -39,9 +39,9 @@ class PGD:
             that every corner can be reached.
         absolute: ``step_size`` is in pixel units instead, as papers print it: ``step_size=2 / 255, absolute=True``.
         start: ``"random"`` in the threat model, ``"gaussian"`` noise of std 0.001 (TRADES), or ``"clean"``.
-        restarts: independent starts; an example counts as broken if any of them, or no perturbation at all, breaks it.
-            Of networks with noise, the image of highest loss is kept.
-        loss: what is ascended: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
+        restarts: number of independent starts; an example counts as broken if any of them, or no perturbation at all,
+            breaks it. For networks with noise, the image of highest loss is the result.
+        loss: the loss to ascend: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function (logits, labels) -> (B,).
         early_stop: leave out examples as soon as they are misclassified. Saves time and changes no verdict where the
             network treats the examples of a batch independently, but the images found are barely misclassified.
             Networks with noise are attacked to the end: they misclassify one of many images by chance.
@@ -95,10 +95,10 @@ class PGD:
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            threat_model: where to search.
+            threat_model: set of perturbed images to search.
             x: images (B, C, H, W) in [0, 1].
             y: labels (B,).
-            loss: ascended instead of the constructor's; it may hold tensors of this batch:
+            loss: loss to ascend instead of the constructor's; it may hold tensors of this batch:
                 ``lambda logits, y: kl(logits, clean_logits)``.
 
         Raises:
@@ -171,11 +171,11 @@ class FGSM(PGD):
     tensor([[[[0.6250, 0.3750]]]])
 
     Args:
-        step_size: as a fraction of the radius; 1.25 from a random start is that of fast adversarial training (Wong et
-            al. 2020).
+        step_size: size of the step as a fraction of the radius; fast adversarial training (Wong et al. 2020) takes 1.25
+            from a random start.
         random_start: begin at a random point of the threat model instead of the image.
-        loss: what is ascended.
-        num_samples: passes over which the gradient is averaged.
+        loss: the loss to ascend.
+        num_samples: number of passes over which the gradient is averaged.
         mode: the network's mode meanwhile.
 
     Raises:

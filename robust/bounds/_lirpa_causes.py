@@ -56,8 +56,8 @@ def failing_layer(network: nn.Module, images: Tensor, fails: Callable[[nn.Module
 
     Args:
         network: network in evaluation mode.
-        images: (B, C, H, W).
-        fails: whether a layer fails on such inputs.
+        images: input of the network, (B, C, H, W).
+        fails: function that says whether a layer fails on its input.
     """
     inputs: dict[nn.Module, Tensor] = {}
 

@@ -195,7 +195,7 @@ def _trace(network: nn.Module, images: Tensor, optimiser: dict[str, float], *, p
 
 
 def _failure(network: nn.Module, images: Tensor, optimiser: dict[str, float]) -> str | None:
-    """What auto_LiRPA cannot trace in a network or a part of one; None if it can trace it."""
+    """The cause why auto_LiRPA cannot trace a network or a part of one; None if it can."""
     with _lirpa_shims.tracing() as unsupported:
         try:
             _trace(copy.deepcopy(network), images, optimiser, patches=False)

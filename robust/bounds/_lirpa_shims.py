@@ -44,7 +44,7 @@ def load() -> ModuleType:
 
 @contextmanager
 def tracing() -> Iterator[list[str]]:
-    """What tracing a network needs: all ONNX symbolics, and torch's exporter left as it was.
+    """Prepare the tracing of a network: load all ONNX symbolics, and restore torch's exporter on exit.
 
     Yields:
         The operations that auto_LiRPA does not know, filled while it traces.

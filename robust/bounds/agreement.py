@@ -1,4 +1,4 @@
-"""Does the own verifier bound what the network computes? Its operations, compared with other passes of the network."""
+"""Check that the recorded graph computes what the network computes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Gra
 
 
 class Seen(NamedTuple):
-    """What a network was when its recording was compared; ``written`` are attributes that a pass itself writes."""
+    """State of a network when its recording was compared; ``written`` names attributes that a pass itself writes."""
 
     structure: object
     states: States
@@ -75,7 +75,7 @@ def _structure(network: nn.Module, like: Tensor) -> object:
 
 
 def hooks(module: nn.Module) -> tuple[object, ...]:
-    """What runs at a module's call beside its class's forward: hooks, and a forward set on the module itself."""
+    """Identities of what a module's call runs beside its class's forward: hooks, and a forward set on the module."""
     kinds = (module._forward_hooks, module._forward_pre_hooks)
     own = vars(module).get("forward")  # set on the instance
     changing = ([id(hook) for hook in kind.values() if not isinstance(hook, CountingHook)] for kind in kinds)

@@ -62,10 +62,10 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
 
 
 def without_bound(network: nn.Module, image_shape: tuple[int, int, int]) -> str | None:
-    """What the own verifier has no bound for, as a sentence; None if it bounds the network.
+    """The operation that the own verifier has no bound for, as a sentence; None if it bounds the network.
 
     Raises:
-        SettingError: as :func:`choose_verifier`.
+        SettingError: in the cases of :func:`choose_verifier`.
     """
     try:
         checked_graph(network, _blank(network, image_shape), weights_too=False)

@@ -23,7 +23,7 @@ Method = Literal["ibp", "crown-ibp", "tightest", "crown"]
 
 
 class Decision(NamedTuple):
-    """What bounds say of each image, bool (B,): certified, or that it cannot be; neither where rounding may decide."""
+    """Verdict of the bounds on each image, bool (B,): certified, or refused; neither where rounding may decide."""
 
     certified: Tensor
     refused: Tensor
@@ -33,11 +33,11 @@ class Cascade(NamedTuple):
     """The margins of a batch, bounded by intervals, and those of single images and classes by linear bounds.
 
     Attributes:
-        graph: of the network.
+        graph: graph of the network.
         values: the interval of every value.
         y: labels (B,).
-        margins: their bounds by intervals, (B, K-1).
-        rows_at_once: how many rows of each of so many images are held in memory.
+        margins: bounds of the margins by intervals, (B, K-1).
+        rows_at_once: number of rows of each image held in memory, from the number of images.
     """
 
     graph: Graph
@@ -47,7 +47,7 @@ class Cascade(NamedTuple):
     rows_at_once: Callable[[int], int]
 
     def select(self, images: Tensor) -> Cascade:
-        """That of the images (b,)."""
+        """Select the intervals, labels and margins of the images (b,)."""
         values = [value.select(images) for value in self.values]
         return self._replace(values=values, y=self.y[images], margins=self.margins[images])
 
@@ -55,9 +55,9 @@ class Cascade(NamedTuple):
         """The verdicts by a method, without the last steps of ``crown``.
 
         Args:
-            network: of the graph.
+            network: network that the graph represents.
             method: see :class:`robust.bounds.FeedForwardVerifier`.
-            errors: of each image, or of one that stands for all; none where bounds count as computed.
+            errors: rounding errors of each image, or of one that stands for all; None: take bounds as computed.
         """
         error = self._error(errors)
         certified, refused = (self.margins - error > 0).all(1), (self.margins + error <= 0).any(1)
@@ -79,7 +79,7 @@ class Cascade(NamedTuple):
         return errors.of_margins(self.y).gather(1, other_classes(self.y, self.graph.num_classes))
 
     def _misclassified(self, network: nn.Module, error: Tensor) -> Tensor:
-        """Whether the midpoint of each box or ball is, by more than rounding explains; bool (B,)."""
+        """Whether the midpoint of each box or ball is misclassified by more than rounding explains; bool (B,)."""
         with in_mode(network, "eval"), uncounted():
             logits: Tensor = network(self.values[0].point.to(bound_precision(network)))
         margins = logits.gather(1, self.y[:, None]) - logits.gather(1, other_classes(self.y, logits.shape[1]))
@@ -93,9 +93,9 @@ class Cascade(NamedTuple):
 
         Args:
             images: indices in the batch.
-            error: of the margins by intervals (B, K-1).
+            error: rounding errors of the margins by intervals (B, K-1).
             errors: see ``verdicts``.
-            both: whether each margin's bound is the larger one of both; else it is the linear one.
+            both: take the larger of both bounds of each margin; else the linear bound.
         """
         low, order = (self.margins - error)[images].sort(1)
         rows = (low <= 0).sum(1) if both else torch.full_like(images, low.shape[1])
@@ -117,7 +117,7 @@ class Cascade(NamedTuple):
     def _linear_range(
         self, images: Tensor, columns: Tensor, weights: list[Tensor | None] | None
     ) -> tuple[Tensor, Tensor]:
-        """What the linear bounds of margins (b, s) of images (b,) are at least and at most."""
+        """Lower and upper limits of the linear bounds of margins (b, s) of images (b,) in exact arithmetic."""
         part = self.select(images)
         classes = other_classes(part.y, self.graph.num_classes).gather(1, columns)
         if weights is not None and any(weight is not None and len(weight) > 1 for weight in weights):

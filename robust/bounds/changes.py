@@ -47,10 +47,10 @@ def _items(owner: object) -> Iterator[tuple[str, object]]:
 
 
 def _state(value: object, seen: set[int]) -> object:
-    """What changes with the value: a tensor's version, an array's bytes, the attributes of an object.
+    """A state that differs after a change of the value: a tensor's version, an array's bytes, an object's attributes.
 
     Args:
-        value: of an attribute, or in one.
+        value: value of an attribute, or a value inside one.
         seen: identities of the containers and objects that were entered before.
     """
     if isinstance(value, np.generic):  # which compares itself with the elements of other states

@@ -41,8 +41,8 @@ def clean_statistics(
     The pass moves the running statistics, as any pass in training mode does.
 
     Args:
-        network: in training mode; there are no statistics of layers in evaluation mode.
-        statistics_of: gives mean and variance for a layer and its input.
+        network: network in training mode; layers in evaluation mode have no statistics.
+        statistics_of: function that gives mean and variance for a layer and its input.
 
     Raises:
         UnsupportedLayerError: in the pass, if it goes through a layer twice.

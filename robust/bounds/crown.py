@@ -16,9 +16,9 @@ def tightened(graph: Graph, values: list[Interval], rows_at_once: int) -> list[I
     Neither bound dominates: the result is what both allow.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         values: the interval of every value by interval bound propagation.
-        rows_at_once: how many rows of each example are held in memory.
+        rows_at_once: number of rows of each example held in memory.
     """
     relaxed = {i for node in graph.nodes if not isinstance(node.operation, Affine) for i in node.inputs}
     tight, exact = values[:1], _exact(graph) if type(values[0]) is Interval else set()

@@ -57,9 +57,9 @@ class FeedForwardVerifier:
             ``tightest`` with the intermediate intervals by linear backward passes too (Zhang et al. 2018), which costs
             as many rows as there are activations.
         memory: bytes that margins without gradient may take, about; images and classes go through in parts of that.
-        training_precision: of the products in the cross-entropy bound: ``float32``; ``tf32``, which GPUs have; or
-            ``bfloat16``, faster where the processor has instructions for it, else far slower. Margins are in float32
-            with a bound of their rounding, or in float64: a training loss need not be a certificate.
+        training_precision: precision of the products in the cross-entropy bound: ``float32``; ``tf32``, which GPUs
+            have; or ``bfloat16``, faster where the processor has instructions for it, else far slower. Margins are in
+            float32 with a bound of their rounding, or in float64: a training loss need not be a certificate.
 
     Raises:
         SettingError: for another method or precision, or a memory that is not positive.
@@ -87,13 +87,13 @@ class FeedForwardVerifier:
             return self._in_parts(self._margins, graph, _of_first(graph, box), box, y)[0]
 
     def margin_range(self, network: nn.Module, box: Region, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the margins' bounds are at least and at most in exact arithmetic; both (B, K-1).
+        """Lower and upper limits of the margins' bounds in exact arithmetic, both (B, K-1).
 
         None where the rounding of an operation is not known, and for the method ``crown``.
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K), whose weights are taken as exact numbers.
-            box: in the precision, float32 or float64, in which it is bounded, with sides ``x - budgets`` and
+            box: box in the precision of the bounds, float32 or float64, with sides ``x - budgets`` and
                 ``x + budgets`` rounded to it.
             y: labels (B,).
         """
@@ -116,8 +116,8 @@ class FeedForwardVerifier:
         of the lowest margin first, then of those margins that intervals leave open. Images close to 0 have all.
 
         Args:
-            network: as for ``margin_range``.
-            box: as there.
+            network: classifier, as for ``margin_range``.
+            box: box or ball, as for ``margin_range``.
             y: labels (B,).
             rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
 
@@ -233,7 +233,7 @@ class FeedForwardVerifier:
         box: Region,
         y: Tensor,
     ) -> tuple[Tensor, ...]:
-        """What ``bound`` gives of all images, of so many at a time as the memory allows where no gradient is wanted."""
+        """``bound`` of all images; without gradients, of as many images at a time as the memory allows."""
         if torch.is_grad_enabled():
             return bound(graph, box, y)
         sizes = [interval.center.numel() for interval in first]
@@ -253,7 +253,7 @@ def _propagated(graph: Graph, box: Region, y: Tensor) -> list[Interval]:
 
 @torch.no_grad()
 def _of_first(graph: Graph, box: Region) -> list[Interval]:
-    """The interval of every value of the first image: what they are like."""
+    """The interval of every value of the first image, for their kinds and sizes."""
     return graph.propagate(box.map(itemgetter(slice(1))))
 
 

@@ -72,7 +72,7 @@ class Graph(NamedTuple):
         Args:
             values: the interval of every value, as from ``propagate``.
             A: rows (B, S, *shape) on a value.
-            value: its index; by default that of the logits.
+            value: index of that value; by default that of the logits.
 
         Returns:
             Shape (B, S).
@@ -85,10 +85,10 @@ class Graph(NamedTuple):
         """The same bounds, and by how much an exact ``A z`` may exceed them; both (B, S).
 
         Args:
-            values: as above.
-            A: as above.
-            weights: of the rows on each value, from :class:`robust.bounds.rounding.RoundingErrors`.
-            value: as above.
+            values: the interval of every value, as for ``upper_bound``.
+            A: rows (B, S, *shape) on a value.
+            weights: weights of the rows on each value, from :class:`robust.bounds.rounding.RoundingErrors`.
+            value: index of that value, as for ``upper_bound``.
         """
         bound, error = self._upper_bound(values, A, self.output if value is None else value, weights)
         largest = max(interval.center[0].numel() for interval in values)
@@ -142,7 +142,7 @@ class _Binder:
     """Adds recorded calls to a graph one by one; a call on weights alone is computed.
 
     Attributes:
-        nodes: so far.
+        nodes: the graph's nodes so far.
         places: index of the graph's value for each recorded tensor that depends on the images.
     """
 

@@ -55,26 +55,26 @@ class LargestCertifiedBox:
     (tensor([True]), True)
 
     Args:
-        verifier: gives the margins and their gradient; ``auto``: CROWN-IBP, by ``FeedForwardVerifier``; evaluations of
-            a network that it cannot bound take their module's.
-        steps: of descent.
+        verifier: verifier of the margins and their gradient; ``auto``: CROWN-IBP, by ``FeedForwardVerifier``;
+            evaluations of a network that it cannot bound take their module's verifier.
+        steps: number of descent steps.
         optimizer: ``adam``, whose steps do not depend on the Lagrangian's scale, or ``sgd``, as published.
-        learning_rate: of the steps in v, the budgets' square roots.
+        learning_rate: step size of the descent in v, the budgets' square roots.
         initial: budget of every pixel at the start, in pixel units.
-        slack: by which a margin must be above 0.
+        slack: value that every margin must exceed.
         dual_every: steps between updates of the multipliers.
         penalty: beta at the start.
         penalty_growth: factor of beta.
         penalty_every: steps between its growths.
         gradient_clip: largest norm of an example's gradient to v, divided by the square root of ``penalty_growth``
             whenever beta grows; none by default.
-        cap: largest budget of a pixel; none by default, as published: a pixel that decides nothing then gets budgets
-            above 1, the diameter of all images, and makes the volume larger than any set of images is.
+        cap: largest budget of a pixel; none by default, as published: irrelevant pixels then get budgets above 1,
+            larger than the pixel's range, which inflates the volume.
         cut: bound over the box cut to [0, 1], as everywhere else here; the published box is not cut, hence off.
         keep_best: take the largest certified budgets on the way where they exceed the last ones; not so published.
         uniform: one budget for all pixels of an example (of which the logarithm is maximised, not n times it).
         shrink: factor of the budgets of an example that violates a constraint at the end.
-        max_shrinks: times that this is done before the example counts as not certified.
+        max_shrinks: number of such reductions before the example counts as not certified.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -158,7 +158,7 @@ class LargestCertifiedBox:
         return CertifiedBox(budgets, certified)
 
     def _constraints(self, network: nn.Module, x: Tensor, budgets: Tensor, y: Tensor) -> Tensor:
-        """The constraints c (B, K-1), at least 0 where a class is ruled out; not numbers where the budgets are none."""
+        """The constraints c (B, K-1), at least 0 where a class is ruled out; NaN where the budgets are not finite."""
         finite = budgets.isfinite().flatten(1).all(1)  # not so where an optimizer has diverged
         if not bool(finite.all()):
             kept = torch.where(finite.view(-1, *[1] * (x.dim() - 1)), budgets, 0.0)
@@ -202,7 +202,7 @@ class LargestCertifiedBox:
     def _gradient(
         self, network: nn.Module, x: Tensor, y: Tensor, v: Tensor, multipliers: Tensor, penalty: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the Lagrangian to ``v``, of its shape; with it log volume (B,), constraints c and h, both (B, K-1)."""
+        """Gradient of the Lagrangian to ``v``, of its shape; log volume (B,); constraints c and h, both (B, K-1)."""
         v = v.detach().requires_grad_()
         with torch.enable_grad():
             log_volume = v.square().log().flatten(1).sum(1)

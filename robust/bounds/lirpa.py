@@ -33,8 +33,8 @@ class LirpaVerifier:
             backward passes for the intermediate intervals too (Zhang et al. 2018); ``alpha-crown``: CROWN with
             optimised lower slopes (Xu et al. 2021), whose margins are constants without gradient. The last two hold
             a row for each hidden neuron, so they are for small networks and batches.
-        iterations: steps of alpha-CROWN's optimiser (Adam).
-        learning_rate: its step size, for slopes in [0, 1].
+        iterations: number of steps of alpha-CROWN's optimiser (Adam).
+        learning_rate: step size of that optimiser, for slopes in [0, 1].
 
     Raises:
         SettingError: for another method or a number out of range; at first use, if auto_LiRPA is not installed.
@@ -138,7 +138,7 @@ def _checked(network: nn.Module, box: Region) -> Box:
 
 
 def _structure(network: nn.Module) -> Hashable:
-    """What the graph depends on: modules, settings and hooks, and the shapes of weights and buffers."""
+    """Everything that the graph depends on: modules, settings, hooks, and the shapes of weights and buffers."""
     tensors = (*network.named_parameters(), *network.named_buffers())
     modules = tuple(
         (name, type(module), module.extra_repr(), hooks(module))

@@ -18,10 +18,10 @@ def margin_interval(graph: Graph, values: list[Interval], y: Tensor, classes_at_
     """Intervals of z_k - z_y for all k; a linear last layer is merged with them: rows W_k - W_y.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         values: the interval of every value.
         y: labels (B,).
-        classes_at_once: how many rows of each example are held in memory; all of them by default.
+        classes_at_once: number of rows of each example held in memory; all of them by default.
 
     Returns:
         Center and radius of shape (B, K); exactly 0 at k = y.
@@ -47,10 +47,10 @@ def margin_rows(graph: Graph, y: Tensor, classes: Tensor, at_once: int) -> Itera
     """Rows z_k - z_y on the logits, (B, S, K), of S classes k at a time.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         y: labels (B,).
-        classes: of each image, (B, R).
-        at_once: how many rows of each image, at most.
+        classes: class indices of each image, (B, R).
+        at_once: largest number of rows of each image.
     """
     units = torch.eye(graph.num_classes, dtype=graph.dtype, device=y.device)
     for part in torch.split(classes, at_once, dim=1):
@@ -61,7 +61,7 @@ def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interva
     """CROWN-IBP's upper bound of E exp(-shift), E = sum_k exp(z_k - z_y): each exp by its chord, then one row.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         values: the interval of every value.
         y: labels (B,).
         margin: intervals of z_k - z_y, (B, K).

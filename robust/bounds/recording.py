@@ -49,15 +49,15 @@ class Call(NamedTuple):
     """A call of a function, or of a module that has an operation of its own.
 
     Attributes:
-        function: what was called, or the module's name.
-        arguments: positional ones, with a :class:`Ref` in place of each tensor known.
-        named: keyword ones, alike.
-        part: which of several results this call stands for.
-        dynamic: whether it depends on the images.
+        function: the function called, or the module's name.
+        arguments: positional arguments, with a :class:`Ref` in place of each known tensor.
+        named: keyword arguments, with references in the same way.
+        part: index of the result that this call stands for, if there are several.
+        dynamic: whether the result depends on the images.
         layer: name of the innermost module that was running.
         line: file and line of the user's code.
-        shape: of the result of one image.
-        per_image: whether the result has the batch's axis.
+        shape: shape of the result of one image.
+        per_image: whether the result has a batch axis.
     """
 
     function: Callable[..., Any] | str
@@ -72,7 +72,7 @@ class Call(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the function, or of the module."""
+        """Name of the function, or of the module."""
         return self.function if isinstance(self.function, str) else name_of(self.function)
 
     def refs(self) -> list[Ref]:
@@ -141,7 +141,7 @@ class _Recorder(TorchFunctionMode):
         self._layers, self._paused, self._batch = [""], False, len(images)
 
     def ref(self, value: object) -> Ref | None:
-        """What stands for a tensor; None for a constant and for anything else."""
+        """The reference to a known tensor; None for a constant and for anything else."""
         return self._refs.get(id(value)) if isinstance(value, Tensor) else None
 
     def __torch_function__(

@@ -30,15 +30,15 @@ def interval_regulariser(network: nn.Module, box: Box, tolerance: float = 0.5, m
         network: classifier, (B, C, H, W) -> logits (B, K), with operations that have bounds, at least one ReLU.
         box: per-pixel interval, each side (B, C, H, W).
         tolerance: tau in (0, 1], from which ratios are not penalised.
-        mean: of a tensor of any shape over the processes that have equal parts of the batch, with gradients to each;
-            the regularisers are not additive over images. One process by default.
+        mean: function that averages a tensor of any shape over the processes, which have equal parts of the batch, with
+            gradients to each; the regularisers are not additive over images. One process by default.
 
     Returns:
         A number, 0 or above, with gradients to weights and box.
 
     Raises:
         SettingError: if there is no ReLU or the tolerance is out of range.
-        UnsupportedLayerError: as :class:`robust.bounds.FeedForwardVerifier`.
+        UnsupportedLayerError: in the cases of :class:`robust.bounds.FeedForwardVerifier`.
     """
     require(0 < tolerance <= 1, "tolerance", tolerance, "give a value in (0, 1]")
     with full_precision(box.lower.device):

@@ -15,15 +15,15 @@ from robust.bounds.operations import Arithmetic, Interval
 
 
 class RoundingErrors:
-    """By how far exact activations and linear bounds may lie outside the computed ones.
+    """Bounds of how far exact activations and linear bounds lie outside the computed ones.
 
     Args:
-        graph: of the network.
+        graph: graph of the network.
         values: the computed interval of every value (see ``Graph.propagate``). The exact box may differ from the first
             by the rounding of ``x - budgets`` and ``x + budgets``.
 
     Attributes:
-        errors: of every value, of its shape: no exact activation is further outside of its interval. None behind an
+        errors: error of every value, of its shape: no exact activation is farther outside its interval. None after an
             operation whose rounding is not known.
     """
 
@@ -40,7 +40,7 @@ class RoundingErrors:
 
     @property
     def known(self) -> bool:
-        """Whether the rounding of every operation is."""
+        """Whether the rounding of every operation is known."""
         return all(error is not None for error in (*self.errors, *self.row_weights()))
 
     def of_margins(self, y: Tensor) -> Tensor:
@@ -55,9 +55,9 @@ class RoundingErrors:
         return both.scatter(1, y[:, None], 0.0)
 
     def row_weights(self) -> list[Tensor | None]:
-        """What the absolute coefficients of a row on each value are to be multiplied with.
+        """Weights of the absolute coefficients of a row on each value in the error bound; None where not known.
 
-        The sum of all these products bounds the error of the linear bound.
+        The weighted sum over all values bounds the error of the linear bound.
         """
         box, error = self._values[0], self.errors[0]
         assert error is not None

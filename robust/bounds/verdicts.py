@@ -21,7 +21,7 @@ class RangeVerifier(Verifier, Protocol):
     """A verifier that bounds its own rounding error; see :meth:`robust.bounds.FeedForwardVerifier.margin_range`."""
 
     def margin_range(self, network: nn.Module, box: Region, y: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the margins' bounds are at least and at most in exact arithmetic, both (B, K-1); None: not known."""
+        """Lower and upper limits of the margins' bounds in exact arithmetic, both (B, K-1); None: not known."""
 
 
 @runtime_checkable
@@ -71,13 +71,13 @@ def certify(
     [[True], [False], [False]]
 
     Args:
-        verifier: gives the margins.
+        verifier: verifier that bounds the margins.
         network: classifier, (B, C, H, W) -> logits (B, K); its weights are taken as exact numbers.
-        threat_model: the perturbed images.
+        threat_model: set of perturbed images.
         x: images (B, C, H, W) in [0, 1].
         y: labels (B,).
         rounding_safe: bound the rounding errors; without, a margin above 0 as computed is enough.
-        margins: compute the margins of all images. Without, the verdicts are the same, and linear bounds faster.
+        margins: compute the margins of all images; without, the verdicts are the same, and linear bounds are faster.
 
     Raises:
         SettingError: if images, labels or budgets are out of their range, or the network is in half precision.

@@ -1,4 +1,4 @@
-"""What every verifier offers: certified bounds of a network's margins and loss over a per-pixel box."""
+"""Interface of every verifier: certified bounds of a network's margins and loss over a per-pixel box or a ball."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Verifier(Protocol):
 
         Args:
             network: classifier, (B, C, H, W) -> logits (B, K).
-            box: as for ``margins``.
+            box: per-pixel interval or ball, as for ``margins``.
             y: labels (B,).
             crown_weight: weight of the CROWN-IBP bound of sum_k exp(z_k - z_y), the rest is the IBP bound;
                 1 at the start of the epsilon ramp, 0 at its end.
@@ -125,7 +125,7 @@ def in_training_precision(precision: TrainingPrecision, device: torch.device) ->
     """Products in the precision of a training loss, which is no certificate: a GPU's TF32, or bf16.
 
     Warns:
-        UserWarning: of bf16 on a processor for which oneDNN has no convolutions in bf16.
+        UserWarning: for bf16 on a processor for which oneDNN has no convolutions in bf16.
     """
     if precision == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16():
         warnings.warn(

@@ -19,8 +19,8 @@ def write_safetensors(network: nn.Module, path: str | Path, metadata: Mapping[st
     once for each name.
 
     Args:
-        network: any.
-        path: the file.
+        network: network with a ``state_dict``.
+        path: path of the file.
         metadata: text for the file's header, by name.
 
     Raises:

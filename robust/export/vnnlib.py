@@ -36,9 +36,9 @@ def write_property(path: str | Path, box: Box, label: int, num_classes: int, com
     counterexamples.
 
     Args:
-        path: the file.
+        path: path of the file.
         box: lower and upper images of one example, (1, C, H, W) in [0, 1].
-        label: its class.
+        label: class of the example.
         num_classes: number of logits, K.
         comment: lines of text for the head of the file.
 

@@ -73,7 +73,7 @@ _VARIANTS = ("eot", "mean_network", "worst")
 
 @dataclass
 class _Run:
-    """What names depend on: parts of names by placeholder, radii by norm, and cases of attacks."""
+    """Settings on which names depend: parts of names by placeholder, radii by norm, and cases of attacks."""
 
     parts: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, str] = field(default_factory=dict)
@@ -170,7 +170,7 @@ def _expression(old: str) -> str:
 
 
 def _run(config: Mapping[str, Any]) -> _Run:
-    """What names depend on, from a record's settings."""
+    """The settings on which names depend, from a record's settings."""
     model = _settings(config.get("model"))
     norm, epsilon = model.get("norm", "linf"), model.get("epsilon")
     sizes = {norm: epsilon, "l2": model.get("epsilon_l2"), "l1": model.get("epsilon_l1")}

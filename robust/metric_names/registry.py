@@ -21,13 +21,13 @@ ARROWS: dict[Direction, str] = {"higher is better": "â†‘", "lower is better": "â
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What is known of all metrics of one pattern.
+    """Unit, direction and meaning of all metrics of one pattern.
 
     Args:
-        pattern: of the name without the stage.
+        pattern: pattern of the name without the stage.
         unit: unit of the values; fractions are in [0, 1].
-        direction: which values are better.
-        meaning: one line.
+        direction: whether higher or lower values are better.
+        meaning: explanation in one line.
     """
 
     pattern: str
@@ -197,7 +197,7 @@ REGISTRY: tuple[MetricInfo, ...] = (
 
 
 def find(name: str) -> MetricInfo | None:
-    """What the registry says of a metric, given with its stage; None if it is not in the registry.
+    """The registry's entry of a metric, given with its stage; None if there is none.
 
     >>> find("test/accuracy/pgd/linf_0.1").unit
     'fraction'
@@ -220,8 +220,8 @@ def threat_model_name(norm: str, epsilon: float) -> str:
     'linf_0.0313725'
 
     Args:
-        norm: of the ball.
-        epsilon: radius, in pixel units.
+        norm: norm of the ball.
+        epsilon: radius of the ball, in pixel units.
     """
     return f"{norm}_{epsilon:g}"
 

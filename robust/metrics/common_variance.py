@@ -1,4 +1,4 @@
-"""How much of the budgets is one map for all images."""
+"""Fraction of the budgets' variance that one map for all images explains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CommonVariance(Metric):
     tensor([1.4142, 1.4142], dtype=torch.float64)
 
     Args:
-        shape: of the budgets, (C, H, W).
+        shape: shape of the budgets, (C, H, W).
     """
 
     is_differentiable = False

@@ -1,4 +1,4 @@
-"""How far the error of a sample may be from that of all examples."""
+"""Confidence interval of a fraction that was measured on a sample."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def wilson_interval(
     (0.5, 0.5)
 
     Args:
-        fraction: of the sample, in [0, 1].
+        fraction: fraction measured on the sample, in [0, 1].
         num_samples: size of the sample.
-        population: number of examples that it was drawn from; with all of them the interval is the fraction itself.
-        confidence: probability with which the interval covers that of the population, in (0, 1).
+        population: number of examples from which it was drawn; a sample of all gives the fraction itself.
+        confidence: probability that the interval covers the fraction of the population, in (0, 1).
 
     Returns:
         Lower and upper end, in [0, 1].

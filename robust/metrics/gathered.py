@@ -33,7 +33,7 @@ class Gathered(Metric):
             self._shapes[name] = value.shape[1:]
 
     def rows(self) -> dict[str, Tensor]:
-        """What :meth:`compute` gives, also for a single row, of which torchmetrics makes scalars."""
+        """The result of :meth:`compute` as rows, also for a single row, which torchmetrics turns into scalars."""
         return {name: values.reshape(-1, *self._shapes[name]) for name, values in self.compute().items()}
 
     def compute(self) -> dict[str, Tensor]:

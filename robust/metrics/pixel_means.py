@@ -1,4 +1,4 @@
-"""What regions of images would measure if every image had the budgets of all the others."""
+"""Means over regions of images, computed as if every image had the mean values of all images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torchmetrics import Metric
 class PixelMeans(Metric):
     """Each pixel's mean over all images of all processes, averaged over regions that differ from image to image.
 
-    Beside the values' own mean on a region it tells what depends on the image from what depends on the pixel alone.
+    Compared with the values' own mean on a region, it separates what depends on the image from what depends on the
+    pixel alone.
 
     Args:
-        regions: how many there are.
-        height: of the images.
-        width: of the images.
+        regions: number of regions.
+        height: height of the images.
+        width: width of the images.
     """
 
     is_differentiable = False
@@ -41,5 +42,5 @@ class PixelMeans(Metric):
         self.having += masks.any(3).any(2).sum(0)
 
     def compute(self) -> Tensor:
-        """The means (R,): over a region's pixels, then over the images that have it; not a number if none has."""
+        """The means (R,): over a region's pixels, then over the images that have it; NaN if none has."""
         return (self.weights * (self.total / self.images)).sum((1, 2)) / self.having

@@ -32,7 +32,7 @@ class AdversarialGenerator(nn.Module):
     general robustness framework, Sec. 4.1 and 6, which leave the network open; this is ours.
 
     Args:
-        channels: of the images; their height and width must be multiples of 4.
+        channels: number of channels of the images; their height and width must be multiples of 4.
         width: channels of the first convolution; the widest have four times as many.
         output: ``"clip"`` gives clip(x + tanh(h), 0, 1), which starts near the identity; ``"straight_through"`` the
             same with the gradient of x + tanh(h), for pixels that are black or white have none otherwise;

@@ -82,7 +82,7 @@ def load_autoencoder(autoencoder: nn.Module, path: str, setting: str) -> None:
     """Take the weights of the module ``autoencoder`` from a checkpoint of its training.
 
     Args:
-        autoencoder: of the architecture that was trained.
+        autoencoder: network of the architecture that was trained.
         path: checkpoint of ``WassersteinAutoencoder``.
         setting: name of the path's setting, for the errors.
 

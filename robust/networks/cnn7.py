@@ -19,7 +19,7 @@ class CNN7(nn.Sequential):
         image_shape: (channels, height, width).
         num_classes: number of logits.
         width: channels of the first two convolutions; the other three have twice as many.
-        features: of the first linear layer.
+        features: number of outputs of the first linear layer.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
         std: per-channel std, given together with ``mean``.
 

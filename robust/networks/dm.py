@@ -16,7 +16,8 @@ def check_sizes(image_shape: ImageShape, num_classes: int, smallest: int) -> Non
     """Check the settings of a network for images of one shape.
 
     Raises:
-        SettingError: if the images are smaller than ``smallest`` pixels, or there are fewer than 2 classes.
+        SettingError: if ``image_shape`` is not (channels, height, width) with at least 1 channel and ``smallest``
+            pixels a side, or there are fewer than 2 classes.
     """
     require(
         len(image_shape) == 3 and min(image_shape[1:]) >= smallest and image_shape[0] >= 1,
@@ -31,7 +32,7 @@ def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> 
     """The first layers of a network: none without mean and std.
 
     Raises:
-        SettingError: if only one of the two is given.
+        SettingError: if only one of the two is given, their lengths differ, or a std is not positive.
     """
     require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
     return [] if mean is None or std is None else [Normalize(mean, std)]
@@ -47,6 +48,11 @@ class DMSmall(nn.Sequential):
         num_classes: number of logits.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
         std: per-channel std, given together with ``mean``.
+
+    Raises:
+        SettingError: if ``image_shape`` is not (channels, height, width) with at least 1 channel and 10 pixels a side,
+            there are fewer than 2 classes, only one of ``mean`` and ``std`` is given, their lengths differ, or a std
+            is not positive.
     """
 
     def __init__(
@@ -82,6 +88,11 @@ class DMLarge(nn.Sequential):
         num_classes: number of logits.
         mean: per-channel mean for the normalisation layer; none by default, as on MNIST.
         std: per-channel std, given together with ``mean``.
+
+    Raises:
+        SettingError: if ``image_shape`` is not (channels, height, width) with at least 1 channel and 2 pixels a side,
+            there are fewer than 2 classes, only one of ``mean`` and ``std`` is given, their lengths differ, or a std
+            is not positive.
     """
 
     def __init__(

@@ -21,12 +21,12 @@ class BudgetGenerator(nn.Module):
     Args:
         image_shape: (channels, height, width).
         stride: stride of both convolutions.
-        initial_output: what the sigmoid gives at the start. At -log(alpha_low) / (log(alpha_high) - log(alpha_low))
+        initial_output: value of the sigmoid at the start. At -log(alpha_low) / (log(alpha_high) - log(alpha_low))
             the initial budgets already have the target volume: 0.5 for (0.5, 2), 0.75 for (0.125, 2).
         share_channels: one budget for all channels of a pixel.
 
     Raises:
-        SettingError: if ``initial_output`` is not strictly between 0 and 1.
+        SettingError: if ``initial_output`` is not strictly between 0 and 1, or a size in ``image_shape`` is below 1.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class ConvolutionalBudgetGenerator(nn.Module):
     images at width 8, whatever their size.
 
     Args:
-        channels: of the images.
+        channels: number of channels of the images.
         width: channels of the features.
-        initial_output: as in :class:`BudgetGenerator`.
+        initial_output: value of the sigmoid at the start; see :class:`BudgetGenerator`.
         share_channels: one budget for all channels of a pixel.
 
     Raises:

@@ -25,7 +25,7 @@ def initialise_for_intervals(network: nn.Module) -> None:
     2.0
 
     Args:
-        network: of convolutions and linear layers.
+        network: network of convolutions and linear layers.
 
     Raises:
         SettingError: if it has fewer than two of them, or one that has no weights yet or computes them.

@@ -18,7 +18,7 @@ class NoiseSource(nn.Module):
     """Base of every module that adds noise: in each pass anew, in evaluation too, as long as ``enabled`` is set.
 
     Attributes:
-        enabled: whether there is noise at all; without it, the module gives its output's mean.
+        enabled: whether the module adds noise; without noise, it gives its output's mean.
     """
 
     def __init__(self) -> None:
@@ -34,8 +34,8 @@ class PerturbationInjection(NoiseSource):
     """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned standard deviation for each neuron.
 
     Args:
-        shape: (C, H, W) of the feature map.
-        initial_scale: of every neuron, positive.
+        shape: shape (C, H, W) of the feature map.
+        initial_scale: initial standard deviation of every neuron, positive.
         shared_noise: one draw for all examples of a batch, as in the published code; copies of an image in a batch
             then get the same noise. By default each example has its own.
 
@@ -66,11 +66,11 @@ class Noisy(nn.Module):
     ``after=["bn1", "*.addition"]`` gives the places of the paper in ``ResNetV1`` and ``ResNet18``.
 
     Args:
-        network: from images (B, C, H, W) to logits (B, K); it is changed.
+        network: network from images (B, C, H, W) to logits (B, K); it is changed.
         after: names of its modules as in ``named_modules``, ``*`` standing for any text.
         image_shape: (channels, height, width) of the images, from which the feature maps' shapes follow.
         initial_scale: see :class:`PerturbationInjection`.
-        shared_noise: see there.
+        shared_noise: see :class:`PerturbationInjection`.
 
     Raises:
         SettingError: if a name fits no module, or the network does not take such images.

@@ -21,9 +21,12 @@ class NoiseGenerator(nn.Module):
     2 / (k^2 C_out), without bias.
 
     Args:
-        channels: of the images.
-        conditional: whether it sees the image.
-        width: channels of the hidden layers.
+        channels: number of channels of the images.
+        conditional: whether the generator sees the image.
+        width: number of channels of the hidden layers.
+
+    Raises:
+        SettingError: if ``channels`` or ``width`` is below 1.
     """
 
     def __init__(self, channels: int = 3, conditional: bool = True, width: int = 20) -> None:

@@ -24,9 +24,12 @@ class WeightNoise(NoiseSource):
     The gradient does not go through std(w), the standard deviation of all entries of the weight.
 
     Args:
-        weight: what gets the noise, (C_out, ...).
+        weight: weight to which noise is added, (C_out, ...).
         granularity: one alpha for the whole weight, for each output channel, or for each entry.
-        initial_strength: of every alpha.
+        initial_strength: initial value of every alpha.
+
+    Raises:
+        KeyError: if there is no such granularity; :class:`NoisyWeights` checks it first.
     """
 
     def __init__(self, weight: Tensor, granularity: Granularity = "layer", initial_strength: float = 0.25) -> None:
@@ -48,6 +51,9 @@ class GaussianWeight(NoiseSource):
     Args:
         weight: mu, whose shape the learned log(sigma) has.
         initial_std: sigma of every entry, positive. The authors' code starts at exp(0.08) = 1.083.
+
+    Raises:
+        ValueError: if ``initial_std`` is not positive; :class:`BayesianWeights` checks it first.
     """
 
     def __init__(self, weight: Tensor, initial_std: float = 0.08) -> None:
@@ -68,9 +74,9 @@ class NoisyWeights(nn.Module):
     """Any network with :class:`WeightNoise` on the weight of every convolution and linear layer.
 
     Args:
-        network: from images (B, C, H, W) to logits (B, K); it is changed.
+        network: network from images (B, C, H, W) to logits (B, K); it is changed.
         granularity: see :class:`WeightNoise`.
-        initial_strength: see there.
+        initial_strength: see :class:`WeightNoise`.
 
     Raises:
         SettingError: if there is no such granularity, or the network has no such layer.
@@ -96,7 +102,7 @@ class BayesianWeights(nn.Module):
     """Any network with a :class:`GaussianWeight` in place of each of its parameters, batch normalisation's among them.
 
     Args:
-        network: from images (B, C, H, W) to logits (B, K); it is changed. Its parameters are the initial means.
+        network: network from images (B, C, H, W) to logits (B, K); it is changed. Its parameters are the initial means.
         initial_std: see :class:`GaussianWeight`.
 
     Raises:

@@ -46,12 +46,12 @@ class Normalized(nn.Sequential):
     tensor([[-2.,  0.,  2.]])
 
     Args:
-        network: from normalised images (B, C, H, W) to logits (B, K).
+        network: network from normalised images (B, C, H, W) to logits (B, K).
         mean: one value a channel, in [0, 1].
         std: one positive value a channel.
 
     Raises:
-        SettingError: as :class:`Normalize`.
+        SettingError: in the cases of :class:`Normalize`.
     """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:

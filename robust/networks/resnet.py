@@ -41,12 +41,13 @@ class ResNet18(nn.Module):
 
     Args:
         num_classes: number of logits.
-        channels: of the images.
+        channels: number of channels of the images.
         mean: per-channel mean for the normalisation layer; none by default.
         std: per-channel standard deviation, given together with ``mean``.
 
     Raises:
-        SettingError: if the number of classes is below 2 or only one of mean and std is given.
+        SettingError: if the number of classes is below 2 or of channels below 1, only one of mean and std is given, or
+            :class:`Normalize` refuses them.
     """
 
     def __init__(

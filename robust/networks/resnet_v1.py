@@ -43,15 +43,15 @@ class ResNetV1(nn.Module):
 
     Args:
         depth: number of layers with weights.
-        width_multiplier: of the stages' widths 16, 32 and 64.
+        width_multiplier: factor of the stages' widths 16, 32 and 64.
         num_classes: number of logits.
-        channels: of the images.
+        channels: number of channels of the images.
         mean: per-channel mean for the normalisation layer; none by default.
         std: per-channel std, given together with ``mean``.
 
     Raises:
-        SettingError: if there is no network of that depth or width, the number of classes is below 2, or only one of
-            mean and std is given.
+        SettingError: if there is no network of that depth or width, the number of classes is below 2 or of channels
+            below 1, only one of mean and std is given, or :class:`Normalize` refuses them.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ class SmallCNN(nn.Sequential):
         dropout: probability, between the first two linear layers.
 
     Raises:
-        SettingError: if the images are too small or the number of classes is below 2.
+        SettingError: if the images have no channel or a side below 16, the number of classes is below 2, or ``dropout``
+            is outside [0, 1).
     """
 
     def __init__(

@@ -16,9 +16,9 @@ class PreActivationBlock(nn.Module):
     """Twice batch normalisation, ReLU and a 3x3 convolution, and a shortcut: 1x1 on the activated input, or none.
 
     Args:
-        in_channels: of the input.
-        channels: of the output.
-        stride: of the first convolution.
+        in_channels: number of channels of the input.
+        channels: number of channels of the output.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
@@ -83,12 +83,13 @@ class WideResNet(_PreActivationNetwork):
         depth: number of layers, 6 n + 4.
         width: multiple of 16, 32 and 64 channels.
         num_classes: number of logits.
-        channels: of the images.
+        channels: number of channels of the images.
         mean: per-channel mean for the normalisation layer; none by default.
         std: per-channel std, given together with ``mean``.
 
     Raises:
-        SettingError: if the depth is not 6 n + 4, width or classes are too few, or only one of mean and std is given.
+        SettingError: if the depth is not 6 n + 4 and at least 10, width, classes or channels are too few, only one of
+            mean and std is given, or :class:`Normalize` refuses them.
     """
 
     def __init__(
@@ -114,12 +115,13 @@ class PreActResNet18(_PreActivationNetwork):
 
     Args:
         num_classes: number of logits.
-        channels: of the images.
+        channels: number of channels of the images.
         mean: per-channel mean for the normalisation layer; none by default.
         std: per-channel std, given together with ``mean``.
 
     Raises:
-        SettingError: if the number of classes is below 2 or only one of mean and std is given.
+        SettingError: if the number of classes is below 2 or of channels below 1, only one of mean and std is given, or
+            :class:`Normalize` refuses them.
     """
 
     def __init__(

@@ -29,10 +29,10 @@ def draw_from_cut_balls(centre: Tensor, radii: Tensor, count: int, generator: to
     """Independent uniform draws from the open l2 balls around a point of the cube, cut to the cube.
 
     Args:
-        centre: (m,) in [0, 1], on the CPU.
-        radii: (E,), at least 0, on the CPU.
+        centre: centre of the balls, (m,) in [0, 1], on the CPU.
+        radii: radii of the balls, (E,), at least 0, on the CPU.
         count: number of draws from each ball.
-        generator: of the random numbers, on the CPU.
+        generator: random number generator, on the CPU.
 
     Returns:
         Perturbations (E, count, m) in float64: the draws less the centre; 0 where the radius is.
@@ -52,11 +52,11 @@ def draw_from_cut_balls(centre: Tensor, radii: Tensor, count: int, generator: to
 
 
 class _Proposals:
-    """What is drawn before it is accepted or not.
+    """Proposals of a rejection sampler.
 
     Args:
-        centre: (m,) in [0, 1], float64.
-        squares: of the radii (E,), positive.
+        centre: centre of the balls, (m,) in [0, 1], float64.
+        squares: squares of the radii, (E,), positive.
     """
 
     def __init__(self, centre: Tensor, squares: Tensor) -> None:
@@ -102,7 +102,7 @@ class _Proposals:
 
         Args:
             below: probability (E, m) to be below the lower wall.
-            above: to be below the upper one.
+            above: probability (E, m) to be below the upper wall.
         """
         over = 1 - above
         out = torch.where(self.low == 0, 2 * over, torch.where(self.high == 0, 2 * below, below + over))

@@ -76,7 +76,7 @@ class Weight:
 
     Args:
         density: ``"data"`` for p(x): images are those of the data; ``"uniform"`` for 1: they are drawn from the cube.
-        power: of epsilon.
+        power: exponent of epsilon.
     """
 
     density: Literal["data", "uniform"] = "data"
@@ -98,8 +98,8 @@ def basic_measure(agrees: Tensor, inside: Tensor) -> Tensor:
     tensor([[1.0000, 0.7500, 1.0000]], dtype=torch.float64)
 
     Args:
-        agrees: whether f(x') = f(x), bool (B, N).
-        inside: which samples are in the ball, bool (B, E, N).
+        agrees: whether f(x') = f(x) for each sample x', bool (B, N).
+        inside: whether each sample is in each ball, bool (B, E, N).
     """
     count = inside.sum(2)
     agreeing = (inside & agrees[:, None]).sum(2)
@@ -110,16 +110,16 @@ class Score:
     """A robustness score.
 
     Args:
-        sampler: Q.
-        reward: H, elementwise from [0, 1].
-        weight: G.
+        sampler: distribution Q.
+        reward: function H, elementwise on [0, 1].
+        weight: weight G.
     """
 
     def __init__(self, sampler: Sampler, reward: Callable[[Tensor], Tensor], weight: Weight) -> None:
         self.sampler, self.reward, self.weight = sampler, reward, weight
 
     def points(self, x: Tensor, keys: list[int]) -> Tensor:
-        """Where the outer integral is taken: the images ``x`` (B, C, H, W), or as many of the cube's points."""
+        """The points of the outer integral: the images ``x`` (B, C, H, W), or as many points of the cube."""
         if self.weight.density == "data":
             return x
         # other numbers than the sampler's, whose keys end with 0
@@ -132,7 +132,7 @@ class Score:
             classify: images (N, C, H, W) to predicted classes (N,), such as :func:`predicted` of a network.
             x: images (B, C, H, W).
             epsilons: radii (E,).
-            keys: of the draws, one for each image.
+            keys: keys of the draws, one for each image.
 
         Raises:
             SettingError: if they are no images in [0, 1].

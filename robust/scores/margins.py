@@ -42,9 +42,9 @@ def nearest_boundary(
 
     Args:
         network: classifier, (B, C, H, W) -> logits (B, K), taken in evaluation mode.
-        attacks: by name.
+        attacks: attacks by name.
         x: images (B, C, H, W) in [0, 1].
-        halvings: of the segment from the image to the attack's point.
+        halvings: number of bisections of the segment from the image to the attack's point.
 
     Raises:
         SettingError: if images, logits or weights are not as said.

@@ -50,7 +50,7 @@ class UniformBall:
     [True, True]
 
     Args:
-        num_samples: for each image and radius.
+        num_samples: number of samples for each image and radius.
 
     Raises:
         SettingError: if there are none; on use, if images are outside [0, 1] or radii negative or not finite.
@@ -81,11 +81,11 @@ class OnManifold:
     Distances are to the image itself, so the reconstruction's error is part of them.
 
     Args:
-        autoencoder: has ``encode`` and ``decode``; it is frozen and put in evaluation mode. By default that of the
-            checkpoint.
-        checkpoint: of its training by ``WassersteinAutoencoder``; none where it is trained already.
+        autoencoder: network with ``encode`` and ``decode``; it is frozen and put in evaluation mode. By default the
+            autoencoder of the checkpoint.
+        checkpoint: checkpoint of its training by ``WassersteinAutoencoder``; none if it is trained already.
         sigma: std of the noise on the codes.
-        num_samples: for each image.
+        num_samples: number of samples for each image.
 
     Raises:
         SettingError: if a setting is out of its range or the checkpoint does not fit; on use, if neither autoencoder
@@ -132,7 +132,7 @@ class FromData:
              [ True,  True, False]]])
 
     Args:
-        images: (N, C, H, W) in [0, 1].
+        images: images drawn from P, (N, C, H, W) in [0, 1].
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -153,8 +153,8 @@ class NetworkLabels:
     tensor([1])
 
     Args:
-        network: from images (N, C, H, W) to logits; it is frozen and put in evaluation mode.
-        weights: file of its weights, as in ``model.weights``; none where it is trained already.
+        network: network from images (N, C, H, W) to logits; it is frozen and put in evaluation mode.
+        weights: file of its weights, as in ``model.weights``; none if it is trained already.
 
     Raises:
         SettingError: if the weights do not fit.
@@ -179,8 +179,8 @@ class SameLabel:
     """Another sampler's distribution, given that the true label is that of the image: Y(X) = Y(x) (example 5).
 
     Args:
-        sampler: of the distribution that is conditioned.
-        labelling: the true labels (N,) of images (N, C, H, W), such as :class:`NetworkLabels`.
+        sampler: sampler of the distribution that is conditioned.
+        labelling: function from images (N, C, H, W) to true labels (N,), such as :class:`NetworkLabels`.
     """
 
     def __init__(self, sampler: Sampler, labelling: NetworkLabels | Labelling) -> None:
@@ -195,6 +195,6 @@ class SameLabel:
 
 
 def _inside(x: Tensor, images: Tensor, epsilons: Tensor) -> Tensor:
-    """Which images (B, N, C, H, W) are in the open balls around ``x``, bool (B, E, N)."""
+    """Whether each of the images (B, N, C, H, W) is in the open balls around ``x``, bool (B, E, N)."""
     distance: Tensor = torch.linalg.vector_norm((images - x[:, None]).flatten(2), dim=2)
     return distance[:, None] < epsilons.to(x)[:, None]

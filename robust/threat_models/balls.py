@@ -17,7 +17,7 @@ from robust.threat_models.boxes import LinfBall
 
 
 class _NormBall:
-    """What the l2 and the l1 ball have in common."""
+    """Common parts of the l2 and the l1 ball."""
 
     norm: Norm
     is_box = False
@@ -61,7 +61,7 @@ class _NormBall:
         return in_range & (self._norm(pixel_lengths(x_adv, x).flatten(1)) <= 1.00001 * self.epsilon)
 
     def lies_in(self, other: ThreatModel, batch: int) -> Tensor:
-        """For all examples or none, bool (batch,): where ``other`` is a ball of the same norm and no smaller.
+        """Whether ``other`` is a ball of the same norm and not smaller: equal for all examples, bool (batch,).
 
         >>> L2Ball(1.0).lies_in(L2Ball(2.0), batch=1).tolist(), L2Ball(1.0).lies_in(L1Ball(9.0), batch=1).tolist()
         ([True], [False])
@@ -96,7 +96,7 @@ class L2Ball(_NormBall):
         return project_l2(x_adv, x, self.epsilon)
 
     def sample(self, x: Tensor) -> Tensor:
-        """In a uniform direction from ``x`` (B, C, H, W), by a uniform part of the radius, cut to [0, 1]."""
+        """Move ``x`` (B, C, H, W) in a uniform direction by a uniform fraction of the radius; cut to [0, 1]."""
         check_images(x)
         return self._moved_at_random(x, randn_like(x))
 
@@ -149,7 +149,7 @@ class L1Ball(_NormBall):
         return project_l1(x_adv, x, self.epsilon)
 
     def sample(self, x: Tensor) -> Tensor:
-        """In a direction uniform on the l1 sphere from ``x``, by a uniform part of the radius, cut to [0, 1]."""
+        """Move ``x`` in a direction uniform on the l1 sphere by a uniform fraction of the radius; cut to [0, 1]."""
         check_images(x)
         lengths = exponential_like(x)  # over their sum they are uniform on the simplex
         return self._moved_at_random(x, lengths * torch.where(rand_like(x) < 0.5, -1.0, 1.0))

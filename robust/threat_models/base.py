@@ -1,4 +1,4 @@
-"""What attacks, bounds and evaluations ask of every threat model."""
+"""Interface of every threat model, as attacks, bounds and evaluations use it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ Region = Box | CutBall
 
 
 class ThreatModel(Protocol):
-    """What an attack searches and a bound encloses.
+    """The set of perturbed images that an attack searches and a bound encloses.
 
     Those here raise :class:`robust.errors.SettingError` where ``x`` is no batch of images in [0, 1], and
     :meth:`project` where ``x_adv`` has another shape or is not finite.
@@ -93,7 +93,7 @@ class ThreatModel(Protocol):
         """Smallest per-pixel box in [0, 1] that holds every perturbed image of ``x`` (B, C, H, W)."""
 
     def region(self, x: Tensor) -> Region:
-        """All perturbed images of ``x`` (B, C, H, W), as what bounds are computed over."""
+        """The set of all perturbed images of ``x`` (B, C, H, W), over which bounds are computed."""
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Nearest perturbed image of ``x`` to ``x_adv`` in the Euclidean norm; both (B, C, H, W)."""
@@ -107,10 +107,10 @@ class ThreatModel(Protocol):
         """Direction of steepest ascent, of size 1 in the threat model's norm, (B, C, H, W).
 
         Args:
-            gradient: of the loss, (B, C, H, W).
-            fraction: of the pixels that a step in the l1 norm moves, a number or (B,); other norms move all of them.
-            x_adv: where the step begins, (B, C, H, W). In l1, pixels that it would move out of [0, 1] are then left
-                out, as a few pixels get the whole step; other norms need it not.
+            gradient: gradient of the loss, (B, C, H, W).
+            fraction: fraction of the pixels that a step in the l1 norm moves, a number or (B,); other norms move all.
+            x_adv: images from which the step begins, (B, C, H, W). In l1, where few pixels get the whole step, those
+                that would leave [0, 1] are then left out; other norms do not need it.
         """
 
     def fit_noise(self, x: Tensor, noise: Tensor, linf: LinfFit = "tanh") -> Tensor:
@@ -118,18 +118,18 @@ class ThreatModel(Protocol):
 
         Args:
             x: images.
-            noise: of any size.
-            linf: how it is fitted in linf, where there are several ways; see :func:`robust.noise_fitting.fit_linf`.
+            noise: noise of any size.
+            linf: method of the fit in linf, of several; see :func:`robust.noise_fitting.fit_linf`.
 
         Raises:
-            TypeError: if the threat model is no ball of a norm.
+            TypeError: if the threat model is not a ball of a norm.
         """
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Whether each example is a perturbed image of ``x`` up to rounding; bool (B,)."""
 
     def lies_in(self, other: ThreatModel, batch: int) -> Tensor:
-        """Of which of ``batch`` examples all perturbed images are certainly those of ``other`` too; bool (batch,)."""
+        """For each example, whether this set is certainly contained in ``other``; bool (batch,)."""
 
     def select(self, chosen: Tensor) -> ThreatModel:
         """The threat model of the examples ``chosen``, indices or mask, of its batch."""
@@ -145,6 +145,6 @@ def diameter(image_shape: tuple[int, ...]) -> float:
 
 
 def pixel_lengths(x_adv: Tensor, x: Tensor) -> Tensor:
-    """How far each pixel was moved, less what rounding alone may have moved it: 4 units in its last place."""
+    """Distance by which each pixel was moved, less a tolerance for rounding: 4 units in its last place."""
     rounding = 4 * torch.finfo(x.dtype).eps * torch.maximum(x_adv.abs(), x)
     return ((x_adv - x).abs() - rounding).clamp_(min=0.0)

@@ -39,7 +39,7 @@ class PixelBox:
         self.budgets = budgets
 
     def _check_shape(self, x: Tensor) -> None:
-        """Budgets of more examples or pixels would enlarge the images without a word."""
+        """Check the shape: budgets of more examples or pixels would silently broadcast the images to a larger shape."""
         shape, sizes = tuple(self.budgets.shape), zip(reversed(self.budgets.shape), reversed(x.shape), strict=False)
         fits = len(shape) <= x.dim() and all(budget in (1, size) for budget, size in sizes)
         require(fits, "budgets", shape, f"give a shape that broadcasts to {tuple(x.shape)}")
@@ -105,7 +105,7 @@ class PixelBox:
         return ((x_adv >= 0) & (x_adv <= 1) & (pixel_lengths(x_adv, x) <= 1.00001 * self.budgets)).flatten(1).all(1)
 
     def lies_in(self, other: ThreatModel, batch: int) -> Tensor:
-        """Where ``other`` is a box too and no budget is larger than its; bool (batch,).
+        """For each example, whether ``other`` is a box whose budgets are at least as large; bool (batch,).
 
         >>> budgets = torch.tensor([0.1, 0.3]).view(2, 1, 1, 1)
         >>> PixelBox(budgets).lies_in(LinfBall(0.2), batch=2).tolist()
@@ -154,7 +154,7 @@ class LinfBall(PixelBox):
         return Box((x - self.epsilon).clamp(min=0.0), (x + self.epsilon).clamp(max=1.0))
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """As :meth:`PixelBox.project`, by a number: in half the time that a tensor takes."""
+        """Project as :meth:`PixelBox.project` does, by a number, which takes half the time of a tensor."""
         check_points(x_adv, x)
         return (x_adv - x).clamp_(-self.epsilon, self.epsilon).add_(x).clamp_(0.0, 1.0)
 

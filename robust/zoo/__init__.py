@@ -50,8 +50,9 @@ def load_part(name: str, part: str) -> nn.Module:
     """One network of a trained module in evaluation mode.
 
     Args:
-        name: of the module.
-        part: such as ``classifier``, or ``generator``, the network of a module's learned budgets or noise.
+        name: name of the module.
+        part: name of the network in the module, such as ``classifier``, or ``generator``, the network of a
+            module's learned budgets or noise.
 
     Raises:
         SettingError: if there is no such module, or it has no such part.

@@ -33,8 +33,8 @@ class Activation(Operation):
             curvature is 1 where f is convex, -1 where it is concave.
         turns: points between which f is monotone; none where it increases everywhere.
         falls: whether f decreases everywhere.
-        lipschitz: the largest absolute slope; none where there is none, and rounding errors are not bounded.
-        reach: where f is about straight beyond plus and minus that: tangents are searched between.
+        lipschitz: the largest absolute slope; None if slopes are unbounded, and then rounding errors are not bounded.
+        reach: f is nearly straight outside [-reach, reach]: tangents are searched inside.
     """
 
     kinks: tuple[float, ...] = ()
@@ -111,7 +111,7 @@ class Activation(Operation):
         return inside, self.value(t) - slope * t + excess
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where f has a slope between its slopes at left and right, about: by false position (Illinois)."""
+        """The approximate point between left and right where f has ``slope``, by false position (Illinois)."""
         left, right = (end.clamp(-self.reach, self.reach) for end in (left, right))
         x0, x1, y0, y1 = left, right, self.slope(left) - slope, self.slope(right) - slope
         for step in range(STEPS):
@@ -124,7 +124,7 @@ class Activation(Operation):
         return x1
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """That of the input times the Lipschitz constant, and the rounding of f."""
+        """The error of the input times the Lipschitz constant, and the rounding of f."""
         if self.lipschitz is None:
             return None
         return 1.01 * self.lipschitz * errors[0] + arithmetic.gamma(32) * self._size(inputs[0])

@@ -46,7 +46,7 @@ class ELU(Activation):
         return torch.where(x > 0, 1.0, self.alpha * x.clamp(max=0).exp())
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         return _log(slope / self.alpha)
 
 
@@ -71,7 +71,7 @@ class Sigmoid(Activation):
         return x.sigmoid() * (-x).sigmoid()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         point = 2 * ((1 + (1 - 4 * slope).clamp(min=0).sqrt()) / 2).log() - _log(slope)
         return torch.where(right > 0, point, -point)
 
@@ -97,7 +97,7 @@ class Tanh(Activation):
         return 4 * (2 * x).sigmoid() * (-2 * x).sigmoid()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         point = (1 + (1 - slope).clamp(min=0).sqrt()).log() - 0.5 * _log(slope)
         return torch.where(right > 0, point, -point)
 
@@ -224,7 +224,7 @@ class Softplus(Activation):
         return (self.beta * x).sigmoid()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         return (_log(slope) - _log(1 - slope)) / self.beta
 
 
@@ -249,7 +249,7 @@ class Exp(Activation):
         return x.exp()
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         return _log(slope)
 
 

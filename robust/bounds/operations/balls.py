@@ -1,4 +1,4 @@
-"""Balls of the l2 and l1 norm at the input, and what of them reaches the first layer, by dual norms."""
+"""Balls of the l2 and l1 norm at the input, and their intervals after the first layer, by dual norms."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class BallInterval(Interval):
 
     Attributes:
         point: the ball's center, (B, *shape).
-        epsilon: (B,).
-        scale: 0 or above, (1, *shape).
-        norm: ``l2`` or ``l1``.
+        epsilon: radius (B,).
+        scale: factor of each pixel, 0 or above, (1, *shape).
+        norm: norm of the ball, ``l2`` or ``l1``.
     """
 
     _point: Tensor
@@ -40,7 +40,7 @@ class BallInterval(Interval):
 
     @classmethod
     def of(cls, ball: CutBall) -> BallInterval:
-        """That of the images."""
+        """The interval of a ball of images, without a scale."""
         scale = torch.ones_like(ball.center[:1])
         return cls.build(Interval.between(ball.lower, ball.upper), ball.center, ball.epsilon, scale, ball.norm)
 
@@ -65,8 +65,8 @@ class BallInterval(Interval):
         """The interval of an operation's result, tightened by dual norms if the operation is affine and has them.
 
         Args:
-            operation: that takes this ball.
-            interval: of its result, from the box.
+            operation: operation whose input is this ball.
+            interval: interval of its result, from the box.
         """
         if not isinstance(operation, Affine):
             return interval
@@ -83,7 +83,7 @@ class BallInterval(Interval):
         return Interval.between(torch.minimum(torch.maximum(interval.lower, center - reach), upper), upper)
 
     def select(self, images: Tensor) -> BallInterval:
-        """That of the images (b,)."""
+        """Select the balls of the images (b,)."""
         return self.build(super().select(images), self.point[images], self.epsilon[images], self.scale, self.norm)
 
     def envelope(self) -> BallInterval:

@@ -1,4 +1,4 @@
-"""What bounds need of an operation: its interval, its linear bounds, and the rounding errors of both."""
+"""Base classes of operations: interval, linear bounds, and the rounding errors of both."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Interval(NamedTuple):
 
     @property
     def rounding(self) -> float:
-        """By what the rounding errors of an affine function of it are to be multiplied."""
+        """Factor of the rounding errors of an affine function of this interval."""
         return 1.0
 
     def highest(self, A: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ class Interval(NamedTuple):
         return (rows @ center + rows.abs() @ radius).squeeze(-1)
 
     def select(self, images: Tensor) -> Interval:
-        """That of the images (b,)."""
+        """Select the intervals of the images (b,)."""
         return Interval(self.center[images], self.radius[images])
 
     def envelope(self) -> Interval:
-        """An interval around 0 of one image (1, *shape) that holds those of all: rounding errors grow with size."""
+        """An interval around 0 (1, *shape) that holds the intervals of all images: rounding errors grow with size."""
         size = self.center.abs().amax(0, keepdim=True) + self.radius.amax(0, keepdim=True)
         return Interval(torch.zeros_like(size), size)
 
@@ -111,25 +111,25 @@ class Operation(ABC):
         """
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """By how much an exact output may lie outside of the computed interval, (B, *out); None: not known.
+        """Upper bound of how far an exact output lies outside the computed interval, (B, *out); None: not known.
 
-        It depends on the intervals by their sizes alone, and grows with these and with the errors: that of an interval
-        around 0, as large as the largest of several, holds for each of them.
+        It depends only on the sizes of the intervals and on the errors, and grows with both: the error of an interval
+        around 0 that is as large as the largest of several intervals holds for each of them.
 
         Args:
             inputs: the computed intervals of h_1, ..., h_n.
-            errors: by how much exact inputs may lie outside of them.
-            arithmetic: in which the interval was computed.
+            errors: upper bounds of how far exact inputs lie outside these intervals.
+            arithmetic: precision in which the interval was computed.
         """
         return None
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
     ) -> Tensor | None:
-        """What the absolute coefficients of a row on the output are to be multiplied with, (B, *out); None: not known.
+        """Weights of the absolute coefficients of a row on the output in the error bound, (B, *out); None: not known.
 
-        The sum of the products bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs. That
-        of an interval around 0 holds for smaller ones, as in ``error``. Arguments as there.
+        The weighted sum bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs. The weights
+        of an interval around 0 hold for smaller intervals, as in ``error``. The arguments are those of ``error``.
         """
         return None
 
@@ -147,7 +147,7 @@ class Affine(Operation):
 
         Args:
             scale: 0 or above, (1, *in).
-            norm: of the input, ``l2`` or ``l1``, whose dual norm is the largest absolute entry.
+            norm: norm of the input, ``l2`` or ``l1``; the dual norm of ``l1`` is the largest absolute entry.
 
         Returns:
             Shape (1, *out).
@@ -159,7 +159,7 @@ class Affine(Operation):
         """Number of roundings on the way to an output, or to a coefficient of a row on the input, at most.
 
         Args:
-            shapes: of the inputs of one example.
+            shapes: shapes of the inputs of one example.
         """
 
     @abstractmethod
@@ -176,7 +176,7 @@ class Affine(Operation):
 
         Args:
             A: (B, S, *out).
-            shapes: of the inputs of one example.
+            shapes: shapes of the inputs of one example.
 
         Returns:
             A W_i of shape (B, S, *in_i), and A b of shape (B, S).

@@ -114,9 +114,9 @@ class PaddedConvolution(Convolution):
     """A convolution whose zero padding differs between two opposite sides.
 
     Args:
-        weight: as above.
-        bias: as above.
-        settings: as above, without padding.
+        weight: weight of the convolution; see :class:`Convolution`.
+        bias: bias of the convolution; see there.
+        settings: settings of the convolution, without padding; see there.
         padding: left, right, top, bottom.
     """
 
@@ -152,8 +152,8 @@ class Scale(Affine):
     tensor([[-5.]])
 
     Args:
-        scale: of as many axes as an example's activations at most; none for 1.
-        shift: alike; none for 0.
+        scale: factor, with at most as many axes as an example's activations; None for 1.
+        shift: summand, with at most as many axes; None for 0.
         shift_size: sum of the absolute terms that ``shift`` was summed from; its absolute value by default.
         output: shape of an example's results; that of the input by default.
     """

@@ -23,7 +23,7 @@ class LinearMap(Affine):
     tensor([[[0.2500, 0.2500, 0.2500, 0.2500]]])
 
     Args:
-        function: of tensors (B, *in) for any B; each example of the result depends on that example only.
+        function: linear map of tensors (B, *in) for any B; each example of the result depends on that example only.
         terms: number of roundings on the way to an output or to a coefficient of a row on the input, at most.
         diagonal: see :class:`robust.bounds.operations.Affine`.
     """
@@ -33,11 +33,11 @@ class LinearMap(Affine):
 
     @property
     def diagonal(self) -> bool:
-        """As given."""
+        """The constructor's ``diagonal``."""
         return self._diagonal
 
     def terms(self, *shapes: torch.Size) -> int:
-        """As given."""
+        """The constructor's ``terms``, whatever the shapes are."""
         return self._terms
 
     def center(self, *centers: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _reshape(x: Operand, *shape: Any, **named: Any) -> Reshape:
 @register("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "requires_grad")
 @register("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "identity")
 def _identity(x: Operand, *arguments: Any, **named: Any) -> None:
-    """In evaluation mode; what another precision or noise would change shows when values are compared."""
+    """The identity in evaluation mode; the comparison of values finds a change of precision and noise."""
 
 
 def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = None, **named: Any) -> LinearMap:

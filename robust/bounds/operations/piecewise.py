@@ -12,7 +12,7 @@ from robust.bounds.operations.registry import UnboundedError
 
 
 class LeakyReLU(Activation):
-    """max(h, slope h), slope in [0, 1).
+    """max(h, slope h), slope in [0, 1].
 
     >>> h = Interval(torch.tensor([[1.0]]), torch.tensor([[2.0]]))  # [-1, 3]
     >>> [round(end.item(), 3) for end in (LeakyReLU(0.25).interval(h).lower, LeakyReLU(0.25).interval(h).upper)]

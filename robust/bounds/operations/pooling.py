@@ -28,10 +28,10 @@ class MaxPool(Operation):
 
     Args:
         kernel: height and width of a window.
-        stride: between windows.
-        padding: of -inf at both sides.
-        dilation: between the activations of a window.
-        ceil: keep a last window that is not whole.
+        stride: vertical and horizontal distance between windows.
+        padding: rows and columns of -inf added at both sides.
+        dilation: vertical and horizontal distance between the activations of a window.
+        ceil: keep an incomplete last window.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class MaxPool(Operation):
         return height, width
 
     def _margins(self, sides: torch.Size) -> tuple[int, int, int, int]:
-        """What is padded: left, right, top, bottom."""
+        """Padding at each side: left, right, top, bottom."""
         (height, width), (top, left) = self._padded(sides), self.windows[2]
         return left, width - sides[1] - left, top, height - sides[0] - top
 

@@ -32,7 +32,7 @@ class Square(Activation):
         return 2 * x
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         return slope / 2
 
 
@@ -60,6 +60,6 @@ class Power(Activation):
         return self.exponent * (x.clamp(min=0) + self.eps).pow(self.exponent - 1)
 
     def touch(self, slope: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Where the function has that slope."""
+        """The point where the function has that slope."""
         tiny = torch.finfo(slope.dtype).tiny
         return (slope / self.exponent).clamp(min=tiny).pow(1 / (self.exponent - 1)) - self.eps

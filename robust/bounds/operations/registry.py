@@ -95,5 +95,5 @@ def builder_of(call: str | nn.Module) -> Builder | None:
 
 
 def rewritten(name: str) -> Callable[..., Any] | None:
-    """What computes a function of that name in simpler calls; None where there is no need."""
+    """The function that computes the one of that name in simpler calls; None if there is no such function."""
     return _REWRITES.get(name)

@@ -1,4 +1,4 @@
-"""ReLU, fused: it is most of the elementwise work of training by bounds, which memory bounds.
+"""ReLU as fused functions: it is most of the elementwise work of training by bounds, which memory bandwidth limits.
 
 As autograd's own chain it takes twice the passes, and masks as bool tensors or ``where`` are several times slower on
 CPU than ``threshold_backward`` (grad where x > 0, else 0).
@@ -118,7 +118,7 @@ class ReLU(Operation):
         return (rows,), constant
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """That of the input, and the rounding of the ends."""
+        """The error of the input, and the rounding of the ends."""
         return errors[0] + 8 * arithmetic.gamma(1) * inputs[0].size
 
     def row_error(
