@@ -122,7 +122,7 @@ class Results(Callback):
             "device": describe_device(trainer),
             "optimizers": getattr(module, "used_optimizers", []),
             "training_cost": getattr(module, "training_cost", None),
-            "class_names": getattr(getattr(trainer, "datamodule", None), "class_names", None),
+            "class_names": getattr(getattr(module, "data_module", None), "class_names", None),
             "samples": samples,
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,

@@ -272,7 +272,7 @@ class Evaluation(StageCallback, ABC):
         """Try out once a run, on a blank image, as soon as the images' shape is known."""
         if self._tried:
             return
-        shape = getattr(getattr(trainer, "datamodule", None), "image_shape", None) or _image_shape(batch)
+        shape = getattr(module.data_module, "image_shape", None) or _image_shape(batch)
         if shape is None:
             return
         self._tried = True

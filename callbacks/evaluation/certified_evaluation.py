@@ -270,8 +270,7 @@ class CertifiedEvaluation(Evaluation):
         if loader is None or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
-        data: Any = getattr(module.trainer, "datamodule", None)
-        tested = getattr(data, "test_images", None) or count  # these are at even steps, too
+        tested = getattr(module.data_module, "test_images", None) or count  # these are at even steps, too
         return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
 
     def _attack(

@@ -106,7 +106,7 @@ class CertifiedVolume(Evaluation):
         limit = trainer.limit_test_batches
         remedy = f"leave it out: the images are drawn from all; {NAME}.num_samples is their number"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
-        images = getattr(getattr(trainer, "datamodule", None), "test_images", None)
+        images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
         loader: Any = trainer.test_dataloaders
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)

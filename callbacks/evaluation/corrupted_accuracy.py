@@ -50,7 +50,7 @@ class CorruptedAccuracy(Evaluation):
             reason = str(error).partition("; ")[2].partition("; ")[0]
             remedy = f"{reason}; name their folder by data.root or ROBUST_DATA, or leave out {NAME}"
             raise SettingError(f"{NAME}.data", type(self.data).__name__, remedy) from error
-        tested: Any = getattr(module.trainer, "datamodule", None)
+        tested = module.data_module
         labels = tested.images("test").labels if hasattr(tested, "images") else None
         copied = labels is not None and all(
             torch.equal(each, labels) for each in torch.split(copies.labels, list(self.groups.values()))
