@@ -171,8 +171,8 @@ def test_a_row_of_several_processes_is_taken_once():
     other = {"index": torch.tensor([1, 2]), "value": torch.tensor([11.0, 20.0])}
     assert concatenate([{}, {}]) == {}
     both = concatenate([one, {}, other])
-    assert both["index"].tolist() == [4, 1, 2]
-    assert both["value"].tolist() == [40, 10, 20]
+    assert both["index"].tolist() == [1, 2, 4]
+    assert both["value"].tolist() == [10, 20, 40]
 
 
 def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
