@@ -17,14 +17,14 @@ from torch import Tensor
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
-from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, plain_values
+from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.fingerprint import digest, structure
+from robust.fingerprint import described, digest, structure
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 from robust.random import global_seed
@@ -204,7 +204,7 @@ class CertifiedVolume(Evaluation):
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
         """The values that the rows depend on, by the name that an error message uses."""
         return {
-            "search settings": plain_values(self._module_search(module)),
+            "search settings": described(self._module_search(module)),
             "network": structure(module.classifier),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),

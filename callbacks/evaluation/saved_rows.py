@@ -14,7 +14,6 @@ from robust.errors import require
 from robust.folders import check_writable
 
 Rows = dict[str, Tensor]
-PLAIN = (bool, int, float, str, type(None))
 
 
 class SavedRows:
@@ -80,10 +79,3 @@ def concatenate(parts: list[Rows]) -> Rows:
     first = {index: row for row, index in reversed(list(enumerate(whole["index"].tolist())))}
     rows = torch.tensor([first[index] for index in sorted(first)], dtype=torch.long)
     return {name: column[rows] for name, column in whole.items()}
-
-
-def plain_values(settings: object) -> dict[str, Any]:
-    """An object's class and public settings as plain values, and recursively those of its attributes."""
-    public = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
-    values = {name: value if isinstance(value, PLAIN) else plain_values(value) for name, value in public.items()}
-    return {"class": type(settings).__name__, **values}
