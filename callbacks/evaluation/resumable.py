@@ -16,7 +16,7 @@ from robust.errors import require
 from robust.fingerprint import described, digest, structure
 
 PLAIN = (bool, int, float, str, type(None))
-VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
+VERSION = 3  # of what is computed; a change of an attack or a verdict raises it
 
 
 class ResumableTest(Callback):
