@@ -93,10 +93,9 @@ class Predictions(Callback):
         rows = {name: values.tolist() for name, values in self._rows.rows().items()}
         self._rows = None
         if trainer.is_global_zero:
-            data: Any = trainer.predict_loop._data_source.instance  # trainer.datamodule may be that of an earlier run
             text: Any = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}  # file names may be any bytes
             with replacing(path) as unfinished, unfinished.open("w", **text) as file:
-                csv.writer(file).writerows(_table(rows, data))
+                csv.writer(file).writerows(_table(rows, pl_module.data_module))
         rank_zero_info(f"Predictions: {path}")
 
     @property

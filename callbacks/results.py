@@ -43,8 +43,9 @@ class Results(Callback):
     null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
 
     The record of a test also has ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``),
-    ``skipped`` (why an evaluation did not run, by its class) and, of a test of some images, ``intervals``: 95 %
-    confidence intervals of accuracies on all images. The training's cost is among the test's metrics, too.
+    ``skipped`` (why an evaluation did not run, by its class) and, of a test of ``data.test_images`` images,
+    ``intervals``: 95 % confidence intervals of accuracies on all images. The training's cost is among the test's
+    metrics, too.
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -107,7 +108,9 @@ class Results(Callback):
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         sized = {name: loader for name, loader in first.items() if hasattr(loader, "dataset")}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
-        intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if "test" in sized else {}
+        data = getattr(module, "data_module", None)
+        drawn = "test" in sized and samples["test"] == getattr(data, "test_images", None)  # not the first batches
+        intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if drawn else {}
         if not trainer.is_global_zero:
             return
         record = {
@@ -122,7 +125,7 @@ class Results(Callback):
             "device": describe_device(trainer),
             "optimizers": getattr(module, "used_optimizers", []),
             "training_cost": getattr(module, "training_cost", None),
-            "class_names": getattr(getattr(trainer, "datamodule", None), "class_names", None),
+            "class_names": getattr(data, "class_names", None),
             "samples": samples,
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,

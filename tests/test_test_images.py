@@ -91,8 +91,16 @@ def test_a_test_of_some_batches_counts_their_images_alone(tmp_path):
     quickstart = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
     _, record = run("test", [*quickstart, "--data.eval_batch_size=10", "--trainer.limit_test_batches=2"], tmp_path)
     assert record["samples"] == {"test": 20}
+    assert record["intervals"] == {}, "the first images are no sample of all"
+
+
+@pytest.mark.parametrize("batches", [2, 1])
+def test_a_test_of_drawn_images_has_intervals_for_all(batches, tmp_path):
+    limits = ["--data.test_images=20", "--data.eval_batch_size=10", f"--trainer.limit_test_batches={batches}"]
+    quickstart = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]"]
+    _, record = run("test", [*quickstart, *limits], tmp_path)
     expected = wilson_interval(record["metrics"]["test/accuracy/clean"], 20, 299)
-    assert record["intervals"]["test/accuracy/clean"] == pytest.approx(expected)
+    assert record["intervals"] == ({"test/accuracy/clean": pytest.approx(expected)} if batches == 2 else {})
 
 
 @pytest.mark.parametrize("batch_size", [100, 300])

@@ -14,7 +14,6 @@ from torchmetrics import SumMetric
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
-from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.evaluation import (
     MEAN_NETWORK,
@@ -254,14 +253,14 @@ class AdversarialEvaluation(Evaluation):
 
         Of networks with noise also the majority's verdict and that without noise, bool (B,).
         """
-        with full_precision(x.device), part(remaining):
+        with part(remaining):
             correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
         judged = {"correct": torch.zeros(len(y), len(correct), dtype=torch.bool, device=y.device)}
         judged["correct"][remaining] = correct.T
         if module.stochastic:
             judged["vote"] = vote
             if noise_sources(module) and (metric == "clean" or metric.partition("/")[0].endswith(MEAN_NETWORK)):
-                with full_precision(x.device), without_noise(module):
+                with without_noise(module):
                     judged["noise_off"] = module(x).argmax(1) == y
         return judged
 

@@ -19,6 +19,7 @@ from callbacks.evaluation.outcomes import Outcomes
 from callbacks.evaluation.resumable import kept
 from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import Batch, RobustClassifier, check_precision
+from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.metric_names.registry import find
 from robust.metrics import Accuracy, Gathered
@@ -205,7 +206,7 @@ class Evaluation(StageCallback, ABC):
         self.certified, self.misclassified = [], []
         self._rows, self._batch_idx = indices, batch_idx
         self.indices = torch.tensor(indices, device=x.device)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), full_precision(x.device):  # TF32 can contradict a bound
             self.evaluate(module, x.clone(), y.clone())  # autograd rejects tensors of inference mode
         self._compare(module.trainer)
 
@@ -272,7 +273,7 @@ class Evaluation(StageCallback, ABC):
         """Try out once a run, on a blank image, as soon as the images' shape is known."""
         if self._tried:
             return
-        shape = getattr(getattr(trainer, "datamodule", None), "image_shape", None) or _image_shape(batch)
+        shape = getattr(module.data_module, "image_shape", None) or _image_shape(batch)
         if shape is None:
             return
         self._tried = True

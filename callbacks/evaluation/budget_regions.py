@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,11 +44,10 @@ class BudgetRegions(Evaluation):
         super().__init__(seed=0, every_n_epochs=every_n_epochs, max_batches=max_batches)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        trainer = module.trainer
-        data: Any = getattr(trainer, "datamodule", None)
+        data = module.data_module
         remedy = "it does not know its images' regions; give WatermarkedMNIST or DoubledCIFAR10, or leave it out"
         require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
-        masks: dict[str, Tensor] = data.regions("test" if trainer.testing else "val", self.indices.cpu())
+        masks: dict[str, Tensor] = data.regions("test" if module.trainer.testing else "val", self.indices.cpu())
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if threat_model.per_pixel is not None and threat_model.per_pixel.shape == x.shape:
                 budgets = threat_model.per_pixel.double().mean(1, keepdim=True)

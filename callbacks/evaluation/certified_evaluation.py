@@ -21,7 +21,6 @@ from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import Auto, Verifier, certify
-from robust.bounds.verifier import full_precision
 from robust.budgets import LearnedBudgets
 from robust.errors import SettingError, require
 from robust.metric_names.registry import threat_model_name
@@ -162,8 +161,7 @@ class CertifiedEvaluation(Evaluation):
             self.skip(f"{NAME}.{method}", refusal)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        with full_precision(x.device):
-            clean = module(x).argmax(1) == y
+        clean = module(x).argmax(1) == y
         self.note_clean(module, clean)
         index, learned = 0, False
         for epsilon in tracked(self.epsilons or [module.epsilon]):
@@ -270,8 +268,7 @@ class CertifiedEvaluation(Evaluation):
         if loader is None or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
-        data: Any = getattr(module.trainer, "datamodule", None)
-        tested = getattr(data, "test_images", None) or count  # these are at even steps, too
+        tested = getattr(module.data_module, "test_images", None) or count  # these are at even steps, too
         return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
 
     def _attack(
@@ -282,8 +279,7 @@ class CertifiedEvaluation(Evaluation):
         if len(remaining) > 0:
             with part(remaining):
                 x_adv = attack(module.classifier, threat_model.select(remaining), x[remaining], y[remaining])
-            with full_precision(x.device):
-                misclassified[remaining] = module(x_adv).argmax(1) != y[remaining]
+            misclassified[remaining] = module(x_adv).argmax(1) != y[remaining]
         return misclassified
 
     def _measure(self, prefix: str, budgets: Tensor, epsilon: float) -> None:

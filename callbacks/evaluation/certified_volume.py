@@ -17,14 +17,14 @@ from torch import Tensor
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
-from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate, plain_values
+from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.fingerprint import digest, structure
+from robust.fingerprint import described, digest, structure
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 from robust.random import global_seed
@@ -106,7 +106,7 @@ class CertifiedVolume(Evaluation):
         limit = trainer.limit_test_batches
         remedy = f"leave it out: the images are drawn from all; {NAME}.num_samples is their number"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
-        images = getattr(getattr(trainer, "datamodule", None), "test_images", None)
+        images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
         loader: Any = trainer.test_dataloaders
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
@@ -204,7 +204,7 @@ class CertifiedVolume(Evaluation):
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
         """The values that the rows depend on, by the name that an error message uses."""
         return {
-            "search settings": plain_values(self._module_search(module)),
+            "search settings": described(self._module_search(module)),
             "network": structure(module.classifier),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),

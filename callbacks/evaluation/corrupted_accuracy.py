@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
@@ -43,14 +43,16 @@ class CorruptedAccuracy(Evaluation):
         self.groups: dict[str, int] = groups or {}
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Read the copies, and compare their labels with those of the test images."""
+        """Read the copies, after a download if ``data`` has one, and compare their labels with the test images'."""
         try:
+            self._prepare(module.trainer)
             copies = self.data.images("test")
         except SettingError as error:
             reason = str(error).partition("; ")[2].partition("; ")[0]
-            remedy = f"{reason}; name their folder by data.root or ROBUST_DATA, or leave out {NAME}"
+            remedy = f"{reason}; set data.download: true, name their folder by data.root or ROBUST_DATA, or leave out "
+            remedy += NAME
             raise SettingError(f"{NAME}.data", type(self.data).__name__, remedy) from error
-        tested: Any = getattr(module.trainer, "datamodule", None)
+        tested = module.data_module
         labels = tested.images("test").labels if hasattr(tested, "images") else None
         copied = labels is not None and all(
             torch.equal(each, labels) for each in torch.split(copies.labels, list(self.groups.values()))
@@ -58,6 +60,14 @@ class CorruptedAccuracy(Evaluation):
         copied = copied and copies[torch.zeros(1, dtype=torch.long)].images.shape == x.shape
         remedy = f"its images are no copies of the test images of {type(tested).__name__}; leave out {NAME}"
         require(copied, f"{NAME}.data", type(self.data).__name__, remedy)
+
+    def _prepare(self, trainer: Trainer) -> None:
+        """Prepare the data in one process of each machine, as Lightning does with the test's own; the others wait."""
+        try:
+            if trainer.local_rank == 0:
+                self.data.prepare_data()
+        finally:
+            trainer.strategy.barrier(NAME)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         copies, first = self.data.images("test"), 0

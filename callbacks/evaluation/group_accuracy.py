@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -35,7 +34,7 @@ class GroupAccuracy(Evaluation):
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Check the data."""
         super().on_start(stage, trainer, module)
-        data: Any = getattr(trainer, "datamodule", None)
+        data = module.data_module
         remedy = "GroupAccuracy needs data in groups: give MNISTC, or leave it out"
         require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)
         limit = trainer.limit_test_batches
@@ -46,7 +45,7 @@ class GroupAccuracy(Evaluation):
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The accuracy of each group, and their mean."""
-        data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data_module
         correct = self.rows("correct")["correct"].double()
         require(len(correct) == sum(data.groups.values()), "test images", len(correct), "evaluate each exactly once")
         means = [part.mean() for part in torch.split(correct, list(data.groups.values()))]

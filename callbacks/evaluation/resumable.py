@@ -11,11 +11,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.evaluation.saved_rows import PLAIN, Rows, SavedRows, concatenate
+from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from robust.errors import require
 from robust.fingerprint import described, digest, structure
 
-VERSION = 2  # of what is computed; a change of an attack or a verdict raises it
+PLAIN = (bool, int, float, str, type(None))
+VERSION = 3  # of what is computed; a change of an attack or a verdict raises it
 
 
 class ResumableTest(Callback):

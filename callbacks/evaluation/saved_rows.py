@@ -14,7 +14,6 @@ from robust.errors import require
 from robust.folders import check_writable
 
 Rows = dict[str, Tensor]
-PLAIN = (bool, int, float, str, type(None))
 
 
 class SavedRows:
@@ -72,18 +71,11 @@ def _are_rows(rows: Any) -> bool:
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """Concatenate the rows of the parts; of rows with the same ``index``, the first remains."""
+    """Concatenate the rows of the parts, in ascending order of ``index``; of equal ones, the first row remains."""
     parts = [part for part in parts if part]
     if not parts:
         return {}
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     first = {index: row for row, index in reversed(list(enumerate(whole["index"].tolist())))}
-    rows = torch.tensor(sorted(first.values()), dtype=torch.long)
+    rows = torch.tensor([first[index] for index in sorted(first)], dtype=torch.long)
     return {name: column[rows] for name, column in whole.items()}
-
-
-def plain_values(settings: object) -> dict[str, Any]:
-    """An object's class and public settings as plain values, and recursively those of its attributes."""
-    public = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
-    values = {name: value if isinstance(value, PLAIN) else plain_values(value) for name, value in public.items()}
-    return {"class": type(settings).__name__, **values}

@@ -71,8 +71,7 @@ class Picture(StageCallback, ABC):
 
 def class_name(module: RobustClassifier, label: int) -> str:
     """The name of a class, ``class 3`` if the data does not name its classes."""
-    trainer = module._trainer  # None outside a run, where the property raises an error
-    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    names = getattr(module.data_module, "class_names", None)
     return f"class {label}" if names is None else str(names[label])
 
 

@@ -12,6 +12,18 @@ from lightning_modules.base.checks import check_images, check_precision, images_
 from robust.errors import require
 
 
+def data_module(trainer: Any) -> Any:
+    """The data module of the current run, or of the last one if none runs; None of plain loaders, or without a trainer.
+
+    ``trainer.datamodule`` may be that of an earlier run.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None:
+        return None
+    loop = getattr(trainer, f"{trainer.state.fn.value}_loop")
+    return data if loop._data_source.instance is data else None
+
+
 class CheckedInputs(pl.LightningModule):
     """Checks that networks, data and trainer fit together before the run starts, then checks every batch.
 
@@ -25,9 +37,14 @@ class CheckedInputs(pl.LightningModule):
     training_batches: int = 1
     gradient_clip: float | None
 
+    @property
+    def data_module(self) -> Any:
+        """The data module of the current run, or of the last one if none runs; None of plain loaders."""
+        return data_module(self._trainer)
+
     def check_data(self) -> None:
         """Check the networks on the data module's image shape, if it has one."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.data_module
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
 

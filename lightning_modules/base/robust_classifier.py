@@ -178,6 +178,6 @@ class RobustClassifier(TrainingModule):
         )
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":
-            size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+            size = getattr(self.data_module, "batch_size", None)
             batch = size // self.trainer.world_size if isinstance(size, int) else 2
             check_training_mode("model.classifier", self.classifier, image_shape, logits, max(batch, 1))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pytorch_lightning import Trainer
 
+from lightning_modules.base.inputs import data_module
 from robust.errors import SettingError
 from robust.schedules import EachStep
 
@@ -34,7 +35,7 @@ def describe_states(states: list[dict[str, Any]]) -> Description:
 
 def describe_data(trainer: Trainer) -> dict[str, Any]:
     """Class, shape and size of the data set; empty if the trainer has loaders without a data module."""
-    data: Any = getattr(trainer, "datamodule", None)
+    data = data_module(trainer)
     if data is None:
         return {}
     description: dict[str, Any] = {"class": _name(data)}

@@ -160,6 +160,24 @@ def test_results_that_depend_on_other_values_are_refused(other, trained, tmp_pat
         volumes(trained, tmp_path / "run", CertifiedVolume(search, **settings))
 
 
+class Configured(FeedForwardVerifier):
+    """A user's verifier, with settings of any type."""
+
+    def __init__(self, order):
+        super().__init__("ibp")
+        self.order, self.options, self.dtype = order, {"a": 1}, torch.float32
+
+
+def test_a_verifier_has_settings_of_any_type(trained, tmp_path):
+    settings = {"num_samples": 2, "state_folder": str(tmp_path)}
+    for _ in range(2):
+        search = LargestCertifiedBox(Configured([1, 2]), steps=1)
+        volumes(trained, tmp_path / "run", CertifiedVolume(search, **settings))
+    search = LargestCertifiedBox(Configured([2, 1]), steps=1)
+    with pytest.raises(SettingError, match=r"state_folder: got .*results of other search settings: give another"):
+        volumes(trained, tmp_path / "run", CertifiedVolume(search, **settings))
+
+
 def test_a_file_without_results_is_refused(trained, tmp_path):
     (tmp_path / "process-0.pt").write_bytes(b"else")
     with pytest.raises(SettingError, match=r"state_folder: got .*process-0.pt'; .*holds no results"):
@@ -171,8 +189,8 @@ def test_a_row_of_several_processes_is_taken_once():
     other = {"index": torch.tensor([1, 2]), "value": torch.tensor([11.0, 20.0])}
     assert concatenate([{}, {}]) == {}
     both = concatenate([one, {}, other])
-    assert both["index"].tolist() == [4, 1, 2]
-    assert both["value"].tolist() == [40, 10, 20]
+    assert both["index"].tolist() == [1, 2, 4]
+    assert both["value"].tolist() == [10, 20, 40]
 
 
 def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):

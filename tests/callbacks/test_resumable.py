@@ -74,6 +74,16 @@ def test_a_stopped_test_resumes_to_the_same_results(trained, tmp_path):
     assert measure(trained, tmp_path / "state") == (whole, 0)
 
 
+def test_a_test_continues_from_the_files_of_two_processes(trained, tmp_path):
+    expected, _ = measure(trained, tmp_path)
+    for file in tmp_path.glob("**/process-0.pt"):
+        state = torch.load(file, weights_only=True)
+        for process in range(2):
+            rows = {name: column[process::2].clone() for name, column in state["rows"].items()}
+            torch.save(state | {"rows": rows}, file.with_name(f"process-{process}.pt"))
+    assert measure(trained, tmp_path) == (expected, 0)
+
+
 def test_a_state_of_another_test_is_refused(trained, tmp_path):
     measure(trained, tmp_path / "state")
     other = copy.deepcopy(trained)

@@ -1,5 +1,6 @@
 """Evaluations that need what is not everywhere: AutoAttack's package, copies of the images, an autoencoder."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_copies_that_are_absent_or_of_other_images_are_left_out(mnist, corrupted
         (
             corrupted / "none",
             mnist(),
-            r"cannot read .*mnist_c.*; name their folder by data.root or ROBUST_DATA, or leave out",
+            r"cannot read .*mnist_c.*; set data.download: true, name their folder by data.root or ROBUST_DATA, or",
         ),
         (corrupted, Digits(), r"its images are no copies of the test images of Digits; leave out CorruptedAccuracy"),
     ):
@@ -138,3 +139,20 @@ def test_copies_that_are_absent_or_of_other_images_are_left_out(mnist, corrupted
             measured(module, CorruptedAccuracy(copies(root)), data=data)
     with pytest.raises(SettingError, match=r"^CorruptedAccuracy.data: got 'Digits'; give data in groups, such as MNIS"):
         CorruptedAccuracy(Digits())
+
+
+@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+def test_copies_are_downloaded(mnist, corrupted):
+    class Published(MNISTC):
+        def fetch(self):
+            shutil.copytree(corrupted / "mnist_c", self.folder / "mnist_c")
+
+    class Unreachable(MNISTC):
+        def fetch(self):
+            raise OSError("no network")
+
+    metrics = measured(stored(), CorruptedAccuracy(Published(root=str(corrupted / "new"), download=True)), data=mnist())
+    assert "test/accuracy/group/mean" in metrics
+    evaluation = CorruptedAccuracy(Unreachable(root=str(corrupted / "none"), download=True), where_possible=True)
+    with pytest.warns(UserWarning, match="^CorruptedAccuracy is left out: the download failed .no network.; set data"):
+        measured(stored(), evaluation, data=mnist())
