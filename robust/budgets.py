@@ -76,7 +76,8 @@ class LearnedBudgets:
             is frozen and put in evaluation mode.
         checkpoint: checkpoint of the training by ``ContextualBudgets``; none if the generator is trained already.
         alpha_low: smallest budget over epsilon0, in (0, 1]. The default is the value of the checkpoint's training, and
-            any other value is an error; without a checkpoint the default is 0.5.
+            any other value is an error; give it if an early checkpoint does not hold it. Without a checkpoint the
+            default is 0.5.
         alpha_high: largest budget over epsilon0, at least 1. The default is as for ``alpha_low``; without a checkpoint
             it is 2.
 
