@@ -29,11 +29,13 @@ class WeightNoise(NoiseSource):
         initial_strength: initial value of every alpha.
 
     Raises:
-        KeyError: if there is no such granularity; :class:`NoisyWeights` checks it first.
+        SettingError: if there is no such granularity.
     """
 
     def __init__(self, weight: Tensor, granularity: Granularity = "layer", initial_strength: float = 0.25) -> None:
         super().__init__()
+        choices = get_args(Granularity)
+        require(granularity in choices, "granularity", granularity, f"give one of {', '.join(choices)}")
         ones = [1] * weight.dim()
         shapes = {"layer": ones, "channel": [len(weight), *ones[1:]], "element": list(weight.shape)}
         self.alpha = nn.Parameter(torch.full(shapes[granularity], initial_strength))
@@ -53,11 +55,12 @@ class GaussianWeight(NoiseSource):
         initial_std: sigma of every entry, positive. The authors' code starts at exp(0.08) = 1.083.
 
     Raises:
-        ValueError: if ``initial_std`` is not positive; :class:`BayesianWeights` checks it first.
+        SettingError: if ``initial_std`` is not positive.
     """
 
     def __init__(self, weight: Tensor, initial_std: float = 0.08) -> None:
         super().__init__()
+        require(initial_std > 0, "initial_std", initial_std, "give a positive standard deviation")
         self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(initial_std)))
 
     def forward(self, mu: Tensor) -> Tensor:
@@ -84,8 +87,6 @@ class NoisyWeights(nn.Module):
 
     def __init__(self, network: nn.Module, granularity: Granularity = "layer", initial_strength: float = 0.25) -> None:
         super().__init__()
-        choices = get_args(Granularity)
-        require(granularity in choices, "granularity", granularity, f"give one of {', '.join(choices)}")
         layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd)]
         require(bool(layers), "network", type(network).__name__, "give one with convolutions or linear layers")
         for layer in layers:
@@ -111,7 +112,6 @@ class BayesianWeights(nn.Module):
 
     def __init__(self, network: nn.Module, initial_std: float = 0.08) -> None:
         super().__init__()
-        require(initial_std > 0, "initial_std", initial_std, "give a positive standard deviation")
         names = [(layer, name) for layer in network.modules() for name, _ in layer.named_parameters(recurse=False)]
         require(bool(names), "network", type(network).__name__, "give one with parameters")
         for layer, name in names:

@@ -11,6 +11,7 @@ from robust.errors import SettingError
 from robust.networks import (
     BayesianWeights,
     DMSmall,
+    GaussianWeight,
     NoisyWeights,
     ResNetV1,
     WeightNoise,
@@ -94,6 +95,8 @@ def test_without_noise_it_is_the_plain_network_also_in_a_copy(wrapper):
         (lambda: NoisyWeights(DMSmall(), "neuron"), "granularity: got 'neuron'; give one of layer, channel, element"),
         (lambda: NoisyWeights(nn.Flatten()), "network: got 'Flatten'; give one with convolutions"),
         (lambda: BayesianWeights(DMSmall(), 0.0), "initial_std: got 0.0"),
+        (lambda: WeightNoise(torch.ones(2, 2), "neuron"), "granularity: got 'neuron'; give one of layer, channel"),
+        (lambda: GaussianWeight(torch.ones(2, 2), 0.0), "initial_std: got 0.0"),
         (lambda: BayesianWeights(nn.Flatten()), "network: got 'Flatten'; give one with parameters"),
     ],
 )
