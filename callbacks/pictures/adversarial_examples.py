@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks._stages import Stage
@@ -47,6 +48,7 @@ class AdversarialExamples(Picture):
         super().__init__(count, every_n_epochs)
         self.attack = PGD(steps)
         self.seed = seed
+        self._warned = False
 
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
         """Whether to draw this batch: with TensorBoard, and after the last epoch too."""
@@ -64,13 +66,16 @@ class AdversarialExamples(Picture):
             super().on_batch(stage, trainer, module, batch, batch_idx)
 
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
-        """Draw one figure; none if the attack refuses the network, since a picture must not end a run."""
+        """Draw one figure; none, with one warning, if the attack refuses the network: a picture must not end a run."""
         try:
             with attack_mode(module, "eval"), global_seed(x.device, self.seed):
                 name, threat_model = next(iter(module.threat_models(x, module.epsilon).items()))
                 x_adv = self.attack(module, threat_model, x, y)
                 predictions = [module(images).argmax(1) for images in (x, x_adv)]
-        except (GradientError, NonFiniteLogitsError, SettingError):
+        except (GradientError, NonFiniteLogitsError, SettingError) as error:
+            if not self._warned:
+                rank_zero_warn(f"{type(self).__name__} draws nothing: {error}")
+            self._warned = True
             return {}
         return {name: draw_examples(x, x_adv, predictions[0], predictions[1], y, partial(class_name, module))}
 
