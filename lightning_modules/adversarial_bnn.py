@@ -55,7 +55,7 @@ class AdversarialBNN(AttackedClassifier):
         bayesian = any(isinstance(module, GaussianWeight) for module in classifier.modules())
         name = type(classifier).__name__
         require(bayesian, "model.classifier", name, "wrap it in robust.networks.BayesianWeights")
-        require(prior_std > 0, "model.prior_std", prior_std, "give a positive standard deviation")
+        require(prior_std > 0, "model.prior_std", prior_std, "give a positive std")
         require(kl_weight >= 0, "model.kl_weight", kl_weight, "give 0 (no prior) or more")
         self.prior_std, self.kl_weight = prior_std, kl_weight
 

@@ -35,7 +35,7 @@ class PerturbationInjection(NoiseSource):
 
     Args:
         shape: shape (C, H, W) of the feature map.
-        initial_scale: initial standard deviation of every neuron, positive.
+        initial_scale: initial std of every neuron, positive.
         shared_noise: one draw for all examples of a batch, as in the published code; copies of an image in a batch
             then get the same noise. By default each example has its own.
 
@@ -48,7 +48,7 @@ class PerturbationInjection(NoiseSource):
 
     def __init__(self, shape: Sequence[int], initial_scale: float = 0.25, shared_noise: bool = False) -> None:
         super().__init__()
-        require(initial_scale > 0, "initial_scale", initial_scale, "give a positive standard deviation")
+        require(initial_scale > 0, "initial_scale", initial_scale, "give a positive std")
         self.theta = nn.Parameter(torch.full((1, *shape), initial_scale))
         self.shared_noise = shared_noise
 

@@ -60,7 +60,7 @@ class GaussianWeight(NoiseSource):
 
     def __init__(self, weight: Tensor, initial_std: float = 0.08) -> None:
         super().__init__()
-        require(initial_std > 0, "initial_std", initial_std, "give a positive standard deviation")
+        require(initial_std > 0, "initial_std", initial_std, "give a positive std")
         self.log_sigma = nn.Parameter(torch.full_like(weight, math.log(initial_std)))
 
     def forward(self, mu: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Normalize(nn.Module):
         std: one positive value a channel.
 
     Raises:
-        SettingError: if the lengths differ or a standard deviation is not positive.
+        SettingError: if the lengths differ or a std is not positive.
     """
 
     mean: Tensor

@@ -43,7 +43,7 @@ class ResNet18(nn.Module):
         num_classes: number of logits.
         channels: number of channels of the images.
         mean: per-channel mean for the normalisation layer; none by default.
-        std: per-channel standard deviation, given together with ``mean``.
+        std: std of each channel, given together with ``mean``.
 
     Raises:
         SettingError: if the number of classes is below 2 or of channels below 1, only one of mean and std is given, or
