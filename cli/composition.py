@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from cli.config_files import RefusedYAMLError, check_file, load
+from cli.config_files import RefusedYAMLError, check_file, load, load_file
 from cli.user_modules import add_folder
-from robust.errors import SettingError, require
+from robust.errors import require
 
 KEY = "config"
 SECTIONS = ("init_args", "dict_kwargs")
@@ -56,15 +56,9 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Settings:
     """Composed settings of a file."""
     path = path.resolve()
     require(path not in inside, KEY, str(path), "this file names itself; remove it from the list of files")
-    remedy = "this is no file; give the path of a YAML file" if not path.is_file() else check_file(str(path))
-    try:
-        settings = None if remedy else load(path.read_text(encoding="utf-8"))
-    except RefusedYAMLError as error:
-        remedy = error.reason
-    except yaml.YAMLError as error:
-        remedy = f"give a YAML file of settings ({' '.join(str(error).split())})"
-    if remedy or not isinstance(settings, dict):
-        raise SettingError(KEY, str(path), remedy or "give a YAML file of settings")
+    require(path.is_file(), KEY, str(path), "this is no file; give the path of a YAML file")
+    settings = load_file(KEY, path)
+    require(isinstance(settings, dict), KEY, str(path), "give a YAML file of settings")
     add_folder(path.parent)
     return composed(settings, path.parent, (*inside, path))
 

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from jsonargparse.typing import register_type
 
-from robust.errors import require
+from robust.errors import SettingError, require
 
 MOST_BYTES = 4_000_000
 MOST_NODES = 100_000
@@ -67,10 +67,10 @@ def load_settings(name: str, path: str, known: set[str], required: Sequence[str]
         example: a file of the kind.
 
     Raises:
-        SettingError: if the file is absent, is no mapping, or has other settings or too few.
+        SettingError: if the file is absent, is no valid YAML, is no mapping, or has other settings or too few.
     """
     require(Path(path).is_file(), name, path, f"this is no file; give a YAML file such as {example}")
-    content = load(Path(path).read_text(encoding="utf-8"))
+    content = load_file(name, path)
     require(isinstance(content, dict), name, path, f"give a mapping with {', '.join(sorted(known))}")
     unknown = sorted(set(content) - known)
     require(not unknown, name, ", ".join(unknown), f"no such setting; give {', '.join(sorted(known))}")
@@ -78,6 +78,28 @@ def load_settings(name: str, path: str, known: set[str], required: Sequence[str]
     require(not missing, name, path, f"it lacks {', '.join(missing)}")
     settings: dict[str, Any] = content
     return settings
+
+
+def load_file(name: str, path: str | Path) -> Any:
+    """Parse a YAML file.
+
+    Args:
+        name: what the error calls the file.
+        path: the file.
+
+    Raises:
+        SettingError: if it is no YAML file, or one that :func:`load` refuses.
+    """
+    remedy = check_file(str(path))
+    try:
+        content = None if remedy else load(Path(path).read_text(encoding="utf-8"))
+    except RefusedYAMLError as error:
+        remedy = error.reason
+    except yaml.YAMLError as error:
+        remedy = f"give a YAML file of settings ({' '.join(str(error).split())})"
+    if remedy:
+        raise SettingError(name, str(path), remedy)
+    return content
 
 
 def check_levels(text: str) -> None:

@@ -160,6 +160,23 @@ def test_absent_files_and_keys_are_named(tmp_path, capsys):
         assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"runs: {a: &weight_0.1 a.yaml}", "give a YAML file of settings (while scanning an anchor"),
+        (b"runs: {}\nruns: {}", "'runs' is given twice, in line 1 and 2; keep one of them"),
+        (b"\xff\xfe", "it is not in UTF-8"),
+    ],
+)
+def test_a_matrix_that_cannot_be_read_is_named(text, message, tmp_path, capsys):
+    path = tmp_path / "matrix.yaml"
+    path.write_bytes(text)
+    with pytest.raises(SystemExit) as end:
+        experiment.main([str(path)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: matrix: got '{path}'; {message}")
+
+
 def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
     def job(name, seed, seconds=None):
         result = tmp_path / f"{name}_{seed}.json"
