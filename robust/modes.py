@@ -44,16 +44,19 @@ def in_mode(network: nn.Module, mode: Mode) -> Iterator[None]:
             not update the running statistics: layers in training normalise by the batch.
     """
     frozen = _layers_that_move_statistics(network) if mode == "frozen" else []
+    momenta = [layer.momentum for layer in frozen]
     with keep_modes(network):
         try:
             if mode == "eval":
                 network.eval()
             for layer in frozen:
                 layer.track_running_stats = False  # read by the layer at each pass: no update, no count
+                layer.momentum = 0.0  # instance normalisation reads this alone
             yield
         finally:
-            for layer in frozen:
+            for layer, momentum in zip(frozen, momenta, strict=True):
                 layer.track_running_stats = True
+                layer.momentum = momentum
 
 
 @contextmanager

@@ -244,6 +244,12 @@ def test_pretraining_updates_the_encoder_alone():
     assert_same(module.autoencoder.encoder, before.encoder)
 
 
+def test_batches_of_one_image_are_refused():
+    x, y = data()
+    with pytest.raises(SettingError, match=r"^data\.batch_size: got 1; give 2 or more"):
+        fit(wasserstein(), x[:1], y[:1])
+
+
 def test_input_noise_is_in_training_alone():
     x, y = data()
     quiet, noisy = (fit(wasserstein(input_noise=noise), x, y) for noise in (0.0, 0.5))
