@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reports.documents import update
 from reports.page import html
-from reports.picture import svg
+from reports.picture import front, svg
 from reports.report import make_report
 from reports.tables import as_json, comma_separated, markdown
 from robust.errors import SettingError, require
@@ -29,9 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
             require(not output.is_dir(), "output", str(output), "it is a folder; give a file")
             require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
             require(output.parent.is_dir(), "output", str(output), "its folder does not exist; make it first")
+        svgs = [output for output in given.output if output.suffix == ".svg"]
+        require(given.front is None or bool(svgs), "front", given.front, "give --output a file that ends in .svg, too")
         report = make_report(given.runs, given.stage, given.baseline)
         for output in given.output:
-            output.write_text(FORMATS[output.suffix](report), encoding="utf-8")
+            drawn = given.front is not None and output in svgs
+            text = front(report, given.front) if drawn else FORMATS[output.suffix](report)
+            output.write_text(text, encoding="utf-8")
             print(f"Written to {output}")
     except SettingError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
@@ -55,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")
     parser.add_argument(
         "--baseline", help="row to compare with: its label, or part of it or of its folder; default: the first"
+    )
+    parser.add_argument(
+        "--front",
+        metavar="METRIC",
+        help="draw clean accuracy against this one, with the Pareto front, as the SVG; as certified_accuracy/linf_0.1",
     )
     parser.add_argument(
         "--update-docs", action="store_true", help="write the tables of results/ into the documentation"

@@ -66,7 +66,7 @@ class AdversarialBNN(AttackedClassifier):
         cross_entropy = F.cross_entropy(self(x_adv), y)
         kl = self.kl_per_image()
         self.descend(cross_entropy + self.kl_weight * kl, self.all_optimizers()[0])
-        self.log("train/loss", cross_entropy.detach(), prog_bar=True)
+        self.log("train/loss", cross_entropy.detach(), prog_bar=True, sync_dist=True)
         self.log("train/kl", kl.detach())
 
     def kl_per_image(self) -> Tensor:

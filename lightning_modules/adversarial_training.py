@@ -20,4 +20,4 @@ class AdversarialTraining(AttackedClassifier):
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

@@ -147,7 +147,7 @@ class ContextualBudgets(GeneratorClassifier):
         else:
             loss = self._robust_loss(x, y)
             self.descend(loss, *self.all_optimizers())
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         if self.alpha_low_start is not None:
             self.log("train/alpha_low", self.current_alpha_low)
 

@@ -65,7 +65,7 @@ class CrossLipschitz(RobustClassifier):
         penalty = self.mean_penalty(x)
         loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)
 
     def mean_penalty(self, x: Tensor) -> Tensor:

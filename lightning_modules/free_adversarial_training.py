@@ -56,7 +56,7 @@ class FreeAdversarialTraining(RobustClassifier):
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)
         rest = None if last is None else last[len(x) :]  # of larger batches
         self._perturbation = delta if rest is None or len(rest) == 0 else torch.cat([delta, rest.to(x.device)])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the perturbation of the global batch, gathered from all processes."""

@@ -76,8 +76,8 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         x_adv = self.attack(self.classifier, _balls(radii), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/mean_radius", radii.mean())
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self.log("train/mean_radius", radii.mean(), sync_dist=True)
 
     def _select(self, x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
         """The largest of radius + gamma and radius that the network withstands, else radius - gamma; (B,)."""

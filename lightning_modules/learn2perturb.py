@@ -135,7 +135,7 @@ class Learn2Perturb(AttackedClassifier):
         total = loss + self.regulariser() if joint else loss
         self.descend(total, weights, *([scales] if from_loss else []))
 
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train/mean_scale", torch.cat([theta.detach().flatten() for theta in self.scales]).mean())
 
     def regulariser(self) -> Tensor:

@@ -18,4 +18,4 @@ class MixedAdversarialTraining(AttackedClassifier):
         """Minimise the mixed risk."""
         loss = self.mixed_risk(*batch)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

@@ -98,9 +98,9 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
             clean, noisy, attacked = self(x), self(x_noisy), self(x_adv)
             divergence = jensen_shannon(clean, noisy, attacked)
             loss = (F.cross_entropy(attacked, y, reduction="none") + self.consistency * divergence).mean()
-            self.log("train/divergence", divergence.detach().mean())
+            self.log("train/divergence", divergence.detach().mean(), sync_dist=True)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) plus the generator's or normal noise, fitted to the ball."""
@@ -122,7 +122,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         size = torch.stack([gradient.norm() for gradient in means]).norm()
         self.step(generator_optimizer, counts=False)
         generator_optimizer.zero_grad()
-        self.log_dict({"train/meta_loss": loss.detach(), "train/generator_gradient": size})
+        self.log_dict({"train/meta_loss": loss.detach(), "train/generator_gradient": size}, sync_dist=True)
 
     def meta_loss(self, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, rate: float) -> Tensor:
         """Cross-entropy on ``x_adv`` of the classifier after one gradient step of that rate on noisy images, a scalar.

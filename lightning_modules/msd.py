@@ -39,4 +39,4 @@ class MSD(MultiNormClassifier):
         x_adv = self.attack(self.classifier, self.balls(self.ramp), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

@@ -51,4 +51,4 @@ class MultiNormTraining(MultiNormClassifier):
         losses = torch.stack([cross_entropy(self(x_adv), y) for x_adv in attacked])
         loss = (losses.mean(0) if self.combine == "average" else losses.amax(0)).mean()
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

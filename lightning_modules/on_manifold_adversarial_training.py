@@ -67,7 +67,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
             x[half] = self.attacked(x[half], y[half]).to(x.dtype)  # autocast changes the type of decoded images
         loss = F.cross_entropy(self(x), y)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     @torch.no_grad()
     def attacked(self, x: Tensor, y: Tensor) -> Tensor:

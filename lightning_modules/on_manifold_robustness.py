@@ -83,7 +83,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         term = (weights * disagreement.view(weights.shape)).sum(1)
         loss = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train/disagreement", disagreement.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
 
     @torch.no_grad()

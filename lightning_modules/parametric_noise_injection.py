@@ -61,7 +61,7 @@ class ParametricNoiseInjection(AttackedClassifier):
         """Update weights and noise strengths in one step; each pass draws new noise."""
         loss = self.mixed_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train/mean_strength", torch.cat([alpha.detach().flatten() for alpha in self.strengths]).mean())
 
     @property

@@ -126,13 +126,13 @@ class RobustnessScoreTraining(GeneratorClassifier):
 
     def _classifier_step(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
         self.descend(loss, optimizer)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def _generator_step(self, optimizer: LightningOptimizer, z: Tensor, counts: bool) -> None:
         with self.toggled_optimizer(optimizer), attack_mode(self.classifier, "eval"), torch.enable_grad():
             loss = self.generator_loss(z)
             self.descend(loss, optimizer, counts=counts)
-        self.log("train/generator_loss", loss.detach())
+        self.log("train/generator_loss", loss.detach(), sync_dist=True)
 
     def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy plus lambda times the literal or the inverse term, a scalar."""

@@ -21,4 +21,4 @@ class StandardTraining(RobustClassifier):
         x, y = batch
         loss = F.cross_entropy(self(x), y)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

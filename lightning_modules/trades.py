@@ -60,4 +60,4 @@ class TRADES(AttackedClassifier):
         clean = self(x)
         loss = F.cross_entropy(clean, y) + self.beta * kl(self(x_adv), clean).mean()
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

@@ -100,7 +100,7 @@ class WassersteinAutoencoder(TrainingModule):
             loss = self.reconstruction(x, self.autoencoder.decode(codes)).mean() + self.mmd_weight * penalty
             self.log("train/discrepancy", penalty.detach())
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def reconstruction(self, x: Tensor, reconstructed: Tensor) -> Tensor:
         """Cost of each image, (B,)."""

@@ -61,7 +61,7 @@ class WeightedMinimax(AttackedClassifier):
         """Algorithm 1: minimise the weighted cross-entropy of attacked images, or the weighted risk of TRADES."""
         loss = self._adversarial_risk(*batch) if self.beta is None else self._trades_risk(*batch, self.beta)
         self.descend(loss, self.all_optimizers()[0])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def _adversarial_risk(self, x: Tensor, y: Tensor) -> Tensor:
         def weighted(logits: Tensor, y: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class YOPO(RobustClassifier):
                 (gradient,) = torch.autograd.grad(hamiltonian, x_adv)
                 x_adv = ball.project(x_adv.detach() + step * gradient.sign(), x)
         self.step(optimizer)
-        self.log("train/loss", torch.stack(losses).sum(), prog_bar=True)
+        self.log("train/loss", torch.stack(losses).sum(), prog_bar=True, sync_dist=True)
 
     def start(self, ball: LinfBall, x: Tensor) -> Tensor:
         """First perturbed images of a batch, drawn from the ball."""

@@ -105,7 +105,7 @@ def draw(
     """Vega-Lite specifications by the chart's name, without the charts that have no points."""
     field = "row" if len(rows) <= MOST_COLORS else "method"
     names = list(dict.fromkeys(row.label if field == "row" else row.method for row in rows))
-    look = _look(field, names)
+    look = look_of(field, names)
     margin, fraction = ("margin:Q", "certified margin (logits)"), ("fraction:Q", "fraction of images")
     charts = {
         "pareto": _pareto(fronts, look),
@@ -117,7 +117,7 @@ def draw(
     return {name: chart.to_dict() for name, chart in charts.items() if data[name]}
 
 
-def _look(field: str, names: list[str]) -> Look:
+def look_of(field: str, names: list[str]) -> Look:
     """Colour and shape of each name: with more names than colours, those of one colour differ by their shape."""
     few = len(names) <= len(PALETTE)
     colors = alt.Scale(domain=names, range=PALETTE) if few else alt.Scale(domain=names, scheme="tableau20")

@@ -1,4 +1,4 @@
-"""A report as one picture: the accuracies of each row on one scale."""
+"""A report as one picture: the accuracies of each row on one scale, or clean against robust accuracy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from reports.charts import PALETTE
+from reports.charts import PALETTE, look_of, pareto_fronts
 from reports.report import Report
+from robust.errors import require
 
 WIDTH = 520  # pixels of the scale
 WIDER = 60  # pixels of room for fonts that are wider than those by which texts are placed
@@ -31,6 +32,34 @@ def svg(report: Report) -> str:
     order = _order(report, list(metrics))
     chart = _chart(points, list(metrics.values()), order)
     text: str = vl_convert.vegalite_to_svg(chart)
+    return text + "\n"
+
+
+def front(report: Report, metric: str) -> str:
+    """Clean accuracy against another accuracy of each row, mean over seeds, with a line along the Pareto front.
+
+    Args:
+        report: rows with their metrics.
+        metric: the other accuracy, without the stage: certified in a threat model, or under an attack.
+
+    Raises:
+        SettingError: if no row has both accuracies.
+    """
+    points = pareto_fronts(report.rows, report.stage)
+    known = ", ".join(dict.fromkeys(point["metric"] for point in points)) or "they have none beside accuracy/clean"
+    points = [point for point in points if point["metric"] == metric]
+    require(bool(points), "front", metric, f"give an accuracy of the runs: {known}")
+    x, y = (
+        alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%")),
+        alt.Y("robust:Q", title=metric, scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%")),
+    )
+    base = alt.Chart({"values": points}).encode(x=x, y=y)
+    line = base.transform_filter("datum.front").mark_line(color="black", opacity=0.5, strokeDash=[4, 3])
+    dots = base.mark_point(filled=True, size=90, opacity=1).encode(
+        **look_of("row", list(dict.fromkeys(point["row"] for point in points)))
+    )
+    chart = (line.encode(order="clean:Q") + dots).properties(width=WIDTH, height=WIDTH // 2, background="white")
+    text: str = vl_convert.vegalite_to_svg(chart.configure_legend(orient="bottom", columns=2, labelLimit=320).to_dict())
     return text + "\n"
 
 

@@ -196,6 +196,17 @@ def test_the_picture_has_the_rows_the_most_robust_first(tmp_path):
     assert {"accuracy/clean", "accuracy/union"} <= set(texts)
 
 
+def test_the_front_joins_the_rows_that_no_other_dominates(tmp_path):
+    for method, (clean, certified) in {"MSD": (0.9, 0.2), "TRADES": (0.8, 0.5), "MNGAC": (0.7, 0.4)}.items():
+        write_run(tmp_path / method, method=method, metrics={CLEAN: clean, CERTIFIED: certified})
+    output = tmp_path / "front.svg"
+    assert report.main([str(tmp_path), "--front", "certified_accuracy/linf_0.1", "--output", str(output)]) == 0
+    parts = list(ElementTree.parse(output).iter())
+    assert {"MSD", "TRADES", "MNGAC", "clean accuracy", "certified_accuracy/linf_0.1"} <= {part.text for part in parts}
+    (line,) = [part for part in parts if part.get("aria-roledescription") == "line mark"]
+    assert line.get("d").count("L") == 1, "a line from TRADES to MSD"
+
+
 def test_all_formats(tmp_path, capsys):
     margins = {CERTIFIED: [-1.0, 0.5, 2.0]}
     write_run(tmp_path / "a", metrics={CLEAN: 0.9, CERTIFIED: 0.5, "test/certified_accuracy/linf_0.2": 0.25})
@@ -250,6 +261,11 @@ def test_the_page_loads_nothing(tmp_path):
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
         (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
+        (
+            ["a", "--front", "accuracy/union", "-o", "x.svg"],
+            "front: got 'accuracy/union'; give an accuracy of the runs: they have none beside accuracy/clean",
+        ),
+        (["a", "--front", "accuracy/union"], "front: got 'accuracy/union'; give --output a file that ends in .svg"),
         (["a", "--baseline", "MSD"], "baseline: got 'MSD'; 0 rows fit; give a part of one of these: TRADES"),
     ],
 )

@@ -123,7 +123,7 @@ def assert_equal(one, other, where):
 
 
 def assert_any_number_of_processes_agrees(settings, tmp_path, counts=(2, 3), tolerance=1e-8):
-    """Two and three processes (gloo, CPU) train to the same weights as one.
+    """Two and three processes (gloo, CPU) train to the weights of one, and log the same (float32) at the last step.
 
     Args:
         settings: arguments of ``fit``, of a batch size that the counts divide, in float64.
@@ -131,13 +131,18 @@ def assert_any_number_of_processes_agrees(settings, tmp_path, counts=(2, 3), tol
         counts: numbers of processes.
         tolerance: largest difference of a weight, whose sums over the batch processes round differently.
     """
-    whole, _ = run("fit", settings, tmp_path / "1")
+    whole, logged = run("fit", settings, tmp_path / "1")
+    curves = {name: value for name, value in logged["metrics"].items() if name.startswith("train/")}
+    assert "train/loss" in curves
     for count in counts:
-        parts, _ = several_processes(count, "fit", settings, tmp_path / str(count))
+        parts, logged = several_processes(count, "fit", settings, tmp_path / str(count))
         assert parts["global_step"] == whole["global_step"]
         for name, weight in whole["state_dict"].items():
             difference = (parts["state_dict"][name] - weight).abs().max()
             assert difference <= tolerance, f"{name} differs by {difference} in {count} processes"
+        assert {name: logged["metrics"][name] for name in curves} == pytest.approx(
+            curves, rel=1e-5
+        )
 
 
 def two_processes(command, settings, folder):
