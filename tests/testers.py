@@ -140,9 +140,7 @@ def assert_any_number_of_processes_agrees(settings, tmp_path, counts=(2, 3), tol
         for name, weight in whole["state_dict"].items():
             difference = (parts["state_dict"][name] - weight).abs().max()
             assert difference <= tolerance, f"{name} differs by {difference} in {count} processes"
-        assert {name: logged["metrics"][name] for name in curves} == pytest.approx(
-            curves, rel=1e-5
-        )
+        assert {name: logged["metrics"][name] for name in curves} == pytest.approx(curves, rel=1e-5)
 
 
 def two_processes(command, settings, folder):

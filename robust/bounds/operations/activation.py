@@ -66,6 +66,16 @@ class Activation(Operation):
             high = torch.where(inside, high.clamp(min=extreme), high)
         return Interval.between(low, high)
 
+    def bends(self, h: Interval) -> Tensor:
+        """Where a kink or a part of a piece that is not straight is inside the interval."""
+        low, high = h.lower, h.upper
+        bent = torch.zeros_like(low, dtype=torch.bool)
+        for kink in self.kinks:
+            bent |= (low < kink) & (kink < high)
+        for left, right, _ in self.pieces:
+            bent |= (low < right) & (left < high)
+        return bent
+
     def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The upper line of a positive coefficient, the lower line of a negative one."""
         slope, below, above = self.lines(inputs[0])

@@ -110,6 +110,10 @@ class Operation(ABC):
             A_i of shape (B, S, *in_i), and the constants (B, S).
         """
 
+    def bends(self, h: Interval) -> Tensor:
+        """Where f may not be linear over the interval of an input, bool (B, *in): elsewhere linear bounds are exact."""
+        return torch.ones_like(h.center, dtype=torch.bool)
+
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """Upper bound of how far an exact output lies outside the computed interval, (B, *out); None: not known.
 

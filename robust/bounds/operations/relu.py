@@ -112,6 +112,10 @@ class ReLU(Operation):
         """The ends' values."""
         return Interval(*_IntervalReLU.apply(*inputs[0]))
 
+    def bends(self, h: Interval) -> Tensor:
+        """Where 0 is inside the interval."""
+        return h.center.abs() < h.radius
+
     def backward(self, A: Tensor, *inputs: Interval) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The upper line of a positive coefficient, the lower line of a negative one."""
         rows, constant = _RelaxReLU.apply(A.to(inputs[0].center.dtype), *inputs[0])

@@ -142,10 +142,11 @@ def unbounded(verifier, graph, values, y):
     return torch.full((len(y), graph.num_classes - 1), math.inf)
 
 
-def by_crown_alone(graph, values, value, rows_at_once):
+def by_crown_alone(graph, values, value, rows_at_once, bent):
     """An interval by linear bounds backwards, without the intersection with that of interval propagation."""
     center, radius = values[value]
-    return TIGHTENED(graph, [*values[:value], Interval(center, radius + 1e3)], value, rows_at_once)
+    everywhere = torch.ones_like(bent)
+    return TIGHTENED(graph, [*values[:value], Interval(center, radius + 1e3)], value, rows_at_once, everywhere)
 
 
 @needs_lirpa

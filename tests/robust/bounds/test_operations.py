@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.bounds import FeedForwardVerifier
+from robust.bounds.graph import Graph
 from robust.bounds.operations import Activation, Arithmetic, Interval, activations, powers, register, registry
 from robust.bounds.operations.pooling import MaxPool
+from robust.bounds.operations.relu import ReLU
 from robust.errors import UnsupportedLayerError
 from robust.threat_models import LinfBall, PixelBox
 from tests.plain_bounds import plain_bounds
@@ -169,6 +172,51 @@ def test_max_pooling_is_exact_where_one_activation_dominates_and_holds_all_corne
             assert (exact <= bound + 1e-9).all()
         if size == 0:
             torch.testing.assert_close(bound, exact)
+
+
+@pytest.mark.parametrize("operation", [*SMOOTH, ReLU()], ids=name)
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**31))
+def test_linear_bounds_are_exact_where_an_operation_does_not_bend(operation, seed):
+    h = random_intervals(operation, seed, torch.double)
+    straight = ~operation.bends(h)
+    A = torch.diag_embed(torch.ones_like(h.center))
+    (rows,), above = operation.backward(A, h)
+    (negated,), below = operation.backward(-A, h)
+    gap = (above + below)[straight], (rows + negated).abs().sum(2)[straight] * h.size[straight]
+    assert all((part.abs() <= 1e-9 * (1 + h.size[straight])).all() for part in gap)
+    if isinstance(operation, (ReLU, activations.LeakyReLU, activations.Abs)):
+        assert torch.equal(straight, (h.lower >= 0) | (h.upper <= 0))
+        assert straight.any()
+
+
+def test_crown_bounds_what_bends_alone_and_each_image_as_if_alone():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
+    x, y = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
+    budgets = PixelBox(torch.tensor([0.0, 1e-3, 0.01, 0.05]).view(4, 1, 1, 1))
+    seen = []
+    with patch.object(Graph, "upper_bound", counted(Graph.upper_bound, seen)), torch.no_grad():
+        together = FeedForwardVerifier("crown").margins(network, budgets.interval(x), y)
+        rows_of_all = sum(seen)
+        seen.clear()
+        alone = [
+            FeedForwardVerifier("crown").margins(network, budgets.interval(x).map(lambda side: side[[i]]), y[[i]])  # noqa: B023
+            for i in range(4)
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    assert rows_of_all < 2 * 30 + 2, "each neuron has two rows, each margin one"
+    assert seen[0] == 2, "no neuron bends over a point"
+
+
+def counted(upper_bound, seen):
+    """The method, with the number of rows of each call in a list."""
+
+    def bound(graph, values, A, value=None):
+        seen.append(A.shape[1])
+        return upper_bound(graph, values, A, value)
+
+    return bound
 
 
 def test_crown_is_within_the_other_bounds_and_exact_corners_of_a_small_network():
