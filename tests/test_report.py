@@ -245,7 +245,7 @@ def test_the_page_loads_nothing(tmp_path):
         (["list.json"], "runs: got 'list.json'; it has no records with metrics; give a results.json"),
         (
             ["text.json"],
-            "runs: got 'text.json'; it is no JSON (Expecting value: line 1 column 1 (char 0)); give a results",
+            "runs: got 'text.json'; it is not valid JSON (Expecting value: line 1 column 1 (char 0)); give a results",
         ),
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
