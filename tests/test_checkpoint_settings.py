@@ -90,7 +90,7 @@ def test_a_checkpoint_without_settings_is_refused_with_the_remedy(trained, tmp_p
     remedy = "give the config of its training before it: --config FILE (config.yaml in the run's folder)"
     assert line == f"ckpt_path: got '{old}'; it holds no settings of its model; {remedy}"
     with pytest.raises(
-        SettingError, match=r"^checkpoint_path: got '.*'; it holds no settings of its model, as an older"
+        SettingError, match=r"^checkpoint_path: got '.*'; it holds no settings of its model, as of older"
     ):
         RobustClassifier.load_from_checkpoint(old)
     folder = tmp_path / "with config"

@@ -189,7 +189,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             "model.generator=torch.nn.Flatten",
-            "model.generator: got 'Flatten with output (784,)'; give one with output (1, 28, 28)",
+            "model.generator: got 'Flatten with output (784,)'; give a network with output (1, 28, 28)",
         ),
         (
             f"model.classifier={__name__}.Unsupported",

@@ -236,7 +236,10 @@ def test_the_page_loads_nothing(tmp_path):
     [
         ([], "runs: got []; give log folders of runs or files like results.json"),
         (["absent"], "runs: got 'absent'; it does not exist; give a log folder or a results.json"),
-        (["empty"], "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of such"),
+        (
+            ["empty"],
+            "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of log",
+        ),
         (
             ["renamed"],
             "runs: got 'renamed'; it has no results.json; name those of its files that are records, such as "

@@ -30,7 +30,7 @@ STUDY = {
 }
 
 
-def write(folder, **changes):
+def write(folder, /, **changes):
     """A study of small trainings in a folder."""
     settings = dict(argument.removeprefix("--").split("=", 1) for argument in SMALL)
     base = settings.pop("config")
@@ -160,7 +160,7 @@ def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
     (tmp_path / "sweep").mkdir()
     with (
         FileLock(tmp_path / "sweep" / "sweep.lock"),
-        pytest.raises(SettingError, match=r"^folder: got .*; another process sweeps in it"),
+        pytest.raises(SettingError, match=r"^folder: got .*; another process runs a sweep in it"),
     ):
         sweep.main([path])
     sweep.main([path])
@@ -195,7 +195,7 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
     [
         (
             {"objectives": {"test/accuracy/clean": "minimize"}},
-            "objectives: got 'test/accuracy/clean'; give a metric of",
+            "objectives: got 'test/accuracy/clean'; give a validation metric",
         ),
         (
             {"objectives": {"val/accuracy/clean": "lower"}},

@@ -190,7 +190,7 @@ class TestFolderErrors:
             ({"channels": 2}, r"^data\.channels: got 2; give 1 \(grey\) or 3 \(RGB\)"),
             ({"resize": "pad"}, r"^data\.resize: got 'pad'; give crop or stretch"),
             ({"val_fraction": 0.0}, r"^data\.val_fraction: got 0\.0; give a fraction between 0 and 1"),
-            ({"test_fraction": 0.9}, r"^data\.test_fraction: got 0\.9; give less: with data\.val_fraction 0\.1"),
+            ({"test_fraction": 0.9}, r"^data\.test_fraction: got 0\.9; with data\.val_fraction 0\.1, no images"),
             ({"split_seed": -1}, r"^data\.split_seed: got -1; give 0 or more"),
             ({"class_names": ["a", "a"]}, r"^data\.class_names: got \['a', 'a'\]; give at least two different"),
             ({"split": "folders"}, r"^data\.split: got 'folders'; .* needs the subfolders train and test; it has \["),
@@ -202,7 +202,7 @@ class TestFolderErrors:
             by_folder(folder, **settings)
 
     def test_a_folder_whose_class_is_not_named(self, folder):
-        with pytest.raises(SettingError, match=r"^data\.class_names: got 'kiwi'; .*kiwi 0\.png is of this class"):
+        with pytest.raises(SettingError, match=r"^data\.class_names: got 'kiwi'; the class of .*kiwi 0\.png is not"):
             by_folder(folder, class_names=["birne", "Äpfel rot"]).images("test")
 
     def test_folders(self, tmp_path):
