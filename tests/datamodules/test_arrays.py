@@ -92,7 +92,7 @@ def test_layouts_and_floats(tmp_path, images, shape, settings):
             {"labels": LABELS[:9]},
             r"^data\.path, labels of .*: got 'shape \(9,\)'; give one label for each of 30 images",
         ),
-        ({"labels": LABELS / 2}, r"^data\.path, labels of .*: got 'torch\.float64'; give whole numbers"),
+        ({"labels": LABELS / 2}, r"^data\.path, labels of .*: got 'torch\.float64'; give classes as whole"),
         ({"labels": LABELS - 1}, r"^data\.path, labels of .*: got -1; give classes from 0"),
         ({"labels": LABELS * 0}, r"^data\.path: got \['0'\]; give at least two different classes"),
         ({"labels": None}, r"^data\.path: got \['images'\]; there is no array 'labels'; give one array"),
@@ -122,7 +122,7 @@ def test_wrong_files(tmp_path):
     np.save(tmp_path / "npy" / "labels.npy", LABELS)
     with pytest.raises(SettingError, match=r"^data\.path: got 'images'; cannot read this array"):
         Arrays(path=str(tmp_path / "npy"))
-    with pytest.raises(SettingError, match=r"^data\.class_names: got \['a', 'b'\]; the labels go up to 2: name 3"):
+    with pytest.raises(SettingError, match=r"^data\.class_names: got \['a', 'b'\]; the labels go up to 2; name at"):
         Arrays(path=write(tmp_path, "npz", ALL), class_names=["a", "b"])
 
 
