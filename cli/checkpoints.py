@@ -108,7 +108,7 @@ def find_by_word(word: str, root: Path, folder: Path) -> Path:
         SettingError: if there is no such checkpoint (Lightning would use untrained weights), or if the word is
             ``best``.
     """
-    require(word != "best", NAME, word, "only the run itself knows its best checkpoint; give the path of that file")
+    require(word != "best", NAME, word, "only the run itself knows its best; give the path of that checkpoint")
     parent, pattern = {"last": (folder, "last*.ckpt"), "hpc": (root, "hpc_ckpt_*.ckpt")}[word]
     paths = sorted(parent.glob(pattern), key=lambda path: path.stat().st_mtime)
     require(len(paths) > 0, NAME, word, f"there is no {pattern} in {parent}; give the path of a checkpoint")

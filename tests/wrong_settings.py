@@ -99,7 +99,11 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--checkpoint.save_top_k=2", "checkpoint.save_top_k", "set checkpoint.monitor"),
         ("--checkpoint.every_n_epochs=-1", "checkpoint.every_n_epochs", "give 0 (never) or more"),
         ("--checkpoint.every_n_train_steps=-1", "checkpoint.every_n_train_steps", "give 0 (never) or more"),
-        ("--checkpoint.every_n_train_steps=1 --checkpoint.every_n_epochs=1", "checkpoint", "give one of them"),
+        (
+            "--checkpoint.every_n_train_steps=1 --checkpoint.every_n_epochs=1",
+            "checkpoint",
+            "give only one of these intervals",
+        ),
         ("--checkpoint.train_time_interval=soon", "checkpoint.train_time_interval", "h:m:s"),
     ],
     "epsilon schedule": [
