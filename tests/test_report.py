@@ -252,7 +252,7 @@ def test_the_page_loads_nothing(tmp_path):
         ),
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
-        (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
+        (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; create it first"),
         (["a", "--baseline", "MSD"], "baseline: got 'MSD'; 0 rows fit; give a part of one of these: TRADES"),
     ],
 )
