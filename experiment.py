@@ -1,7 +1,7 @@
-"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs what is missing in the results, and compares runs.
+"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs those whose results are missing, and compares all.
 
-The same command continues after a stop: finished runs remain, trainings resume from their last checkpoints, tests
-from what they have already measured.
+The same command continues after a stop: finished runs remain, trainings resume from their last checkpoints, and tests
+continue after the images that they have measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRAIN = Path(__file__).with_name("train.py")
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run what is missing, or print it; status 2 and one line for a wrong setting, 1 if a run failed."""
+    """Run the missing runs, or print them; exit with 2 and one line for a wrong setting, with 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("matrix", help="YAML file, such as experiments/digits.yaml")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time; default: 2")
@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _report(folder: Path, results: list[str]) -> int:
-    """Compare the runs; 1 and one line on stderr where a package of the report, which no training needs, is missing."""
+    """Compare the runs; return 1 after one line on stderr if a package that only the report needs is missing."""
     try:
         import report
     except ModuleNotFoundError as error:
@@ -71,7 +71,7 @@ class Runner:
 
     Args:
         processes: number of jobs at the same time.
-        done: finished jobs, whose times give the first estimates.
+        done: finished jobs, whose times give the first estimates of the remaining time.
     """
 
     def __init__(self, processes: int, done: list[Job]) -> None:
@@ -82,10 +82,10 @@ class Runner:
         self._stopped = False
 
     def run(self, jobs: list[Job]) -> int:
-        """Run jobs, and print each with the estimated time left; return the number of failures.
+        """Run jobs, print each with an estimate of the remaining time, and return the number of failures.
 
         Args:
-            jobs: to run, trainings that others need before these.
+            jobs: jobs to run; a training that other jobs need comes before these.
         """
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         waiting, failed, running = list(jobs), list[Job](), dict[Future[str | None], Job]()
@@ -95,14 +95,14 @@ class Runner:
                     while len(running) < self.processes and (job := self._next(waiting, [*running.values(), *failed])):
                         waiting.remove(job)
                         running[pool.submit(self._run, job)] = job
-                    if not running:  # those left need what failed
+                    if not running:  # all waiting jobs need a training that failed
                         break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         job, error = running.pop(future), future.result()
                         failed += [job] if error else []
                         state = "done" if error is None else f"failed: {error}"
-                        left = self._left([*running.values(), *waiting])
-                        print(f"{job.name} seed {job.seed}: {state}; {left}", flush=True)
+                        remaining = self._remaining([*running.values(), *waiting])
+                        print(f"{job.name} seed {job.seed}: {state}; {remaining}", flush=True)
             except KeyboardInterrupt:
                 self._stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -115,14 +115,14 @@ class Runner:
         return len(failed)
 
     def _next(self, waiting: list[Job], unfinished: list[Job]) -> Job | None:
-        """Return the job to start, of the first seed: the longest, where times are known, so that none is long last."""
+        """Return the next job to start: of the first seed, the longest by known times, so that no long job is last."""
         absent = {job.name for job in [*waiting, *unfinished] if not job.evaluation}
         ready = [job for job in waiting if not absent.intersection(job.needs)]
         first = [job for job in ready if job.seed == ready[0].seed]
         return max(first, key=lambda job: fmean(self._known(job) or [0.0]), default=None)
 
     def _run(self, job: Job) -> str | None:
-        """Train and test; why it failed, None if it did not."""
+        """Train and test; return the reason for a failure, else None."""
         try:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(job.folder.with_suffix(".lock"), timeout=0):
@@ -143,7 +143,7 @@ class Runner:
                 return error
             job.result.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(job.folder / "results.json", job.result)
-        # a test that continues behind a finished training: the record has the training's time too
+        # for a test whose training had finished before, the record has the time of the training, too
         if job.evaluation or not trained:
             self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - began))
         return None
@@ -161,8 +161,8 @@ class Runner:
         lines = log.read_text(errors="replace").strip().splitlines()
         return f"{lines[-1] if lines else f'status {child.exitcode}'} ({log})"
 
-    def _left(self, jobs: Sequence[Job]) -> str:
-        """Return how many jobs are left, and their time: that of other seeds of the same run, else of all runs."""
+    def _remaining(self, jobs: Sequence[Job]) -> str:
+        """Return the number of remaining jobs and their time, estimated from other seeds of a run, else from all."""
         if not jobs or not self._seconds:
             return f"{len(jobs)} left"
         mean = fmean(seconds for _, seconds in self._seconds)
@@ -175,22 +175,23 @@ class Runner:
 
 
 def _claim(job: Job) -> None:
-    """Note the run's settings in its log folder, so that no other run's records are taken for its own.
+    """Note the run's settings in its log folder, so that another run's records are not used for this run.
 
-    What a training left that was stopped before its first checkpoint is deleted. The test of a run that had other
-    settings is forgotten, with what it has measured, and will be done again.
+    The files of a training that stopped before its first checkpoint are deleted. If the settings of the test have
+    changed, its record and its saved results are deleted, so that it runs again.
 
     Raises:
-        SettingError: if something else is in the folder: a training with other settings, or files of none.
+        SettingError: if the folder holds a training with other settings, or other files.
     """
-    settings, noted, found = job.settings(), _noted(job), str(job.folder)
+    settings, noted, folder = job.settings(), _noted(job), str(job.folder)
     if noted is None:
         names = [path.name for path in job.folder.iterdir()] if job.folder.is_dir() else []
-        own = all(name.startswith(job.note.name) for name in names)  # a note that a stop cut short
-        require(own, "folder", found, "it holds files of no run of a matrix; give another folder, or move them away")
+        own = all(name.startswith(job.note.name) for name in names)  # a stop may have interrupted the writing of a note
+        remedy = "it holds files that are not of a matrix' run; give another folder, or move them away"
+        require(own, "folder", folder, remedy)
         noted = settings
     remedy = f"it holds a training with other settings ({job.note}); give another folder, or delete this one"
-    require(noted["fit"] == settings["fit"], "folder", found, remedy)
+    require(noted["fit"] == settings["fit"], "folder", folder, remedy)
     if not job.checkpoint.is_file():
         _require_unfinished(job)
         _empty(job.folder, job.note)
@@ -204,12 +205,12 @@ def _claim(job: Job) -> None:
 
 
 def _noted(job: Job) -> dict[str, Any] | None:
-    """The settings that the log folder's training and test had; None if there is no note."""
+    """The settings of the training and the test in the log folder; None if there is no note."""
     return dict(json.loads(job.note.read_text(encoding="utf-8"))) if job.note.is_file() else None
 
 
 def _require_unfinished(job: Job) -> None:
-    """Raise if a log folder without the last checkpoint holds more than what a stopped training left."""
+    """Refuse a log folder without the last checkpoint that holds more than the files of a stopped training."""
     finished = "fit" in _records(job.folder)
     remedy = f"its training has ended, but {job.checkpoint}, which the test needs, is missing; delete it to train again"
     require(not finished, "folder", str(job.folder), remedy)
@@ -220,7 +221,7 @@ def _require_unfinished(job: Job) -> None:
 
 
 def _empty(folder: Path, note: Path) -> None:
-    """Delete what is in a folder, which may be a symbolic link or absent, but its note."""
+    """Delete the contents of a folder except its note; the folder may be a symbolic link or absent."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path == note:
             continue
@@ -231,7 +232,7 @@ def _empty(folder: Path, note: Path) -> None:
 
 
 def _print_outdated(jobs: list[Job]) -> None:
-    """Name the finished runs whose settings the matrix has changed since."""
+    """Print the finished runs whose settings have changed in the matrix since."""
     for job in jobs:
         noted = _noted(job)
         if noted is None or noted == (settings := job.settings()):
@@ -242,7 +243,7 @@ def _print_outdated(jobs: list[Job]) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON; a process that is killed leaves the former file."""
+    """Write JSON atomically: a process that is killed leaves the previous file."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

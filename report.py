@@ -1,4 +1,4 @@
-"""Compare runs: ``python report.py RUNS... --output report.html``; docs/report.md."""
+"""Compare runs: ``python report.py RUNS... --output report.html``; see docs/report.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         for output in given.output:
             require(not output.is_dir(), "output", str(output), "it is a folder; give a file")
             require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
-            require(output.parent.is_dir(), "output", str(output), "its folder does not exist; make it first")
+            require(output.parent.is_dir(), "output", str(output), "its folder does not exist; create it first")
         svgs = [output for output in given.output if output.suffix == ".svg"]
         require(given.front is None or bool(svgs), "front", given.front, "give --output a file that ends in .svg, too")
         report = make_report(given.runs, given.stage, given.baseline)
@@ -53,12 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="*", type=Path, help="log folders of runs, searched at every depth, or JSON files"
     )
     help_text = (
-        "file to write, by its ending HTML, Markdown, CSV, JSON or SVG; several may follow; default: Markdown to stdout"
+        "files to write; the ending gives the format: HTML, Markdown, CSV, JSON or SVG; default: Markdown to stdout"
     )
     parser.add_argument("-o", "--output", nargs="+", type=Path, default=[], help=help_text)
-    parser.add_argument("--stage", choices=["test", "val"], default="test", help="whose metrics; default: test")
+    parser.add_argument("--stage", choices=["test", "val"], default="test", help="stage of the metrics; default: test")
     parser.add_argument(
-        "--baseline", help="row to compare with: its label, or part of it or of its folder; default: the first"
+        "--baseline", help="row to compare with: its label, or a part of it or of a run's name; default: the first row"
     )
     parser.add_argument(
         "--front",

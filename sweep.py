@@ -1,6 +1,6 @@
 """Sweeps: ``sweep.py STUDY.yaml [--processes N]`` tries settings of a training, and prints the Pareto front.
 
-A sweep that was stopped goes on where it stopped, with the same command. Trials that were running start again.
+The same command continues a stopped sweep. Trials that were running start again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(args: list[str] | None = None) -> None:
         with FileLock(folder / "sweep.lock", timeout=0):
             run(study_file, given.processes)
     except Timeout:
-        remedy = "another process sweeps in it; wait for its end, or give another folder"
+        remedy = "another process runs a sweep in it; wait for its end, or give another folder"
         raise SettingError("folder", study_file.folder, remedy) from None
 
 
@@ -81,7 +81,7 @@ def run(study_file: StudyFile, processes: int) -> None:
 
 
 def open_study(study_file: StudyFile, seed: int = 0) -> Study:
-    """The study in its folder, created if it is not there; the seed is that of its draws.
+    """The study in its folder, created if absent; ``seed`` is the seed of its draws.
 
     Raises:
         SettingError: if the folder has another sweep.
@@ -112,20 +112,20 @@ def open_study(study_file: StudyFile, seed: int = 0) -> Study:
 
 
 def restart_stopped(study: Study) -> None:
-    """Queue the settings of trials that a stopped sweep left running."""
+    """Queue again the settings of the trials that were running when the sweep was stopped."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.enqueue_trial(trial.params)
 
 
 def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> None:
-    """Run trials until the study has its number of them.
+    """Run trials until the study has enough of them.
 
     Args:
-        study_file: the sweep.
-        lock: held while a trial is asked for.
+        study_file: settings of the sweep.
+        lock: lock that is held while a new trial is created.
         worker: number of this process.
-        seen: trials that the study had when the sweep started: one that goes on draws other settings than before.
+        seen: number of trials when the sweep started, by which a continued sweep draws other settings than before.
     """
     study = open_study(study_file, worker + _MOST_WORKERS * seen)
     while (trial := next_trial(study, study_file, lock)) is not None:
@@ -148,13 +148,13 @@ def next_trial(study: Study, study_file: StudyFile, lock: Lock) -> Trial | None:
         return None if enough else study.ask()
 
 
-_MOST_WORKERS = 1000  # that have seeds of their own
+_MOST_WORKERS = 1000  # for these the seeds of workers differ
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 _COUNTED = (*_FINISHED, optuna.trial.TrialState.RUNNING)
 
 
 def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) -> list[float]:
-    """Mean of each objective over the seeds; the trial gets their values as attributes."""
+    """Mean of each objective over the seeds; the values of single seeds become an attribute of the trial."""
     measured: list[list[float]] = []
     for seed in study_file.seeds:
         folder = Path(study_file.folder) / f"trial_{trial.number}" / f"seed_{seed}"
@@ -174,7 +174,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         for name in study_file.objectives:
             value = record["not_finite"].get(f"metrics.{name}")
             remedy = (
-                f"it is {value} in {folder}; run the same command to go on, or give other settings and a new folder"
+                f"it is {value} in {folder}; run the same command to continue, or give other settings and a new folder"
             )
             require(value is None, "objectives", name, remedy)
         missing = [name for name in study_file.objectives if metrics.get(name) is None]
@@ -187,7 +187,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
 
 
 def report(study: Study, study_file: StudyFile) -> None:
-    """Print the trials that no other is better than in all objectives, and write all to ``trials.json``."""
+    """Print the trials of the Pareto front, and write all trials to ``trials.json``."""
     trials = study.get_trials(deepcopy=False)
     best = {trial.number for trial in study.best_trials}
     rows = [

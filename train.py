@@ -55,7 +55,7 @@ ONE_LINE = (
 
 
 class RobustCLI(LightningCLI):
-    """LightningCLI with an epsilon schedule, a checkpoint every epoch, a record of results and errors of one line."""
+    """LightningCLI with an epsilon schedule, a checkpoint every epoch, a record of results and one-line errors."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         self.results = callbacks.Results()
@@ -93,12 +93,12 @@ class RobustCLI(LightningCLI):
             },
             save_config_callback=callbacks.RunConfig,
             parser_class=OneLineParser,
-            auto_configure_optimizers=False,  # methods configure their own
+            auto_configure_optimizers=False,  # methods configure their own optimizers
             args=args,
         )
 
     def _read_checkpoint_settings(self) -> None:
-        """Read the model's settings from the checkpoint of an evaluation; the command line and files change them."""
+        """Read the model's settings from the checkpoint of an evaluation; the command line and files override them."""
         command, paths = "".join(self._arguments[:1]), values_of(self._arguments, "--ckpt_path")
         if not paths or paths[-1] in (*WORDS, "null") or command not in ("validate", "test", "predict", "export"):
             return
@@ -110,14 +110,14 @@ class RobustCLI(LightningCLI):
         self._model = model and importable(model, path, configs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """A subcommand's parser; without settings where the first argument is another one: all take over a second."""
+        """The parser of a subcommand, without settings if another one is called: all settings take over a second."""
         command = self._arguments[0] if self._arguments else ""
         if command != subcommand and command in self.subcommands():
             return self.init_parser(**kwargs)
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the settings beside model, data and trainer."""
+        """Add the settings besides model, data and trainer."""
         parser.add_lightning_class_args(callbacks.EpsilonScheduler, "epsilon_schedule")
         parser.add_lightning_class_args(callbacks.Checkpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}"})
@@ -144,7 +144,7 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.save_config_kwargs["text"] = dumped
-        # Lightning makes the same dump once more unless it finds this one
+        # with config_dump set, Lightning does not make the same dump again
         self.results.config = self.config_dump = plain = yaml.CSafeLoader(dumped).get_single_data()
         parser: Any = self._parser(self.subcommand)
         given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
@@ -164,15 +164,15 @@ class RobustCLI(LightningCLI):
         self._find_checkpoint(config.get("ckpt_path"))
 
     def _warn_of_untrained_weights(self, checkpoint: Any, model: dict[str, Any]) -> None:
-        """Warn of an evaluation without a checkpoint, unless the weights of all its networks are given."""
+        """Warn if an evaluation has no checkpoint, unless the weights of all its networks are given."""
         if checkpoint is not None or self.subcommand in ("fit", "export"):
             return
         untrained = "untrained weights" if model.get("weights") is None else "an untrained model.generator"
         if model.get("weights") is None or model.get("generator") is not None:
-            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on {untrained}, give a checkpoint")
+            rank_zero_warn(f"ckpt_path: got None; {self.subcommand} runs on {untrained}; give a checkpoint")
 
     def _find_checkpoint(self, path: Any) -> None:
-        """Check the checkpoint at a path, or fetch it from elsewhere; a word needs the run's folder and comes later."""
+        """Fetch a checkpoint if it is elsewhere, and check it; words need the run's folder and are found later."""
         if path is None or path in WORDS:
             return
         config = self.config[self.subcommand]
@@ -222,7 +222,7 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's subcommands without the options for its table of metrics and for code in checkpoints; export."""
+        """Lightning's subcommands without its options for tables and for code in checkpoints, and ``export``."""
         skipped = LightningCLI.subcommands() | {"export": {"model", "datamodule", "config"}}
         return {name: arguments | {"verbose", "weights_only"} for name, arguments in skipped.items()}
 
@@ -245,7 +245,7 @@ class RobustCLI(LightningCLI):
     def export(self, **kwargs: Any) -> None:
         """Export, with the settings for the model card."""
         assert isinstance(self.trainer, ExportTrainer)
-        if self._downloaded is not None and kwargs["folder"] is None:  # the run's log folder is elsewhere, too
+        if self._downloaded is not None and kwargs["folder"] is None:  # there is no log folder on this machine
             kwargs["folder"] = str(Path(self.trainer.default_root_dir) / "export")
         self.trainer.export(**kwargs, config=self.results.config)
 
@@ -255,11 +255,11 @@ class RobustCLI(LightningCLI):
             self.test(model=self.model, datamodule=self.datamodule)
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning 2.6 would override the command line's settings by the checkpoint's."""
+        """Do nothing: Lightning 2.6 would replace the command line's settings by the checkpoint's."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; a wrong setting ends it in one line and status 2."""
+    """Run the command line; a wrong setting ends it with one line and status 2."""
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # Lightning with torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers")  # images are in memory
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")  # sweeps and experiments give it

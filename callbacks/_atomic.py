@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written under a temporary name beside its target, then renamed."""
+"""Atomic writes: a file is written under a temporary name beside its target, and then renamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNFINISHED = ".unfinished"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on exit the file is renamed to ``path``, after an error it is removed.
+    """Yield a temporary path to write; on exit rename the file to ``path``, after an error remove it.
 
     A killed process leaves one temporary file, which the next writer of the same target overwrites.
 
@@ -39,13 +39,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files of killed processes; no other process may write into the folder."""
+    """Remove the temporary files of killed processes; no other process may write into the folder at that time."""
     for path in folder.glob(f"*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's, with atomic writes: Lightning copies from the temporary folder, which may be on another disk."""
+    """Lightning's checkpoint files with atomic writes.
+
+    Lightning itself copies the file from the temporary folder, which may be on another disk.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.

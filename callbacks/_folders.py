@@ -17,7 +17,7 @@ RECORDS = ("results.json", "predictions.csv")  # not config.yaml: it may be the 
 
 
 def log_folder(trainer: Trainer) -> Path:
-    """The run's log folder, a temporary one with ``fast_dev_run``; call it in all processes."""
+    """The run's log folder; with ``fast_dev_run`` a temporary folder. Call this in all processes."""
     return _temporary_folder() if is_dry(trainer) else Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -27,7 +27,7 @@ def is_dry(trainer: Trainer) -> bool:
 
 
 def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
-    """The log folder, after a check that it holds no other run; call it in all processes.
+    """The log folder, after a check that it holds no other run. Call this in all processes.
 
     A run that resumes from a checkpoint in the folder, or evaluates one, may write into it.
 
@@ -50,9 +50,9 @@ def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
     if checkpoint in ("last", "best", "hpc"):
         return None  # Lightning looks for these in the folder itself
-    places = () if checkpoint is None else (Path.resolve, _normal)
-    if any(place(folder) in place(Path(checkpoint or "")).parents for place in places):
-        return None  # in the folder, or in a linked part of it
+    functions = () if checkpoint is None else (Path.resolve, _normal)
+    if any(absolute(folder) in absolute(Path(checkpoint or "")).parents for absolute in functions):
+        return None  # the checkpoint is in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():
             return name

@@ -27,14 +27,14 @@ def named_metrics(filename: str | None) -> list[str]:
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's, except that ``last.ckpt`` always holds the last step, and is written atomically.
+    """Lightning's ``ModelCheckpoint``, except that ``last.ckpt`` always holds the last step and is written atomically.
 
     With ``monitor``, Lightning writes ``last.ckpt`` only at epochs among the best: a run that resumes from it loses
-    the epochs since, and a test of it does not test the final weights. ``every_n_train_steps`` counts batches and
-    ``train_time_interval`` works in manual optimization too, unlike Lightning's.
+    the epochs since, and a test of it does not test the final weights. Unlike Lightning's settings,
+    ``every_n_train_steps`` counts batches, and ``train_time_interval`` also works in manual optimization.
 
-    In ``monitor``, ``*`` stands for any part of a name: ``val/certified_accuracy/linf_*`` is that of whatever size the
-    model has.
+    In ``monitor``, ``*`` stands for any part of a name: ``val/certified_accuracy/linf_*`` is the certified accuracy in
+    linf, whatever the model's epsilon.
     """
 
     stops_runs = True  # Interruption then lets this callback stop the run, after the save
@@ -68,7 +68,7 @@ class Checkpoint(ModelCheckpoint):
         return super().format_checkpoint_name(metrics, filename, ver, prefix)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best checkpoints; those of another folder stay with the run that wrote them."""
+        """Restore the list of the best checkpoints; those in another folder stay with the run that wrote them."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The dirpath has changed")
             super().load_state_dict(state_dict)
@@ -104,10 +104,10 @@ class Checkpoint(ModelCheckpoint):
         return False
 
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
-        """Lightning's, with the metric that a monitor with ``*`` names.
+        """Lightning's candidates, and the metric that a monitor with ``*`` names.
 
         Raises:
-            SettingError: if it names several.
+            SettingError: if the monitor names several metrics.
         """
         candidates = super()._monitor_candidates(trainer)
         names = sorted(fnmatch.filter(candidates, self.monitor)) if self.monitor else []
@@ -127,12 +127,12 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         """Stop a run during its validation; a resumed run repeats the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and (signum := self._interrupted(trainer)):
-            self._last_global_step_saved = -1  # or Lightning skips the save, as the last training batch saved this step
+            self._last_global_step_saved = -1  # Lightning would skip a step that the last training batch saved
             self._save_stopped(trainer)
             raise InterruptedRunError(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the best, and the last even if it is not among the best."""
+        """Save the checkpoint if it is among the best, and ``last.ckpt`` in any case."""
         super().on_train_epoch_end(trainer, pl_module)
         if self._should_save_on_train_epoch_end(trainer):
             self._save_last_of_epoch(trainer)
@@ -144,7 +144,7 @@ class Checkpoint(ModelCheckpoint):
             self._save_last_of_epoch(trainer)
 
     def _save_stopped(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt`` of a stopped run, with ``save_last`` false, too: the run continues from it."""
+        """Write ``last.ckpt`` of a stopped run even if ``save_last`` is false, since the run continues from it."""
         save_last, self.save_last = self.save_last, self.save_last or True
         try:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -153,7 +153,8 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_last_of_epoch(self, trainer: Trainer) -> None:
         due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if self.save_last and due and not self._should_skip_saving_checkpoint(trainer):  # it skips a saved step
+        # Lightning's test also skips a step that has been saved
+        if self.save_last and due and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -162,7 +163,10 @@ class Checkpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """With ``save_on_exception``, save; not after a loss of NaN or an interruption, nor weights with NaN or inf."""
+        """Save if ``save_on_exception`` is set.
+
+        Nothing is saved after a non-finite loss or an interruption, or if a weight is NaN or infinite.
+        """
         finite = all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
         if finite and not isinstance(exception, NonFiniteLossError | InterruptedRunError):
             super().on_exception(trainer, pl_module, exception)

@@ -13,7 +13,7 @@ from robust.errors import require
 
 
 class EpsilonScheduler(Callback):
-    """Sets the module's ``ramp`` before every training batch, a pure function of epoch and batch.
+    """Sets the module's ``ramp`` before every training batch; it depends on the epoch and the batch alone.
 
     ``linear`` rises linearly over ``length`` epochs (contextual budgets, Appendix A, MNIST). ``smoothed``
     rises like a power first, then linearly, with continuous value and slope (Gowal et al. 2018; Appendix A,
@@ -21,8 +21,8 @@ class EpsilonScheduler(Callback):
 
     Args:
         shape: shape of the ramp.
-        start_epoch: epoch, counted from 1, at whose first batch the ramp begins; the ramp is 0 before.
-        length: epochs from 0 to full size.
+        start_epoch: epoch, counted from 1, at whose first batch the ramp begins; before it the ramp is 0.
+        length: number of epochs in which the ramp rises from 0 to 1.
         middle: fraction of the ramp's length at which ``smoothed`` becomes linear.
         exponent: exponent of ``smoothed`` before ``middle``.
 
@@ -54,8 +54,8 @@ class EpsilonScheduler(Callback):
         """Fraction of the full epsilon, in [0, 1].
 
         Args:
-            epoch: counted from 1.
-            batch: counted from 1.
+            epoch: number of the epoch, from 1.
+            batch: number of the batch in the epoch, from 1.
             batches: number of batches in an epoch.
         """
         if self.shape == "constant":
@@ -78,15 +78,15 @@ class EpsilonScheduler(Callback):
         return at_middle + (1 - at_middle) * (steps - middle) / (length - middle)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Store whether the run trains: an evaluation uses no schedule."""
+        """Store whether the run trains, since an evaluation uses no schedule."""
         self._trains = stage == "fit"
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Check that there is a threat model to ramp.
 
         Raises:
-            SettingError: if ``shape`` is not constant and the module's training has no epsilon, or is constant and the
-                module needs a ramp.
+            SettingError: if ``shape`` is not constant and the module's training has no epsilon, or if ``shape`` is
+                constant and the module needs a ramp.
         """
         fits = self.shape == "constant" or _is_ramped(pl_module)
         remedy = f"the training of {type(pl_module).__name__} has no epsilon to ramp; give constant"
@@ -99,7 +99,7 @@ class EpsilonScheduler(Callback):
         """Warn if the epochs or steps end before the ramp.
 
         Raises:
-            SettingError: if there is a ramp, and the data does not say how many batches an epoch has.
+            SettingError: if there is a ramp and the number of batches in an epoch is not known.
         """
         counted = self.shape == "constant" or math.isfinite(trainer.num_training_batches)
         remedy = "the loader has no length, and the ramp counts batches; set trainer.limit_train_batches to a number"
@@ -133,7 +133,7 @@ class EpsilonScheduler(Callback):
         pl_module.log("train/epsilon", pl_module.current_epsilon)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings, so that a resumed run with other settings warns."""
+        """The settings, by which a resumed run with other settings warns."""
         names = ("shape", "start_epoch", "length", "middle", "exponent")
         return {name: getattr(self, name) for name in names}
 

@@ -44,7 +44,7 @@ class Interruption(Callback):
         return (self._signum or signal.SIGTERM) if came else 0
 
     def _install(self, trainer: Trainer) -> None:
-        """Install the handlers after Lightning's, whose handler calls a collective that other processes do not."""
+        """Replace Lightning's handlers, which call a collective that the other processes do not call."""
         if threading.current_thread() is not threading.main_thread() or self._handlers:
             return
 
@@ -59,7 +59,7 @@ class Interruption(Callback):
         self._handlers = {signum: signal.signal(signum, handle) for signum in SIGNALS}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the previous handlers, unless Lightning has restored those before its own."""
+        """Restore the previous handlers, unless Lightning has already restored the ones before its own."""
         for signum, handler in self._handlers.items():
             if signal.getsignal(signum) is self._handle:
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
@@ -70,11 +70,11 @@ class Interruption(Callback):
         self.teardown(trainer, pl_module, "")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop, unless a callback stops the run after its checkpoint."""
+        """Stop the run, unless a checkpoint callback does so after it has saved."""
         self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop, so that nothing follows the training, such as the test."""
+        """Stop the run, so that no test follows the training."""
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:

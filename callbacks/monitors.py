@@ -1,4 +1,4 @@
-"""Checks before training that the metrics it depends on will be logged."""
+"""Checks before training that the metrics on which the run depends will be logged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from robust.modes import attack_mode
 
 
 class Monitors(Callback):
-    """Checks the metrics that checkpoints, their names and early stopping need, and whether they prefer better values.
+    """Checks that the metrics of checkpoints, of their names and of early stopping are logged, and the modes.
 
-    The names are checked after Lightning's sanity check.
-
+    The mode, ``min`` or ``max``, must prefer the better values. Names are checked after Lightning's sanity check.
     Evaluations that run only after some epochs are run on two images, to learn the names that they log. With
-    ``num_sanity_val_steps`` 0 no name is checked; those of metrics of training never are.
+    ``num_sanity_val_steps`` 0 no name is checked; names of training metrics are never checked.
     """
 
     def __init__(self) -> None:
@@ -60,7 +59,7 @@ class Monitors(Callback):
         """Compare the monitored metrics with those that validations log.
 
         Raises:
-            SettingError: if a monitored metric is never logged, or less often than a callback reads it.
+            SettingError: if a monitored metric is never logged, or is logged less often than a callback reads it.
         """
         batch, self._batch = self._batch, None
         logged = dict.fromkeys(trainer.callback_metrics, 1)
@@ -79,13 +78,13 @@ class Monitors(Callback):
 
 
 def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -> None:
-    """Check that a metric is among those that validations log, given with their intervals in epochs."""
+    """Check that validations log a metric often enough; ``logged`` maps names to intervals in epochs."""
     all_names = f"validations log {', '.join(sorted(logged))}"
     matching = _matching(setting, name, logged)
     if matching:
         require(len(matching) == 1, setting, name, f"it names {', '.join(sorted(matching))}; give one of them")
         interval = logged[matching[0]]
-        remedy = f"it is there every {interval} epochs only; set its evaluation's every_n_epochs to {every}"
+        remedy = f"it is logged only every {interval} epochs; set its evaluation's every_n_epochs to {every}"
         require(every % interval == 0, setting, name, remedy)
     elif not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
         require(f"val/{name}" not in logged, setting, name, f"did you mean val/{name}? {all_names}")
@@ -94,12 +93,12 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
         remedy = f"did you mean {near[0]}? " if near else ""
         if (new := new_name(name)) is not None:
             info = find(new)
-            remedy = f"its name is {new} now{'' if info is None else f', {info.direction}'}; "
+            remedy = f"it is now called {new}{'' if info is None else f', {info.direction}'}; "
         raise SettingError(setting, name, f"{remedy}{all_names}")
 
 
 def _matching(setting: str, name: str, logged: dict[str, int]) -> list[str]:
-    """The metrics that a setting names; only the monitor of checkpoints knows ``*``."""
+    """The metrics that a setting names; only ``checkpoint.monitor`` accepts ``*``."""
     if setting == "checkpoint.monitor":
         return fnmatch.filter(logged, name)
     return [name] if name in logged else []

@@ -43,9 +43,9 @@ def watch_launcher() -> None:
 class Peers(Callback):
     """Ends every process within seconds after another process ends, even while it waits in a collective.
 
-    Process 0 holds a connection to every other process. The system closes a connection when its process ends, and
-    process 0 informs the others. No traffic goes through the connections until then. The loss of a computer's power or
-    network goes unnoticed here; the timeouts of the communication library handle it.
+    Process 0 holds a connection to every other process. The operating system closes a connection when its process ends,
+    and process 0 informs the others. No traffic goes through the connections until then. This callback does not notice
+    when a computer loses power or network; the timeouts of the communication library do.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Peers(Callback):
         self._close(_BYE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Announce that this process ends with an error; a report on another process that caused it comes first."""
+        """Announce that this process ends with an error, after the report on another process that caused it, if any."""
         self._close(_FAILED)
 
     def _close(self, message: bytes) -> None:
@@ -74,7 +74,7 @@ class _Connections:
     """The connections of a process: process 0 has one to every other process, the others one to process 0.
 
     Args:
-        rank: of this process.
+        rank: rank of this process.
         peers: sockets by the rank of the process at the other end.
     """
 

@@ -32,14 +32,15 @@ class Predictions(Callback):
     - ``file``: path of the image, if it has a file of its own
     - ``probability/<class>``: softmax of the logits
     - ``certified_epsilon/<norm>`` or ``certified_epsilon/own_budgets``, with ``verifier`` or ``epsilons``: the largest
-      of the sizes in which every perturbed image provably has the predicted class, 0 if there is none; rounding errors
-      are bounded, as in tests (:func:`robust.bounds.certify`)
+      size in which every perturbed image provably has the predicted class, 0 if there is none; rounding errors are
+      bounded, as in tests (:func:`robust.bounds.certify`)
 
-    Every run of ``train.py predict`` has this callback; one that certifies, in ``trainer.callbacks``, takes its place.
+    Every run of ``train.py predict`` has this callback. To certify predictions, add one with ``verifier`` or
+    ``epsilons`` to ``trainer.callbacks``; it replaces the default one.
 
     Args:
-        verifier: certifies the predictions; ``auto`` and, with ``epsilons``, null: the module's.
-        epsilons: sizes of the threat models in (0, 1], in pixel units; by default, with ``verifier``, the module's.
+        verifier: verifier of the predictions; ``auto`` is the module's verifier, and so is null with ``epsilons``.
+        epsilons: sizes of the threat models in (0, 1], in pixel units; with ``verifier``, by default the module's.
 
     Raises:
         SettingError: if a size is out of range, the verifier cannot bound the network, or two callbacks certify.
@@ -53,12 +54,12 @@ class Predictions(Callback):
         self._rows: Gathered | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that the predictions can be certified, if they are to be, and that no other callback does it."""
+        """Check, if this callback certifies, that the module can be certified and that no other callback certifies."""
         if stage != "predict" or not self._certifies:
             return
         count = sum(other._certifies for other in _of_run(trainer))
         require(count == 1, "trainer.callbacks", f"{count} x Predictions", "give one with verifier or epsilons")
-        remedy = "it is no classifier; leave out Predictions.verifier and epsilons"
+        remedy = "it is not a classifier; leave out Predictions.verifier and epsilons"
         require(isinstance(pl_module, RobustClassifier), "model", type(pl_module).__name__, remedy)
         check_precision(pl_module, trainer, type(self).__name__)
 
@@ -103,7 +104,7 @@ class Predictions(Callback):
         return self.verifier is not None or self.epsilons is not None
 
     def _writes(self, trainer: Trainer) -> bool:
-        """Whether this callback writes the file: the one that certifies, else the first."""
+        """Whether this callback writes the file: the callback that certifies does, or else the first one."""
         return self is next((other for other in _of_run(trainer) if other._certifies), _of_run(trainer)[0])
 
     def _certified(self, module: RobustClassifier, images: Tensor, predictions: Tensor) -> dict[str, Tensor]:
@@ -120,14 +121,14 @@ class Predictions(Callback):
                 for name, threat_model in threat_models.items():
                     certified = certify(verifier, module.classifier, threat_model, x, y).certified
                     alone = threat_model.norm is not None and norms.count(threat_model.norm) == 1
-                    column = f"{_CERTIFIED}{threat_model.norm if alone else name}"  # a ball's name has its size
+                    column = f"{_CERTIFIED}{threat_model.norm if alone else name}"  # a ball's name contains its size
                     before = sizes.get(column, torch.zeros(len(x), dtype=torch.float64, device=x.device))
                     sizes[column] = torch.where(certified, epsilon, before)
         return sizes
 
 
 def _of_run(trainer: Trainer) -> list[Predictions]:
-    """The run's callbacks of this class; the last is the command line's own."""
+    """The run's callbacks of this class; the last one is the default of the command line."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, Predictions)]
 

@@ -14,7 +14,7 @@ from callbacks._stages import Stage, StageCallback
 from callbacks.trial import trial_seconds
 from robust.progress import unwatch, watch
 
-SECONDS = 0.5  # between two moves of the bar
+SECONDS = 0.5  # shortest time between two moves of the bar
 SHORT = 20.0  # seconds; a shorter remaining time is not printed
 
 
@@ -31,8 +31,8 @@ class Progress(Callback):
     """Moves the bar of validation and test inside a batch too, so that it shows the remaining time from the start.
 
     Attacks and evaluations report their steps (:mod:`robust.progress`). Without a terminal or a progress bar no bar is
-    drawn. A test that takes long prints its time before it starts, by a trial on a few images, and, after its first
-    batch, that of the others.
+    drawn. A long test prints an estimate of its time before it starts, from a trial on a few images, and after its
+    first batch an estimate of the remaining time.
     """
 
     def __init__(self) -> None:
@@ -47,9 +47,9 @@ class Progress(Callback):
     def on_test_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        """Watch the evaluations of this batch; before the first two, estimate the time."""
+        """Watch the evaluations of this batch; before the first and the second batch, estimate the time."""
         if batch_idx == 0 and (seconds := trial_seconds(trainer, pl_module, batch) or 0.0) >= SHORT:
-            rank_zero_info(f"Test: it takes about {_duration(seconds)}, by a trial on a few images")
+            rank_zero_info(f"Test: about {_duration(seconds)}, estimated from a trial on a few images")
         if batch_idx == 1:
             self._estimate(trainer)
         self._watch("test", trainer, batch_idx)
@@ -67,7 +67,7 @@ class Progress(Callback):
         unwatch()
 
     def _estimate(self, trainer: Trainer) -> None:
-        """Print the time of the remaining test batches, by that of the first one."""
+        """Print the time of the remaining test batches, estimated from the first batch."""
         batches = int(trainer.num_test_batches[0])
         seconds = sum(
             callback.first_seconds * sum(callback.is_due("test", trainer, index) for index in range(1, batches))
@@ -75,7 +75,7 @@ class Progress(Callback):
         )
         if seconds >= SHORT:
             rank_zero_info(
-                f"Test: the other {batches - 1} batches take about {_duration(seconds)}, by the time of the first"
+                f"Test: about {_duration(seconds)} for the other {batches - 1} batches, estimated from the first batch"
             )
 
     def _watch(self, stage: Stage, trainer: Trainer, batch_idx: int) -> None:

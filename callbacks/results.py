@@ -32,20 +32,26 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-L
 class Results(Callback):
     """Writes the metrics and settings of a run at the end of ``fit``, ``validate`` and ``test``.
 
-    ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number. A record has
-    ``metrics`` (name to value; ``robust.metric_names.registry`` has units and meanings), ``command``, ``method``,
-    ``epochs``, ``checkpoint`` (of the evaluated weights; null for those at the end of the run's own training),
-    ``config``, ``sources`` (of the settings), ``class_names`` (null if the data does not name them),
-    ``optimizers`` (as they were used), ``training_cost`` (parameters, seconds and passes, null if it is not known;
-    ``lightning_modules.base.training_cost``), ``seed``, ``commit``, ``versions``, ``device``, ``samples`` (images of
-    each stage) and ``wall_time`` (seconds; of a resumed training from its first start, without pauses and what a stop
-    lost; of a :class:`~callbacks.ResumableTest` that continued, of its last process). Numbers that are not finite are
-    null; ``not_finite`` maps their paths to ``nan`` or ``inf``.
+    ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number, such as
+    ``test-2``. A record has:
 
-    The record of a test also has ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``),
-    ``skipped`` (why an evaluation did not run, by its class) and, of a test of ``data.test_images`` images,
-    ``intervals``: 95 % confidence intervals of accuracies on all images. The training's cost is among the test's
-    metrics, too.
+    - ``metrics``: value by name; ``robust.metric_names.registry`` has units and meanings
+    - ``method``, ``epochs``, ``seed``, ``command``, ``commit``, ``versions`` and ``device``
+    - ``checkpoint``: path of the evaluated weights; null for the weights at the end of the run's own training
+    - ``config``: all settings, and ``sources``: where the settings that are not defaults come from
+    - ``class_names``: names of the classes; null if the data does not name them
+    - ``optimizers``: optimizers and schedules with the settings that the training used
+    - ``training_cost``: parameters, seconds and passes (``lightning_modules.base.training_cost``); null if not known
+    - ``samples``: number of images of each stage
+    - ``wall_time``: seconds. A resumed training counts from its first start, without pauses and without the work that
+      a stop lost; a :class:`~callbacks.ResumableTest` that continues counts its last process alone
+    - ``not_finite``: ``nan`` or ``inf`` by the path of each number that is not finite; the number itself is null
+
+    The record of a test has the cost of the training among its metrics, and also:
+
+    - ``outcomes`` and ``margins`` of single images (``callbacks.evaluation.outcomes``)
+    - ``skipped``: the reason why an evaluation or a part of it did not run, by its name
+    - ``intervals``: 95 % confidence intervals of accuracies on all test images, if ``data.test_images`` draws some
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
@@ -67,7 +73,7 @@ class Results(Callback):
             SettingError: if the folder holds another run.
         """
         self._start, self._fitting = time.perf_counter(), stage == "fit"
-        git_commit()  # a long training records the code that it began with
+        git_commit()  # cached, so that a long training records the code that it started with
         self._folder = log_folder(trainer)
         if self._folder not in self._own:
             claim_folder(trainer, self.config.get("ckpt_path") or trainer.ckpt_path)
@@ -78,7 +84,7 @@ class Results(Callback):
         return {"seconds": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the clock of a resumed training go on from that of the checkpoint."""
+        """Let the clock of a resumed training continue from the checkpoint's."""
         if self._fitting:
             self._start -= state_dict["seconds"]
 
@@ -93,7 +99,7 @@ class Results(Callback):
             self._record(trainer, pl_module, "validate", {"val": trainer.val_dataloaders})
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the training of the tested weights has cost."""
+        """Log the cost of the training of the tested weights."""
         cost: dict[str, Any] = getattr(pl_module, "training_cost", None) or {}
         for name in COST if cost else ():
             pl_module.log(f"test/training_cost/{name}", torch.tensor(float(cost[name])), sync_dist=True)
@@ -109,7 +115,8 @@ class Results(Callback):
         sized = {name: loader for name, loader in first.items() if hasattr(loader, "dataset")}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         data = getattr(module, "data_module", None)
-        drawn = "test" in sized and samples["test"] == getattr(data, "test_images", None)  # not the first batches
+        # the first batches of a limited test are no random sample of all images
+        drawn = "test" in sized and samples["test"] == getattr(data, "test_images", None)
         intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if drawn else {}
         if not trainer.is_global_zero:
             return
@@ -157,17 +164,17 @@ class Results(Callback):
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:
-    """Number of images, over all processes, that a stage takes of its loader: fewer where its batches are limited."""
+    """Number of images, over all processes, that a stage takes from its loader: fewer if its batches are limited."""
     limits = {"train": trainer.num_training_batches, "val": trainer.num_val_batches, "test": trainer.num_test_batches}
     limit, size = limits[name], getattr(loader.sampler, "size", len(loader.dataset))
     batches = limit[0] if isinstance(limit, list) else limit
-    own = (loader.batch_size or 0) * trainer.world_size  # of a loader that does not have our sampler
+    own = (loader.batch_size or 0) * trainer.world_size  # for a loader without our sampler
     batch_size = getattr(loader.sampler, "batch_size", own)
     return size if batches >= len(loader) or batch_size == 0 else int(batches) * batch_size
 
 
 def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals of accuracies on ``total`` images, of which ``count`` were tested; none of all."""
+    """95 % confidence intervals of accuracies on ``total`` images, of which ``count`` were tested; none if all were."""
     infos = {name: find(name) for name in metrics} if count < total else {}
     return {
         name: wilson_interval(metrics[name], count, total)
@@ -181,14 +188,14 @@ def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, t
 
 
 def _of_evaluations(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The evaluations' outcomes and margins of single images, by metric, and why some were left out."""
+    """Outcomes and margins of single images, by metric, and the reasons why evaluations were left out, by name."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    evaluations = [each for each in callbacks if isinstance(each, Evaluation)]
-    recorded = [each.recorded for each in evaluations]
+    evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
+    recorded = [evaluation.recorded for evaluation in evaluations]
     return {
-        "outcomes": {name: value for each in recorded for name, value in each.outcomes.items()},
-        "margins": {name: value for each in recorded for name, value in each.margins.items()},
-        "skipped": {name: why for each in evaluations for name, why in each.skipped.items()},
+        "outcomes": {name: value for images in recorded for name, value in images.outcomes.items()},
+        "margins": {name: value for images in recorded for name, value in images.margins.items()},
+        "skipped": {name: why for evaluation in evaluations for name, why in evaluation.skipped.items()},
     }
 
 
@@ -206,7 +213,7 @@ def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:
 
 
 def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
-    """Replace numbers that are not finite by None, and enter them in ``not_finite`` by their path."""
+    """Replace numbers that are not finite by None, and write them to ``not_finite`` by their path."""
     if isinstance(value, dict):
         return {str(key): _strict(part, f"{path}.{key}".lstrip("."), not_finite) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -230,7 +237,7 @@ def git_commit() -> str | None:
 
 @cache
 def installed_versions() -> dict[str, str | None]:
-    """Versions of the packages that results depend on; None for a package that is not installed."""
+    """Versions of the packages on which results depend; None for a package that is not installed."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -250,7 +257,7 @@ def describe_device(trainer: Trainer) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model."""
+    """Model of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]

@@ -10,12 +10,14 @@ from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml``, then ``config-test.yaml``, ``config-test-2.yaml``, and overwrites none.
+    """Writes the settings of a run to ``config.yaml``.
+
+    No file is overwritten: if there is one, a test writes ``config-test.yaml``, the next one ``config-test-2.yaml``.
 
     Args:
-        parser: that of the command line.
+        parser: parser of the command line.
         config: the parsed settings.
-        text: the same as YAML. Lightning's own callback makes this text again, and checks all settings once more.
+        text: the settings as YAML; Lightning's own callback would write and check all settings once more.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, text: str) -> None:

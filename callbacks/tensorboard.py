@@ -1,4 +1,4 @@
-"""What TensorBoard shows of every run beside its metrics: settings, command, rates, throughput, HPARAMS, a layout."""
+"""Writes to TensorBoard, beside the metrics of every run: settings, command, rates, throughput, HPARAMS, a layout."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ LAYOUT = {
         _titled("images", "train/images_per_second"): ["Multiline", ["^train/images_per_second$"]],
     },
 }  # titles of sections and charts, and patterns of the metrics that a chart shows
-_PARTS = ("model", "data", "epsilon_schedule")  # of the settings that HPARAMS lists
+_PARTS = ("model", "data", "epsilon_schedule")  # the parts of the settings that HPARAMS lists
 
 
 class TensorBoard(Callback):
     """Adds settings, rates, throughput, HPARAMS and a layout to TensorBoard, under the same names for every method.
 
-    - TEXT: ``run/command``, ``run/settings``, and ``run/metrics``, units and meanings of all metrics.
+    - TEXT: ``run/command``, ``run/settings``, and ``run/metrics``, the units and meanings of all metrics.
     - SCALARS: ``train/learning_rate``, with ``_2`` for a second optimizer, in the method's order; and
       ``train/images_per_second``, over all processes and without the time of validation. Other loggers get these, too.
-    - HPARAMS: the settings of model, data and schedule with the last metrics: those of validation after a training,
+    - HPARAMS: the settings of model, data and schedule, with the metrics of the last validation after a training, and
       those of the test after a test.
-    - CUSTOM SCALARS: first loss, accuracies and epsilon, then rates and throughput.
+    - CUSTOM SCALARS: a section with loss, accuracies and epsilon, and one with rates and throughput.
 
-    Without loggers it does nothing. The first process writes.
+    Without loggers it does nothing. Only the first process writes.
     """
 
     def __init__(self) -> None:
         self._images = 0
         self._start = 0.0
-        self._folders: set[str] = set()  # with settings: a test after a training has the same
+        self._folders: set[str] = set()  # that have the settings; a test after a training has the same folder
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ class TensorBoard(Callback):
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock again, without the time of validation."""
+        """Restart the clock, so that the time of validation does not count."""
         self._restart()
 
     def on_train_batch_end(
@@ -114,15 +114,15 @@ class TensorBoard(Callback):
         self._write_hparams(trainer, "test/")
 
     def _write_hparams(self, trainer: Trainer, prefix: str) -> None:
-        """Write a session of HPARAMS into a folder of its own, where it has these metrics alone."""
-        metrics = {name: float(each) for name, each in trainer.callback_metrics.items() if name.startswith(prefix)}
+        """Write a session of HPARAMS into a folder of its own, so that it has only these metrics."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         settings = _settings(trainer)
         flat = {"seed": settings.get("seed_everything")} | {
             name: value for part in _PARTS for name, value in _flat(part, settings.get(part))
         }
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in _tensorboards(trainer):
-            # without the experiment's summary, which would fix one run's metrics as the columns of all
+            # the experiment's summary is left out: it would fix one run's metrics as the columns of all runs
             given = {name: value for name, value in flat.items() if value is not None}
             _, start, end = hparams(given, {})  # type: ignore[no-untyped-call]
             with SummaryWriter(f"{logger.log_dir}/hparams") as writer:
@@ -134,7 +134,7 @@ class TensorBoard(Callback):
 
 
 def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The TensorBoard loggers, in the first process alone."""
+    """The TensorBoard loggers of the first process; none in other processes."""
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero]
 
 
@@ -157,7 +157,7 @@ def _count(batch: Any) -> int:
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Names and plain values of nested settings, without the levels ``init_args``; a class is its last name."""
+    """Names and plain values of nested settings, without the levels ``init_args``; a class has its last name."""
     if isinstance(value, dict) and "class_path" in value:
         return [(name, value["class_path"].rpartition(".")[2]), *_flat(name, value.get("init_args", {}))]
     if isinstance(value, dict):

@@ -1,1 +1,1 @@
-"""Extensions of LightningCLI: safe reading of config files and checkpoints, errors of one line for wrong settings."""
+"""Extensions of LightningCLI: safe reading of config files and checkpoints, one-line errors for wrong settings."""

@@ -1,4 +1,4 @@
-"""The settings of a checkpoint's model, which evaluations start from."""
+"""The settings of a checkpoint's model, with which an evaluation starts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ def values_of(arguments: list[str], *options: str) -> list[str]:
 
 
 def importable(model: dict[str, Any], path: str, configs: list[str]) -> dict[str, Any]:
-    """The settings of a checkpoint's model, if its class can be imported; modules may be beside the config files.
+    """Return the settings of a checkpoint's model after a check that its class can be imported.
+
+    Args:
+        model: settings of the model.
+        path: path or URL of the checkpoint, for errors.
+        configs: paths of the config files; the class may be in a module beside one of them.
 
     Raises:
-        SettingError: if it cannot be.
+        SettingError: if the class cannot be imported.
     """
     for config in configs:
         if Path(config).is_file():
@@ -38,7 +43,7 @@ def importable(model: dict[str, Any], path: str, configs: list[str]) -> dict[str
     try:
         import_or_explain(model["class_path"])
     except (ImportError, AttributeError, ValueError) as error:
-        remedy = "call train.py in the folder of its module, or give a config file beside it"
+        remedy = "run train.py in the folder of its module, or give a config file beside the module"
         reason = f"its model {model['class_path']} cannot be imported ({error}); {remedy}"
         raise SettingError(NAME, path, reason) from error
     return model
@@ -50,10 +55,10 @@ def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
     Args:
         path: path of the file.
         given: path or URL that the user gave, for errors.
-        needed: whether the command line has no other model.
+        needed: whether the command line gives no other model.
 
     Raises:
-        SettingError: if the file cannot be read, or has no complete settings and these are needed.
+        SettingError: if the file cannot be read, or if its settings are needed but incomplete.
     """
     content = read_saved(path, NAME, _REMEDY, given=given)
     model: Any = content.get("model") if isinstance(content, dict) else None
@@ -63,6 +68,6 @@ def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
         require(not (needed and is_checkpoint), NAME, given, f"it holds no settings of its model; {_CONFIG}")
         return None
     objects = model.get("objects", [])
-    remedy = f"its model was built in Python, its settings lack {', '.join(objects)}; {_CONFIG}"
+    remedy = f"its model was built in Python, so its settings lack {', '.join(objects)}; {_CONFIG}"
     require(not (needed and objects), NAME, given, remedy)
     return None if objects else {"class_path": model["class_path"], "init_args": model["init_args"]}

@@ -18,8 +18,8 @@ from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 
 NAME = "ckpt_path"
-SECONDS = 8
-SLOWEST = 10_000  # bytes a second
+SECONDS = 8  # of silence after which a download fails
+SLOWEST = 10_000  # bytes a second, below which a download fails
 _REMEDY = "give a checkpoint that fit wrote"
 
 
@@ -31,9 +31,9 @@ class Downloaded(NamedTuple):
 
 
 def download(url: str) -> Downloaded:
-    """Download a checkpoint to a temporary folder, to be read like any other file.
+    """Download a checkpoint to a temporary folder, so that it is read like any other file.
 
-    Lightning would run the code in it, and would reuse a file of the same name from its cache.
+    Lightning's own download would run code in the file, and would reuse a file of the same name from its cache.
 
     Raises:
         SettingError: if the download fails, or the server is silent for 8 seconds or sends less than 10 kB a second.
@@ -56,15 +56,15 @@ def download(url: str) -> Downloaded:
 
 
 def is_elsewhere(path: str) -> bool:
-    """Whether a checkpoint is at a URL or in the zoo."""
+    """Whether a path is a URL or names a checkpoint of the zoo."""
     return "://" in path or path.startswith(zoo.PREFIX)
 
 
 def fetch(path: str) -> Downloaded:
-    """Write a checkpoint of a URL or of the zoo into a temporary folder.
+    """Write a checkpoint from a URL or from the zoo into a temporary folder.
 
     Raises:
-        SettingError: if there is none of that name, or as of :func:`download`.
+        SettingError: if the zoo has no checkpoint of that name, or as :func:`download`.
     """
     if not path.startswith(zoo.PREFIX):
         return download(path)
@@ -105,7 +105,8 @@ def find_by_word(word: str, root: Path, folder: Path) -> Path:
         folder: folder of this run's checkpoints.
 
     Raises:
-        SettingError: if there is none, in which case Lightning would use untrained weights; at ``best``.
+        SettingError: if there is no such checkpoint (Lightning would use untrained weights), or if the word is
+            ``best``.
     """
     require(word != "best", NAME, word, "only the run itself knows its best; give the path of that checkpoint")
     parent, pattern = {"last": (folder, "last*.ckpt"), "hpc": (root, "hpc_ckpt_*.ckpt")}[word]
@@ -115,7 +116,7 @@ def find_by_word(word: str, root: Path, folder: Path) -> Path:
 
 
 def check(path: str, given: str, resumes: bool) -> None:
-    """Check that a file is a checkpoint of fit with every entry that Lightning reads.
+    """Check that a file is a checkpoint that fit wrote, with every entry that Lightning reads.
 
     Args:
         path: path of the file.
@@ -123,13 +124,13 @@ def check(path: str, given: str, resumes: bool) -> None:
         resumes: whether a training resumes from it, which needs more than the weights.
 
     Raises:
-        SettingError: if it is not.
+        SettingError: if an entry is missing or malformed.
     """
     content = read_saved(path, NAME, _REMEDY, given=given)
     fits = isinstance(content, dict) and _is_state(content.get("state_dict"))
     require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
     missing = [name for name in _RESUMING if name not in content]
-    remedy = f"it holds weights alone; {_REMEDY} with checkpoint.save_weights_only false"
+    remedy = f"it holds only weights; {_REMEDY} with checkpoint.save_weights_only false"
     require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
     missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
     require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")

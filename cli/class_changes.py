@@ -1,7 +1,7 @@
-"""Another optimizer or schedule starts from its own defaults.
+"""Lets a setting that changes the class of an optimizer or schedule start from the new class's defaults.
 
-jsonargparse gives the settings that two classes have in common to the new class. An Adam without a weight decay in its
-configuration would thus have that of a default SGD.
+jsonargparse passes the settings that both classes have on to the new class. An Adam without a weight decay in its
+configuration would thus have the weight decay of a default SGD.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ _discard = _typehints.discard_init_args_on_class_path_change
 
 
 def _discard_all_of_optimizers(parser_or_action: Any, before: Any, after: Any) -> None:
-    """Drop all settings of the optimizer or schedule ``before`` another class, else those that the new class lacks."""
-    if before and "init_args" in before and before["class_path"] != after["class_path"] and _is_kept_apart(before):
+    """Drop all settings of another optimizer or schedule; of other classes, those that the new class does not have."""
+    if before and "init_args" in before and before["class_path"] != after["class_path"] and _is_optimization(before):
         before["init_args"] = Namespace()  # type: ignore[no-untyped-call]
     _discard(parser_or_action, before, after)  # type: ignore[no-untyped-call]
 
 
-def _is_kept_apart(settings: Any) -> bool:
+def _is_optimization(settings: Any) -> bool:
+    """Whether the settings are those of an optimizer or a schedule."""
     kind = resolve_name(settings["class_path"])
     return isinstance(kind, type) and issubclass(kind, Optimizer | LRScheduler)
 
 
 def install() -> None:
-    """Let every parser follow this rule."""
+    """Apply this rule in every parser."""
     _typehints.discard_init_args_on_class_path_change = _discard_all_of_optimizers

@@ -41,7 +41,7 @@ def check_classes(config: Any, name: str) -> None:
 
 
 def mappings_in(config: Any, name: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Full name, mapping and settings of every mapping; those of a class are its ``init_args``."""
+    """Full name, mapping and settings of every mapping; the settings of a class are its ``init_args``."""
     if isinstance(config, list):
         for index, part in enumerate(config):
             yield from mappings_in(part, f"{name}.{index}")
@@ -62,10 +62,10 @@ def classes_in(config: Any, name: str) -> Iterator[tuple[str, Any, dict[str, Any
 def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
     """Replace a bare argument's name in the error by the full name of the setting, if exactly one setting matches.
 
-    So, too, a data module's ``data.NAME``, where it is a setting of the data module inside another one.
+    The name ``data.NAME`` is replaced in the same way if NAME is a setting of a data module inside another one.
 
     Args:
-        error: error of a class that does not know the names of the command line.
+        error: error of a class that does not know the names on the command line.
         config: all settings as plain dicts and lists.
     """
     name, _, rest = str(error).partition(": got ")
@@ -122,10 +122,10 @@ def _check_optimizer(kind: type[Optimizer], settings: dict[str, Any], name: str)
         negative = isinstance(value, int | float) and value < 0
         require(not negative, f"{name}.{setting}", value, "give 0 or more")
     momentum = settings.get("momentum") or 0
-    require(momentum < 1, f"{name}.momentum", momentum, "give less than 1, or steps grow without end")
-    remedy = "give an optimizer that takes gradients alone, such as torch.optim.SGD or Adam"
+    require(momentum < 1, f"{name}.momentum", momentum, "give less than 1; otherwise steps grow without limit")
+    remedy = "it needs closures or sparse gradients; give an optimizer such as torch.optim.SGD or Adam"
     special = kind.__name__ in ("LBFGS", "SparseAdam")
-    require(not special, name, kind.__name__, f"{remedy}: this one needs closures or sparse gradients")
+    require(not special, name, kind.__name__, remedy)
     _call(lambda: kind([torch.nn.Parameter(torch.zeros(1))], **settings), settings, name, kind)
 
 
@@ -145,11 +145,12 @@ def _check_schedule(kind: Any, settings: dict[str, Any], name: str) -> None:
             metric = () if isinstance(schedule, LRScheduler) and not isinstance(schedule, ReduceLROnPlateau) else (1.0,)
             _call(lambda metric=metric: schedule.step(*metric), settings, name, kind)  # type: ignore[misc]
     rate = optimizer.param_groups[0]["lr"]
-    require(0 <= rate < math.inf, name, settings, f"it makes rate 0.1 {rate} in {TRIED_STEPS} steps; give others")
+    remedy = f"after {TRIED_STEPS} steps from 0.1, the learning rate is {rate}; give other settings"
+    require(0 <= rate < math.inf, name, settings, remedy)
 
 
 def _call(function: Callable[[], Any], settings: dict[str, Any], name: str, kind: type) -> Any:
-    """Call ``function``, and turn torch's errors into a :class:`SettingError` about the settings."""
+    """Call ``function``, and turn torch's errors into a :class:`SettingError` that names the settings."""
     try:
         return function()
     except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""A config file that names others under ``config``: those come first, and its own settings change theirs."""
+"""Composition of config files: a file names others under ``config``, and its own settings override theirs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Settings = dict[str, Any]
 
 
 def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) -> Settings:
-    """Merge the files that settings name under ``config``, in their order, and the settings behind them.
+    """Merge the files that settings name under ``config``, in their order, and then the settings themselves.
 
-    Mappings merge at every level; lists and plain values replace the previous value. Another class keeps nothing that
-    was given to the previous class: the learning rate of SGD is none for Adam.
+    Mappings merge at every level; lists and plain values replace the previous value. If the class changes, all settings
+    of the previous class are dropped: Adam does not take the learning rate that was given to SGD.
 
     Args:
-        settings: of a config file.
-        folder: of this file; paths in the settings are relative to it.
-        inside: the files that led to this one, to find one that names itself.
+        settings: settings in a config file.
+        folder: folder of this file; paths in the settings are relative to it.
+        inside: files that led to this one, by which a file that names itself is found.
 
     Raises:
-        SettingError: if ``config`` holds no path of a YAML file, or a value is given twice.
+        SettingError: if ``config`` does not name YAML files, or a value is given twice.
     """
     files = settings[KEY] if isinstance(settings.get(KEY), list) else [settings[KEY]] if KEY in settings else []
     result: Settings = {}
@@ -44,19 +44,19 @@ def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) ->
 
 
 def content(files: list[str]) -> Any:
-    """What config files say, those that they name included, as plain data to compare.
+    """The settings in config files and in the files that these name, as plain data for a comparison.
 
     Raises:
-        SettingError: if one cannot be read.
+        SettingError: if a file cannot be read.
     """
     return json.loads(json.dumps(composed({KEY: files}, Path.cwd()), default=str))
 
 
 def _read(path: Path, inside: tuple[Path, ...]) -> Settings:
-    """Composed settings of a file."""
+    """The composed settings in a file."""
     path = path.resolve()
     require(path not in inside, KEY, str(path), "this file names itself; remove it from the list of files")
-    require(path.is_file(), KEY, str(path), "this is no file; give the path of a YAML file")
+    require(path.is_file(), KEY, str(path), "this is not a file; give the path of a YAML file")
     settings = load_file(KEY, path)
     require(isinstance(settings, dict), KEY, str(path), "give a YAML file of settings")
     add_folder(path.parent)
@@ -64,12 +64,12 @@ def _read(path: Path, inside: tuple[Path, ...]) -> Settings:
 
 
 def _with_files(value: Any, folder: Path, section: bool = False) -> Any:
-    """Replace the paths of files that hold a class, or a list of classes, by the settings in these files.
+    """Replace the path of a file that holds a class, or a list of classes, by the settings in the file.
 
     Args:
-        value: a setting.
-        folder: of the file with this setting; paths are relative to it.
-        section: the file of a section, such as ``trainer: quick.yaml``, need not name a class.
+        value: value of a setting.
+        folder: folder of the file with this setting; paths are relative to it.
+        section: whether the setting is a section, such as ``trainer: quick.yaml``, whose file need not name a class.
     """
     if isinstance(value, dict):
         return {key: _with_file(part, folder, section) for key, part in value.items()}
@@ -81,7 +81,7 @@ def _with_files(value: Any, folder: Path, section: bool = False) -> Any:
 def _with_file(value: Any, folder: Path, section: bool = False) -> Any:
     path = folder / value if isinstance(value, str) and value.endswith((".yaml", ".yml")) else None
     if path and path.is_file() and not check_file(str(path)):
-        with suppress(RefusedYAMLError, yaml.YAMLError):  # the parser says what is wrong with it
+        with suppress(RefusedYAMLError, yaml.YAMLError):  # the parser reports the error
             content = load(path.read_text(encoding="utf-8"))
             if _is_class(content) or (section and isinstance(content, dict)):
                 return _with_files(content, path.parent)
@@ -95,15 +95,15 @@ def _is_class(content: Any) -> bool:
 
 
 def merged(before: Any, after: Any, name: str = "") -> Any:
-    """One value behind another: mappings merge unless they are settings of different classes, other values replace.
+    """Merge a later value into an earlier one: mappings merge, unless their classes differ; other values are replaced.
 
     Args:
-        before: value of the files before.
-        after: value of the file itself.
+        before: value in the earlier files.
+        after: value in the file itself.
         name: full name of the setting.
 
     Raises:
-        SettingError: if a class is named behind settings of a class that no file names.
+        SettingError: if ``after`` names a class and ``before`` has settings but names none.
     """
     if isinstance(before, str) and isinstance(after, dict):
         before = {"class_path": before}
@@ -117,7 +117,7 @@ def merged(before: Any, after: Any, name: str = "") -> Any:
             "class_path" in before,
             name,
             after["class_path"],
-            "a previous file gives settings without a class; name the class there",
+            "an earlier file gives settings without a class; name the class there",
         )
         before = before if _same_class(before["class_path"], after["class_path"]) else {}
     if any(key in part for part in (before, after) for key in ("class_path", *SECTIONS)):
@@ -129,7 +129,7 @@ def merged(before: Any, after: Any, name: str = "") -> Any:
 
 
 def _set(result: Settings, key: Any, value: Any, name: str) -> None:
-    """Put a setting behind the previous ones; ``callbacks+`` appends to ``callbacks``, or to another ``callbacks+``."""
+    """Merge a setting into earlier ones; ``callbacks+`` appends to ``callbacks``, or to an earlier ``callbacks+``."""
     if not str(key).endswith("+"):
         result[key] = merged(result.get(key), value, name)
         result.pop(f"{key}+", None)
@@ -143,7 +143,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _in_sections(settings: Settings) -> Settings:
-    """Settings for a class that another file names, inside ``init_args``; beside a class they stay, for an error."""
+    """Put settings of a class that another file names inside ``init_args``.
+
+    Settings beside a ``class_path`` stay where they are, so that the parser reports them.
+    """
     own = {key: value for key, value in settings.items() if key not in SECTIONS}
     if "class_path" in settings or not own:
         return settings
@@ -152,7 +155,7 @@ def _in_sections(settings: Settings) -> Settings:
 
 
 def _same_class(one: str, other: str) -> bool:
-    """Whether two names are those of one class; a name without a module is the last part of the other's path."""
+    """Whether two names mean one class; a name without a module is compared with the last part of the other's path."""
     if "." in one and "." in other:
         try:
             return resolve_name(one) is resolve_name(other)
@@ -162,7 +165,7 @@ def _same_class(one: str, other: str) -> bool:
 
 
 def expanded(settings: Settings) -> Settings:
-    """Settings with dotted keys as nested mappings, those of a class inside its ``init_args``.
+    """Turn dotted keys into nested mappings, with the settings of a class inside its ``init_args``.
 
     Raises:
         SettingError: if a value is given twice, once by a dotted key.
@@ -175,25 +178,25 @@ def expanded(settings: Settings) -> Settings:
 
 
 def _depth(item: tuple[Any, Any]) -> tuple[int, bool]:
-    """Mappings before the dotted keys that go into them, and a class before its settings."""
+    """Sort key: mappings come before the dotted keys that go into them, and a class before its settings."""
     key = str(item[0])
     return key.count("."), not key.endswith(".class_path")
 
 
 def _parent(settings: Settings, path: list[str], name: str) -> Settings:
-    """The mapping at a path, made of what is there, that is to hold ``name``."""
+    """The mapping for ``name`` at a path, created where it does not exist."""
     for step in path:
         settings = _section(settings, step)
         child = settings.get(step)
         if not isinstance(child, dict):
             child = {} if child is None else {"class_path": child}
-        settings[step] = dict(child)  # a copy, as a YAML anchor may share it
+        settings[step] = dict(child)  # a copy, since a YAML anchor may share the mapping
         settings = settings[step]
     return _section(settings, name)
 
 
 def _section(settings: Settings, name: str) -> Settings:
-    """Where a setting of that name belongs: in the ``init_args`` of a class, else in the mapping itself."""
+    """The mapping to which a setting of that name belongs: the ``init_args`` of a class, else ``settings`` itself."""
     if "class_path" not in settings or name in ("class_path", *SECTIONS):
         return settings
     settings["init_args"] = dict(settings.get("init_args") or {})

@@ -1,4 +1,4 @@
-"""Reads and writes YAML settings, and refuses duplicate keys and documents that would fill the memory."""
+"""Reads and writes YAML settings; duplicate keys and documents that would fill the memory are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _plain = get_loader("yaml")
 
 
 class RefusedYAMLError(ValueError):
-    """YAML that is valid but refused.
+    """The error for YAML that is valid but refused.
 
     Args:
         text: the whole document.
@@ -60,22 +60,22 @@ def load_settings(name: str, path: str, known: set[str], required: Sequence[str]
     """The settings in a YAML file.
 
     Args:
-        name: what the errors call the file.
-        path: the file.
-        known: settings that it may have.
-        required: settings that it must have.
-        example: a file of the kind.
+        name: name of the file in errors.
+        path: path of the file.
+        known: settings that the file may have.
+        required: settings that the file must have.
+        example: path of an example, for errors.
 
     Raises:
-        SettingError: if the file is absent, is no valid YAML, is no mapping, or has other settings or too few.
+        SettingError: if the file is absent, not valid YAML or not a mapping, or has unknown settings, or lacks one.
     """
-    require(Path(path).is_file(), name, path, f"this is no file; give a YAML file such as {example}")
+    require(Path(path).is_file(), name, path, f"this is not a file; give a YAML file such as {example}")
     content = load_file(name, path)
     require(isinstance(content, dict), name, path, f"give a mapping with {', '.join(sorted(known))}")
     unknown = sorted(set(content) - known)
     require(not unknown, name, ", ".join(unknown), f"no such setting; give {', '.join(sorted(known))}")
-    missing = [each for each in required if each not in content]
-    require(not missing, name, path, f"it lacks {', '.join(missing)}")
+    missing = [setting for setting in required if setting not in content]
+    require(not missing, name, path, f"it lacks {', '.join(missing)}; add them")
     settings: dict[str, Any] = content
     return settings
 
@@ -84,8 +84,8 @@ def load_file(name: str, path: str | Path) -> Any:
     """Parse a YAML file.
 
     Args:
-        name: what the error calls the file.
-        path: the file.
+        name: name of the file in errors.
+        path: path of the file.
 
     Raises:
         SettingError: if it is no YAML file, or one that :func:`load` refuses.
@@ -108,7 +108,7 @@ def check_levels(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level > MOST_LEVELS:
-            raise _RefusalError(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; write it flatter")
+            raise _RefusalError(f"{_at(event)} nests deeper than {MOST_LEVELS} levels; use fewer levels")
 
 
 def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
@@ -119,11 +119,11 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
         counted: number of values of each visited node, by identity; 0 for the ancestors of ``node``.
 
     Raises:
-        _RefusalError: if there are too many, a node contains itself, or a key is given twice.
+        _RefusalError: if there are too many values, a node contains itself, or a key is given twice.
     """
     if id(node) in counted:
         if counted[id(node)] == 0:
-            raise _RefusalError(f"{_at(node)} holds itself; write the values out")
+            raise _RefusalError(f"{_at(node)} contains itself; write its values out")
         return counted[id(node)]
     counted[id(node)] = 0
     number = 1
@@ -133,7 +133,7 @@ def count_values(node: yaml.Node, counted: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         number += sum(count_values(part, counted) for part in node.value)
     if number > MOST_NODES:
-        raise _RefusalError(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; write less")
+        raise _RefusalError(f"{_at(node)} has more than {MOST_NODES:,} values with its aliases; use fewer")
     counted[id(node)] = number
     return number
 
@@ -158,7 +158,7 @@ def _at(marked: Any) -> str:
 
 
 def check_file(path: str) -> str | None:
-    """Problem and remedy of a config file that cannot be parsed; None if it can be, or does not exist."""
+    """Problem and remedy of a config file that cannot be read; None if it can be read, or does not exist."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -174,7 +174,7 @@ def check_file(path: str) -> str | None:
 
 
 class _Dumper(yaml.CSafeDumper):
-    """Writes objects that are no plain values, such as a device, as their text."""
+    """Writes objects that are not plain values, such as a device, as text."""
 
 
 _Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))

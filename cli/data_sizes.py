@@ -1,4 +1,4 @@
-"""Networks get the number of classes and the shape of images from the data, unless their settings say otherwise."""
+"""Sets the number of classes and the image shape of networks from the data, unless their settings give them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _NAMES = ("num_classes", "image_shape")
 
 
 def build_data(parser: ArgumentParser, settings: Namespace) -> ImageDataModule:
-    """The data module of its settings, built before the model."""
+    """Build the data module from its settings, before the model is built."""
     data: ImageDataModule = parser.instantiate_classes(Namespace(data=settings)).data  # type: ignore[no-untyped-call]
     return data
 
 
 def sizes_from_data(model: dict[str, Any], data: ImageDataModule, given: set[str]) -> dict[str, Any]:
-    """Values of the settings ``num_classes`` and ``image_shape`` that nobody gave and that differ from the data's.
+    """Set the settings ``num_classes`` and ``image_shape`` of networks that nobody gave to those of the data.
 
-    A given setting is kept, and so is one with another value than its default; if it does not fit the data, the
-    module's check says so.
+    A setting that was given, or that differs from its default, does not change; if it does not fit the data, the
+    module's check reports it.
 
     Args:
-        model: settings of the model as plain dicts and lists; they get the new values.
-        data: the data.
+        model: settings of the model as plain dicts and lists; changed in place.
+        data: data module.
         given: full names, without ``init_args``, of the settings that the command line, a file or a checkpoint gives.
 
     Returns:
@@ -61,7 +61,7 @@ def _classes(config: Any, key: str) -> Iterator[tuple[str, Any, dict[str, Any]]]
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
-    """Defaults of a class or a function, those that it passes on included."""
+    """Defaults of a class or a function, including those of the functions to which it passes its arguments."""
     parser = ArgumentParser()
     add = parser.add_class_arguments if isclass(kind) else parser.add_function_arguments
     add(kind, "defaults", fail_untyped=False)

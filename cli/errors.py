@@ -1,4 +1,4 @@
-"""Errors of one line for wrong settings, instead of jsonargparse's attempts and hundreds of lines of usage."""
+"""One-line errors for wrong settings, instead of jsonargparse's list of attempts and hundreds of lines of usage."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ CLASS_ERRORS = [
     (rf"'(\S+)'; ({user_code.IMPORTS} .*)", "{1}"),
     (
         r"Not a valid subclass of \w+\. Got value: (.*?)\s*(?:Subclass types|$)",
-        "give class_path, and inside init_args its settings",
+        "give class_path, and its settings inside init_args",
     ),
-    (r"Import path (\S+) does not correspond to a subclass of (\w+)", "it is no {1}; give one"),
-    (r"Expected '(\S+)' to be a subclass of (.+?)\.?$", "it is none of {1}; give one"),
-    (r"Expected an instantiatable class, but (\S+) is abstract", "it is abstract; give a class that is made from it"),
+    (r"Import path (\S+) does not correspond to a subclass of (\w+)", "it is not a {1}; give one"),
+    (r"Expected '(\S+)' to be a subclass of (.+?)\.?$", "it is not one of {1}; give one"),
+    (r"Expected an instantiatable class, but (\S+) is abstract", "it is abstract; give a class that derives from it"),
     (r"Unexpected import path format: (.*)", "give an import path, such as package.module.Class"),
     (r"Expected a dot import path string:\s*()$", "give its import path, such as package.module.Class"),
-    (r"Path is not a file: '(.*)'", "this is no file; give the path of a YAML file"),
-    (r"(.*codec can't decode.*)", "the file is no text in UTF-8; give a YAML file or a class"),
+    (r"Path is not a file: '(.*)'", "this is not a file; give the path of a YAML file"),
+    (r"(.*codec can't decode.*)", "the file is not text in UTF-8; give a YAML file or a class"),
 ]
 
 
 class OneLineParser(LightningArgumentParser):
     """Reports a wrong setting in one line: its full name, its value and the remedy.
 
-    It accepts no abbreviated names, since a new setting could make them ambiguous.
+    It does not accept abbreviated names, since a new setting could make them ambiguous.
 
     Attributes:
         read_settings: names and values of the settings in all config files that were read.
@@ -70,12 +70,12 @@ class OneLineParser(LightningArgumentParser):
         self.read_settings: list[tuple[str, Any]] = []
 
     def format_help(self) -> str:  # type: ignore[override]
-        """The help, behind an example where it lists the subcommands."""
+        """The help, after an example if it lists the subcommands."""
         text: str = super().format_help()
         return help.EXAMPLE + text if self._subparsers is not None else text
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a config file, store its path for errors that do not name it, and find the modules beside it."""
+        """Read a config file, store its path for errors that do not name it, and let modules beside it be imported."""
         self._reading = str(path)
         if remedy := check_file(self._reading):
             raise SettingError("config", self._reading, remedy)
@@ -89,11 +89,11 @@ class OneLineParser(LightningArgumentParser):
     def _load_config_parser_mode(
         self, content: str, path: Any = "", ext_vars: Any = None, prev_cfg: Namespace | None = None
     ) -> Namespace:
-        """Read a config file's settings, behind those of the files that it names under ``config``."""
-        with suppress(yaml.YAMLError):  # the parser says what is wrong with it
+        """Read a config file's settings, after those of the files that it names under ``config``."""
+        with suppress(yaml.YAMLError):  # the parser reports the error
             settings = load(content)
             if isinstance(settings, dict):
-                settings = composition.composed(settings, Path.cwd())  # the parser reads a file in its folder
+                settings = composition.composed(settings, Path.cwd())  # the parser has changed to the file's folder
                 self.read_settings += settings_in(settings)
                 content = dump(settings)
         return super()._load_config_parser_mode(content, path, ext_vars, prev_cfg)
@@ -122,7 +122,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -> str:
-    """Message about a setting that does not exist, with the nearest one that does."""
+    """Message about an unknown setting, with the nearest known one."""
     if name in ("class_path", "init_args"):
         return f"{name}: got {shorten(str(value), 80)!r}; settings beside it belong inside init_args"
     known = [action.dest for action in parser._actions if not re.search("help$|^print_", action.dest)]
@@ -132,7 +132,7 @@ def unknown_setting(parser: LightningArgumentParser, name: str, value: object) -
 
 
 def explain(message: str, error: Exception | None) -> str:
-    """Setting, value and remedy from jsonargparse's error, which wraps one error for each level."""
+    """Setting, value and remedy from jsonargparse's error, which wraps one error per level of nesting."""
     chain = list(causes(error))
     levels = [str(cause) for cause in chain if isinstance(cause, TypeError) and str(cause).startswith("Parser key")]
     path = "".join(level.split('"')[1] + "." for level in levels)
@@ -202,7 +202,7 @@ def known_error(error: BaseException) -> SettingError | None:
         return SettingError("trainer.val_check_interval", int(match[1]), remedy)
     if match := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", text):
         needs = f"settings that need {int(match[1]):,} bytes" if match[1] else "settings that fill the GPU"
-        return SettingError("memory", needs, "this machine has less; give a smaller network, padding or batch")
+        return SettingError("memory", needs, "this machine has less; use a smaller network, padding or batch")
     return None
 
 
@@ -232,7 +232,7 @@ def value_and_remedy(text: str, root: str) -> str:
 
 
 def kind_in_words(kind: str) -> str:
-    """Plain words for jsonargparse's type of a value, such as "a <class 'int'>"."""
+    """Plain words for a type in jsonargparse's messages, such as "a <class 'int'>"."""
     kind = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", lambda match: KINDS.get(match[1], match[1]), kind)
     return re.sub(r"an? (typing\.)?Literal", "one of ", kind)
 

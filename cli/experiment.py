@@ -1,4 +1,4 @@
-"""The file of a matrix of experiments: runs, each with several seeds, and one evaluation for all."""
+"""The file of a matrix of experiments: runs, each with several seeds, and one evaluation of all runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Job:
     """A training and its test.
 
     Args:
-        name: of the run in the matrix.
-        seed: of the training.
+        name: name of the run in the matrix.
+        seed: seed of the training.
         folder: log folder.
-        result: file of its records; it exists when the job is done.
-        training: arguments of ``train.py``: config files and settings.
-        evaluation: the same of the test; none for a training that others need.
-        needs: names of the trainings that it needs.
+        result: file of the job's records; it exists when the job is done.
+        training: arguments of ``train.py`` for the training: config files and settings.
+        evaluation: arguments of the test; none for a training that other jobs need.
+        needs: names of the trainings that this job needs.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Job:
 
     @property
     def note(self) -> Path:
-        """The file that notes the settings of what is in the log folder."""
+        """The file with the settings of the training and the test in the log folder."""
         return self.folder / "run.json"
 
     @property
     def done(self) -> bool:
-        """Whether its records are in the results."""
+        """Whether the job's records are in the results."""
         return self.result.is_file()
 
     def fit(self) -> list[str]:
-        """Arguments of the training, which resumes if there is a checkpoint."""
+        """Arguments of the training, which resumes from the job's checkpoint if there is one."""
         resumed = [f"--ckpt_path={self.checkpoint}"] if self.checkpoint.is_file() else []
         return ["fit", *self.training, *self._common(), "--test_after_fit=false", *resumed]
 
@@ -63,7 +63,7 @@ class Job:
         return ["test", *self.training, *evaluation, *self._common(), f"--ckpt_path={self.checkpoint}", *state]
 
     def settings(self) -> dict[str, Any]:
-        """Settings of the training, ``fit``, and of the test, to compare with those of another run, as plain data.
+        """Settings of the training, ``fit``, and of the test as plain data, for a comparison with another run.
 
         Raises:
             SettingError: if a config file cannot be read.
@@ -77,17 +77,18 @@ class Job:
 
 @dataclass
 class Matrix:
-    """What a file of experiments says.
+    """The contents of a file of experiments.
 
     Args:
-        runs: by name, a config file, or a list of config files and of settings by their full names. Paths are relative
-            to the folder of the matrix' file. ``{NAME}`` in a setting stands for the checkpoint of a prepared run.
-        evaluation: of the test of every run, as in ``runs``; it takes the place of the run's callbacks.
+        runs: each run by its name: a config file, settings by their full names, or a list of these. Paths are relative
+            to the folder of the matrix' file. A setting ``{NAME}`` stands for the checkpoint of a prepared run.
+        evaluation: evaluation of every run, given like a run; it replaces the callbacks of the run's config.
         folder: log folder of all runs.
         results: folder of the records.
-        seeds: each run trains once with each of them.
-        prepare: runs that others need, as in ``runs``; they train before these, with the first seed alone.
-        settings: settings of all runs, by their full names; those of a run go first.
+        seeds: seeds; each run trains once with each of them.
+        prepare: runs that others need, as in ``runs``; they train first, with the first seed alone.
+        settings: settings of all runs, by their full names; a run's own settings override them.
+        base: folder to which paths are relative.
 
     Raises:
         SettingError: if a value does not fit.
@@ -106,7 +107,9 @@ class Matrix:
         for name in ("runs", "prepare"):
             given = getattr(self, name)
             require(isinstance(given, dict), name, given, "give config files by name, such as mine: my_config.yaml")
-            setattr(self, name, {str(run): parts for run, parts in given.items()})  # YAML reads 0.1 as a number
+            setattr(self, name, {str(run): parts for run, parts in given.items()})  # a name such as 0.1 is a number
+        remedy = "give settings by their full names, such as trainer.max_epochs: 3"
+        require(isinstance(self.settings, dict), "settings", self.settings, remedy)
         require(bool(self.runs), "runs", self.runs, "give at least one, such as mine: my_config.yaml")
         numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
         fits = numbers and len(self.seeds) == len(set(self.seeds)) > 0
@@ -115,7 +118,7 @@ class Matrix:
             path = Path(str(getattr(self, name)))
             require(path.is_dir() or not path.exists(), name, str(path), "this is a file; give a folder")
         twice = sorted(self.runs.keys() & self.prepare.keys())
-        require(not twice, "prepare", ", ".join(twice), "runs has this name, too; rename one")
+        require(not twice, "prepare", ", ".join(twice), "a run in runs has this name, too; rename one")
         self.jobs()  # raises if a file is absent
 
     def prepared(self) -> list[Job]:
@@ -123,7 +126,7 @@ class Matrix:
         return [self._job(name, parts, self.seeds[0], tested=False) for name, parts in self.prepare.items()]
 
     def jobs(self) -> list[Job]:
-        """Every run with every seed, seed by seed, so that a part of them has all runs."""
+        """Every run with every seed, ordered by seed, so that the first jobs include all runs."""
         return [self._job(name, parts, seed, tested=True) for seed in self.seeds for name, parts in self.runs.items()]
 
     def _job(self, name: str, parts: Part | list[Part], seed: int, *, tested: bool) -> Job:
@@ -134,26 +137,29 @@ class Matrix:
         training = self._arguments(f"{'runs' if tested else 'prepare'}.{name}", whole, checkpoints)
         evaluation = self.evaluation if isinstance(self.evaluation, list) else [self.evaluation]
         judged = self._arguments("evaluation", evaluation, checkpoints) if tested else []
-        needs = [other for other, path in checkpoints.items() if any(path in each for each in (*training, *judged))]
+        given = (*training, *judged)
+        needs = [other for other, path in checkpoints.items() if any(path in argument for argument in given)]
         return Job(name, seed, folder, result, tuple(training), tuple(judged), tuple(needs))
 
     def _arguments(self, name: str, parts: list[Part], checkpoints: dict[str, str]) -> list[str]:
         """Arguments of the command line, config files first."""
+        for part in parts:
+            require(isinstance(part, str | dict), name, part, "give config files, or settings by their full names")
         paths = [self.base / part for part in parts if isinstance(part, str)]
         for path in paths:
-            require(path.is_file(), name, str(path), "this is no file; paths are relative to the matrix' folder")
+            require(path.is_file(), name, str(path), "this is not a file; paths are relative to the matrix' folder")
         settings = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
         given = {key: _filled(f"{name}.{key}", value, checkpoints) for key, value in settings.items()}
-        return [*(f"--config={path.resolve()}" for path in paths), *(as_argument(*each) for each in given.items())]
+        return [*(f"--config={path.resolve()}" for path in paths), *(as_argument(*pair) for pair in given.items())]
 
 
 def read_matrix(path: str) -> Matrix:
-    """The matrix in a YAML file.
+    """Read the matrix in a YAML file.
 
     Raises:
         SettingError: if the file cannot be read or a setting does not fit.
     """
-    names = {each.name for each in fields(Matrix)} - {"base"}
+    names = {field.name for field in fields(Matrix)} - {"base"}
     content = load_settings(
         "matrix", path, names, ("runs", "evaluation", "folder", "results"), "experiments/digits.yaml"
     )
@@ -161,14 +167,15 @@ def read_matrix(path: str) -> Matrix:
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """What config files say, those that they name included, and the settings behind them."""
+    """The settings in config files and in the files that these name, and the other arguments."""
     option = "--config="
-    files = [each.removeprefix(option) for each in arguments if each.startswith(option)]
-    others = sorted(each for each in arguments if not each.startswith(option))
+    files = [argument.removeprefix(option) for argument in arguments if argument.startswith(option)]
+    others = sorted(argument for argument in arguments if not argument.startswith(option))
     return {"files": content(files), "others": others}
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:
+    """The value, or the path of the checkpoint for which it stands."""
     if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
         return value
     remedy = f"prepare has no such run; it has {', '.join(checkpoints) or 'none'}"

@@ -47,13 +47,13 @@ class ExportTrainer(pl.Trainer):
 
         Args:
             model: module of the checkpoint's method.
-            datamodule: gives the images' shape, and the test images of properties.
+            datamodule: data module that gives the images' shape, and the test images of properties.
             config: settings of this command as plain data.
             to: onnx, safetensors (weights with a model card), or vnnlib (ONNX with robustness properties).
             ckpt_path: path of a checkpoint that fit wrote.
-            folder: folder of the files; by default ``export`` in the run's log folder, for a checkpoint of a
-                URL or of the zoo in ``trainer.default_root_dir``.
-            indices: test images for vnnlib, by their index in the data; by default the first ten.
+            folder: folder of the files; by default ``export`` in the run's log folder, or, for a checkpoint from a
+                URL or the zoo, in ``trainer.default_root_dir``.
+            indices: indices of the test images for vnnlib; by default the first ten.
             epsilon: radius of the properties' linf balls in pixel units; by default the module's own budgets.
             timeout: time limit of each property in ``instances.csv``, in seconds.
             license: licence of the weights for the model card, an SPDX identifier such as mit.
@@ -118,7 +118,7 @@ class _Export:
             lower, upper = threat_model.interval(x)
         folder = self.folder / f"{name}-vnnlib"
         folder.mkdir(exist_ok=True)
-        _Export(self.module, self.data, folder).onnx("network.onnx", batch=1)  # some tools accept no other batch
+        _Export(self.module, self.data, folder).onnx("network.onnx", batch=1)  # some tools accept no other batch size
         properties = []
         for row, index in enumerate(indices):
             path = folder / f"image_{index}_{threat_name}.vnnlib"
@@ -130,7 +130,7 @@ class _Export:
         write_instances(folder / "instances.csv", properties)
         wrong = [index for index, ok in zip(indices, (predicted == y).tolist(), strict=True) if not ok]
         if wrong:
-            rank_zero_info(f"Misclassified without perturbation, so their properties are violated: images {wrong}")
+            rank_zero_info(f"Images {wrong} are misclassified without perturbation, so their properties are violated")
         rank_zero_info(f"VNN-LIB: {len(properties)} properties in {folder / 'instances.csv'}")
 
 
@@ -138,10 +138,11 @@ def _loaded(module: TrainingModule, path: str | None) -> RobustClassifier:
     """The module in evaluation mode with the weights of a checkpoint.
 
     Raises:
-        SettingError: if there is no checkpoint, it is of another method or network, or the method is no classifier's.
+        SettingError: if there is no checkpoint, the checkpoint is of another method or network, or the method does not
+            train a classifier.
     """
     require(path is not None, "ckpt_path", path, "give a checkpoint that fit wrote")
-    require(isinstance(module, RobustClassifier), "model", type(module).__name__, "it is no classifier; give one")
+    require(isinstance(module, RobustClassifier), "model", type(module).__name__, "it is not a classifier; give one")
     assert isinstance(module, RobustClassifier)
     checkpoint = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
     module.on_load_checkpoint(checkpoint)
@@ -153,7 +154,7 @@ def _test_images(data: ImageDataModule, indices: list[int]) -> tuple[Tensor, Ten
     """Test images (B, C, H, W) and labels (B,).
 
     Raises:
-        SettingError: if there is no index, one is given twice, or one is not that of a test image.
+        SettingError: if there is no index, or an index is given twice or is not that of a test image.
     """
     require(len(indices) > 0, "indices", indices, "give at least one test image")
     require(len(set(indices)) == len(indices), "indices", indices, "give each image once")
@@ -172,7 +173,7 @@ def _test_images(data: ImageDataModule, indices: list[int]) -> tuple[Tensor, Ten
 
 
 def _box(module: RobustClassifier, x: Tensor, epsilon: float | None) -> tuple[str, ThreatModel]:
-    """The threat model of the properties and its name in files: a linf ball, or the module's first per-pixel box.
+    """The threat model of the properties and its name in files: a linf ball, or the module's first box.
 
     Raises:
         SettingError: if the radius is out of its range, or the module has no box.
@@ -181,8 +182,8 @@ def _box(module: RobustClassifier, x: Tensor, epsilon: float | None) -> tuple[st
         require(0 < epsilon <= 1, "epsilon", epsilon, "give a radius in (0, 1], in pixel units")
         return threat_model_name("linf", epsilon), LinfBall(epsilon)
     threat_models = module.threat_models(x, module.epsilon)
-    boxes = {name: each for name, each in threat_models.items() if each.is_box}
+    boxes = {name: threat_model for name, threat_model in threat_models.items() if threat_model.is_box}
     names = ", ".join(threat_models)
-    remedy = f"VNN-LIB describes boxes, the module's threat models are {names}; give the radius of a linf ball"
+    remedy = f"VNN-LIB describes boxes, but the module's threat models are {names}; give the radius of a linf ball"
     require(bool(boxes), "epsilon", epsilon, remedy)
     return next(iter(boxes.items()))

@@ -1,7 +1,7 @@
-"""Settings of a function with ``**kwargs``, such as ``timm.create_model``: those that it does not name, too.
+"""Accepts settings that a function with ``**kwargs``, such as ``timm.create_model``, does not name.
 
-jsonargparse takes them under ``dict_kwargs`` only; here they stand among the others. What the function then refuses is
-an error when it is called.
+jsonargparse accepts these under ``dict_kwargs`` only; here they are given like all others. The function itself reports
+those that it does not accept when it is called.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _adapt = _typehints.adapt_class_type
 
 
 def install() -> None:
-    """Let every parser follow this rule."""
+    """Apply this rule in every parser."""
     _typehints.adapt_class_type = _adapt_with_keywords  # type: ignore[assignment]
 
 
 def _adapt_with_keywords(
     value: Any, serialize: bool, instantiate: bool, sub_add_kwargs: Any, prev_val: Any = None, **others: Any
 ) -> Any:
-    before, value = (_typehints.subclass_spec_as_namespace(each) for each in (prev_val, value))  # type: ignore[no-untyped-call]
+    before, value = (_typehints.subclass_spec_as_namespace(given) for given in (prev_val, value))  # type: ignore[no-untyped-call]
     function = import_or_explain(value.class_path)
     keywords = inspect.isfunction(function) and any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values()
@@ -39,13 +39,13 @@ def _adapt_with_keywords(
 
 
 def _known(function: Any, sub_add_kwargs: Any) -> set[str]:
-    """Names of the settings that the function names itself, or that it hands on to others by name."""
+    """Names of the settings that the function itself, or a function to which it passes its arguments, declares."""
     parser = _typehints.ActionTypeHint.get_class_parser(function, sub_add_kwargs)  # type: ignore[no-untyped-call]
     return {action.dest.split(".")[0] for action in parser._actions}
 
 
 def _move_unknown(value: Namespace, known: set[str]) -> None:
-    """Move settings of other names from ``init_args`` to ``dict_kwargs``."""
+    """Move the settings that are not ``known`` from ``init_args`` to ``dict_kwargs``."""
     arguments = value.get("init_args")
     if isinstance(arguments, _typehints.NestedArg):  # type: ignore[attr-defined]
         if arguments.key.split(".")[0] not in known:

@@ -1,4 +1,4 @@
-"""Help in two screens: few classes for a setting instead of each subclass in torch, and an example first."""
+"""Short help: an example first, and for each setting a few classes instead of every subclass in torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import _typehints
 
 OURS = ("robust.networks.", "robust.attacks.", "robust.schedules.", "lightning_modules.", "datamodules.", "callbacks.")
-MOST = 2
+MOST = 2  # classes that the help of a setting names
 EXAMPLE = """\
 example, a network that is trained and certified on the digits of scikit-learn in a minute:
 
@@ -20,12 +20,12 @@ example, a network that is trained and certified on the digits of scikit-learn i
 
 
 def install() -> None:
-    """Let every parser's help name few classes for a setting."""
+    """Let the help of every parser name only a few classes for a setting."""
     _typehints.ActionTypeHint.extra_help = _known_classes  # type: ignore[method-assign]
 
 
 def _known_classes(action: Any) -> str:
-    """The classes of this project that a setting takes, or else those of others; few of them."""
+    """A few classes that a setting accepts: of this project, or else of other packages."""
     paths = _typehints.get_all_subclass_paths(action._typehint, closed_types=False)
     ours = [path for package in OURS for path in sorted(paths) if path.startswith(package)] or paths
     names = ", ".join(ours[:MOST])

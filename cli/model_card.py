@@ -1,4 +1,4 @@
-"""The model card beside an exported network: what was trained, how, and what was measured."""
+"""The model card beside an exported network: the method, its settings, and the measured results."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import yaml
 from robust.errors import SettingError
 from robust.metric_names.registry import find
 
-_SETTINGS = ("seed_everything", "model", "data", "epsilon_schedule")  # of a run's config; others concern the machine
+_SETTINGS = ("seed_everything", "model", "data", "epsilon_schedule")  # the other settings concern the machine
 
 
 @dataclass
 class ExportedModel:
-    """What a model card says.
+    """The contents of a model card.
 
     Args:
         file: name of the exported file.
         method: class of the method.
         data: class of the data module.
-        image_shape: (C, H, W).
+        image_shape: shape of the images, (C, H, W).
         num_classes: number of classes.
         settings: the training's resolved settings as plain data.
-        records: those of ``results.json``, by name.
+        records: records of ``results.json``, by name.
         license: SPDX identifier of the licence of the weights; None if it is not stated.
         notes: sentences about the exported network.
     """
@@ -43,7 +43,7 @@ class ExportedModel:
 
 
 def model_card(model: ExportedModel) -> str:
-    """The card in Markdown, with the header in YAML that model hubs read."""
+    """The card in Markdown, with the YAML header that model hubs read."""
     header: dict[str, Any] = {"library_name": "pytorch", "pipeline_tag": "image-classification"}
     header |= {"tags": ["robustness", model.method], "datasets": [model.data]}
     if model.license is not None:
@@ -66,7 +66,7 @@ def model_card(model: ExportedModel) -> str:
 
 
 def read_records(folder: Path) -> dict[str, Any]:
-    """The records of ``results.json`` in a run's folder; none if there is no such file.
+    """The records of ``results.json`` in a run's folder; empty if there is no such file.
 
     Raises:
         SettingError: if the file is damaged.
@@ -77,19 +77,19 @@ def read_records(folder: Path) -> dict[str, Any]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SettingError("results.json", str(path), f"it is no JSON ({error}); move it away") from error
+        raise SettingError("results.json", str(path), f"it is not valid JSON ({error}); move it away") from error
     return records if isinstance(records, dict) else {}
 
 
 def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the recorded training, the last one after resuming; without record those of this command."""
+    """The settings of the last recorded training; ``config``, those of this command, if none is recorded."""
     trainings = [record["config"] for name, record in records.items() if name.split("-")[0] == "fit"]
     settings: dict[str, Any] = trainings[-1] if trainings else config
     return settings
 
 
 def _results(records: dict[str, Any]) -> list[str]:
-    """A table for each record, with the weights that it measured."""
+    """A table for each record, with the checkpoint that was measured."""
     parts = []
     for name, record in records.items():
         checkpoint = record.get("checkpoint", record["config"].get("ckpt_path"))

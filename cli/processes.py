@@ -1,4 +1,4 @@
-"""Processes that run ``train.py``, forked from one that has its imports, which take seconds of a CPU each."""
+"""Processes that run ``train.py``, forked from a server that has done its imports, which take seconds of CPU time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 
 def available_cpus() -> int:
-    """Return the number of CPUs that this process may use: fewer than the machine has where a scheduler binds it."""
+    """Return the number of CPUs that this process may use; a scheduler may bind it to some of the machine's."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
@@ -23,17 +23,17 @@ def start(script: Path, arguments: list[str], log: Path, threads: int) -> BasePr
 
     Args:
         script: ``train.py``.
-        arguments: of its command line.
-        log: file of its output and errors.
-        threads: of PyTorch.
+        arguments: arguments of the script.
+        log: file for its output and errors.
+        threads: number of PyTorch's threads.
 
     Returns:
         The running process; ``join`` it, then read ``exitcode``.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["train", "sklearn.datasets"])  # the latter for the digits
+    context.set_forkserver_preload(["train", "sklearn.datasets"])  # sklearn has the digits
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if ROOT not in path:  # the server imports train.py from there
+    if ROOT not in path:  # from which the server imports train.py
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
     process = context.Process(target=_run, args=(str(script), arguments, str(log), threads))
     process.start()
@@ -41,12 +41,12 @@ def start(script: Path, arguments: list[str], log: Path, threads: int) -> BasePr
 
 
 def _run(script: str, arguments: list[str], log: str, threads: int) -> None:
-    import torch  # which the server has
+    import torch  # the server has imported it
 
     with Path(log).open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of processes that it starts
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the script starts
     torch.set_num_threads(threads)
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)

@@ -1,4 +1,4 @@
-"""Stops a trial of a sweep that is worse than the others."""
+"""Stops a trial of a sweep that is worse than the other trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a run's folders, of its checkpoint settings, and of its batch sizes."""
+"""Checks of a run's folders, checkpoint settings and batch sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_folders(config: dict[str, Any]) -> None:
         config: all settings as plain dicts and lists.
 
     Raises:
-        SettingError: at the first that is not writable.
+        SettingError: at the first folder that is not writable.
     """
     trainer = config["trainer"]
     check_writable(trainer.get("default_root_dir") or Path.cwd(), "trainer.default_root_dir")
@@ -56,20 +56,20 @@ def check_checkpoint_settings(checkpoint: Namespace) -> None:
     most, monitor = checkpoint.get("save_top_k"), checkpoint.get("monitor")
     require(most >= -1, "checkpoint.save_top_k", most, "give -1 (all), 0 (none) or more")
     fits = monitor is not None or most in (-1, 0, 1)
-    require(fits, "checkpoint.save_top_k", most, "set checkpoint.monitor to the metric by which they are the best")
+    require(fits, "checkpoint.save_top_k", most, "set checkpoint.monitor to the metric that ranks the checkpoints")
     for unit in ("every_n_epochs", "every_n_train_steps"):
         value = checkpoint.get(unit)
         require(value is None or value >= 0, f"checkpoint.{unit}", value, "give 0 (never) or more")
     given = {unit: checkpoint.get(unit) for unit in ("every_n_epochs", "every_n_train_steps", "train_time_interval")}
     given = {unit: str(value) for unit, value in given.items() if value}
-    require(len(given) <= 1, "checkpoint", given, "give one of them: when a checkpoint is due")
+    require(len(given) <= 1, "checkpoint", given, "give only one of these intervals")
 
 
 def check_batch_sizes(data: dict[str, Any], processes: int | None, subcommand: str) -> None:
     """Check that the batch sizes of a subcommand are multiples of the number of processes.
 
     Raises:
-        SettingError: if one is not.
+        SettingError: if a batch size is not a multiple.
     """
     for name in ("batch_size", "eval_batch_size") if subcommand == "fit" else ("eval_batch_size",):
         size = data.get("init_args", {}).get(name)

@@ -1,4 +1,4 @@
-"""Where each setting comes from: the command line, a config file, or a checkpoint."""
+"""The source of each setting: the command line, a config file, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ SECTIONS = ("init_args", "dict_kwargs")
 
 
 def sources_of(config: dict[str, Any], given: dict[str, list[tuple[str, Any]]]) -> dict[str, list[str]]:
-    """Full names, without ``init_args``, of the settings of each source; all others have their defaults.
+    """Full names, without ``init_args``, of the settings from each source; all other settings have their defaults.
 
     Args:
         config: all settings as plain dicts and lists.
-        given: for each source, names and values of its settings; a setting is of the first that gives it.
+        given: names and values of the settings that each source gives; the first source that gives a setting counts.
     """
     names = known = [name for name, _ in settings_in(config)]
-    found: dict[str, list[str]] = {}
+    sources: dict[str, list[str]] = {}
     for source, settings in given.items():
         covering = {_covered(name, value, known) for name, value in settings}
-        found[source] = [n for n in names if any(n == other or n.startswith(f"{other}.") for other in covering)]
-        names = [name for name in names if name not in found[source]]
-    return found
+        sources[source] = [n for n in names if any(n == other or n.startswith(f"{other}.") for other in covering)]
+        names = [name for name in names if name not in sources[source]]
+    return sources
 
 
 def settings_in(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and value of each setting that is no mapping."""
+    """Name and value of each setting that is not a mapping."""
     if not isinstance(settings, dict) or not settings:
         yield name, settings
         return
@@ -34,17 +34,17 @@ def settings_in(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def settings_in_arguments(arguments: Iterable[str]) -> list[tuple[str, Any]]:
-    """Name and value of each setting on a command line; the value is empty where it is the next argument."""
+    """Name and value of each setting on a command line; the value is empty if it is given as the next argument."""
     named = [argument[2:].partition("=") for argument in arguments if argument.startswith("--")]
     return [(plain_name(name), value) for name, _, value in named if name != "config"]
 
 
 def plain_name(name: str) -> str:
-    """A setting's name without ``init_args`` and without the ``+`` of lists."""
+    """Name of a setting without ``init_args`` and without the ``+`` of lists."""
     return ".".join(part for part in name.removesuffix("+").split(".") if part not in SECTIONS)
 
 
 def _covered(name: str, value: Any, names: list[str]) -> str:
-    """The setting that a value gives: where a class is named alone, its ``class_path`` without its settings."""
+    """Name of the setting that a value sets; the name of a class sets only the ``class_path``, not its settings."""
     of_class = f"{name}.class_path" in names and not str(value).startswith("{")
     return f"{name}.class_path" if of_class and not str(value).endswith((".yaml", ".yml")) else name

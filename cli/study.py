@@ -18,17 +18,18 @@ KINDS = ("uniform", "log_uniform", "integer", "choice")
 
 @dataclass
 class StudyFile:
-    """What a sweep tries, and what it optimises.
+    """The settings that a sweep tries, and its objectives.
 
     Args:
         config: paths of config files, relative to the folder of the study's file.
-        settings: full name of each setting that is tried, to one of ``uniform``, ``log_uniform`` or ``integer`` with
+        settings: distribution of each setting, by its full name: ``uniform``, ``log_uniform`` or ``integer`` with
             [low, high], or ``choice`` with a list of values.
-        objectives: validation metrics to ``maximize`` or ``minimize``.
+        objectives: ``maximize`` or ``minimize`` by the name of a validation metric.
         folder: log folder of all runs and of the study's storage.
         trials: number of trials.
-        seeds: each trial trains once with each of them; an objective is the mean.
-        prune: whether to stop trials that are worse than the median of the others at the same epoch; for one objective.
+        seeds: seeds; each trial trains once with each of them, and an objective is the mean over them.
+        prune: whether to stop trials that are worse than the median of the others at the same epoch; only for a single
+            objective.
 
     Raises:
         SettingError: if a value does not fit.
@@ -43,16 +44,21 @@ class StudyFile:
     prune: bool = False
 
     def __post_init__(self) -> None:
-        require(bool(self.settings), "settings", self.settings, "name at least one setting, such as model.epsilon")
+        remedy = "name at least one setting, such as model.epsilon: {uniform: [0, 1]}"
+        require(isinstance(self.settings, dict) and bool(self.settings), "settings", self.settings, remedy)
         for name, distribution in self.settings.items():
             _check_distribution(f"settings.{name}", distribution)
-        require(bool(self.objectives), "objectives", self.objectives, "name at least one metric, such as val/loss")
+        remedy = "name at least one metric, such as val/accuracy/clean: maximize"
+        require(isinstance(self.objectives, dict) and bool(self.objectives), "objectives", self.objectives, remedy)
         for name, direction in self.objectives.items():
             require(direction in ("maximize", "minimize"), f"objectives.{name}", direction, "give maximize or minimize")
-            remedy = "give a metric of validation: a choice by test images is no evidence"
-            require(name.startswith("val/"), "objectives", name, remedy)
-        require(self.trials >= 1, "trials", self.trials, "give at least 1")
-        require(bool(self.seeds), "seeds", self.seeds, "give at least one")
+            remedy = "give a validation metric: settings that are chosen on test images do not generalize"
+            require(str(name).startswith("val/"), "objectives", name, remedy)
+        require(isinstance(self.folder, str), "folder", self.folder, "give the path of a folder")
+        fits = isinstance(self.trials, int) and self.trials >= 1
+        require(fits, "trials", self.trials, "give a whole number of at least 1")
+        fits = isinstance(self.seeds, list) and bool(self.seeds) and all(isinstance(seed, int) for seed in self.seeds)
+        require(fits, "seeds", self.seeds, "give a list of at least one whole number, such as [0, 1, 2]")
         require(not self.prune or len(self.objectives) == 1, "prune", True, "give one objective, or do not prune")
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
@@ -61,16 +67,18 @@ class StudyFile:
 
 
 def read_study(path: str) -> StudyFile:
-    """The study in a YAML file, its config files as absolute paths.
+    """Read the study in a YAML file; its config files get absolute paths.
 
     Raises:
         SettingError: if the file cannot be read or a setting does not fit.
     """
-    names = {each.name for each in fields(StudyFile)}
+    names = {field.name for field in fields(StudyFile)}
     required = ("config", "settings", "objectives", "folder")
     content = load_settings("study", path, names, required, "configs/sweeps/r2_weight.yaml")
     config = content["config"] if isinstance(content["config"], list) else [content["config"]]
-    return StudyFile(**content | {"config": [str((Path(path).parent / each).resolve()) for each in config]})
+    for file in config:
+        require(isinstance(file, str), "config", file, "give paths of config files")
+    return StudyFile(**content | {"config": [str((Path(path).parent / file).resolve()) for file in config]})
 
 
 def _check_distribution(name: str, distribution: Any) -> None:

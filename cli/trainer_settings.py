@@ -21,12 +21,12 @@ _FRACTION_OR_COUNT = "give a fraction in (0, 1] as 0.5, or a whole number of bat
 
 
 def read_whole_numbers(parser: ArgumentParser) -> None:
-    """Read ``2`` as a whole number where a fraction is allowed, too.
+    """Read ``2`` as a whole number in settings that also accept a fraction.
 
-    Types are tried in order, and ``typing`` gives ``Optional[Union[int, float]]`` in the order in which any package of
-    the process first wrote it, so that 1 batch may be read as all of them.
+    The parser tries types in their order, and ``typing`` caches ``Optional[Union[int, float]]`` in the order in which
+    any package of the process first wrote it. So 1, a single batch, could be read as 1.0, all batches.
     """
-    action: Any  # jsonargparse's, whose type is no public attribute
+    action: Any  # jsonargparse has no public attribute for the type
     for action in parser._actions:
         kinds = get_args(getattr(action, "_typehint", None))
         if int in kinds and float in kinds:
@@ -52,7 +52,7 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         require(value is None or _is_limit(value), f"trainer.{name}", value, _FRACTION_OR_COUNT)
     if command in _LIMITS:
         name = f"limit_{_LIMITS[command]}_batches"
-        remedy = f"nothing would be left to {command}; {_FRACTION_OR_COUNT}"
+        remedy = f"there would be nothing to {command}; {_FRACTION_OR_COUNT}"
         require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
     _check_length(trainer, command)
     _check_devices(trainer)
@@ -84,14 +84,14 @@ def _check_length(trainer: Namespace, command: str) -> None:
 def _check_devices(trainer: Namespace) -> None:
     devices, name = trainer.get("devices"), "trainer.devices"
     if trainer.get("accelerator") not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        return  # Lightning checks other accelerators
+        return  # Lightning checks the devices of other accelerators
     on_gpu = _uses_gpu(trainer.accelerator)
     if devices in (None, "auto") or (on_gpu and devices in (-1, "-1")):
         return
     most = max(torch.cuda.device_count(), 1) if on_gpu else max(8, os.cpu_count() or 1)
-    what = f"1 to {most}, the GPUs here," if on_gpu else f"1 to {most} processes on the CPUs here"
+    what = f"1 to {most} GPUs of this machine" if on_gpu else f"1 to {most} processes on the CPUs of this machine"
     fits = 1 <= _count(devices) <= most and (on_gpu or not isinstance(devices, list))
-    require(fits, name, devices, f"give auto, or {what}".rstrip(","))
+    require(fits, name, devices, f"give auto, or {what}")
 
 
 def _uses_gpu(accelerator: str) -> bool:
@@ -155,7 +155,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("gradient_clip_val", lambda value: value == 0, _CLIP),
     ("gradient_clip_algorithm", lambda value: False, _CLIP),
     ("reload_dataloaders_every_n_epochs", _from(0), "give 0 (never) or more epochs"),
-    ("barebones", lambda value: value is False, "leave it out: a run here is logged and keeps checkpoints"),
+    ("barebones", lambda value: value is False, "leave it out: runs write logs and checkpoints"),
     ("model_registry", lambda value: False, "leave it out: checkpoints are files"),
     (
         "profiler",

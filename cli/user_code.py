@@ -1,4 +1,4 @@
-"""Errors in the user's own code: the file, the line and the cause, where jsonargparse would hide them."""
+"""Errors in the user's own code, with the file, the line and the cause, which jsonargparse would hide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIBRARIES = (str(Path(traceback.__file__).parent), "site-packages", "<frozen ")
 
 
 def install() -> None:
-    """Let every parser report the cause of a module that fails, instead of taking its class for unknown."""
+    """Let every parser report why a module cannot be imported, instead of calling its class unknown."""
     _typehints.import_object = import_or_explain  # type: ignore[attr-defined]
 
 
@@ -27,7 +27,7 @@ def import_or_explain(name: str, *args: Any, **kwargs: Any) -> Any:
     """The object at an import path.
 
     Raises:
-        ImportError: if its module is found and fails, with the place and the cause.
+        ImportError: if the module exists but its import fails, with the file, the line and the cause.
     """
     try:
         return _import_object(name, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -38,7 +38,7 @@ def import_or_explain(name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _module_fails(error: Exception, name: str) -> bool:
-    """Whether a module was found and its code raises the error; otherwise the name or its class does not exist."""
+    """Whether the code of an existing module raises the error; otherwise the module or its class does not exist."""
     if isinstance(error, SyntaxError):
         return True
     missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
@@ -46,18 +46,18 @@ def _module_fails(error: Exception, name: str) -> bool:
 
 
 def _imported(error: Exception) -> Iterator[tuple[FrameType, int]]:
-    """The frames behind the import of the name, without those of the program that asks for it."""
+    """The frames below the import of the name, without those of the program that imports it."""
     frames = list(traceback.walk_tb(error.__traceback__))
     start = next(i for i, (frame, _) in enumerate(frames) if frame.f_code is _import_object.__code__)
     yield from frames[start + 1 :]
 
 
 def place_and_cause(error: BaseException, tail: list[tuple[FrameType, int]] | None = None) -> str:
-    """The innermost file and line outside of libraries, and class and message of an error.
+    """The innermost file and line outside of libraries, and the class and message of an error.
 
     Args:
-        error: the error.
-        tail: the frames to look at; by default all of its traceback.
+        error: error to describe.
+        tail: frames to search; by default all frames of its traceback.
     """
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}; correct it"
     if isinstance(error, SyntaxError) and error.filename:
@@ -69,10 +69,10 @@ def place_and_cause(error: BaseException, tail: list[tuple[FrameType, int]] | No
 
 
 def constructor_error(error: BaseException, config: dict[str, Any]) -> SettingError | None:
-    """The error for a class or function of the configuration that raises while it is built; None for other errors.
+    """The error for a class or function of the configuration that fails while it is built; None for other errors.
 
     Args:
-        error: the first cause, as the constructor raised it.
+        error: first cause, as the constructor raised it.
         config: all settings as plain dicts and lists.
     """
     parts = {part: config.get(part) for part in ("model", "data")}
@@ -88,7 +88,7 @@ def constructor_error(error: BaseException, config: dict[str, Any]) -> SettingEr
 
 
 def _builds(frame: FrameType, kind: Any) -> bool:
-    """Whether the frame is the constructor of that class, or the call of that function."""
+    """Whether the frame is the constructor of the class ``kind``, or a call of the function ``kind``."""
     if not isinstance(kind, type):
         return frame.f_code is getattr(kind, "__code__", None)
     return frame.f_code.co_name == "__init__" and type(frame.f_locals.get("self")) is kind

@@ -1,4 +1,4 @@
-"""The user's own modules: those in the folder where the command line is called, and beside its config files."""
+"""The user's own modules, in the current folder or beside the config files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def add_folder(folder: Path) -> None:
-    """Let ``class_path`` name modules in a folder: that of the call, and those of config files.
+    """Let ``class_path`` name modules in a folder: the current folder, or the folder of a config file.
 
     The folder comes last on ``sys.path``: no file in it hides a module of the checkout, an installed package, or a
     module of a folder that was added before.
 
     Raises:
-        SettingError: if it has a module of a name that the checkout takes, which could never be imported.
+        SettingError: if it has a module with the name of one of the checkout, which could never be imported.
     """
     folder = folder.resolve()
     if folder == CHECKOUT or str(folder) in sys.path:
         return
     for name in checkout_names():
         module, package = folder / f"{name}.py", folder / name
-        if module.exists() or any(package.glob("*.py")):  # a folder train/ of images is none
-            found = module if module.exists() else package
-            raise SettingError(name, str(found), "robust-lightning has a module of this name; rename yours")
+        if module.exists() or any(package.glob("*.py")):  # a folder train/ of images is not a package
+            clash = module if module.exists() else package
+            raise SettingError(name, str(clash), "robust-lightning has a module of this name; rename yours")
     sys.path.append(str(folder))
 
 

@@ -14,14 +14,14 @@ from robust import zoo
 from robust.checkpoints import read_saved
 
 LICENSE = "mit"
-_KEPT = ("pytorch-lightning_version", "epoch", "global_step", "method", "seed", "model")  # what an evaluation reads
+_ENTRIES = ("pytorch-lightning_version", "epoch", "global_step", "method", "seed", "model")  # read by evaluations
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the weights and the card of a run's last checkpoint, and read them back."""
+    """Write the weights and the model card of a run's last checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m cli.zoo", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, with checkpoints/last.ckpt and results.json")
-    parser.add_argument("name", help="such as digits_adversarial_training")
+    parser.add_argument("name", help="name in the zoo, such as digits_adversarial_training")
     given = parser.parse_args(arguments)
     add(given.run, given.name, Path(zoo.__file__).parent)
 
@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
 def add(run: Path, name: str, folder: Path) -> None:
     """Write ``folder/NAME.safetensors`` and ``folder/NAME.md`` from a run's folder."""
     content = read_saved(run / "checkpoints" / "last.ckpt", "run", "give the folder of a run")
-    about = {key: content[key] for key in _KEPT}
-    state = {key: w.contiguous() for key, w in content["state_dict"].items()}
+    about = {key: content[key] for key in _ENTRIES}
+    state = {key: weight.contiguous() for key, weight in content["state_dict"].items()}
     metadata = {"format": "pt", "license": LICENSE, zoo.HEADER: json.dumps(about)}
     save_file(state, folder / f"{name}.safetensors", metadata=metadata)
     (folder / f"{name}.md").write_text(_card(run, name, about), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules, one file for each; all derive from :class:`ImageDataModule`."""
+"""Data sets as LightningDataModules, one file each; all derive from :class:`ImageDataModule`."""
 
 from datamodules.arrays import Arrays
 from datamodules.augmentation import CropAndFlip

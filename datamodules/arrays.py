@@ -1,4 +1,4 @@
-"""Arrays of the user's own, with images and labels, in npz, npy or safetensors files."""
+"""The user's own arrays of images and labels, in npz, npy or safetensors files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ArrayImages(LabelledImages):
     """Labelled images in an array, which may be on disk.
 
     Args:
-        array: uint8, or floats in [0, 1], shape (N, C, H, W).
-        rows: the images that belong to the split, int64 (M,).
-        labels: int64, shape (M,).
+        array: images, uint8 or floats in [0, 1], shape (N, C, H, W).
+        rows: indices of the images that belong to the split, int64 (M,).
+        labels: labels of these images, int64 (M,).
     """
 
     def __init__(self, array: Tensor, rows: Tensor, labels: Tensor) -> None:
@@ -42,18 +42,18 @@ class Arrays(OwnData):
     """Images and labels in arrays: an npz or a safetensors file, or a folder of npy files.
 
     The arrays are called ``images`` and ``labels``, or ``train_images``, ``train_labels``, ``test_images``,
-    ``test_labels`` and, if there are any, ``val_images`` and ``val_labels``; npy files are called so too. Images are
+    ``test_labels`` and, if there are any, ``val_images`` and ``val_labels``; npy files have the same names. Images are
     uint8 or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W); labels are whole numbers from 0, of
     shape (N,) or (N, 1). Images are not resized. An npz file is read into memory; npy and safetensors files are mapped,
-    so that batches are read from disk as they are needed.
+    so that batches are read from disk when they are needed.
 
     Args:
-        path: the file or folder; ``predict`` uses it, too, for the classes and the shape.
-        channels_last: whether the last dimension is that of the channels; by default the one of size 1 or 3.
-        **settings: those of :class:`OwnData`; ``predict_from`` is such a file or folder with ``images``.
+        path: path of the file or folder; ``predict`` also takes the classes and the shape from it.
+        channels_last: whether the last dimension holds the channels; by default the dimension of size 1 or 3 does.
+        **settings: settings of :class:`OwnData`; ``predict_from`` is such a file or folder with ``images``.
 
     Raises:
-        SettingError: if the file is absent or damaged, or an array does not fit; the message names it.
+        SettingError: if the file is absent or damaged, or an array does not fit; the message names the array.
     """
 
     def __init__(self, *, path: str, channels_last: bool | None = None, **settings: Any) -> None:
@@ -64,7 +64,7 @@ class Arrays(OwnData):
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}
         count = 1 + max(int(labels.max()) for labels in self._labels.values())
         names = [str(index) for index in range(count)] if self.given_names is None else self.given_names
-        remedy = f"the labels go up to {count - 1}: name {count} classes or more"
+        remedy = f"the labels go up to {count - 1}; name at least {count} classes"
         require(len(names) >= count, "data.class_names", self.given_names, remedy)
         self.set_classes(names, "data.path" if self.given_names is None else "data.class_names")
         _, channels, height, width = self._array(self._prefixes()[0]).shape
@@ -89,13 +89,13 @@ class Arrays(OwnData):
         return ArrayImages(images, torch.arange(count), torch.zeros(count, dtype=torch.long))
 
     def _prefixes(self) -> list[str]:
-        """What the names of the arrays begin with."""
+        """Prefixes of the arrays' names."""
         if not self._by_split:
             return [""]
         return [f"{split}_" for split in SPLITS if f"{split}_images" in self._arrays]
 
     def _rows(self, split: Split) -> tuple[str, Tensor]:
-        """The prefix of the arrays that hold a split, and its images' indices in them."""
+        """The prefix of the arrays that hold a split, and the indices of the split's images in them."""
         if not self._by_split:
             return "", self.divide(self._labels[""], None)[split]
         prefix = "train_" if split == "val" and "val_" not in self._labels else f"{split}_"
@@ -105,7 +105,7 @@ class Arrays(OwnData):
         return prefix, torch.arange(len(labels))
 
     def _array(self, prefix: str) -> Tensor:
-        """Images (N, C, H, W), perhaps mapped."""
+        """Images (N, C, H, W), which may be mapped from disk."""
         array = _taken(self._arrays, f"{prefix}images", "data.path")
         return _channels_first(array, self.channels_last, f"data.path, {prefix}images of {self.path}")
 
@@ -115,9 +115,9 @@ class Arrays(OwnData):
         labels = _taken(self._arrays, f"{prefix}labels", "data.path")
         count = len(_taken(self._arrays, f"{prefix}images", "data.path"))
         fits = tuple(labels.shape) in ((count,), (count, 1))
-        require(fits and count > 0, where, f"shape {tuple(labels.shape)}", f"give one for each of {count} images")
+        require(fits and count > 0, where, f"shape {tuple(labels.shape)}", f"give one label for each of {count} images")
         whole = not labels.is_floating_point() and labels.dtype != torch.bool
-        require(whole, where, str(labels.dtype), "give whole numbers, the classes")
+        require(whole, where, str(labels.dtype), "give classes as whole numbers")
         classes = labels.flatten().long()
         smallest = int(classes.min())
         require(smallest >= 0, where, smallest, "give classes from 0")
@@ -125,19 +125,19 @@ class Arrays(OwnData):
 
 
 def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
-    """The arrays of a file or a folder, by name; each is read when it is called."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return {file.stem: partial(_mapped, file) for file in sorted(place.glob("*.npy"))}
-    require(place.suffix in (".npz", ".safetensors"), setting, path, f"give {_FORMATS}")
+    """The arrays of a file or a folder, by name, as functions that read them."""
+    source = Path(path).expanduser()
+    if source.is_dir():
+        return {file.stem: partial(_mapped, file) for file in sorted(source.glob("*.npy"))}
+    require(source.suffix in (".npz", ".safetensors"), setting, path, f"give {_FORMATS}")
     try:
-        if place.suffix == ".npz":
-            with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        if source.suffix == ".npz":
+            with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file}
             return {name: partial(torch.as_tensor, array) for name, array in arrays.items()}
         from safetensors import safe_open
 
-        tensors: Any = safe_open(place, framework="pt")
+        tensors: Any = safe_open(source, framework="pt")
         return {name: partial(tensors.get_tensor, name) for name in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # zip, numpy, safetensors and torch raise their own errors
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -145,13 +145,13 @@ def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
 
 
 def _mapped(file: Path) -> Tensor:
-    array = np.load(file, mmap_mode="c", allow_pickle=False)  # copy on write: torch warns of arrays that are read-only
+    array = np.load(file, mmap_mode="c", allow_pickle=False)  # copy on write, since torch warns of read-only arrays
     return torch.from_numpy(array)
 
 
 def _taken(arrays: Mapping[str, Callable[[], Tensor]], name: str, setting: str) -> Tensor:
-    """An array by its name."""
-    require(name in arrays, setting, sorted(arrays), f"there is no array {name!r}; name one so")
+    """Read the array of a name."""
+    require(name in arrays, setting, sorted(arrays), f"there is no array {name!r}; give one array this name")
     try:
         return arrays[name]()
     except (OSError, TypeError, ValueError, EOFError) as error:
@@ -171,7 +171,7 @@ def _channels_first(images: Tensor, last: bool | None, where: str) -> Tensor:
         return images.unsqueeze(1)
     first_fits, last_fits = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
     require(
-        last is not None or first_fits != last_fits, where, given, "say by data.channels_last where the channels are"
+        last is not None or first_fits != last_fits, where, given, "say where the channels are by data.channels_last"
     )
     return images.movedim(-1, 1) if last or (last is None and last_fits) else images
 

@@ -29,9 +29,9 @@ class CropAndFlip:
     images on every device.
 
     Args:
-        padding: pixels on each side; 0 switches the crop off.
-        fill: padding by zeros, by the image mirrored at its edge, or by its repeated edge.
-        flip: flip each image with probability 0.5.
+        padding: number of pixels that are added on each side before the crop; 0 switches the crop off.
+        fill: values of the padding: zeros, the image mirrored at its edge, or its repeated edge.
+        flip: whether to flip each image with probability 0.5.
 
     Raises:
         SettingError: if ``padding`` is negative or ``fill`` unknown.
@@ -68,7 +68,7 @@ class CropAndFlip:
         self.check(images.shape[1:])
         channels, height, width = images.shape[1:]
         rows, columns, flipped = (part.to(images.device, non_blocking=True) for part in placement)
-        stride = width + 2 * self.padding  # of a row of the padded image, whose pixels are numbered row by row
+        stride = width + 2 * self.padding  # pixels in a row of the padded image, which are numbered row by row
         row, column = (torch.arange(side, device=images.device) for side in (height, width))
         window = stride * row[:, None] + column
         windows = torch.stack([window, window.flip(1)]).flatten(1)

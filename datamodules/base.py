@@ -1,4 +1,4 @@
-"""Base of the data modules: splits, loaders, the seed of their order, augmentation."""
+"""Base of the data modules: splits, loaders, the order of the images, augmentation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from datamodules.loading import (
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]
-Part = Split | Literal["predict"]  # the splits, and pictures without labels
+Part = Split | Literal["predict"]  # the splits, and images without labels
 
 _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _LARGEST_SEED = 2**32 - 1
@@ -41,20 +41,21 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         augmentation: augmentation of training batches, on their device; none by default.
-        batch_size: images in a training step over all processes (the global batch); a multiple of their number.
-        eval_batch_size: images in a step of validation, test and prediction over all processes; no result depends on
-            it.
+        batch_size: number of images in a training step over all processes (the global batch); a multiple of the number
+            of processes.
+        eval_batch_size: number of images in a step of validation, test and prediction over all processes; no result
+            depends on it.
         num_workers: number of loader processes; 0 is fastest for images in memory.
-        seed: seed of the order and augmentation of training images; default is that of ``seed_everything``, else 0.
-        test_images: number of images that a test takes, spread over all test images and the same in every run; None
-            for all.
+        seed: seed of the order and augmentation of training images; by default that of ``seed_everything``, else 0.
+        test_images: number of images that a test takes, evenly spread over all test images and the same in every run;
+            None for all.
 
     Attributes:
         num_classes: number of classes.
         image_shape: (channels, height, width).
         class_names: name of each class; None if the classes have only numbers.
-        predict_part: images that ``predict`` takes: the test split, or ``predict`` for images without labels.
-        shuffle_seed: the seed in use, which a resumed run loads from the checkpoint.
+        predict_part: images that ``predict`` takes: ``test`` for the test split, ``predict`` for images without labels.
+        shuffle_seed: seed in use; a resumed run loads it from the checkpoint.
 
     Raises:
         SettingError: if a setting is out of range.
@@ -94,18 +95,18 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self, split: Split) -> LabelledImages:
-        """Read one split; data sets must implement this method alone (and ``prepare_data``, if they can download)."""
+        """Read one split; data sets must implement only this method (and ``prepare_data`` if they can download)."""
 
     def load_unlabelled(self) -> LabelledImages:
         """Read the images without labels, if ``predict_part`` is ``predict``; their labels are not used."""
         raise NotImplementedError
 
     def file_names(self, part: Part) -> list[str] | None:
-        """The file of each image of a part, in the order of its indices; None if images have no file of their own."""
+        """The file of each image of a part, in the order of the indices; None if images have no files of their own."""
         return None
 
     def images(self, part: Part) -> LabelledImages:
-        """The images of a split, or those without labels, read at the first call."""
+        """The images of a split, or the images without labels, read at the first call."""
         if part not in self._images:
             loaded = self.load_unlabelled() if part == "predict" else self.load(part)
             shape = loaded.image_shape
@@ -117,7 +118,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Read the splits of ``stage`` ("fit", "validate", "test" or "predict") and set the seed.
 
         Raises:
-            SettingError: with ``trainer.overfit_batches``, since Lightning would replace the samplers of batches.
+            SettingError: if ``trainer.overfit_batches`` is set, since Lightning would replace the samplers of batches.
         """
         overfit = getattr(self.trainer, "overfit_batches", 0)
         require(overfit == 0, "trainer.overfit_batches", overfit, "leave it at 0 and use trainer.limit_train_batches")
@@ -132,9 +133,10 @@ class ImageDataModule(LightningDataModule, ABC):
                 self.shuffle_seed = int(self.trainer.strategy.broadcast(self.shuffle_seed))
 
     def indices(self, split: Part, batch_idx: int) -> Tensor:
-        """Which images of a split, or of those without labels, this process has in a batch, int64 (B,).
+        """Indices of the images of a split, or of the images without labels, of this process in a batch, int64 (B,).
 
-        Training batches are those of the current epoch, the first of each step's for a module that asks for several.
+        Training batches are those of the current epoch. If a module asks for several batches a step, these are the
+        indices of the first one.
         """
         epoch = self.trainer.current_epoch if split == "train" and self.trainer is not None else 0
         order = (epoch, self.shuffle_seed)
@@ -145,7 +147,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._indices[split][1][batch_idx]
 
     def train_dataloader(self) -> ResumableLoader | CombinedLoader:
-        """Shuffled training batches, or lists of independently shuffled ones if the module has ``training_batches``.
+        """Shuffled training batches, or lists of independently shuffled ones if the module sets ``training_batches``.
 
         Raises:
             SettingError: if the batch size does not fit the processes or the images.
@@ -186,7 +188,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.trainer.precision_plugin.convert_input(Batch(scaled(images), labels))
 
     def _placement(self, augmentation: CropAndFlip, stream: int = 0) -> Placement:
-        """This process's part of the draws for the global batch, which depend on seed, epoch and batch index alone."""
+        """This process's part of the draws for the global batch, which depend only on seed, epoch and batch index."""
         assert self.trainer is not None
         index = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         # index + 1, since keys that differ in trailing zeros give the same stream, and (seed, epoch) is the order's key
@@ -196,7 +198,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return Placement(*(values[own] for values in drawn))
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the order, so that a resumed run uses it under another ``seed_everything``, and the classes."""
+        """The classes, and the seed of the order, which a resumed run uses under another ``seed_everything``, too."""
         names = {} if self.class_names is None else {"class_names": list(self.class_names)}
         return {"shuffle_seed": self.shuffle_seed, **names}
 
@@ -204,7 +206,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Load the checkpoint's seed.
 
         Raises:
-            SettingError: if the checkpoint has no valid seed, or other classes than the data.
+            SettingError: if the checkpoint has no valid seed, or its classes differ from the data's.
         """
         state = state_dict if isinstance(state_dict, dict) else {}
         seed, names = state.get("shuffle_seed"), state.get("class_names")
@@ -213,11 +215,11 @@ class ImageDataModule(LightningDataModule, ABC):
         assert isinstance(seed, int)
         self.shuffle_seed = seed
         if names is not None and self.class_names is not None:
-            remedy = f"the checkpoint was trained with the classes {names}: give data of these, in this order"
+            remedy = f"the checkpoint was trained with the classes {names}; give data with these classes, in this order"
             require(names == list(self.class_names), "data.class_names", list(self.class_names), remedy)
 
     def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
-        """Sampler of this process's indices in each batch; data sets override it to compose other training batches."""
+        """Sampler of this process's indices in each batch; a data set may override it to compose training batches."""
         return ShardedBatches(images, batch_size, shuffle=train, seed=self.shuffle_seed)
 
     def _batches(self, part: Part) -> ShardedBatches:
@@ -250,6 +252,6 @@ class ImageDataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            # a loader draws a number at each start; from the global generator, that would change the model's draws
+            # a loader draws a number at each start; the global generator would then change the model's draws
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, in torchvision's layout of files."""
+"""CIFAR-10 and CIFAR-100, in torchvision's file layout."""
 
 from __future__ import annotations
 

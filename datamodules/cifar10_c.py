@@ -1,4 +1,4 @@
-"""CIFAR-10-C: the test images of CIFAR-10 under 15 corruptions of five severities, in the layout of its authors."""
+"""CIFAR-10-C: the test images of CIFAR-10 under 15 corruptions of five severities, in its authors' file layout."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class CIFAR10C(CorruptedCopies):
-    """The 10,000 test images of CIFAR-10 under each of 15 corruptions of each severity, as a test split alone.
+    """The 10,000 test images of CIFAR-10 under each of 15 corruptions of each severity; it has only a test split.
 
     Source: D. Hendrycks, T. Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations
     (ICLR 2019), file ``CIFAR-10-C.tar`` of Zenodo record 2535967. The images stay on disk until they are used. Errors
     are those of :class:`ImageFiles`.
 
     Args:
-        severity: from 1 to 5; None for all.
-        **settings: those of :class:`~datamodules.corrupted.CorruptedCopies`.
+        severity: severity from 1 to 5; None for all.
+        **settings: settings of :class:`~datamodules.corrupted.CorruptedCopies`.
     """
 
     corruptions = CORRUPTIONS
@@ -80,7 +80,7 @@ class CIFAR10C(CorruptedCopies):
         return MappedImages(parts, torch.cat(labels))
 
     def _array(self, name: str) -> np.ndarray:
-        """The array in a file, which stays on disk: 50,000 labels or images."""
+        """The array of 50,000 labels or images in a file; it stays on disk."""
         path, size = self.folder / self.location / f"{name}.npy", len(SEVERITIES) * self.images_per_group
         array = self.read(path, lambda: _mapped(path))
         channels, height, width = self.image_shape
@@ -98,8 +98,8 @@ class MappedImages(LabelledImages):
     """Labelled images in arrays that stay on disk.
 
     Args:
-        parts: arrays of equal length, uint8, shape (N, H, W, C).
-        labels: int64, of all parts.
+        parts: arrays of images, of equal length, uint8, shape (N, H, W, C).
+        labels: labels of all parts, int64.
     """
 
     def __init__(self, parts: list[np.ndarray], labels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Base of the corrupted copies of a data set's test images: a test split alone, in groups."""
+"""Base of the data sets of corrupted copies of another data set's test images: only a test split, in groups."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class CorruptedCopies(ImageFiles):
     Errors are those of :class:`~datamodules.files.ImageFiles`, and one for a corruption that is not in the data set.
 
     Args:
-        corruption: one of the class's ``corruptions``, or all of them.
+        corruption: name of one of the class's ``corruptions``, or ``all``.
         root: folder of all data sets.
-        download: download the files if they are absent.
-        eval_batch_size: images in a step, over all processes.
+        download: whether to download the files if they are absent.
+        eval_batch_size: number of images in a step, over all processes.
         num_workers: number of loader processes.
 
     Attributes:
-        corruptions: their names, in order.
-        original: name of the data set whose test images they are.
-        archive: name of the published archive; the download checks its ``md5``, the unpacked files have none.
-        images_per_group: number of test images.
+        corruptions: names of the corruptions, in order.
+        original: name of the data set of the uncorrupted test images.
+        archive: name of the published archive; the download checks its ``md5``. The unpacked files have no checksums.
+        images_per_group: number of test images in a group.
     """
 
     corruptions: ClassVar[tuple[str, ...]]
@@ -58,7 +58,7 @@ class CorruptedCopies(ImageFiles):
     @property
     @abstractmethod
     def groups(self) -> dict[str, int]:
-        """Number of images of each group, in the order of the test images; each has copies of all of them."""
+        """Number of images of each group, in the order of the test images; each group has copies of all test images."""
 
     @abstractmethod
     def copies(self) -> LabelledImages:
@@ -80,6 +80,6 @@ class CorruptedCopies(ImageFiles):
             SettingError: for another split.
         """
         if split != "test":
-            remedy = f"it is for test and predict alone; train and validate on {self.original}"
+            remedy = f"it has only test images, for test and predict; train and validate on {self.original}"
             raise SettingError("data", type(self).__name__, remedy)
         return self.copies()

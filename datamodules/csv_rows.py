@@ -1,4 +1,4 @@
-"""Reads CSV files, with errors that name file, line and column."""
+"""Reads CSV files, with errors that name the file, the line and the column."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from robust.errors import SettingError, require
 
 
 class Row(dict[str, str]):
-    """A row by column.
+    """The values of a row, by the name of the column.
 
     Attributes:
-        where: setting, file and line, for errors.
+        where: setting, line and file of the row, for errors.
     """
 
     where: str
@@ -29,7 +29,7 @@ def read_rows(file: str, setting: str, columns: list[str]) -> list[Row]:
         columns: columns that must exist.
 
     Raises:
-        SettingError: if the file is absent, is no such text, has no rows, or lacks a column or a value.
+        SettingError: if the file is absent, is not a CSV file in UTF-8, has no rows, or lacks a column or a value.
     """
     path = Path(file).expanduser()
     try:
@@ -47,7 +47,7 @@ def read_rows(file: str, setting: str, columns: list[str]) -> list[Row]:
 
 
 def _row(values: dict[str, str], where: str) -> Row:
-    fits = None not in values and None not in values.values()  # what DictReader makes of too many and too few values
+    fits = None not in values and None not in values.values()  # DictReader has None for too many or too few values
     require(fits, where, ",".join(str(value) for value in values.values()), "give one value for each column")
     row = Row(values)
     row.where = where
@@ -55,10 +55,10 @@ def _row(values: dict[str, str], where: str) -> Row:
 
 
 def split_of(row: Row, column: str) -> Split:
-    """The split in a column.
+    """The split that a column of a row names.
 
     Raises:
-        SettingError: if it is none.
+        SettingError: if the column does not name a split.
     """
     for split in SPLITS:
         if row[column] == split:

@@ -1,4 +1,4 @@
-"""Reads image files of any size and colour mode to bytes of one shape; each step is fixed and documented."""
+"""Decodes image files of any size and colour mode to bytes of one shape, by documented steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3
 _ORIENTATION = 0x112  # EXIF tag
-# EXIF orientation to: whether rows and columns are exchanged, then the flipped dimensions of (C, H, W)
+# by EXIF orientation: whether rows and columns are exchanged, and the dimensions of (C, H, W) that are flipped then
 _TURNS = {2: (False, [2]), 3: (False, [1, 2]), 4: (False, [1]), 5: (True, []), 6: (True, [2]), 7: (True, [1, 2])}
 _TURNS[8] = (True, [1])
 
@@ -36,7 +36,8 @@ def list_images(folder: Path, setting: str) -> list[Path]:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
     for path in files:
-        require(is_image(path), setting, str(path), f"it is none of {', '.join(EXTENSIONS)}; convert or remove it")
+        remedy = f"its format is not one of {', '.join(EXTENSIONS)}; convert or remove it"
+        require(is_image(path), setting, str(path), remedy)
     require(len(files) > 0, setting, str(folder), f"the folder has no images; give files of {', '.join(EXTENSIONS)}")
     return files
 
@@ -52,28 +53,28 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def existing_folder(folder: str, setting: str) -> Path:
-    """The folder.
+    """The path of a folder, after a check that it exists.
 
     Raises:
-        SettingError: if there is none.
+        SettingError: if it does not.
     """
     path = Path(folder).expanduser()
-    require(path.is_dir(), setting, folder, "there is no such folder; give the path of one")
+    require(path.is_dir(), setting, folder, "there is no such folder; give the path of a folder")
     return path
 
 
 def read_image(
     path: Path, image_shape: tuple[int, int, int], resize: Literal["crop", "stretch"], setting: str
 ) -> Tensor:
-    """Decode a file and bring it to ``image_shape``.
+    """Decode a file to an image of ``image_shape``.
 
-    In this order: rotate by the EXIF orientation; reduce 16 bits a channel to 8; composite transparent pixels on white;
-    resize (antialiased, bilinear), by ``crop`` so that the image covers the target, whose middle is kept, or by
-    ``stretch`` without regard to the aspect ratio; for one channel, take the luma of ITU-R BT.601. An image of the
-    right size and mode keeps its bytes.
+    The steps, in this order: rotate by the EXIF orientation; reduce 16 bits a channel to 8; composite transparent
+    pixels on white; resize (antialiased, bilinear); for one channel, take the luma of ITU-R BT.601. The rule ``crop``
+    resizes the image until it covers the target, and takes its middle; ``stretch`` ignores the aspect ratio. An image
+    of the right size and mode keeps its bytes.
 
     Args:
-        path: file of one of ``EXTENSIONS``; its content decides how it is decoded.
+        path: file with one of ``EXTENSIONS``; its content determines how it is decoded.
         image_shape: (channels, height, width), channels 1 or 3.
         resize: the rule for other sizes.
         setting: setting that the file comes from, for errors.
@@ -96,7 +97,7 @@ def _decoded(path: Path, setting: str) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image  # here, since the import takes seconds
 
     try:
-        content = path.read_bytes()  # torchvision's own reading does not say why it fails
+        content = path.read_bytes()  # torchvision's own function does not say why it cannot read a file
         if not content:
             raise ValueError("the file is empty")
         webp, png = content[8:12] == b"WEBP", content.startswith(_PNG)
@@ -110,7 +111,7 @@ def _decoded(path: Path, setting: str) -> Tensor:
             raise ValueError("it has several frames")
     except (OSError, RuntimeError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0]
-        reason = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", reason)  # place in torchvision's source
+        reason = re.sub(r"^\S+, \S+\.cpp:\d+, ", "", reason)  # removes the line of torchvision's source
         error_ = SettingError(setting, str(path), f"cannot read this image ({reason}); repair or remove the file")
         raise ImageFileError(str(error_)) from error
     return image.float().div(257) if image.dtype == torch.uint16 else image.float()
@@ -119,7 +120,7 @@ def _decoded(path: Path, setting: str) -> Tensor:
 def _png_mode(content: bytes) -> Any:
     """RGB_ALPHA for an alpha channel or a palette with transparency, else RGB.
 
-    torchvision would fill in a wrong alpha channel for palettes and bits without transparency.
+    For palettes and 1-bit images without transparency, torchvision would add a wrong alpha channel.
     """
     from torchvision.io import ImageReadMode
 
@@ -129,7 +130,7 @@ def _png_mode(content: bytes) -> Any:
 
 
 def _transparency(content: bytes) -> bytes | None:
-    """The chunk tRNS of a PNG, which comes before its pixels."""
+    """The chunk tRNS of a PNG, which comes before the pixels; None if there is none."""
     start = len(_PNG)
     while start + 8 <= len(content) and (name := content[start + 4 : start + 8]) != b"IDAT":
         size = int.from_bytes(content[start : start + 4], "big")
@@ -140,13 +141,13 @@ def _transparency(content: bytes) -> bytes | None:
 
 
 def _without_colour(image: Tensor, content: bytes) -> Tensor:
-    """Make the pixels (3, H, W) white whose colour the PNG declares transparent, which torchvision ignores."""
+    """Make those pixels (3, H, W) white whose colour the PNG declares transparent; torchvision ignores this chunk."""
     chunk = _transparency(content)
     if chunk is None:
         return image
     bits = content[24]
     largest = 2**bits - 1
-    # samples of 2 bytes, of which the image's bits count; torchvision spreads fewer than 8 bits over a byte
+    # a sample has 2 bytes, of which only the image's bits count; torchvision scales fewer than 8 bits to a byte
     samples = [int.from_bytes(chunk[i : i + 2], "big") & largest for i in range(0, len(chunk), 2)]
     colour = torch.tensor(samples).view(-1, 1, 1) * (255 // largest if bits < 8 else 1)
     white = 255 if bits <= 8 else largest
@@ -155,7 +156,7 @@ def _without_colour(image: Tensor, content: bytes) -> Tensor:
 
 
 def _turned(image: Tensor, content: bytes) -> Tensor:
-    """Rotate by the EXIF orientation of a WebP file, which torchvision ignores."""
+    """Rotate by the EXIF orientation of a WebP file; torchvision ignores it."""
     from PIL import Image
 
     with Image.open(BytesIO(content)) as opened:

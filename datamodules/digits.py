@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, the default, which needs no download."""
+"""The handwritten digits of scikit-learn, which need no download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Digits(ImageDataModule):
     """1,797 grey digits of 10 classes, enlarged from 8x8 to 28x28 pixels: 1,298 train, 200 validation, 299 test.
 
     The split is fixed, balanced over the classes, and uses no random numbers. The same people wrote the digits of all
-    three parts. Arguments are those of :class:`ImageDataModule`.
+    three splits. Arguments are those of :class:`ImageDataModule`.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), test part;
     ``sklearn.datasets.load_digits``.
@@ -50,5 +50,5 @@ def _digits() -> tuple[Tensor, Tensor]:
     digits = load_digits()
     small = torch.from_numpy(digits.images).unsqueeze(1) * (255 / 16)
     large = functional.interpolate(small, size=(28, 28), mode="bilinear")
-    # exact halves occur: the margin rounds them up, so that every machine's arithmetic gives the same bytes
+    # some values are exact halves; adding 1e-6 rounds them up, so that every machine's arithmetic gives the same bytes
     return (large + 0.5 + 1e-6).floor().to(torch.uint8), torch.from_numpy(digits.target).long()

@@ -33,8 +33,8 @@ def double(images: Tensor, labels: Tensor, generator: Generator, pairing: Pairin
             sides; the paper does not specify it.
 
     Returns:
-        Images, uint8 (N, 3, H + 4, 2 W): pure red (label of the left image) or pure green (of the right one) in the
-        first four rows; and labels (N,).
+        Images, uint8 (N, 3, H + 4, 2 W), whose first four rows are pure red if the label is that of the left image, or
+        pure green if it is that of the right one; and the labels (N,).
     """
     count, _, height, width = images.shape
     if pairing == "permutation":
@@ -50,13 +50,13 @@ def double(images: Tensor, labels: Tensor, generator: Generator, pairing: Pairin
 
 
 class _Pairs(ImageDataModule):
-    """Mixin that pairs the images of the data set after it in the method resolution order.
+    """Mixin that pairs the images of the data set that follows it in the method resolution order.
 
     Args:
         pairing: choice of the pairs, as in :func:`double`.
         pairing_seed: seed of the pairs; runs and processes with the same seed have the same data set.
         augmentation: augmentation of training batches.
-        **settings: those of the data set whose images are paired.
+        **settings: settings of the data set whose images are paired.
 
     Raises:
         SettingError: if ``pairing`` is unknown, or the augmentation flips.
@@ -71,7 +71,8 @@ class _Pairs(ImageDataModule):
         **settings: Any,
     ) -> None:
         flips = augmentation is not None and augmentation.flip
-        require(not flips, "data.augmentation.flip", True, "it would swap the two sides, not the label; give false")
+        remedy = "a flip would swap the two sides, but not the label; give false"
+        require(not flips, "data.augmentation.flip", True, remedy)
         super().__init__(augmentation=augmentation, **settings)
         require(pairing in ("permutation", "independent"), "data.pairing", pairing, "give permutation or independent")
         require(pairing_seed >= 0, "data.pairing_seed", pairing_seed, "give 0 or more")

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, in torchvision's layout of files."""
+"""Fashion-MNIST, in torchvision's file layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base of the data sets in files: their folder, their checksums, their download."""
+"""Base of the data sets in files: folder, checksums, download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALIDATION_IMAGES = 5_000
 
 
 def held_out(size: int) -> Tensor:
-    """Mask of the 5,000 of ``size`` training images that are for validation, always the same; bool, shape (size,)."""
+    """Mask of the 5,000 validation images among ``size`` training images, always the same; bool, shape (size,)."""
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[torch.randperm(size, generator=torch.Generator().manual_seed(0))[:VALIDATION_IMAGES]] = True
     return chosen
@@ -33,11 +33,11 @@ class ImageFiles(ImageDataModule):
     """Base of the data sets in files; a data set also implements :meth:`fetch`.
 
     Args:
-        root: folder of all data sets; default is the environment variable ``ROBUST_DATA``, else ``data``.
-        download: download the files if they are absent.
-        verify_checksums: refuse files that differ from the published ones; if false, only warn. Code in the files never
-            runs.
-        **settings: those of :class:`ImageDataModule`.
+        root: folder of all data sets; by default the environment variable ``ROBUST_DATA``, else ``data``.
+        download: whether to download the files if they are absent.
+        verify_checksums: whether to refuse files that differ from the published ones; if false, only warn. Code in the
+            files never runs.
+        **settings: settings of :class:`ImageDataModule`.
 
     Attributes:
         url: address of the published files.
@@ -80,7 +80,7 @@ class ImageFiles(ImageDataModule):
             self.fetch()
         except (RuntimeError, OSError, HTTPException, EOFError) as error:
             reason = " ".join(str(error).split())
-            remedy = f"the download failed ({reason}); put the files there, or name another folder by --data.root"
+            remedy = f"the download failed ({reason}); put the files there, or give another folder as --data.root"
             raise SettingError("data.root", self.root, remedy) from error
 
     def checked(self, name: str, md5: str, size: int | None = None) -> Path:
@@ -102,13 +102,13 @@ class ImageFiles(ImageDataModule):
             if self.verify_checksums:
                 raise self.damaged(path, damage)
             rank_zero_warn(
-                f"data.verify_checksums: false accepts {path} with {damage}: not the published file, so metrics are "
+                f"data.verify_checksums: false accepts {path}, which is not the published file ({damage}); metrics are "
                 "not comparable with published ones"
             )
         return path
 
     def read(self, path: Path, reader: Callable[[], Read]) -> Read:
-        """Result of ``reader``.
+        """Call ``reader`` and return its result.
 
         Raises:
             SettingError: if ``path`` is absent or damaged.
@@ -121,10 +121,10 @@ class ImageFiles(ImageDataModule):
             raise self.damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def absent(self, path: Path, reason: str) -> SettingError:
-        """The error for a file that cannot be read."""
+        """The error for a file that is absent or cannot be read."""
         remedy = (
-            f"cannot read {path} ({reason}); add --data.download true to fetch it from {self.url}, or name the folder "
-            f"that holds {self.location} by --data.root or the environment variable ROBUST_DATA"
+            f"cannot read {path} ({reason}); add --data.download true to fetch it from {self.url}, or give the folder "
+            f"that holds {self.location} as --data.root or in the environment variable ROBUST_DATA"
         )
         return SettingError("data.root", self.root, remedy)
 

@@ -1,4 +1,4 @@
-"""A folder of images of the user's own, with a subfolder for each class."""
+"""A folder of the user's own images, with a subfolder for each class."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ OTHER_SPLITS = {"train", "val", "test", "training", "valid", "validation", "test
 
 
 class ImageFolder(OwnImages):
-    """Images in a subfolder for each class: ``root/cat/1.png``, or ``root/train/cat/1.png`` with a folder a split.
+    """Images in a subfolder for each class: ``root/cat/1.png``, or ``root/train/cat/1.png`` with a folder per split.
 
     Classes are the sorted names of the subfolders. All files below them must be images; hidden files are skipped.
 
     Args:
-        root: the folder; with ``class_names`` and ``predict_from``, ``predict`` does not need it.
-        split: ``folders`` for the subfolders train, val (may be absent) and test; ``fraction`` to divide each class;
-            the path of a CSV file with the columns ``path`` (relative to ``root``) and ``split``; by default
-            ``folders`` where ``root`` has the subfolders train and test and no others but val, else ``fraction``. Then
-            subfolders that all have names of splits, such as train and val alone, are refused.
-        **settings: those of :class:`OwnImages`.
+        root: path of the folder; ``predict`` does not need it if ``class_names`` and ``predict_from`` are given.
+        split: ``folders`` for the subfolders train, val (may be absent) and test; ``fraction`` to divide each class; or
+            the path of a CSV file with the columns ``path`` (relative to ``root``) and ``split``. By default
+            ``folders`` if ``root`` has the subfolders train and test and no other than val, else ``fraction``; in the
+            latter case, subfolders that all have names of splits, such as train and val alone, are refused.
+        **settings: settings of :class:`OwnImages`.
 
     Raises:
         SettingError: if a folder is absent or has no image, or a file does not fit; the message names it.
@@ -51,15 +51,15 @@ class ImageFolder(OwnImages):
             require({"train", "test"} <= names, "data.split", self.split, remedy)
             return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
         if self.split is None:
-            remedy = f"the subfolders {', '.join(sorted(names))} are no classes; call them train, val and test, "
-            remedy += "of which val may be absent, or set data.split: fraction if they are classes"
+            remedy = f"the subfolders {', '.join(sorted(names))} have names of splits; call them train, val (optional) "
+            remedy += "and test, or set data.split: fraction if they are classes"
             require(not names or not {name.lower() for name in names} <= OTHER_SPLITS, "data.root", self.root, remedy)
         samples = self._classes(root, None)
         return samples if self.split in (None, "fraction") else self._with_splits(root, samples, str(self.split))
 
     def _classes(self, folder: Path, split: Split | None) -> list[Sample]:
         outside = next((path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)), None)
-        remedy = "it is in no class's subfolder; move it into one (images without classes: data.predict_from)"
+        remedy = "it is not in the subfolder of a class; move it into one (images without classes: data.predict_from)"
         require(outside is None, "data.root", str(outside), remedy)
         classes = subfolders(folder)
         remedy = "the folder has no subfolders; give one for each class, with its images"
@@ -67,7 +67,7 @@ class ImageFolder(OwnImages):
         return [Sample(path, kind.name, split) for kind in classes for path in list_images(kind, "data.root")]
 
     def _with_splits(self, root: Path, samples: list[Sample], file: str) -> list[Sample]:
-        """The samples with the splits of a CSV file."""
+        """The samples with the splits that a CSV file gives."""
         splits: dict[Path, Split] = {}
         known = {sample.path for sample in samples}
         for row in read_rows(file, "data.split", ["path", "split"]):

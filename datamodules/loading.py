@@ -1,6 +1,6 @@
 """Labelled images, the order of the batches, and loaders that resume exactly.
 
-``batch_size`` is always that of the global batch: the images of one step over all processes.
+``batch_size`` is always the size of the global batch: the number of images in one step over all processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Indices = NDArray[np.int64] | Tensor | list[int]
 
 def seeded(*key: int) -> torch.Generator:
     """A generator on the CPU whose stream depends on a key of non-negative integers."""
-    # torch uses 32 bits of a seed only, and different keys can have the same sum
+    # torch uses only 32 bits of a seed; SeedSequence mixes the key, since different keys can have the same sum
     mixed = np.random.SeedSequence(key).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -47,8 +47,8 @@ class LabelledImages(Dataset[Batch], ABC):
     """Labelled images that are read a whole batch at a time.
 
     Args:
-        labels: int64, shape (N,).
-        image_shape: (C, H, W).
+        labels: labels, int64, shape (N,).
+        image_shape: shape of an image, (C, H, W).
     """
 
     def __init__(self, labels: Tensor, image_shape: Sequence[int]) -> None:
@@ -77,8 +77,8 @@ class TensorImages(LabelledImages):
     """Labelled images held in memory as bytes.
 
     Args:
-        images: uint8, shape (N, C, H, W).
-        labels: int64 in [0, num_classes), shape (N,).
+        images: images, uint8, shape (N, C, H, W).
+        labels: labels, int64 in [0, num_classes), shape (N,).
         num_classes: number of classes.
 
     Raises:
@@ -103,10 +103,10 @@ class TensorImages(LabelledImages):
 
 
 class ImageFileError(SettingError):
-    """A file that is no image; it can pass from a loader's worker to the run.
+    """The error for a file that cannot be decoded; a loader's worker can pass it to the run.
 
     Args:
-        message: the whole message, or the traceback of a worker, whose last line is the message.
+        message: message, or the traceback of a worker, whose last line is the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -117,10 +117,10 @@ class FileImages(LabelledImages):
     """Labelled images that are decoded from their files when a batch asks for them.
 
     Args:
-        paths: files of the N images.
-        labels: int64, shape (N,).
-        image_shape: (C, H, W).
-        read: decodes a file to uint8 of shape (C, H, W), and raises :class:`ImageFileError`.
+        paths: paths of the N images.
+        labels: labels, int64, shape (N,).
+        image_shape: shape of an image, (C, H, W).
+        read: function that decodes a file to uint8 of shape (C, H, W), and raises :class:`ImageFileError`.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class FileImages(LabelledImages):
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images at ``indices`` (B,), uint8 of shape (B, C, H, W)."""
-        images = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)  # a process may have none in a batch
+        images = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)  # its part of a batch may be empty
         for position, index in enumerate(indices.tolist()):
             images[position] = self.read(self.paths[index])
         return images
@@ -149,7 +149,7 @@ Item = TypeVar("Item")
 
 
 class _Reader(Dataset[Item]):
-    """Reads batches of images in one form.
+    """Reads batches of images; subclasses choose what a batch holds.
 
     Args:
         images: images to read.
@@ -164,7 +164,7 @@ class _Reader(Dataset[Item]):
 
 
 class RawImages(_Reader[Batch]):
-    """Images that are read as bytes and scaled on the device, which copies a quarter of the memory of floats."""
+    """Images that are read as bytes and scaled on the device, so that a quarter of the memory of floats is copied."""
 
     def __getitem__(self, indices: Indices) -> Batch:
         """The batch of images at ``indices``, shape (B,), as they are stored."""
@@ -186,7 +186,7 @@ def part_of_batch(batch_size: int, processes: int, rank: int) -> slice:
 
 
 def spread(count: int, total: int) -> range:
-    """Indices of ``count`` of ``total`` images in equal steps, from a start that depends on the two numbers alone.
+    """Indices of ``count`` of ``total`` images in equal steps, from a start that depends only on these two numbers.
 
     >>> list(spread(3, 3)), len(spread(100, 10_000)), spread(100, 10_000).step
     ([0, 1, 2], 100, 100)
@@ -199,19 +199,19 @@ def spread(count: int, total: int) -> range:
 class ShardedBatches(DistributedSampler[Indices]):
     """Sampler of index arrays: this process's part of each batch.
 
-    Training: batch k of an epoch is the k-th slice of a permutation that depends on seed and epoch alone, and each
+    Training: batch k of an epoch is the k-th slice of a permutation that depends only on seed and epoch, and each
     process has an equal part of it. So any number of processes trains on the same batches in the same order. The
     incomplete last batch is dropped.
 
-    Evaluation: the process of rank r has the images r, r + processes, r + 2 * processes, ..., so each image is
-    evaluated exactly once. All processes have the same number of batches, since a collective in a step would hang
-    otherwise; the last batch of some processes may therefore have one more image.
+    Evaluation: the process of rank r has the images r, r + processes, r + 2 * processes, ..., so that each image is
+    evaluated exactly once. All processes have the same number of batches, since otherwise a collective in a step would
+    hang; the last batch of some processes may therefore have one more image.
 
     It is a :class:`DistributedSampler` so that Lightning does not replace it.
 
     Args:
-        dataset: the indexed images.
-        batch_size: images in a batch, over all processes.
+        dataset: images whose indices are sampled.
+        batch_size: number of images in a batch, over all processes.
         shuffle: True for training, False for evaluation.
         seed: seed of the permutation, in [0, 2**32).
         num_replicas: number of processes; by default that of torch.distributed.
@@ -219,8 +219,8 @@ class ShardedBatches(DistributedSampler[Indices]):
         chosen: indices of the images of an evaluation; by default all.
 
     Raises:
-        SettingError: if a batch is no multiple of the number of processes or exceeds the training images, or a process
-            would evaluate no image.
+        SettingError: if the batch size is not a multiple of the number of processes or exceeds the number of training
+            images, or a process would have no image to evaluate.
     """
 
     def __init__(
@@ -257,8 +257,8 @@ class ShardedBatches(DistributedSampler[Indices]):
         full, rest = divmod(self.size, self.batch_size)
         return full + (not self.shuffle and rest >= self.num_replicas)
 
-    # Not as tensors: to send one to a worker takes a lock of PyTorch's, and workers of another loader that are forked
-    # meanwhile would wait for it for ever.
+    # NumPy arrays instead of tensors: sending a tensor to a worker takes a lock of PyTorch, and workers of another
+    # loader that are forked at that moment would wait for it forever.
     def __iter__(self) -> Iterator[Indices]:
         """Index arrays of shape (about batch_size / processes,), from batch ``first_batch`` on."""
         for indices in self.of_epoch()[self.first_batch :]:
@@ -281,8 +281,8 @@ class ShardedBatches(DistributedSampler[Indices]):
 class ResumableLoader(DataLoader[Batch]):
     """A loader of :class:`ShardedBatches` that resumes at the checkpoint's batch without loading earlier batches.
 
-    Set ``trainer`` on a loader for training: epoch and batch index are then those of Lightning's loop, which
-    checkpoints hold, so that the batch of a training step depends on seed, epoch and batch index alone. Arguments are
+    On a loader for training, set ``trainer``: epoch and batch index are then those of Lightning's loop, which
+    checkpoints contain, so that the batch of a training step depends only on seed, epoch and batch index. Arguments are
     those of :class:`DataLoader`, by keyword.
     """
 
@@ -290,21 +290,21 @@ class ResumableLoader(DataLoader[Batch]):
     _saved: dict[str, int] | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """Number of images and batch size, which must be the same on resuming."""
+        """Number of images and batch size, which must be the same in a resumed run."""
         assert isinstance(self.sampler, ShardedBatches)
         return {"images": self.sampler.size, "batch_size": self.sampler.batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next iteration at the checkpoint's batch; Lightning calls this on resuming inside an epoch."""
+        """Start the next iteration at the checkpoint's batch; Lightning calls this when it resumes inside an epoch."""
         self._saved = state
 
-    # A generator, since DataLoader's iterator may fix its batches at once, and on resuming Lightning creates the
-    # iterator before it restores the epoch and the batch index.
+    # This is a generator function, since DataLoader's iterator may fix its batches at once, and Lightning creates the
+    # iterator of a resumed run before it restores the epoch and the batch index.
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the remaining batches of the epoch.
 
         Raises:
-            SettingError: on resuming inside an epoch with another batch size or number of images.
+            SettingError: if a run resumes inside an epoch with another batch size or number of images.
         """
         assert isinstance(self.sampler, ShardedBatches)
         saved, self._saved = self._saved, None
@@ -314,6 +314,6 @@ class ResumableLoader(DataLoader[Batch]):
             if saved is not None:
                 self.sampler.first_batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if self.sampler.first_batch > 0:
-            remedy = f"the checkpoint was taken inside an epoch with {saved}: resume with the same"
+            remedy = f"the checkpoint was written inside an epoch with {saved}; resume with the same numbers"
             require(saved == self.state_dict(), "data.batch_size", self.state_dict(), remedy)
         yield from super().__iter__()

@@ -1,4 +1,4 @@
-"""MNIST, in torchvision's layout of files."""
+"""MNIST, in torchvision's file layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MNIST-C: the test images of MNIST under 15 corruptions, in the layout of its authors."""
+"""MNIST-C: the test images of MNIST under 15 corruptions, in its authors' file layout."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ CORRUPTIONS = (
 
 
 class MNISTC(CorruptedCopies):
-    """The 10,000 test images of MNIST under each of 15 corruptions, as a test split alone.
+    """The 10,000 test images of MNIST under each of 15 corruptions; it has only a test split.
 
     Source: N. Mu, J. Gilmer, MNIST-C: A Robustness Benchmark for Computer Vision (2019), file ``mnist_c.zip`` of
     Zenodo record 3239543. Errors are those of :class:`ImageFiles`.
 
-    All corruptions are 150,000 images, whose accuracy is the mean of the 15.
+    All corruptions together have 150,000 images, whose accuracy is the mean over the 15 corruptions.
     """
 
     corruptions = CORRUPTIONS

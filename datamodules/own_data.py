@@ -1,4 +1,4 @@
-"""Bases of the user's own data: classes, splits, and images without labels."""
+"""Bases of the user's own data: classes, splits, images without labels."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ LARGEST_IN_MEMORY = 2 * 2**30
 class OwnData(ImageDataModule):
     """Base of the user's own data, whose classes and splits come from the data.
 
-    Where the data has no splits, each class is divided by fractions, with a seed of its own. Where it has a training
-    and a test split, but no validation split, ``val_fraction`` of each class is held out of the training images. At
-    least one image of each class remains for training.
+    If the data has no splits, each class is divided by fractions, with a seed of its own. If it has a training and a
+    test split, but no validation split, ``val_fraction`` of each class is held out of the training images. At least one
+    image of each class remains for training.
 
     Args:
-        class_names: the classes in the order of the logits; by default those of the data, sorted.
+        class_names: names of the classes in the order of the logits; by default those of the data, sorted.
         val_fraction: fraction of each class for validation, in (0, 1).
         test_fraction: fraction of each class for the test, in (0, 1).
         split_seed: seed of the division.
-        predict_from: images without labels, for ``predict``; by default it predicts the test images.
-        **settings: those of :class:`ImageDataModule`.
+        predict_from: path of images without labels for ``predict``, which by default predicts the test images.
+        **settings: settings of :class:`ImageDataModule`.
 
     Raises:
         SettingError: if a setting is out of range.
@@ -54,7 +54,7 @@ class OwnData(ImageDataModule):
         super().__init__(**settings)
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             require(0 < fraction < 1, f"data.{name}", fraction, "give a fraction between 0 and 1")
-        remedy = f"give less: with data.val_fraction {val_fraction:g}, nothing is left for training"
+        remedy = f"with data.val_fraction {val_fraction:g}, no images would remain for training; give less"
         require(val_fraction + test_fraction < 1, "data.test_fraction", test_fraction, remedy)
         require(split_seed >= 0, "data.split_seed", split_seed, "give 0 or more")
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
@@ -66,7 +66,7 @@ class OwnData(ImageDataModule):
         """Set the classes: at least two different names.
 
         Raises:
-            SettingError: if there are fewer, or a name twice.
+            SettingError: if there are fewer than two names, or a name is given twice.
         """
         remedy = "give at least two different classes"
         require(len(set(names)) == len(names) >= 2, setting, list(names), remedy)
@@ -78,7 +78,7 @@ class OwnData(ImageDataModule):
 
         Args:
             labels: classes (N,).
-            given: split of each image; None if the data has none.
+            given: split of each image; None if the data has no splits.
         """
         if given is None:
             fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
@@ -106,15 +106,17 @@ class OwnData(ImageDataModule):
 
 
 def stratified(labels: Tensor, fractions: dict[Split, float], seed: int) -> dict[Split, Tensor]:
-    """Divide each class by fractions, rounded, with at least one image for training, which gets the rest.
+    """Divide each class by fractions, rounded to whole images.
+
+    The remaining images are for training, at least one of each class.
 
     Args:
         labels: classes (N,).
-        fractions: fraction of each split but training; their sum is below 1.
+        fractions: fraction of each split except training; their sum is below 1.
         seed: seed of the order in each class.
 
     Returns:
-        Indices of each split, ascending.
+        Indices of the images of each split, ascending.
     """
     parts: dict[Split, list[Tensor]] = {split: [] for split in ("train", *fractions)}
     for label in sorted(set(labels.tolist())):
@@ -129,7 +131,7 @@ def stratified(labels: Tensor, fractions: dict[Split, float], seed: int) -> dict
 
 
 class Sample(NamedTuple):
-    """An image file, its class, and its split if the data has any."""
+    """An image file, its class, and its split if the data has splits."""
 
     path: Path
     label: str
@@ -143,16 +145,16 @@ class OwnImages(OwnData):
     antialiasing, and made grey or RGB (:func:`datamodules.decoding.read_image`).
 
     Args:
-        image_size: pixels a side of what the network gets, or (height, width).
+        image_size: side of the network's images in pixels, or (height, width).
         channels: 3 for RGB (grey images get three equal channels), 1 for grey.
-        resize: ``crop`` resizes an image until it covers ``image_size`` and keeps its middle; ``stretch`` changes its
+        resize: ``crop`` resizes an image until it covers ``image_size`` and takes its middle; ``stretch`` changes its
             aspect ratio.
-        in_memory: decode all images once, at the start, and keep them as bytes; if false, decode the images of each
-            batch (use ``num_workers``). By default true up to 2 GiB.
-        **settings: those of :class:`OwnData`; ``predict_from`` is a folder.
+        in_memory: whether to decode all images once, at the start, and to store them as bytes; if false, the images of
+            each batch are decoded when it is loaded (use ``num_workers``). By default true up to 2 GiB.
+        **settings: settings of :class:`OwnData`; ``predict_from`` is a folder.
 
     Raises:
-        SettingError: if a setting is out of range, or a file does not fit; the message names it.
+        SettingError: if a setting is out of range, or a file does not fit; the message names the file.
     """
 
     def __init__(
@@ -166,19 +168,19 @@ class OwnImages(OwnData):
     ) -> None:
         super().__init__(**settings)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        require(min(height, width) >= 1, "data.image_size", image_size, "give at least one pixel a side")
+        require(min(height, width) >= 1, "data.image_size", image_size, "give at least one pixel for each side")
         require(channels in (1, 3), "data.channels", channels, "give 1 (grey) or 3 (RGB)")
         require(resize in ("crop", "stretch"), "data.resize", resize, "give crop or stretch")
         self.image_shape = (channels, height, width)
         self.resize = resize
         self.in_memory = in_memory
 
-    # -- what a subclass implements ---------------------------------------------------------------------------------
+    # -- methods that subclasses implement --------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def source(self) -> tuple[str, Path]:
-        """The setting that the images come from, and the folder that file names are relative to."""
+        """The setting that gives the images, and the folder to which file names are relative."""
 
     @abstractmethod
     def list_samples(self) -> list[Sample]:
@@ -199,7 +201,7 @@ class OwnImages(OwnData):
             self.set_classes(_sorted({sample.label for sample in self.samples}), self.source[0])
 
     def load(self, split: Split) -> LabelledImages:
-        """Read one split, or prepare its decoding batch by batch."""
+        """Read one split into memory, or prepare to decode it batch by batch."""
         setting, folder = self.source
         indices = self.parts[split]
         labels = self._labels[indices]
@@ -207,7 +209,7 @@ class OwnImages(OwnData):
         return self._stored([self.samples[index].path for index in indices.tolist()], labels, setting, split)
 
     def load_unlabelled(self) -> LabelledImages:
-        """Read the images of ``predict_from``, or prepare their decoding batch by batch."""
+        """Read the images of ``predict_from`` into memory, or prepare to decode them batch by batch."""
         paths = self._unlabelled
         return self._stored(paths, torch.zeros(len(paths), dtype=torch.long), "data.predict_from", "predict")
 
@@ -230,7 +232,7 @@ class OwnImages(OwnData):
         assert self.class_names is not None
         index = {name: number for number, name in enumerate(self.class_names)}
         for path, label, _ in self.samples:
-            remedy = f"{path} is of this class, which is none of data.class_names {list(index)}; correct one of them"
+            remedy = f"the class of {path} is not one of data.class_names {list(index)}; correct one of them"
             require(label in index, "data.class_names", label, remedy)
         return torch.tensor([index[sample.label] for sample in self.samples])
 
@@ -239,18 +241,18 @@ class OwnImages(OwnData):
         return list_images(existing_folder(str(self.predict_from), "data.predict_from"), "data.predict_from")
 
     def _stored(self, paths: list[Path], labels: Tensor, setting: str, part: Part) -> LabelledImages:
-        """The images in memory, or on disk if they are too many."""
+        """The images in memory, or on disk if they are too large for it."""
         read = partial(read_image, image_shape=self.image_shape, resize=self.resize, setting=setting)
         files = FileImages(paths, labels, self.image_shape, read)
         size = len(paths) * self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
-        kept = size <= LARGEST_IN_MEMORY if self.in_memory is None else self.in_memory
-        place = "kept in memory" if kept else f"decoded for each batch by data.num_workers {self.num_workers}"
+        in_memory = size <= LARGEST_IN_MEMORY if self.in_memory is None else self.in_memory
+        how = "kept in memory" if in_memory else f"decoded for each batch by data.num_workers {self.num_workers}"
         what = f"{len(paths):,} images without labels" if part == "predict" else f"the {part} images"
-        rank_zero_info(f"Data: {what}, {size / 1e6:,.1f} MB of pixels, are {place}")
-        return files.in_memory(self.num_classes) if kept else files
+        rank_zero_info(f"Data: {what}, {size / 1e6:,.1f} MB of pixels, are {how}")
+        return files.in_memory(self.num_classes) if in_memory else files
 
 
 def _sorted(names: set[str]) -> list[str]:
-    """Sorted as text, or as numbers if all are whole numbers."""
+    """The names sorted as text, or as numbers if all are whole numbers."""
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))

@@ -1,7 +1,7 @@
 """Reads pickles of arrays and plain values without running code in them.
 
-Python's reader calls every function that a pickle names. This one accepts five names of NumPy's arrays alone, and
-replaces each by its own stand-in, since NumPy's functions do not check their arguments.
+Python's reader calls every function that a pickle names. This reader accepts only the few names that NumPy's arrays and
+bytes need, and replaces each by a stand-in, since NumPy's functions do not check their arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from robust.errors import SettingError
 
 
 def read_pickle(path: Path) -> Any:
-    """Read numbers, text, bytes, lists, tuples, dicts, and NumPy's arrays of numbers; Python 2's text is Latin-1.
+    """Read numbers, text, bytes, lists, tuples, dicts, and NumPy's arrays of numbers; text of Python 2 is Latin-1.
 
     Raises:
         UnpicklingError: if the pickle names anything else.
@@ -27,12 +27,12 @@ def read_pickle(path: Path) -> Any:
 
 
 class _DType:
-    """Replaces ``numpy.dtype``; accepts booleans, integers and floats alone."""
+    """Replaces ``numpy.dtype``; accepts only booleans, integers and floats."""
 
     def __init__(self, kind: str, *_: Any) -> None:
         dtype = np.dtype(str(kind))
         if dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"arrays of {dtype} are not read")
+            raise pickle.UnpicklingError(f"arrays of {dtype} are not supported")
         self.dtype = dtype
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -71,7 +71,7 @@ def _scalar(kind: _DType, content: Any) -> Any:
 def _encode(text: str, encoding: str) -> bytes:
     """Replaces ``codecs.encode``, with which old pickles store bytes."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text in {encoding} is not read")
+        raise pickle.UnpicklingError(f"text in {encoding} is not supported")
     return text.encode("latin1")
 
 
@@ -98,7 +98,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to objects outside the file."""
-        raise pickle.UnpicklingError("it refers to what is not in the file")
+        raise pickle.UnpicklingError("it refers to an object outside the file")
 
 
 def _without_stand_ins(value: Any) -> Any:
@@ -113,10 +113,10 @@ def _without_stand_ins(value: Any) -> Any:
 
 
 def read_trusted(path: Path, trusted: bool, setting: str) -> Any:
-    """Read a trusted pickle with Python's reader, which runs code in it, any other with :func:`read_pickle`.
+    """Read a trusted pickle with Python's reader, which runs code in it, and any other with :func:`read_pickle`.
 
     Raises:
-        SettingError: if it is not trusted and has more than arrays and plain values.
+        SettingError: if the pickle is not trusted and has more than arrays and plain values.
     """
     if trusted:
         with path.open("rb") as file:
@@ -126,5 +126,5 @@ def read_trusted(path: Path, trusted: bool, setting: str) -> Any:
     except pickle.UnpicklingError as error:
         if "could run code" not in str(error):
             raise
-        remedy = f"{error}; convert it to npz, or set data.trust_pickle to true if you trust who made it"
+        remedy = f"{error}; convert it to npz, or set data.trust_pickle to true if you trust its author"
         raise SettingError(setting, str(path), remedy) from error

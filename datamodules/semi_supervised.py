@@ -23,21 +23,21 @@ class SemiSupervised(ImageDataModule):
     """Training batches with a fixed fraction of labelled images, the rest pseudo-labelled; other splits are unchanged.
 
     An epoch is one pass over the labelled images. Each epoch draws new pseudo-labelled images, without repetition as
-    long as there are enough. Labelled images may be of any data module, from disk too. Batch sizes, augmentation,
-    workers, seed, ``test_images`` and what ``predict`` takes are those of ``labelled``.
-    Source: Y. Carmon et al., Unlabeled Data Improves Adversarial Robustness (2019), Sec. 5.
+    long as there are enough. The labelled images may be those of any data module, also from disk. Batch sizes,
+    augmentation, workers, seed, ``test_images`` and the images of ``predict`` are those of ``labelled``. Source:
+    Y. Carmon et al., Unlabeled Data Improves Adversarial Robustness (2019), Sec. 5.
 
     Args:
         labelled: data module that provides labelled training, validation and test images.
         pseudo_labelled: npz or pickle file with images, uint8 of shape (N, H, W, C) or (N, C, H, W), under ``image``,
             ``images`` or ``data``, and classes, shape (N,), under ``label``, ``labels`` or ``extrapolated_targets``.
-            Code in a pickle does not run, so it may have arrays and plain values alone.
-        trust_pickle: read a pickle of any content and run the code in it; only for files that you trust.
+            A pickle may have only arrays and plain values, since code in it does not run.
+        trust_pickle: whether to read a pickle of any content and run code in it; only for files that you trust.
         labelled_fraction: fraction of labelled images in a batch, strictly between 0 and 1.
 
     Raises:
-        SettingError: if the file is absent or damaged, could run code and is not trusted, or does not fit the labelled
-            images, or the fraction does not give a whole, positive number of images of both kinds.
+        SettingError: if the file is absent, damaged, not trusted though it could run code, or does not fit the labelled
+            images, or if the fraction does not give a whole, positive number of images of both kinds.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SemiSupervised(ImageDataModule):
         )
         count = labelled_fraction * labelled.batch_size
         whole = abs(count - round(count)) < 1e-6 and 0 < round(count) < labelled.batch_size
-        remedy = f"give a fraction with a whole number of images in data.labelled.batch_size {labelled.batch_size}"
+        remedy = f"give a fraction that is a whole number of images of data.labelled.batch_size {labelled.batch_size}"
         require(whole, "data.labelled_fraction", labelled_fraction, remedy)
         self.labelled = labelled
         self.pseudo_labelled, self.trust_pickle = pseudo_labelled, trust_pickle
@@ -86,7 +86,7 @@ class SemiSupervised(ImageDataModule):
         return self.labelled.load_unlabelled()
 
     def file_names(self, part: Part) -> list[str] | None:
-        """The files of the labelled images; None for the training images, of which only a part are these."""
+        """The files of the labelled images; None for the training images, of which only some are labelled."""
         return None if part == "train" else self.labelled.file_names(part)
 
     def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
@@ -127,9 +127,9 @@ class SemiSupervised(ImageDataModule):
         classes = labels.flatten().long()
         whole = labels.dtype != torch.bool and bool((classes.double() == labels.flatten().double()).all())
         remedy = "give whole numbers as classes, not probabilities or soft labels"
-        require(whole, setting, f"labels of {labels.dtype} that are no classes", remedy)
+        require(whole, setting, f"labels of {labels.dtype} that are not whole numbers", remedy)
         span = (int(classes.min()), int(classes.max()))
-        remedy = f"give classes from 0 to {self.num_classes - 1}, as the labelled ones"
+        remedy = f"give classes from 0 to {self.num_classes - 1}, like those of the labelled images"
         require(span[0] >= 0 and span[1] < self.num_classes, setting, f"labels from {span[0]} to {span[1]}", remedy)
         return classes
 
@@ -161,7 +161,7 @@ class JoinedImages(LabelledImages):
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images at ``indices`` (B,), shape (B, C, H, W): bytes where both data sets hold bytes, else floats."""
-        order = (indices >= len(self.first)).argsort(stable=True)  # those of the first data set in front
+        order = (indices >= len(self.first)).argsort(stable=True)  # images of the first data set come first
         count = int((indices < len(self.first)).sum())
         ordered = indices[order]
         parts = [self.first.pixels(ordered[:count]), self.second.pixels(ordered[count:] - len(self.first))]
@@ -174,10 +174,10 @@ class MixedBatches(ShardedBatches):
     """Sampler of batches with a fixed number of labelled images, in random order inside the batch.
 
     Args:
-        dataset: labelled images, then pseudo-labelled ones.
-        batch_size: images in a batch, over all processes.
+        dataset: labelled images, followed by pseudo-labelled ones.
+        batch_size: number of images in a batch, over all processes.
         pseudo_labelled: number of pseudo-labelled images.
-        labelled_in_batch: labelled images in a batch, over all processes.
+        labelled_in_batch: number of labelled images in a batch, over all processes.
         seed: seed of the order.
         num_replicas: number of processes; by default that of torch.distributed.
         rank: rank of this process; by default that of torch.distributed.
@@ -195,8 +195,8 @@ class MixedBatches(ShardedBatches):
     ) -> None:
         self.labelled = len(dataset) - pseudo_labelled
         self.labelled_in_batch = labelled_in_batch
-        needed = f"{labelled_in_batch} of {self.labelled} labelled images in a batch"
-        remedy = f"give a smaller one, or a smaller data.labelled.batch_size: {needed}"
+        remedy = f"a batch would need {labelled_in_batch} labelled images, of which there are {self.labelled}; give a "
+        remedy += "smaller fraction or a smaller data.labelled.batch_size"
         require(labelled_in_batch <= self.labelled, "data.labelled_fraction", labelled_in_batch / batch_size, remedy)
         super().__init__(dataset, batch_size, shuffle=True, seed=seed, num_replicas=num_replicas, rank=rank)
 

@@ -1,4 +1,4 @@
-"""SVHN, in the layout of its authors and of torchvision."""
+"""SVHN, in the file layout of its authors and of torchvision."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SVHN(ImageFiles):
     are those of :class:`ImageFiles`.
 
     Args:
-        extra: add the 531,131 easier images of the extra split, with their own labels, to the training images.
-        **settings: those of :class:`ImageFiles`.
+        extra: whether to add the 531,131 easier images of the extra split, with their labels, to the training images.
+        **settings: settings of :class:`ImageFiles`.
     """
 
     num_classes = 10
@@ -64,7 +64,7 @@ class SVHN(ImageFiles):
 
         _, name, md5 = datasets.SVHN.split_list[part]
         path = self.checked(name, md5)
-        # self.checked has checked the checksum, with better errors
+        # self.checked has already verified the checksum, with better errors
         checked = type("SVHN", (datasets.SVHN,), {"_check_integrity": lambda self: True})
         data = self.read(path, lambda: checked(self.folder, split=part))
         return torch.from_numpy(np.ascontiguousarray(data.data)), torch.from_numpy(data.labels).long()

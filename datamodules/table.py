@@ -1,4 +1,4 @@
-"""A CSV table of the user's own, with the paths and classes of images."""
+"""The user's own CSV table with the paths and classes of images."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from robust.errors import require
 
 
 class Table(OwnImages):
-    """Images whose paths and classes are in a CSV file, in UTF-8, whose first line names the columns.
+    """Images whose paths and classes are in a CSV file in UTF-8; its first line names the columns.
 
     Classes are the sorted labels (as numbers, if all are whole numbers).
 
     Args:
-        csv: path of the table; with ``class_names`` and ``predict_from``, ``predict`` does not need it.
-        root: folder that paths are relative to; by default that of the table.
+        csv: path of the table; ``predict`` does not need it if ``class_names`` and ``predict_from`` are given.
+        root: folder to which the paths are relative; by default the table's.
         path_column: column of the paths.
         label_column: column of the classes.
         split_column: column with train, val or test for each image (val may be absent); by default ``split`` if the
-            table has it, else each class is divided by fractions.
-        **settings: those of :class:`OwnImages`.
+            table has this column, else each class is divided by fractions.
+        **settings: settings of :class:`OwnImages`.
 
     Raises:
-        SettingError: if the table or an image is absent, or a value does not fit; the message names file and line.
+        SettingError: if the table or an image is absent, or a value does not fit; the message names the file and line.
     """
 
     def __init__(
@@ -59,15 +59,17 @@ class Table(OwnImages):
         lines: dict[str, str] = {}
         for row, sample in zip(rows, samples, strict=True):
             first = lines.setdefault(os.path.normpath(sample.path), row.where)  # a/../b is b
-            require(first == row.where, row.where, row[self.path_column], f"it is the image of {first}; remove one row")
+            remedy = f"this image is already in {first}; remove one of the rows"
+            require(first == row.where, row.where, row[self.path_column], remedy)
         return samples
 
     def _sample(self, row: Row, split_column: str | None) -> Sample:
         name, label = row[self.path_column], row[self.label_column].strip()
         path = self.source[1] / name
         require(path.is_file(), row.where, name, f"there is no file {path}; correct the path, or data.root")
-        require(is_image(path), row.where, name, f"it is none of {', '.join(EXTENSIONS)}; convert or remove it")
+        remedy = f"its format is not one of {', '.join(EXTENSIONS)}; convert or remove it"
+        require(is_image(path), row.where, name, remedy)
         require(label != "", row.where, label, f"give the class of {name} in the column {self.label_column!r}")
         known = self.given_names is None or label in self.given_names
-        require(known, row.where, label, f"it is none of data.class_names {self.given_names}; correct one of them")
+        require(known, row.where, label, f"it is not one of data.class_names {self.given_names}; correct one of them")
         return Sample(path, label, None if split_column is None else split_of(row, split_column))

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet, in its authors' layout of folders."""
+"""Tiny-ImageNet, in its authors' folder layout."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TinyImageNet(ImageFiles):
     """Colour images of 64x64 pixels, 200 classes: 95,000 train, 5,000 validation, 10,000 test.
 
     Source: Y. Le, X. Yang, Tiny ImageNet Visual Recognition Challenge (Stanford CS231n, 2015). The labels of its test
-    images were never published, so, as usual, its validation images are the test, and validation images are held out
-    of the training images. Classes are the sorted folder names. The download checks the archive's checksum; the
-    unpacked files have none. The first use decodes 110,000 JPEG files in a minute or two and stores the pixels (1.4 GB)
-    beside them. Arguments and errors are those of :class:`ImageFiles`.
+    images were never published. So, as usual, its validation images are the test split here, and validation images are
+    held out of the training images. Classes are the sorted folder names. The download checks the archive's checksum;
+    the unpacked files have no checksums. The first use decodes 110,000 JPEG files in a minute or two and stores the
+    pixels (1.4 GB) beside them. Arguments and errors are those of :class:`ImageFiles`.
     """
 
     num_classes = 200
@@ -30,7 +30,7 @@ class TinyImageNet(ImageFiles):
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     location = "tiny-imagenet-200"
     md5 = "90528d7ca1a48142e341f4ef8d21d0de"
-    sizes = (100_000, 10_000)  # of train and val in the published layout
+    sizes = (100_000, 10_000)  # numbers of images in train and val of the published layout
 
     def fetch(self) -> None:
         """Download and unpack the archive, unless its folder exists."""

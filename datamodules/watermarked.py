@@ -1,6 +1,6 @@
-"""Digits with a faint 0 or 1 at the edge, on which the class depends too (contextual budgets, Sec. 4.2).
+"""Digits with a faint 0 or 1 at the edge, on which the class also depends (contextual budgets, Sec. 4.2).
 
-The watermark is fainter than epsilon: uniform budgets erase it, learned budgets can be small there.
+The watermark is fainter than epsilon: uniform budgets can erase it, while learned budgets can be small there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from robust.errors import require
 
 Compositing = Literal["max", "add"]
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_SIDE = 8  # of a watermark, in pixels
+_SIDE = 8  # side of a watermark in pixels
 
 
 class Watermarked(NamedTuple):
@@ -36,15 +36,15 @@ def watermark(
 ) -> Watermarked:
     """Add a watermark, a small 0 or 1, to each image; the class is digit + 10 * watermark.
 
-    The watermark is a random image of a 0 or 1, resized to 12x12; its middle 8x8 pixels times ``strength`` are put at a
+    The watermark is a random image of a 0 or 1, resized to 12x12. Its middle 8x8 pixels times ``strength`` are put at a
     random row of the leftmost or the rightmost 8 columns.
 
     Args:
-        images: digits, uint8 (N, 1, H, W); the watermarks are made of the zeros and ones among them.
+        images: images of digits, uint8 (N, 1, H, W); the watermarks are made from the zeros and ones among them.
         digits: classes of the images, int64 (N,).
         generator: generator of the draws.
-        compositing: ``max`` takes the brighter of image and watermark, ``add`` their sum cut at 1; the paper does not
-            specify it.
+        compositing: ``max`` takes the brighter of image and watermark, ``add`` their sum, at most 1; the paper does not
+            specify this.
         strength: brightness of the watermark.
 
     Raises:
@@ -57,11 +57,11 @@ def watermark(
     source = torch.empty(count, dtype=torch.long)
     for digit in (0, 1):
         choices = (digits == digit).nonzero().squeeze(1)
-        remedy = f"watermarks need images of the digit {digit}"
+        remedy = f"watermarks need images of the digit {digit}; add some"
         require(len(choices) > 0, "digits", sorted(set(digits.tolist())), remedy)
         source[mark == digit] = choices[torch.randint(len(choices), (int((mark == digit).sum()),), generator=generator)]
     small = F.interpolate(images[source].double(), size=(12, 12), mode="bilinear", antialias=True)[:, :, 2:10, 2:10]
-    # round at each step, with a margin for halves, so that every machine's arithmetic gives the same bytes
+    # each step is rounded, with 1e-6 added for exact halves, so that every machine's arithmetic gives the same bytes
     marks = (((small + 0.5 + 1e-6).floor() * strength) + 0.5 + 1e-6).floor().to(torch.uint8)
 
     columns = on_right * (width - _SIDE)
@@ -78,12 +78,12 @@ def watermark(
 
 
 class _Watermarks(ImageDataModule):
-    """Mixin that adds watermarks to the images of the data set after it in the method resolution order.
+    """Mixin that adds watermarks to the images of the data set that follows it in the method resolution order.
 
     Args:
         compositing: combination of image and watermark, as in :func:`watermark`.
         watermark_seed: seed of the watermarks; runs and processes with the same seed have the same data set.
-        **settings: those of the data set whose images get watermarks.
+        **settings: settings of the data set whose images get watermarks.
 
     Raises:
         SettingError: if ``compositing`` is unknown or ``watermark_seed`` negative.
@@ -105,9 +105,9 @@ class _Watermarks(ImageDataModule):
         return watermark(plain.images, plain.labels, generator, self.compositing)
 
     def regions(self, split: Split, indices: Tensor) -> dict[str, Tensor]:
-        """Masks of watermark, digit and background, the most decisive first.
+        """Masks of watermark, digit and background, the most decisive region first.
 
-        The watermark's pixels are those that it changes, the digit's all others that are not black.
+        The watermark's pixels are those that it changes; the digit's are all other pixels that are not black.
 
         Args:
             split: split of the images.
@@ -133,7 +133,7 @@ class _Watermarks(ImageDataModule):
 class WatermarkedMNIST(_Watermarks, MNIST):
     """MNIST with watermarks: 20 classes, 55,000 train, 5,000 validation, 10,000 test.
 
-    Each split's watermarks are made of its own images; ``watermark_seed`` fixes them. Source: contextual budgets,
+    Each split's watermarks are made from its own images; ``watermark_seed`` fixes them. Source: contextual budgets,
     Sec. 4.2. Other arguments and errors are those of :class:`ImageFiles`.
     """
 

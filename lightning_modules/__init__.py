@@ -1,4 +1,4 @@
-"""Training methods as LightningModules, one file for each."""
+"""Training methods as LightningModules, one file each."""
 
 from lightning_modules.adversarial_bnn import AdversarialBNN
 from lightning_modules.adversarial_training import AdversarialTraining

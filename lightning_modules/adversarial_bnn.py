@@ -7,11 +7,12 @@
 | alpha | ``kl_weight`` | weight of the divergence from the prior; 1 is the variational bound |
 | N | number of training images | divides the divergence |
 
-The network's setting ``BayesianWeights.initial_std`` is the initial sigma, by default the prior's 0.08. The
+The network's setting ``BayesianWeights.initial_std`` is the initial sigma, by default 0.08 as for the prior. The
 authors' script starts at exp(0.08) = 1.083, because it assigns 0.08 to the logarithm of sigma.
 
-The paper predicts by the mean probability over several passes; evaluations report the mean over single passes and the
-majority vote. The authors' code begins each stage of its schedule with a new Adam; a schedule here keeps the moments.
+The paper predicts by the mean probability over several passes; evaluations here report the mean accuracy over single
+passes and the accuracy of the majority vote. The authors' code begins each stage of its schedule with a new Adam; a
+schedule here keeps the moments.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class AdversarialBNN(AttackedClassifier):
         prior_std: std of the prior, positive.
         kl_weight: weight of the divergence, not negative.
         optimizer: optimizer of means and stds, without weight decay, which the prior replaces.
-        **settings: those of :class:`AttackedClassifier`; each step of the attack draws new weights.
+        **settings: settings of :class:`AttackedClassifier`; each step of the attack draws new weights.
 
     Raises:
         SettingError: if a setting is out of its range, or the network has no Gaussian weights.

@@ -10,8 +10,8 @@ from lightning_modules.base import AttackedClassifier, Batch
 class AdversarialTraining(AttackedClassifier):
     """Cross-entropy on attacked images (eq. 2.1). Arguments are those of :class:`AttackedClassifier`.
 
-    With ``attack: robust.attacks.FGSM``, a random start and step 1.25 it is fast adversarial training (Wong, Rice,
-    Kolter 2020).
+    With ``attack: robust.attacks.FGSM``, a random start and step size 1.25, this is fast adversarial training (Wong,
+    Rice, Kolter 2020).
     """
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

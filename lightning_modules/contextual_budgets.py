@@ -9,8 +9,8 @@
 | L_rob | ``verifier.cross_entropy`` | upper bound of the cross-entropy over the box (Sec. 3.4) |
 
 Classifier and generator minimise the same loss; only the volume constraint (eq. 4) keeps the budgets from shrinking.
-The paper does not specify the generator's optimizer (here its own, with the same learning rate), a natural term
-(``natural_weight``), or the training before the ramp (here natural training).
+The paper does not specify the generator's optimizer (here a separate one with the same learning rate), whether there is
+a natural term (``natural_weight``), or the training before the ramp (here natural training).
 """
 
 from __future__ import annotations
@@ -38,31 +38,34 @@ class ContextualBudgets(GeneratorClassifier):
     """Certified training against per-pixel budgets that a generator predicts for each image.
 
     Without a generator the budgets are uniform; this is the paper's baseline, CROWN-IBP training with loss fusion.
-    A large epsilon_0 needs ``alpha_low_start``, by which few pixels with tiny budgets are learned before many with
-    larger ones: epsilon is full after half of the ramp, then the smallest budget moves geometrically to ``alpha_low``.
-    By default epsilon rises over the whole ramp. Evaluations use ``alpha_low`` at any time, as they use the full
-    epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in that with
-    loss fusion. Where the classifier has batch normalisation, each step makes one clean pass, whose statistics the
-    bounds take too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
-    ``interval_initialisation`` are theirs, too; the weight costs another pass of intervals. A ``robust_loss`` is one of
-    :mod:`robust.certified_losses`, made for networks that are certified by tighter bounds than intervals.
+    A large epsilon_0 needs ``alpha_low_start``. The generator then first learns a few pixels with tiny budgets, and
+    later many with larger ones: epsilon is full after half of the ramp, then the smallest budget moves geometrically to
+    ``alpha_low``. By default epsilon rises over the whole ramp. Evaluations always use ``alpha_low`` and the full
+    epsilon, so that all epochs are comparable. ``natural_weight`` is 0.5 in CROWN-IBP's recipe, and absent in the
+    recipe with loss fusion. If the classifier has batch normalisation, each step makes one clean pass, and the bounds
+    use its statistics, too (Shi et al. 2021); evaluations use the running statistics. ``interval_weight`` and
+    ``interval_initialisation`` are from that paper, too; a positive weight costs another pass of intervals.
+    A ``robust_loss`` is one of :mod:`robust.certified_losses`, for networks that are certified by tighter bounds than
+    intervals.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         generator: network from images to outputs in (0, 1) of the same shape; none for uniform budgets.
-        verifier: bounds the training loss; ``auto``: ``FeedForwardVerifier`` if it can, else ``LirpaVerifier``.
-        robust_loss: in place of L_rob, between it and an attack's loss; null for L_rob.
+        verifier: verifier that bounds the training loss; ``auto`` is ``FeedForwardVerifier`` if it can bound the
+            classifier, else ``LirpaVerifier``.
+        robust_loss: loss in place of L_rob, between L_rob and the loss under an attack; null for L_rob.
         epsilon: epsilon_0 in (0, 1], the target of the epsilon schedule.
         alpha_low: smallest budget over epsilon_0, in (0, 1].
         alpha_high: largest budget over epsilon_0, at least 1; budgets never exceed 1.
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
-        natural_weight: weight kappa of the natural loss at the end of the ramp, from 1 at its start; null for none.
-        interval_weight: weight of the intervals' regularisers at epsilon 0; 0 at full epsilon.
-        interval_initialisation: draw weights by which intervals keep their width.
+        natural_weight: weight kappa of the natural loss at the end of the ramp; it is 1 at the start. Null for no
+            natural loss.
+        interval_weight: weight of the regularisers of intervals at epsilon 0; it decreases to 0 at full epsilon.
+        interval_initialisation: whether to draw initial weights with which intervals keep their width.
         gradient_clip: largest gradient norm of both networks together.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
-        **settings: those of :class:`GeneratorClassifier`.
+        **settings: settings of :class:`GeneratorClassifier`.
 
     Raises:
         SettingError: if no budgets of that volume and range exist, or the networks do not fit the data.
@@ -89,7 +92,8 @@ class ContextualBudgets(GeneratorClassifier):
     ) -> None:
         check_budget_range(epsilon, alpha_low, alpha_high)
         fits = alpha_low_start is None or 0 < alpha_low_start <= 1
-        require(fits, "model.alpha_low_start", alpha_low_start, "give a value in (0, 1]: the mean budget must fit")
+        remedy = "give a value in (0, 1]: budgets over epsilon_0 have the geometric mean 1"
+        require(fits, "model.alpha_low_start", alpha_low_start, remedy)
         learned = generator is not None or alpha_low_start is None
         require(learned, "model.alpha_low_start", alpha_low_start, "leave it out: uniform budgets have no range")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
@@ -114,19 +118,19 @@ class ContextualBudgets(GeneratorClassifier):
 
     @property
     def current_epsilon(self) -> float:
-        """Epsilon_0 to train with, in pixel units; full after half of the ramp if the range moves too."""
+        """Epsilon_0 in training, in pixel units; full after half of the ramp if the range also moves."""
         return super().current_epsilon if self.alpha_low_start is None else min(2 * self.ramp, 1.0) * self.epsilon
 
     @property
     def current_alpha_low(self) -> float:
-        """Smallest budget over epsilon_0 to train with."""
+        """Smallest budget over epsilon_0 in training."""
         start = self.alpha_low if self.alpha_low_start is None else self.alpha_low_start
         return start * math.pow(self.alpha_low / start, max(2 * self.ramp - 1, 0.0))
 
     def threat_model(self, x: Tensor, epsilon: float, alpha_low: float | None = None) -> PixelBox:
         """Budgets of volume epsilon^n around ``x`` (B, C, H, W): learned, or uniform without a generator.
 
-        The smallest budget over epsilon is ``alpha_low``, by default the model's.
+        ``alpha_low`` is the smallest budget over epsilon; by default that of evaluations.
         """
         if self.generator is None:
             return LinfBall(epsilon)
@@ -152,7 +156,7 @@ class ContextualBudgets(GeneratorClassifier):
             self.log("train/alpha_low", self.current_alpha_low)
 
     def _robust_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """(1 - kappa) L_rob + kappa L_nat, and lambda (L_tightness + L_relu); one clean pass, where one is needed."""
+        """(1 - kappa) L_rob + kappa L_nat + lambda (L_tightness + L_relu), with one clean pass if it is needed."""
         budgets = self.threat_model(x, self.current_epsilon, self.current_alpha_low)
         kappa = 0.0 if self.natural_weight is None else 1 - self.ramp * (1 - self.natural_weight)
         natural = x.new_zeros(())
@@ -168,13 +172,13 @@ class ContextualBudgets(GeneratorClassifier):
             return loss + weight * interval_regulariser(self.classifier, budgets.interval(x), mean=self.mean_over_ranks)
 
     def _bounded(self, budgets: PixelBox, x: Tensor, y: Tensor) -> Tensor:
-        """L_rob of each example, or what stands in its place, (B,)."""
+        """L_rob or ``robust_loss`` of each example, (B,)."""
         if self.robust_loss is None:
             return self.verifier.cross_entropy(self.classifier, budgets.interval(x), y, crown_weight=1 - self.ramp)
         return self.robust_loss(self.classifier, self.verifier, budgets, x, y, crown_weight=1 - self.ramp)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the range of budgets, which other models need to use the generator."""
+        """Save the range of budgets, which other models need if they use the generator."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["budget_range"] = {"alpha_low": self.alpha_low, "alpha_high": self.alpha_high}
 

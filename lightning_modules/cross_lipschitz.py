@@ -2,7 +2,7 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| Omega(f) | ``robust.losses.cross_lipschitz`` | mean squared distance of the gradients of two classes |
+| Omega(f) | ``robust.losses.cross_lipschitz`` | mean squared distance between the gradients of two classes |
 | lambda | ``penalty_weight`` | weight of the penalty |
 """
 
@@ -32,10 +32,10 @@ class CrossLipschitz(RobustClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
         penalty_weight: lambda, not negative; choose it on validation data.
-        penalty_fraction: fraction of images with a penalty, every k-th one with k = round(1 / fraction); less than 1
-            saves time.
+        penalty_fraction: fraction of images with a penalty: every k-th image, k = round(1 / fraction); a smaller
+            fraction saves time.
         optimizer: optimizer of the classifier.
-        **settings: those of :class:`RobustClassifier`.
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -59,7 +59,7 @@ class CrossLipschitz(RobustClassifier):
         self.penalty_weight, self.penalty_fraction = penalty_weight, penalty_fraction
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Minimise cross-entropy and penalty."""
+        """Minimise the cross-entropy plus lambda times the penalty."""
         x, y = batch
         natural = F.cross_entropy(self(x), y)  # first, since it updates the running statistics that the penalty reads
         penalty = self.mean_penalty(x)
@@ -72,7 +72,7 @@ class CrossLipschitz(RobustClassifier):
         """This process's part of the mean of Omega over every k-th image of the global batch.
 
         Returns:
-            A scalar whose mean over processes is that mean.
+            A scalar; its mean over processes is the mean over these images.
         """
         every = round(1 / self.penalty_fraction)
         chosen = [row for row, index in enumerate(self.batch_indices(len(x))) if index % every == 0]

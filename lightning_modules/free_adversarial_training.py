@@ -16,13 +16,13 @@ from robust.errors import require
 class FreeAdversarialTraining(RobustClassifier):
     """Replays each batch; each backward pass updates both the weights and the perturbation (Algorithm 1).
 
-    The perturbation of a batch starts at that of the batch before. The threat model is the linf ball. Divide the number
-    of epochs by the number of replays, as the paper does.
+    The perturbation of a batch starts from that of the previous batch. The threat model is the linf ball. Divide the
+    number of epochs by the number of replays, as the paper does.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        replays: steps on each batch, at least 1 (m in the paper).
-        **settings: those of :class:`RobustClassifier`.
+        replays: number of steps on each batch, at least 1 (m in the paper).
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -54,7 +54,7 @@ class FreeAdversarialTraining(RobustClassifier):
             self.descend(loss, self.all_optimizers()[0], counts=replay == 0)
             assert x_adv.grad is not None
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)
-        rest = None if last is None else last[len(x) :]  # of larger batches
+        rest = None if last is None else last[len(x) :]  # of an earlier, larger batch
         self._perturbation = delta if rest is None or len(rest) == 0 else torch.cat([delta, rest.to(x.device)])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 

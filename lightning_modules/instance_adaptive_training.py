@@ -24,17 +24,17 @@ from robust.threat_models import PixelBox
 class InstanceAdaptiveTraining(AttackedClassifier):
     """Adversarial training with one radius for each example, as large as the network withstands.
 
-    The data module must have ``indices``, as ours do. Radii start at epsilon and never exceed ``largest_radius``. The
-    threat model is the linf ball.
+    The data module must have a method ``indices``, as all of this project have. Radii start at epsilon and never exceed
+    ``largest_radius``. The threat model is the linf ball.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: radius of the warm-up and of evaluation, in pixel units.
         discretization: step to the next larger and the next smaller radius, in pixel units.
         smoothing: weight of the newly selected radius, in (0, 1].
-        warmup_epochs: epochs of adversarial training at epsilon before radii adapt.
-        largest_radius: upper limit of the radii; by default twice epsilon, at most 1.
-        **settings: those of :class:`AttackedClassifier` except ``norm``.
+        warmup_epochs: number of epochs of adversarial training at epsilon before radii adapt.
+        largest_radius: upper limit of the radii; by default twice epsilon, but at most 1.
+        **settings: settings of :class:`AttackedClassifier` except ``norm``.
 
     Raises:
         SettingError: if a setting is out of its range, or the data module has no ``indices``.
@@ -59,10 +59,10 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         require(warmup_epochs >= 0, "model.warmup_epochs", warmup_epochs, "give 0 or more")
         super().__init__(classifier, epsilon, norm="linf", **settings)
         largest = min(2 * epsilon, 1.0) if largest_radius is None else largest_radius
-        require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give one from epsilon, {epsilon}, to 1")
+        require(epsilon <= largest <= 1, "model.largest_radius", largest, f"give a radius from epsilon {epsilon} to 1")
         self.discretization, self.smoothing, self.warmup_epochs = discretization, smoothing, warmup_epochs
         self.largest_radius = largest
-        self._count = 0  # of training images
+        self._count = 0  # number of training images
         self.radii = torch.empty(0)  # not a buffer: EMAWeightAveraging would average the radii
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -108,7 +108,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         if stage == "fit":
             data: Any = getattr(self.trainer, "datamodule", None)
             knows = hasattr(data, "indices")
-            require(knows, "data", type(data).__name__, "it needs a method indices: give one of our data modules")
+            require(knows, "data", type(data).__name__, "it has no method indices; give one of our data modules")
             self._count = len(data.images("train"))
             if len(self.radii) != self._count:
                 self.radii = torch.full((self._count,), self.epsilon)
@@ -117,7 +117,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         """Move the radii to the device and precision of the weights.
 
         Raises:
-            SettingError: if a checkpoint has radii of another number of images.
+            SettingError: if a checkpoint has radii for another number of images.
         """
         super().on_train_start()
         remedy = f"the data has {self._count}; resume with the data that the checkpoint was trained on"

@@ -7,11 +7,11 @@
 | gamma | ``gamma`` | weight of the regulariser, -sum of sqrt(theta) / tau: it rewards noise (eq. 7) |
 | tau | ``harmonic_number`` | 1 + 1/2 + ... + 1/t in the t-th epoch with noise |
 
-The paper does not define tau. The authors' code takes the harmonic number of epoch - ``noise_delay``, which is 0 in
-the first epoch with noise, and divides by it; here t begins with 1. The paper prints gamma's term without a learning
-rate; here, as in that code, the optimizer applies its learning rate.
+The paper does not define tau. The authors' code divides by the harmonic number of epoch - ``noise_delay``, which is 0
+in the first epoch with noise; here t begins with 1. The paper prints gamma's term without a learning rate; here, as in
+that code, the optimizer applies its learning rate.
 
-No source that we know defines the paper's variation "Learn2Perturb-R". ``scales_learn_from`` and ``gamma: 0`` give the
+No source that we know defines the paper's variant "Learn2Perturb-R". ``scales_learn_from`` and ``gamma: 0`` give the
 possible readings: constant scales, and scales that learn from the regulariser alone or from the loss alone.
 """
 
@@ -38,7 +38,7 @@ Source = Literal["loss_and_regulariser", "regulariser", "nothing"]
 class Learn2Perturb(AttackedClassifier):
     """Adversarial training of a network with noise in its layers, which alternates between weights and noise scales.
 
-    Noise is off for the first epochs, then on, in evaluation too; attacked images join the loss later.
+    Noise is off in the first epochs and then on, also in evaluation; attacked images join the loss later.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K) with noise: ``robust.networks.Noisy``.
@@ -46,15 +46,15 @@ class Learn2Perturb(AttackedClassifier):
         theta_min: smallest scale, positive; smaller scales are set to it after each step.
         noise_delay: number of epochs without noise.
         adversarial_delay: number of epochs on clean images before attacked images join the loss.
-        theta_update: ``"joint"`` is the paper's alternation: one step on the loss and the regulariser, with both
-            gradients at the same W and theta. ``"two_step"`` is the authors' code: a step on the regulariser, then one
-            on the loss, sharing momentum.
+        theta_update: step of the scales. ``"joint"`` is the paper's: one step on the loss and the regulariser, with
+            both gradients at the same W and theta. ``"two_step"`` is that of the authors' code: a step on the
+            regulariser, then a step on the loss, with common momentum.
         scales_learn_from: terms of the loss that the scales minimise.
-        attack: makes the training images, against the predicted labels; by default PGD as in the authors' code.
+        attack: attack on the predicted labels that makes the training images; by default PGD as in the authors' code.
         optimizer: optimizer of W.
         theta_optimizer: optimizer of the scales, without weight decay, which would reduce them to theta_min.
         theta_lr_scheduler: learning-rate schedule of the scales, stepped once an epoch.
-        **settings: those of :class:`AttackedClassifier`.
+        **settings: settings of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, the network has no noise, or the scales have weight decay.
@@ -101,7 +101,7 @@ class Learn2Perturb(AttackedClassifier):
         for theta in self.scales:
             theta.requires_grad_(scales_learn_from != "nothing")
 
-    # -- phases, which depend on the epoch alone, so that a resumed run is in the correct one ----------------------
+    # -- phases, which depend only on the epoch, so that a resumed run is in the correct phase ---------------------
 
     @property
     def noise_is_on(self) -> bool:
@@ -128,7 +128,7 @@ class Learn2Perturb(AttackedClassifier):
         from_regulariser = self.noise_is_on and self.scales_learn_from != "nothing" and self.gamma > 0
         joint = from_loss and from_regulariser and self.theta_update == "joint"
 
-        # before the pass: autograd would not detect that theta changes between the pass and its gradient
+        # before the pass, since autograd would not notice a change of theta between the pass and its gradient
         if from_regulariser and not joint:
             self.descend(self.regulariser(), scales, counts=False)
         loss = self.mixed_risk(x, y, adversarial=self.current_epoch >= self.adversarial_delay)
@@ -158,11 +158,11 @@ class Learn2Perturb(AttackedClassifier):
 
     @property
     def partially_used(self) -> list[str]:
-        """The scales, which the epochs without noise do not use; without gradients, DDP ignores them."""
+        """The scales, which epochs without noise do not use; DDP ignores scales that need no gradient."""
         return [] if self.scales_learn_from == "nothing" else ["the noise"]
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
-        """W first, then theta."""
+        """The entry of W, then that of theta."""
         scales = {id(theta) for theta in self.scales}
         weights = (weight for weight in self.classifier.parameters() if id(weight) not in scales)
         return [

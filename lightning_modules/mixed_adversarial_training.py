@@ -11,7 +11,7 @@ from lightning_modules.base import AttackedClassifier, Batch
 class MixedAdversarialTraining(AttackedClassifier):
     """Mean of the cross-entropy on clean images and on attacked images.
 
-    The attack is against the predicted labels. Arguments are those of :class:`AttackedClassifier`.
+    The attack ascends the loss of the predicted labels. Arguments are those of :class:`AttackedClassifier`.
     """
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -8,8 +8,8 @@
 | beta | ``consistency`` | weight of the Jensen-Shannon divergence of clean, noisy and attacked predictions (AC) |
 
 The generator minimises the loss of theta' on the attacked images. Its gradient flows through theta', by the mixed
-second derivative of the loss on the noisy images. docs/mng_ac.md lists the choices where the paper and the published
-code differ or are silent.
+second derivative of the loss on the noisy images. docs/mng_ac.md lists the choices made where the paper and the
+published code differ or say nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from robust.threat_models import ThreatModel
 
 
 class MNGAC(GeneratorClassifier, MultiNormClassifier):
-    """One norm a batch, a meta-learned noise generator, and consistent predictions.
+    """Training on one norm per batch, with a meta-learned noise generator and consistent predictions.
 
-    With ``consistency`` 0 it is stochastic adversarial training (SAT). Without a generator the noise is standard
+    With ``consistency`` 0 this is stochastic adversarial training (SAT). Without a generator the noise is standard
     normal, fitted in the same way (SAT + AC).
 
     Args:
@@ -45,12 +45,13 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         consistency: weight of the divergence, not negative; 12 in the published code.
         linf_fit: fit of the noise in linf, as in :func:`robust.noise_fitting.fit_linf`.
         attack_linf: attack in linf; by default that of the published code for CIFAR-10.
-        attack_l2: attack in l2, with the same default.
-        attack_l1: attack in l1, with the same default.
+        attack_l2: attack in l2; the default is from the same code.
+        attack_l1: attack in l1; the default is from the same code.
         generator_optimizer: optimizer of the generator.
-        generator_every: the generator learns in every so many-th batch of an epoch, from the first on; 1 in the paper.
-        **settings: those of :class:`GeneratorClassifier` and :class:`MultiNormClassifier`; the lookahead step has the
-            learning rate of ``optimizer``, and ``gradient_clip`` applies to each network separately.
+        generator_every: interval in batches at which the generator learns, from the first batch of an epoch on; 1 in
+            the paper.
+        **settings: settings of :class:`GeneratorClassifier` and :class:`MultiNormClassifier`; the lookahead step has
+            the learning rate of ``optimizer``, and ``gradient_clip`` applies to each network separately.
 
     Raises:
         SettingError: if a setting is out of its range, or there is a generator without consistency.
@@ -71,7 +72,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         **settings: Any,
     ) -> None:
         require(consistency >= 0, "model.consistency", consistency, "give a weight of 0 or more")
-        remedy = "its noise is used by the consistency alone; give a positive model.consistency or generator null"
+        remedy = "its noise is used only by the consistency; give a positive model.consistency or generator null"
         require(generator is None or consistency > 0, "model.generator", type(generator).__name__, remedy)
         require(linf_fit in LINF_FITS, "model.linf_fit", linf_fit, f"give one of {', '.join(LINF_FITS)}")
         require(generator_every >= 1, "model.generator_every", generator_every, "give a number of batches, at least 1")
@@ -105,7 +106,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
     def noisy(self, x: Tensor, ball: ThreatModel) -> Tensor:
         """Images (B, C, H, W) plus the generator's or normal noise, fitted to the ball."""
         noise = randn_like(x) if self.generator is None else self.generator(x)
-        return ball.fit_noise(x, noise.to(x.dtype), self.linf_fit)  # autocast changes the type of the noise
+        return ball.fit_noise(x, noise.to(x.dtype), self.linf_fit)  # autocast changes the data type of the noise
 
     def _train_generator(self, generator: nn.Module, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> None:
         """Update the generator to reduce the lookahead classifier's loss on attacked images."""
@@ -125,9 +126,10 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         self.log_dict({"train/meta_loss": loss.detach(), "train/generator_gradient": size}, sync_dist=True)
 
     def meta_loss(self, ball: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, rate: float) -> Tensor:
-        """Cross-entropy on ``x_adv`` of the classifier after one gradient step of that rate on noisy images, a scalar.
+        """Cross-entropy on ``x_adv`` of the classifier after one gradient step on noisy images, a scalar.
 
-        The classifier itself does not change: weights and running statistics are copies.
+        The step has the learning rate ``rate``. The classifier itself does not change: weights and running statistics
+        are copies.
         """
         state = {name: buffer.clone() for name, buffer in self.classifier.named_buffers()}
         weights: dict[str, Tensor] = dict(self.classifier.named_parameters())
@@ -148,7 +150,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         }
 
     def setup(self, stage: str) -> None:
-        """Check the run, and that the precision does not scale gradients."""
+        """Check the run, and that the trainer's precision does not scale gradients."""
         super().setup(stage)
         remedy = "it would scale the generator's gradients, which autograd.grad computes; give bf16-mixed or 32-true"
         scaled = self.generator is not None and self.trainer.precision == "16-mixed"

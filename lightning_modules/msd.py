@@ -16,8 +16,8 @@ class MSD(MultiNormClassifier):
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        attack: by default 20 steps in the network's own mode, the baseline of MNG-AC.
-        **settings: those of :class:`MultiNormClassifier`.
+        attack: attack in the union; by default 20 steps in the network's own mode, the baseline of MNG-AC.
+        **settings: settings of :class:`MultiNormClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.

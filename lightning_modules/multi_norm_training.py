@@ -14,15 +14,15 @@ from robust.losses import cross_entropy
 
 
 class MultiNormTraining(MultiNormClassifier):
-    """Cross-entropy on images attacked in every norm: the mean over norms, or each example's largest.
+    """Cross-entropy on images attacked in every norm: its mean over norms, or its maximum for each example.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
-        combine: ``"average"`` (Adv_avg) or ``"maximum"`` (Adv_max).
+        combine: combination of the losses, ``"average"`` (Adv_avg) or ``"maximum"`` (Adv_max).
         attack_linf: attack in linf; by default that of :class:`lightning_modules.MNGAC`.
-        attack_l2: attack in l2, with the same default.
-        attack_l1: attack in l1, with the same default.
-        **settings: those of :class:`MultiNormClassifier`.
+        attack_l2: attack in l2; by default that of the same class.
+        attack_l1: attack in l1; by default that of the same class.
+        **settings: settings of :class:`MultiNormClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.

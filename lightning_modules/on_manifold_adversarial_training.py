@@ -22,17 +22,17 @@ from robust.random import part
 
 
 class OnManifoldAdversarialTraining(ManifoldClassifier):
-    """Trains on one half of each batch as it is, and on the images decoded from attacked codes of the other half.
+    """Trains on one half of each batch, and on images decoded from attacked codes of the other half.
 
-    Only codes with all entries within ``safe_code`` are attacked; the others are decoded unchanged. The attack stays in
-    the range of all codes that the training has encoded so far, on all processes.
+    A code is attacked only if no entry exceeds ``safe_code``; other codes are decoded unchanged. The attack stays in
+    the range of all codes that the training has encoded so far, in all processes.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained; frozen here.
         attack: attack on the codes, with its own radius; by default 40 steps in the linf ball of radius 0.1.
-        safe_code: largest absolute entry of an attacked code.
-        **settings: those of :class:`ManifoldClassifier`.
+        safe_code: largest absolute value of the entries of a code that is attacked.
+        **settings: settings of :class:`ManifoldClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.
@@ -71,7 +71,7 @@ class OnManifoldAdversarialTraining(ManifoldClassifier):
 
     @torch.no_grad()
     def attacked(self, x: Tensor, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) decoded from attacked codes, or from the original codes where these are not safe."""
+        """Images (B, C, H, W) decoded from attacked codes, or from the original codes if these are not attacked."""
         codes = self.autoencoder.encode(x)
         # gather the limits, not the codes: processes may differ by one in their number of codes
         self.code_low = self.gather(torch.cat([codes, self.code_low[None]]).amin(0, keepdim=True)).amin(0)

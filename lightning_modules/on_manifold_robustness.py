@@ -7,8 +7,8 @@
 | w_im | ``pair_weights`` | mean over Sigma of 1 / (epsilon * number of samples in the ball) |
 | lambda | ``score_weight`` | weight of the robustness term |
 
-R4 measures agreement, which eq. 7 subtracts; the loss adds the cross-entropy of two predictions, their disagreement.
-Balls without a sample give no gradient, though they have almost all of the weight 1 / epsilon.
+R4 measures agreement, which eq. 7 subtracts. The loss here adds the cross-entropy of two predictions, their
+disagreement. Balls without a sample give no gradient, though they have almost all of the weight 1 / epsilon.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class OnManifoldRobustness(ManifoldClassifier):
         score_weight: lambda, not negative; choose it on validation data.
         sigma: std of the noise on the codes.
         num_samples: M, number of samples for each image.
-        radii: number of radii drawn for a step.
+        radii: number of radii that are drawn for a step.
         smallest_radius: lower limit of the radii.
-        grad_through_reference: let the term's gradient flow through f(x), too.
-        **settings: those of :class:`ManifoldClassifier`.
+        grad_through_reference: whether the gradient of the term also flows through f(x).
+        **settings: settings of :class:`ManifoldClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.

@@ -2,7 +2,7 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| alpha | ``WeightNoise.alpha`` | learned strength of a weight's noise, in units of the weight's standard deviation |
+| alpha | ``WeightNoise.alpha`` | learned strength of a weight tensor's noise, in units of the std of its entries |
 | w_c, w_a = 1/2 | ``mixed_risk`` | weights of the loss on clean and on attacked images |
 
 As in the authors' code, the weights' optimizer also updates alpha, on the same loss and with the same weight decay.
@@ -30,9 +30,9 @@ class ParametricNoiseInjection(AttackedClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K): ``robust.networks.NoisyWeights``, whose setting
             ``granularity`` gives the paper's variants.
         adversarial_delay: number of epochs on clean images before attacked images join the loss.
-        attack: makes the training images, against the predicted labels; by default PGD as in the authors' code.
-        optimizer: the classifier's.
-        **settings: those of :class:`AttackedClassifier`.
+        attack: attack on the predicted labels that makes the training images; by default PGD as in the authors' code.
+        optimizer: optimizer of the classifier.
+        **settings: settings of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the network has no noise on its weights.

@@ -7,11 +7,11 @@
 | CE(f(x), f(x*)) | ``disagreement`` | differentiable substitute for the indicator of equal classes (Sec. 3) |
 | lambda | ``score_weight`` | weight of the robustness term (eq. 7, 12) |
 
-The term of eq. 12 is a score, so the loss *subtracts* it: lowering -epsilon* / CE makes f agree with itself at x*
-and pushes the boundary beyond it. It has no lower bound as CE goes to 0, hence the floor. ``form="inverse"`` has the
-same minimum and is bounded: it adds CE / epsilon*. The hinge of g's loss is at most 1, so with the printed weight
-of 1 no flip farther than sqrt(2) reduces the loss, and g becomes the identity: hence ``adversarial_weight``. Watch
-``train/flip_rate`` and ``train/distance``: at 0, the term is noise.
+The term of eq. 12 is a score, so the loss *subtracts* it: minimising -epsilon* / CE makes the predictions at x and x*
+agree and moves the boundary beyond x*. The term has no lower bound as CE goes to 0, hence the floor.
+``form="inverse"`` has the same minimum and is bounded: it adds CE / epsilon*. The hinge in g's loss is at most 1, so
+with the printed weight of 1 no flip farther than sqrt(2) reduces the loss, and g becomes the identity: hence
+``adversarial_weight``. Watch ``train/flip_rate`` and ``train/distance``: if they are 0, the term is only noise.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ class RobustnessScoreTraining(GeneratorClassifier):
         generator: g, network from images to images of the same shape in [0, 1].
         epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
         score_weight: lambda, not negative; choose it on validation data.
-        form: robustness term: ``"literal"``, -epsilon* / CE, or ``"inverse"``, CE / epsilon*.
+        form: robustness term: ``"literal"`` for -epsilon* / CE, or ``"inverse"`` for CE / epsilon*.
         adversarial_weight: weight of the hinge in the generator's loss; 1 in the paper.
         disagreement_floor: lower limit of CE in the literal term.
         distance_floor: lower limit of epsilon* in the inverse term.
-        grad_through_reference: let the term's gradient flow through f(x), too; f can then lower CE by flattening it.
-        only_flipped: drop the term of images whose x* does not change the class.
-        warmup_epochs: epochs of the classifier alone.
-        generator_epochs: epochs of the generator alone, after the warm-up.
+        grad_through_reference: whether the term's gradient also flows through f(x); f could then reduce CE by making
+            its predictions less confident.
+        only_flipped: whether to drop the term for images whose x* does not change the class.
+        warmup_epochs: number of epochs of the classifier alone.
+        generator_epochs: number of epochs of the generator alone, after the warm-up.
         optimizer: optimizer of the classifier.
         generator_optimizer: optimizer of the generator.
         gradient_clip: largest gradient norm of each network.
-        **settings: those of :class:`GeneratorClassifier`.
+        **settings: settings of :class:`GeneratorClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the networks do not fit the data.
@@ -89,7 +90,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
         require(form in ("literal", "inverse"), "model.form", form, "give literal or inverse")
         require(adversarial_weight > 0, "model.adversarial_weight", adversarial_weight, "give a positive weight")
         for name, floor in (("disagreement", disagreement_floor), ("distance", distance_floor)):
-            require(floor > 0, f"model.{name}_floor", floor, "give a positive floor: the term is a fraction")
+            require(floor > 0, f"model.{name}_floor", floor, "give a positive floor, since the term divides by it")
         for name, epochs in (("warmup", warmup_epochs), ("generator", generator_epochs)):
             require(epochs >= 0, f"model.{name}_epochs", epochs, "give 0 or more")
         super().__init__(
@@ -108,7 +109,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
 
     @property
     def partially_used(self) -> list[str]:
-        """Both networks, since the step of one does not use the other."""
+        """Both networks, since some steps use only one of them."""
         return ["classifier", "generator"]
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
@@ -164,7 +165,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
         distance = 0.5 * (z_star - z).flatten(1).square().sum(1)
         logits = self(z_star)
         hinge = probability_margin(logits, predicted).clamp(min=0)
-        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here, since f runs without dropout
+        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here f is in evaluation mode
         self._log_mean("distance", (z_star - z).flatten(1).norm(dim=1))
         loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
         return loss

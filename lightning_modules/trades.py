@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
 from torch.optim import SGD
@@ -18,8 +17,6 @@ from torch.optim import SGD
 from lightning_modules.base import AttackedClassifier, Batch
 from robust.attacks import PGD
 from robust.errors import require
-from robust.losses import kl
-from robust.modes import attack_mode
 
 
 class TRADES(AttackedClassifier):
@@ -28,9 +25,10 @@ class TRADES(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         beta: weight of the divergence, not negative.
-        attack: maximises the divergence; by default ten steps of PGD from a Gaussian start, in evaluation mode.
+        attack: attack that maximises the divergence; by default ten steps of PGD from a Gaussian start, in evaluation
+            mode.
         optimizer: optimizer of the classifier.
-        **settings: those of :class:`AttackedClassifier`.
+        **settings: settings of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -52,12 +50,6 @@ class TRADES(AttackedClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: attack the batch, then minimise the cross-entropy plus beta times the divergence."""
-        x, y = batch
-        with attack_mode(self.classifier, self.attack.mode):
-            reference = self(x)
-        ball = self.threat_model(self.current_epsilon)
-        x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: kl(logits, reference))
-        clean = self(x)
-        loss = F.cross_entropy(clean, y) + self.beta * kl(self(x_adv), clean).mean()
+        loss = self.trades_risk(*batch, self.beta)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

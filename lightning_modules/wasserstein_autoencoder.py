@@ -4,9 +4,9 @@
 | --- | --- | --- |
 | c(x, y) | ``reconstruction`` | 0.05 times the squared distance, summed over pixels |
 | lambda | ``mmd_weight`` | weight of the penalty |
-| D_Z | ``maximum_mean_discrepancy`` | between codes and samples of the prior N(0, sigma_z^2 I) |
+| D_Z | ``maximum_mean_discrepancy`` | discrepancy between codes and samples of the prior N(0, sigma_z^2 I) |
 
-Unlike the authors' code, it pre-trains the encoder on the training batches instead of on 1,000 images at a time.
+Unlike the authors' code, the encoder is pre-trained on the training batches, not on 1,000 images at a time.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class WassersteinAutoencoder(TrainingModule):
-    """Trains an autoencoder whose codes are distributed like the prior, without labels.
+    """Trains an autoencoder, without labels, so that its codes are distributed like the prior.
 
-    Logs ``<stage>/reconstruction``, the mean squared l2 distance between image and reconstruction.
+    Logs ``<stage>/reconstruction``, the mean squared l2 distance between an image and its reconstruction.
 
     Args:
         autoencoder: encoder and decoder.
-        mmd_weight: lambda.
-        prior_std: sigma_z.
+        mmd_weight: lambda, weight of the penalty.
+        prior_std: sigma_z, std of the prior.
         reconstruction_weight: weight of the squared distance.
-        input_noise: std of the noise on the encoder's input in training; noise is truncated at two stds.
-        pretraining_batches: number of batches of the first epoch that train the encoder alone, to match the prior's
+        input_noise: std of the noise on the encoder's input in training; the noise is truncated at two stds.
+        pretraining_batches: number of batches in the first epoch that train the encoder alone, to match the prior's
             mean and covariance.
         optimizer: optimizer of encoder and decoder.
-        **settings: those of :class:`Descent`.
+        **settings: settings of :class:`Descent`.
 
     Raises:
         SettingError: if a setting is out of its range, or the network does not fit the data.
@@ -85,7 +85,7 @@ class WassersteinAutoencoder(TrainingModule):
         return reconstructed
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 2: minimise reconstruction cost plus lambda times the discrepancy of all codes."""
+        """Algorithm 2: minimise the reconstruction cost plus lambda times the discrepancy of all codes."""
         x, _ = batch
         require(len(x) > 1, "data.batch_size", len(x), "give 2 or more: a single code has no covariance")
         codes = self.autoencoder.encode(x + self.input_noise * truncated_normal_like(x, 2.0))
@@ -103,7 +103,7 @@ class WassersteinAutoencoder(TrainingModule):
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
     def reconstruction(self, x: Tensor, reconstructed: Tensor) -> Tensor:
-        """Cost of each image, (B,)."""
+        """Reconstruction cost of each image, (B,)."""
         return self.reconstruction_weight * (reconstructed - x).flatten(1).square().sum(1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -118,14 +118,14 @@ class WassersteinAutoencoder(TrainingModule):
         metric = self.squared_distance[stage]
         assert isinstance(metric, MeanMetric)
         distances = (self(x) - x).flatten(1).square().sum(1)
-        if not bool(distances.isfinite().all()):  # the metric would skip them
+        if not bool(distances.isfinite().all()):  # the metric would skip such distances
             raise NonFiniteLogitsError(f"{name}, autoencoder: got NaN or infinite images; its weights have diverged")
         metric.update(distances)
         self.log(f"{stage}/reconstruction", metric, on_step=False, on_epoch=True, batch_size=len(x), prog_bar=True)
 
     def setup(self, stage: str) -> None:
         """Refuse prediction, then check the run."""
-        require(stage != "predict", "subcommand", "predict", "an autoencoder predicts no classes; give fit or test")
+        require(stage != "predict", "subcommand", "predict", "an autoencoder predicts no classes; use fit or test")
         super().setup(stage)
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -139,7 +139,7 @@ def maximum_mean_discrepancy(
     """Unbiased MMD of two samples, a scalar: inverse multiquadratic kernels C / (C + |a - b|^2), C = 2 s Z sigma_z^2.
 
     Args:
-        codes: (B, Z), B at least 2.
+        codes: codes (B, Z), B at least 2.
         prior_codes: samples of the prior, (B, Z).
         std: sigma_z, std of the prior.
         scales: values of s; the kernel is the sum over them.
@@ -158,7 +158,7 @@ def moment_distance(codes: Tensor, std: float) -> Tensor:
     """Mean squared distance of the mean and of the covariance of codes (B, Z) to those of N(0, std^2 I), a scalar."""
     mean = codes.mean(0)
     centred = codes - mean
-    # no matrix product, which autocast would take in bf16
+    # without a matrix product, which autocast would compute in bf16
     covariance = (centred[:, :, None] * centred[:, None]).sum(0) / (len(codes) - 1)
     expected = std**2 * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
     return mean.square().mean() + (covariance - expected).square().mean()

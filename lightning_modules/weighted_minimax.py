@@ -5,24 +5,23 @@
 | margin(f, x', y) | ``probability_margin`` | p_y minus the largest other probability, of the attacked image (Def. 1) |
 | s = exp(-alpha margin) | ``vulnerability_weight`` | weight of an example (eq. 7) |
 | alpha | ``alpha`` | 0 gives the base method |
-| 1 / lambda | ``beta`` | TRADES's weight; none for adversarial training |
+| 1 / lambda | ``beta`` | weight of the divergence in TRADES; none for adversarial training |
 
-The weights are neither normalised nor detached, in the attack and in training. Detached, the logits' gradient has a
-cosine of 0.72 to 0.98 to this one. The authors' attack for TRADES stops before its first step; this one does not.
+The weights are neither normalised nor detached, in the attack and in training. With detached weights, the gradient in
+the logits has a cosine of 0.72 to 0.98 with this one. The authors' attack for TRADES stops before its first step; this
+one does not.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy, kl, vulnerability_weight
-from robust.modes import attack_mode
 
 
 class WeightedMinimax(AttackedClassifier):
@@ -31,11 +30,11 @@ class WeightedMinimax(AttackedClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         alpha: strength of the weights, not negative; weights are in [exp(-alpha), exp(alpha)].
-        beta: weight of TRADES's divergence; None trains on the weighted cross-entropy of attacked images alone.
-        detach_weight: stop the gradient through the weights.
-        attack: maximises the weighted loss. By default ten steps of PGD: without ``beta`` from a random start and in
-            the network's own mode, with ``beta`` from a Gaussian start and in evaluation mode.
-        **settings: those of :class:`AttackedClassifier`.
+        beta: weight of the divergence in TRADES; None trains on the weighted cross-entropy of attacked images alone.
+        detach_weight: whether to stop the gradient through the weights.
+        attack: attack that maximises the weighted loss. By default ten steps of PGD: without ``beta`` from a random
+            start and in the network's own mode, with ``beta`` from a Gaussian start and in evaluation mode.
+        **settings: settings of :class:`AttackedClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -51,7 +50,7 @@ class WeightedMinimax(AttackedClassifier):
         attack: PGD | None = None,
         **settings: Any,
     ) -> None:
-        require(alpha >= 0, "model.alpha", alpha, "give 0 (all weigh the same) or more")
+        require(alpha >= 0, "model.alpha", alpha, "give 0 (equal weights) or more")
         require(beta is None or beta >= 0, "model.beta", beta, "give a weight of 0 or more, or null")
         default = PGD(steps=10, mode="keep") if beta is None else PGD(steps=10, start="gaussian")
         super().__init__(classifier, attack=default if attack is None else attack, **settings)
@@ -71,17 +70,9 @@ class WeightedMinimax(AttackedClassifier):
         return weighted(self(x_adv), y).mean()
 
     def _trades_risk(self, x: Tensor, y: Tensor, beta: float) -> Tensor:
-        def weighted(logits: Tensor, reference: Tensor) -> Tensor:
-            return self.weight(logits, y) * kl(logits, reference)
-
-        with attack_mode(self.classifier, self.attack.mode):
-            fixed = self(x)
-        ball = self.threat_model(self.current_epsilon)
-        x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: weighted(logits, fixed))
-        clean = self(x)
-        return F.cross_entropy(clean, y) + beta * weighted(self(x_adv), clean).mean()
+        return self.trades_risk(x, y, beta, lambda logits, reference: self.weight(logits, y) * kl(logits, reference))
 
     def weight(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Weight of each example (B,), of attacked logits (B, K)."""
+        """Weight of each example (B,), from its attacked logits (B, K)."""
         weight = vulnerability_weight(logits, y, self.alpha)
         return weight.detach() if self.detach_weight else weight

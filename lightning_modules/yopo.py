@@ -2,9 +2,9 @@
 
 | symbol | here | what |
 | --- | --- | --- |
-| m, n | ``outer``, ``inner`` | full passes of a batch; steps through the first layer in each |
-| f_0 | ``first_layer`` | the layer that the perturbation reaches through its own gradient |
-| p | ``costate`` | gradient of the loss to that layer's output, fixed in the inner steps |
+| m, n | ``outer``, ``inner`` | full passes of a batch; steps through the first layer after each pass |
+| f_0 | ``first_layer`` | the layer through which the inner steps propagate gradients |
+| p | ``costate`` | gradient of the loss with respect to that layer's output, constant in the inner steps |
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class _FirstLayerDone(Exception):  # noqa: N818 - no error
 
 
 class YOPO(RobustClassifier):
-    """YOPO-m-n: m full passes give the gradient of the weights and the costate; n inner steps use the first layer.
+    """YOPO-m-n: each of m full passes gives weight gradients and the costate of n steps through the first layer.
 
     The threat model is the linf ball. Source: Algorithm 1.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         first_layer: name of the classifier's first layer, as ``named_modules`` gives it.
-        outer: full passes over a batch, whose weight gradients add up; at least 1.
-        inner: steps of the perturbation after each full pass; at least 1.
+        outer: number of full passes over a batch, whose weight gradients add up; at least 1.
+        inner: number of steps of the perturbation after each full pass; at least 1.
         step_size: size of an inner step, as a fraction of epsilon.
-        **settings: those of :class:`RobustClassifier`.
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or the classifier has no layer of that name.
@@ -75,7 +75,7 @@ class YOPO(RobustClassifier):
             self.manual_backward(loss)
             losses.append(loss.detach())
             if len(losses) == self.outer:
-                break  # no pass follows that would use further steps
+                break  # no further pass would use a new perturbation
             costate = hidden.grad
             assert costate is not None
             for _ in range(self.inner):
@@ -95,7 +95,7 @@ class YOPO(RobustClassifier):
         outputs: list[Tensor] = []
 
         def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not output.requires_grad:  # that of a layer without weights, such as Normalize
+            if not output.requires_grad:  # the output of a layer without weights, such as Normalize
                 output.requires_grad_()
             output.retain_grad()
             outputs.append(output)

@@ -1,1 +1,1 @@
-"""Compares runs: reads their records, groups them by seeds, tests differences, writes pages and tables; no torch."""
+"""Compares runs without torch: reads records, groups runs over seeds, tests differences, writes pages and tables."""

@@ -1,4 +1,4 @@
-"""What a reader must know before comparing a row with the others."""
+"""Caveats: what a reader must know before comparing a row with the other rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = 1e-6
 
 
 def add_caveats(rows: list[Row], stage: str) -> None:
-    """Fill :attr:`Row.caveats`; what most rows have counts as the standard."""
+    """Fill :attr:`Row.caveats`; the data and attacks of most rows are the standard."""
     data = _most_common([run.data for row in rows for run in row.runs])
     attacks = _usual_attacks(rows, stage)
     for row in rows:
@@ -32,8 +32,8 @@ def _of_row(row: Row, stage: str) -> Iterator[str]:
         low, high = f"{min(failed):.0f}", f"{max(failed):.0f}"
         yield f"masked gradients: {low if low == high else f'{low} to {high}'} checks failed"
     counts = [_counts(run, stage) for run in row.runs]
-    for name in sorted({name for each in counts for name in each}):
-        numbers = sorted({each[name] for each in counts if name in each})
+    for name in sorted({name for of_run in counts for name in of_run}):
+        numbers = sorted({of_run[name] for of_run in counts if name in of_run})
         if len(numbers) > 1:
             yield f"unequal numbers of images: {name} of {numbers[0]} to {numbers[-1]}; the std is not over seeds alone"
     above = [names for run in row.runs if (names := _above_clean(run, stage))]
@@ -43,7 +43,7 @@ def _of_row(row: Row, stage: str) -> Iterator[str]:
 
 
 def _of_run(run: Run, stage: str) -> Iterator[str]:
-    """Caveats that need no other run."""
+    """Caveats of a run that do not depend on other runs."""
     if not any(name.startswith(f"{stage}/") for name in run.metrics):
         yield f"no metrics of the stage {stage}"
     if any(str(record.get("commit")).endswith("-dirty") for record in run.records):
@@ -52,7 +52,7 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
         yield "unknown commit"
     for record in run.evaluations:
         for name, reason in (record.get("skipped") or {}).items():
-            yield f"{name} was left out: {reason.partition('; leave')[0]}"  # the remedy was for the run
+            yield f"{name} was left out: {reason.partition('; leave')[0]}"  # without the remedy
     if missing := sorted(name for name, value in run.metrics.items() if value is None):
         yield f"not finite: {', '.join(missing)}"
     if run.repeated:
@@ -64,12 +64,12 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
 def _few(run: Run, stage: str) -> Iterator[str]:
     counts = _counts(run, stage).values()
     if counts and min(counts) < FEW_IMAGES:
-        half = 98 / min(counts) ** 0.5  # of the 95 % interval of an accuracy of one half, in points
+        half = 98 / min(counts) ** 0.5  # half the 95 % interval of an accuracy of one half, in points
         yield f"few samples: some metrics are of {min(counts)} images, ±{half:.1f} points"
 
 
 def _counts(run: Run, stage: str) -> dict[str, int]:
-    """The numbers of images of the stage and of its evaluations that took some of them, by name."""
+    """Number of images of the stage, and of each of its evaluations that used only some of them, by name."""
     counts = [int(record["samples"][stage]) for record in run.evaluations if stage in (record.get("samples") or {})]
     all_images = {stage: min(counts)} if counts else {}
     of_some = re.compile(f"{stage}/(attacked_samples|.*/samples)")
@@ -79,7 +79,7 @@ def _counts(run: Run, stage: str) -> dict[str, int]:
 
 
 def _order(run: Run, stage: str) -> Iterator[str]:
-    """Certified <= attacked <= clean must hold; if not, bounds or attacks are wrong, or on other images."""
+    """Check certified <= attacked <= clean; a violation means a wrong bound or attack, or different images."""
     clean = run.metrics.get(f"{stage}/accuracy/clean")
     for name, certified in run.metrics.items():
         prefix, _, threat_model = name.rpartition("/")
@@ -97,10 +97,10 @@ def _order(run: Run, stage: str) -> Iterator[str]:
 
 
 def _above_clean(run: Run, stage: str) -> str:
-    """Attacked accuracies that are more than one image above the clean one, with both values; empty if none is.
+    """Attacked accuracies that exceed the clean one by more than one image, with both values; empty if there are none.
 
-    Networks with noise have a clean accuracy that is the mean over as many passes as the attacked ones, and validations
-    of some batches one of the attacked images.
+    The clean accuracy is that of the attacked images if it is recorded: for networks with noise it is the mean over as
+    many passes as under attack, and for validations on some batches it is the accuracy on these.
     """
     prefix = f"{stage}/accuracy"
     of_attacked, of_all = run.metrics.get(f"{prefix}/clean/attacked"), run.metrics.get(f"{prefix}/clean")
@@ -119,7 +119,7 @@ def _above_clean(run: Run, stage: str) -> str:
 
 
 def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[str]:
-    """Caveats relative to what most runs have."""
+    """Caveats of a run that differs from most runs."""
     if run.data and data and run.data != data:
         yield "other data than most rows"
     own = _attacks(run, stage)
@@ -149,7 +149,7 @@ def _other_attacks(run: Run, stage: str) -> dict[str, str]:
         config, in_training = record.get("config") or {}, record is run.training
         left_out = tuple(f"{name}." for name in record.get("skipped") or {})
         others = settings.other_attacks(config, stage, in_training=in_training)
-        texts |= {name: each for name, each in others.items() if not name.startswith(left_out)}
+        texts |= {name: text for name, text in others.items() if not name.startswith(left_out)}
     return texts
 
 
@@ -159,13 +159,15 @@ def _of_stage(run: Run, stage: str) -> list[Record]:
 
 
 def _usual_attacks(rows: list[Row], stage: str) -> dict[str, str]:
-    """The most common settings: of the attacks that at least half of the attacked runs have, and of others' attacks."""
+    """The most common settings of the attacks that at least half of the attacked runs have, and of other attacks."""
     runs = [run for row in rows for run in row.runs]
     attacks = [texts for run in runs if (texts := _attacks(run, stage))]
-    counts = Counter(name for each in attacks for name in each)
+    counts = Counter(name for texts in attacks for name in texts)
     others = [_other_attacks(run, stage) for run in runs]
-    usual = {name for name, count in counts.items() if 2 * count >= len(attacks)} | {n for each in others for n in each}
-    return {name: _most_common([each[name] for each in (*attacks, *others) if name in each]) for name in sorted(usual)}
+    usual = {name for name, count in counts.items() if 2 * count >= len(attacks)}
+    usual |= {name for texts in others for name in texts}
+    of_runs = [*attacks, *others]
+    return {name: _most_common([texts[name] for texts in of_runs if name in texts]) for name in sorted(usual)}
 
 
 def _most_common(values: list[str]) -> str:

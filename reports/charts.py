@@ -1,4 +1,4 @@
-"""The charts of a report as Vega-Lite: text and axes take the page's colour, so that they fit light, dark and print."""
+"""The charts of a report in Vega-Lite; text and axes have the page's colour, which suits light, dark and print."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reports.rows import Row
 
 Points = list[dict[str, Any]]
 Look = dict[str, Any]  # encodings of colour and shape
-MOST_COLORS = 10  # with more rows, colours are those of methods
+MOST_COLORS = 10  # with more rows, a colour stands for a method instead of a row
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
-# Okabe and Ito's colours without black and yellow, and four more, each visible on white and on nearly black
+# Okabe and Ito's colours without black and yellow, and four others; each is visible on white and on nearly black
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8b6fd1", "#7f8c1f", "#d6455d", "#7a8794"]
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
 _CONFIG: dict[str, Any] = {
@@ -34,42 +34,42 @@ _CONFIG: dict[str, Any] = {
 
 
 def pareto_fronts(rows: list[Row], stage: str) -> Points:
-    """Clean against each certified and each attacked accuracy; ``front`` marks rows that no other dominates."""
+    """Clean accuracy against each certified and attacked accuracy; ``front`` marks rows that no other row dominates."""
     points: Points = []
     clean = f"{stage}/accuracy/clean"
     robust = {name for row in rows for name in row.metrics if _is_robust(name, stage)}
     for metric in sorted(robust, key=lambda name: ("certified" not in name, name)):
         pairs = [(row, row.value(clean), row.value(metric)) for row in rows]
-        found = [(row, x.mean, y.mean) for row, x, y in pairs if x is not None and y is not None]
-        for row, x, y in found:
-            dominated = any(a >= x and b >= y and (a, b) != (x, y) for _, a, b in found)
+        known = [(row, x.mean, y.mean) for row, x, y in pairs if x is not None and y is not None]
+        for row, x, y in known:
+            dominated = any(a >= x and b >= y and (a, b) != (x, y) for _, a, b in known)
             point = {"metric": metric.removeprefix(f"{stage}/"), "clean": x, "robust": y, "front": not dominated}
             points.append(point | _who(row))
     return points
 
 
 def by_epsilon(rows: list[Row], stage: str) -> Points:
-    """Accuracy over the size of balls, certified and under each attack, where any row has two sizes or more."""
+    """Certified accuracy and accuracy under each attack over the balls' size, for curves of at least two sizes."""
     points: Points = []
     for row in rows:
         clean = row.value(f"{stage}/accuracy/clean")
         for name in row.metrics:
-            found = re.fullmatch(
+            match = re.fullmatch(
                 rf"{stage}/(certified_accuracy|accuracy/[^/]+|accuracy_curve/[^/]+)/(linf|l2|l1)_([\d.e-]+)", name
             )
             value = row.value(name)
-            if found is None or value is None:
+            if match is None or value is None:
                 continue
-            what = found[1].replace("accuracy_curve/", "accuracy/")
+            what = match[1].replace("accuracy_curve/", "accuracy/")
             points.append(
-                {"curve": f"{what}, {found[2]}", "epsilon": float(found[3]), "accuracy": value.mean, **_who(row)}
+                {"curve": f"{what}, {match[2]}", "epsilon": float(match[3]), "accuracy": value.mean, **_who(row)}
             )
         ours = dict.fromkeys(point["curve"] for point in points if point["row"] == row.label)
         zero = [{"curve": curve, "epsilon": 0.0, "accuracy": clean.mean, **_who(row)} for curve in ours if clean]
         points += [
-            each
-            for each in zero
-            if not any(each["curve"] == p["curve"] and p["row"] == row.label and p["epsilon"] == 0 for p in points)
+            point
+            for point in zero
+            if not any(point["curve"] == p["curve"] and p["row"] == row.label and p["epsilon"] == 0 for p in points)
         ]
     sizes = {
         curve: {p["epsilon"] for p in points if p["curve"] == curve} - {0.0} for curve in {p["curve"] for p in points}
@@ -78,7 +78,7 @@ def by_epsilon(rows: list[Row], stage: str) -> Points:
 
 
 def margins(rows: list[Row]) -> Points:
-    """Fraction of images whose certified margin is at least a value, by the first run of each row."""
+    """Fraction of images whose certified margin is at least a value, in the first run of each row."""
     points: Points = []
     for row in rows:
         for metric, quantiles in row.runs[0].margins().items():
@@ -90,11 +90,11 @@ def margins(rows: list[Row]) -> Points:
 
 
 def training(rows: list[Row], curves: dict[int, list[Curve]]) -> Points:
-    """Points of the first run of each row by the row's index."""
+    """Points of training curves; ``curves`` has those of the first run of each row, by the row's index."""
     return [
         {"metric": curve.metric, "step": step, "value": value, **_who(rows[index])}
-        for index, found in curves.items()
-        for curve in found
+        for index, of_row in curves.items()
+        for curve in of_row
         for step, value in zip(curve.steps, curve.values, strict=True)
     ]
 
@@ -102,7 +102,7 @@ def training(rows: list[Row], curves: dict[int, list[Curve]]) -> Points:
 def draw(
     rows: list[Row], fronts: Points, sizes: Points, certified_margins: Points, curves: Points
 ) -> dict[str, dict[str, Any]]:
-    """Vega-Lite specifications by the chart's name, without the charts that have no points."""
+    """Vega-Lite specifications by the name of the chart, without charts that have no points."""
     field = "row" if len(rows) <= MOST_COLORS else "method"
     names = list(dict.fromkeys(row.label if field == "row" else row.method for row in rows))
     look = look_of(field, names)
@@ -118,7 +118,7 @@ def draw(
 
 
 def look_of(field: str, names: list[str]) -> Look:
-    """Colour and shape of each name: with more names than colours, those of one colour differ by their shape."""
+    """Colour and shape of each name; with more names than colours, names of one colour differ in their shape."""
     few = len(names) <= len(PALETTE)
     colors = alt.Scale(domain=names, range=PALETTE) if few else alt.Scale(domain=names, scheme="tableau20")
     legend = alt.Legend(columns=1 if few else 2)
@@ -159,7 +159,7 @@ def _pareto(points: Points, look: Look) -> alt.LayerChart:
 
 
 def _lines(points: Points, look: Look, x: tuple[str, str], y: tuple[str, str], choice: str) -> alt.LayerChart:
-    """Lines of two fields, each given with its title; ``choice`` is the field of the dropdown."""
+    """Lines of the field ``y`` over the field ``x``, each given with its title; ``choice`` is that of the dropdown."""
     chosen, shown = _dropdown(choice, points)
     base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
     line = base.mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=2).encode(
@@ -173,7 +173,7 @@ def _lines(points: Points, look: Look, x: tuple[str, str], y: tuple[str, str], c
 
 
 def _dropdown(field: str, points: Points) -> tuple[alt.Parameter, Any]:
-    """A choice of one of the field's values, first what most rows have, and the filter of the points that it shows."""
+    """A dropdown of the field's values, the most common in the rows first, and the filter for the chosen points."""
     rows: dict[str, set[str]] = {}
     for point in points:
         rows.setdefault(point[field], set()).add(point["row"])

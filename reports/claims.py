@@ -1,9 +1,12 @@
 """Tables of claims: what a paper says, what was measured, and whether the difference exceeds chance over seeds.
 
-A claim of ``results/tables/NAME.yaml`` has ``claim`` and ``paper``, texts; ``title`` and ``metric``, with ``show`` and
-``digits`` as of a column; ``runs`` and ``against``, files in ``results/`` that differ by their seeds;
-``metric_against`` if these have another metric; and ``expected``: whether the paper has the metric ``higher`` or
-``lower`` in ``runs``, or ``equal``.
+A claim in ``results/tables/NAME.yaml`` has
+
+- ``claim`` and ``paper``: texts
+- ``title`` and ``metric``, with ``show`` and ``digits`` as in a column
+- ``runs`` and ``against``: lists of files in ``results/``; the files of a list differ only in their seeds
+- ``metric_against``, if the metric of ``against`` has another name
+- ``expected``: ``higher`` or ``lower`` if the paper has a higher or lower metric in ``runs``, else ``equal``
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ _SIDES = ("runs", "against")
 def claim_lines(
     results: Path, name: str, claims: list[dict[str, Any]], number: Callable[[Value, str, int], str]
 ) -> list[list[str]]:
-    """Cells of a table of claims, the titles first; p-values are adjusted by Holm's method over its claims.
+    """Cells of a table of claims, the titles first; Holm's method adjusts the p-values for the number of claims.
 
     Args:
         results: folder of the runs.
-        name: the table's name, for errors.
-        claims: as the YAML file has them.
-        number: writes a value by ``show`` and ``digits``.
+        name: name of the table, for errors.
+        claims: claims as in the YAML file.
+        number: function that writes a value by ``show`` and ``digits``.
 
     Raises:
-        SettingError: if a run is missing or has no such metric, or ``expected`` is another word.
+        SettingError: if a run is missing or does not have the metric, or ``expected`` is another word.
     """
     for claim in claims:
         require(
@@ -44,7 +47,7 @@ def claim_lines(
     pairs = [tuple(Row(read_runs(results / file for file in claim[side])) for side in _SIDES) for claim in claims]
     metrics = [(claim["metric"], claim.get("metric_against", claim["metric"])) for claim in claims]
     differences = [_difference(name, pair, both) for pair, both in zip(pairs, metrics, strict=True)]
-    tested = [index for index, each in enumerate(differences) if each.p is not None and not each.networks_only]
+    tested = [index for index, one in enumerate(differences) if one.p is not None and not one.networks_only]
     for index, p in zip(tested, holm([differences[index].p or 0.0 for index in tested]), strict=True):
         differences[index] = replace(differences[index], p=p)
     lines = [list(TITLES), ["---"] * len(TITLES)]
@@ -66,7 +69,10 @@ def _difference(name: str, pair: tuple[Row, ...], metrics: tuple[str, str]) -> D
 
 
 def _seeds(pair: tuple[Row, ...], metrics: tuple[str, str]) -> int:
-    """The fewer runs with the metric; records of a run's training and test may lie in two folders, and are two runs."""
+    """The smaller number of runs that have the metric.
+
+    Not all runs have it: the records of a training and of its test may be in two folders, and count as two runs.
+    """
     return min(value.n for row, metric in zip(pair, metrics, strict=True) if (value := row.value(metric)))
 
 

@@ -1,9 +1,9 @@
-"""Whether a difference between two rows exceeds chance."""
+"""Tests whether a difference between two rows exceeds chance."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy import stats
 from reports.rows import Row
 
 LEVEL = 0.05
-FEWEST_SEEDS = 3  # for a statement on methods rather than on single networks
+FEWEST_SEEDS = 3  # for a statement about methods rather than about single networks
 MCNEMAR = "McNemar's exact test on the same images"
 WELCH = "Welch's t-test over seeds"
 PAIRED = "the paired t-test over seeds"
@@ -26,7 +26,7 @@ class Difference:
         value: difference of the means.
         test: name of the test; empty if none applies.
         p: p-value, adjusted for the number of rows after :func:`compare`; None without a test.
-        networks_only: whether the statement is on two networks, not on the methods that trained them.
+        networks_only: whether the statement is about two networks, not about the methods that trained them.
     """
 
     value: float
@@ -49,34 +49,34 @@ class Difference:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """Whether it exceeds chance, and by which test of what."""
-        what = "; of these two networks, three seeds are needed to compare methods" if self.networks_only else ""
-        return "exceeds chance" if self.exceeds_chance else "is within chance", f"{self.test}{what}"
+        """The verdict, and the test with its limits."""
+        limits = "; it compares two networks, while methods need three seeds" if self.networks_only else ""
+        return "exceeds chance" if self.exceeds_chance else "is within chance", f"{self.test}{limits}"
 
 
 def compare(rows: list[Row], baseline: Row, metric: str) -> dict[int, Difference]:
     """Differences of the rows from the baseline by the row's index, for rows that have the metric.
 
-    With three seeds of both, Welch's t-test; else, where both record the same images, McNemar's exact test on the first
-    run of each. Holm's method adjusts the p-values for the number of rows.
+    If both have three seeds, Welch's t-test decides; otherwise, if both record the same images, McNemar's exact test on
+    the first run of each. Holm's method adjusts the p-values for the number of rows.
     """
-    found = {
+    differences = {
         index: difference
         for index, row in enumerate(rows)
         if row is not baseline and (difference := between(row, metric, baseline, metric)) is not None
     }
-    tested = [index for index, each in found.items() if each.p is not None]
-    adjusted = holm([found[index].p or 0.0 for index in tested])
+    tested = [index for index, difference in differences.items() if difference.p is not None]
+    adjusted = holm([differences[index].p or 0.0 for index in tested])
     for index, p in zip(tested, adjusted, strict=True):
-        each = found[index]
-        found[index] = Difference(each.value, each.test, p, each.networks_only)
-    return found
+        differences[index] = replace(differences[index], p=p)
+    return differences
 
 
 def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Difference | None:
-    """A row's metric minus one of the baseline's, tested as in :func:`compare`; None if a row has no such metric.
+    """A row's metric minus one of the baseline's, tested as in :func:`compare`; None if one of them has no value.
 
-    Of two metrics of the same networks, those count that have both.
+    If both rows have the same runs, two metrics of the same networks are compared, by the paired t-test over the runs
+    that have both.
     """
     ours, theirs = row.values(metric), baseline.values(theirs_metric)
     same = row.runs == baseline.runs
@@ -93,7 +93,7 @@ def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Differe
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(theirs_metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
         return Difference(value)
-    if row.runs[0].data != baseline.runs[0].data:  # the hash is of the images' indices
+    if row.runs[0].data != baseline.runs[0].data:  # the hash covers only the images' indices
         return Difference(value)
     return Difference(value, MCNEMAR, mcnemar(correct(pair[0]), correct(pair[1])), networks_only=True)
 
@@ -136,7 +136,7 @@ def mcnemar(first: np.ndarray[Any, np.dtype[np.bool_]], second: np.ndarray[Any, 
 
 
 def holm(values: list[float]) -> list[float]:
-    """Adjusted p-values, which control the probability of any false statement (Holm 1979).
+    """Adjusted p-values, which bound the probability of any false statement (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -16,7 +16,7 @@ _SHOWN = ("train/loss", "val/accuracy/clean", "val/certified_accuracy/", "val/ac
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the steps of a training; at most 60 points."""
+    """A metric over the steps of a training, at most 60 points."""
 
     metric: str
     steps: list[int]
@@ -24,19 +24,19 @@ class Curve:
 
 
 def read_curves(run: Run) -> list[Curve]:
-    """Loss and validation accuracies of a run, under the names of today; none without its folder."""
+    """Loss and validation accuracies of a run, under current names; empty if the run's folder is absent."""
     if run.folder is None or not any(run.folder.glob("events.out.tfevents.*")):
         return []
     events = EventAccumulator(str(run.folder), size_guidance={SCALARS: 0, **_NONE_OF})  # type: ignore[no-untyped-call]
     events.Reload()  # type: ignore[no-untyped-call]
     tags: list[str] = events.Tags()[SCALARS]  # type: ignore[no-untyped-call]
     config = run.identity.get("config") or {}
-    # errors became accuracies; new names are a linear function of the old value, given by its values at 0 and 1
+    # old errors became accuracies: the new value is a linear function of the old one, given by its values at 0 and 1
     at_zero, at_one = (new_metrics(dict.fromkeys(tags, end), config) for end in (0.0, 1.0))
     curves = []
     for tag, name, zero, one in zip(tags, at_zero, at_zero.values(), at_one.values(), strict=True):
         if name.startswith(_SHOWN) and zero is not None and one is not None:
-            points = _thinned([(each.step, each.value) for each in events.Scalars(tag)])  # type: ignore[no-untyped-call]
+            points = _thinned([(scalar.step, scalar.value) for scalar in events.Scalars(tag)])  # type: ignore[no-untyped-call]
             curves.append(
                 Curve(name, [step for step, _ in points], [zero + (one - zero) * value for _, value in points])
             )
@@ -44,7 +44,7 @@ def read_curves(run: Run) -> list[Curve]:
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Evenly chosen points, with the first and the last."""
+    """At most 60 evenly spaced points, including the first and the last."""
     if len(points) <= MOST_POINTS:
         return points
     indices = {round(index * (len(points) - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)}

@@ -1,17 +1,17 @@
 """The tables of README and docs, generated from the measured runs in ``results/``.
 
-A page has ``<!-- begin results NAME -->`` and ``<!-- end results -->``; the table between them is that of
-``results/tables/NAME.yaml``, with ``columns`` and ``rows``, or, for ``benchmarks/NAME``, that of the ratios or
-rows which a benchmark has written:
+The table between ``<!-- begin results NAME -->`` and ``<!-- end results -->`` on a page is that of
+``results/tables/NAME.yaml``, which has ``columns`` and ``rows``. For ``benchmarks/NAME`` it has the ratios or rows that
+a benchmark has written.
 
-- A column has a ``title``, and either ``metrics``, a list of names (``A or B``: the first that the run has), with
-  ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``; or ``field``, a key of the runs'
-  last records, such as ``commit``, each value once, or ``wall_time`` of the training, the mean over several runs on
-  one device, else that of each. Where runs lack an
-  ``optional`` column's metrics, the cell is empty. A mean over several runs is followed by their number, unless a
-  column has the field ``n``.
-- A row has a ``label`` and ``runs``, files in ``results/`` that differ by their seeds, or none for numbers of others.
-  Its ``cells`` are texts by a column's title, which take the place of the run's.
+- A column has a ``title``, and either ``metrics`` or ``field``. ``metrics`` is a list of names (``A or B`` is the first
+  that the run has), with ``show`` (``error %``, ``accuracy %``, ``millions`` or ``plain``) and ``digits``. ``field`` is
+  a key of the runs' last records, such as ``commit``, of which each value is shown once; ``n``, the number of runs; or
+  ``wall_time`` of the training, the mean over runs on one device, else the time of each run. If the runs lack the
+  metrics of an ``optional`` column, its cell is empty. A mean over several runs is followed by their number, unless
+  there is a column with the field ``n``.
+- A row has a ``label`` and ``runs``, files in ``results/`` that differ only in their seeds; there are none for numbers
+  from elsewhere. ``cells`` are texts by the title of a column, which replace those of the runs.
 
 A file with ``claims`` instead is a table of claims (:mod:`reports.claims`).
 """
@@ -38,10 +38,10 @@ SHOWN = ("error %", "accuracy %", "millions", "plain")
 
 
 def update(root: Path) -> list[Path]:
-    """Write the tables into README and docs below ``root``; returns the pages that changed.
+    """Write the tables into README and docs below ``root``, and return the pages that changed.
 
     Raises:
-        SettingError: if a table or a run that it names is missing or malformed.
+        SettingError: if a table, or a run that it names, is missing or malformed.
     """
     changed = list(outdated(root))
     for page, text in changed:
@@ -53,11 +53,11 @@ def outdated(root: Path) -> Iterator[tuple[Path, str]]:
     """Pages that differ from ``results/``, with the text that they should have.
 
     Raises:
-        SettingError: if a table or a run that it names is missing or malformed.
+        SettingError: if a table, or a run that it names, is missing or malformed.
     """
     for page in sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")]):
         text = page.read_text(encoding="utf-8")
-        new = MARKED.sub(lambda found: f"{found[1]}{table(root / 'results', found[2])}\n{found[3]}", text)
+        new = MARKED.sub(lambda match: f"{match[1]}{table(root / 'results', match[2])}\n{match[3]}", text)
         if new != text:
             yield page, new
 
@@ -66,7 +66,7 @@ def table(results: Path, name: str) -> str:
     """A table in Markdown.
 
     Raises:
-        SettingError: if it or a run that it names is missing or malformed.
+        SettingError: if the table, or a run that it names, is missing or malformed.
     """
     if name.startswith("benchmarks/"):
         return _benchmark(results, name)
@@ -98,7 +98,7 @@ def _markdown(lines: list[list[str]]) -> str:
 
 
 def _benchmark(results: Path, name: str) -> str:
-    """The table of a benchmark: its rows, or its ratios and the line that says where they are from."""
+    """The table of a benchmark: its rows or ratios, and a line that says where they were measured."""
     file = results / f"{name}.json"
     require(file.is_file(), "results", name, f"there is no {file.name}; run benchmarks/run.py {file.stem}")
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -114,14 +114,14 @@ def _benchmark(results: Path, name: str) -> str:
 
 
 def _source(record: dict[str, Any]) -> str:
-    """Where a benchmark was measured, at which commit, with which packages."""
+    """The hardware, the commit and the packages of a benchmark."""
     rounds = f", {record['rounds']} rounds" if "rounds" in record else ""
     versions = ", ".join(f"{package} {version}" for package, version in record.get("versions", {}).items())
     return f"{record['hardware']}{rounds}, commit {_short(record['commit'])}" + (f"; {versions}" if versions else "")
 
 
 def _short(commit: str) -> str:
-    """The first seven digits of a commit, with the mark of a checkout that differs from it."""
+    """The first seven digits of a commit, with ``-dirty`` if the checkout differed from it."""
     return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
@@ -158,7 +158,7 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
 
 
 def _first(row: Row, names: list[str]) -> Value | None:
-    """The first of the metrics that the row has; a single run of a network with noise has the std over its passes."""
+    """The first of these metrics that the row has; a single run of a network with noise gets the std over passes."""
     name = next((name for name in names if row.value(name) is not None), None)
     if name is None or (value := row.value(name)) is None:
         return None
@@ -167,8 +167,8 @@ def _first(row: Row, names: list[str]) -> Value | None:
 
 
 def _time(seconds: list[float | None]) -> str:
-    """Mean over the runs; empty if one is not known."""
-    known = [each for each in seconds if each is not None]
+    """Mean over the runs as text; empty if a time is not known."""
+    known = [time for time in seconds if time is not None]
     if len(known) < len(seconds):
         return ""
     mean = fmean(known)
@@ -176,7 +176,7 @@ def _time(seconds: list[float | None]) -> str:
 
 
 def _number(value: Value, show: str, digits: int) -> str:
-    """Mean as text, with the std if there are several runs that differ."""
+    """Mean as text, with the std if several runs differ."""
     scale = {"error %": 100.0, "accuracy %": 100.0, "millions": 1e-6, "plain": 1.0}[show]
     mean = scale * (1 - value.mean if show == "error %" else value.mean)
     std = f" ± {scale * value.std:.{digits}f}" if value.std else ""

@@ -21,8 +21,8 @@ from reports.tables import cell
 from robust.metric_names.registry import ARROWS, MetricInfo
 
 FOLDER = Path(__file__).parent / "template"
-PICTURES = ("budgets", "adversarial_examples", "boundaries")  # folders that the pictures' callbacks write
-MOST_COLUMNS = 8  # shown at first, of those that half of the rows have; the others by their boxes
+PICTURES = ("budgets", "adversarial_examples", "boundaries")  # folders that the callbacks of pictures write
+MOST_COLUMNS = 8  # columns that are shown at first; check boxes show the others
 
 
 class Column(NamedTuple):
@@ -35,7 +35,7 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A value as text and for sorting; its difference from the baseline, the statement on it, and better or worse."""
+    """A value as text and for sorting; its difference from the baseline, the statement on it, better or worse."""
 
     text: str
     order: float | None
@@ -65,7 +65,7 @@ def html(report: Report) -> str:
 
 
 def _first_columns(report: Report) -> list[str]:
-    """Names of the metrics that most rows have."""
+    """Names of the metrics that are shown at first: those that at least half of the rows have."""
     names = [name for name, _ in report.columns]
     counts = {name: sum(name in row.metrics for row in report.rows) for name in names}
     common = [name for name in names if 2 * counts[name] >= len(report.rows) and not is_detail(name)]
@@ -73,7 +73,7 @@ def _first_columns(report: Report) -> list[str]:
 
 
 def _vega() -> Markup:
-    """The script of the charts, 0.9 MB."""
+    """The JavaScript of the charts, 0.9 MB."""
     bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
     return Markup(bundle.replace("</script", "<\\/script"))
 
@@ -99,19 +99,19 @@ def _cells(report: Report, index: int) -> list[Cell]:
 
 
 def _cell(report: Report, index: int, name: str, info: MetricInfo) -> Cell:
-    value, found = report.rows[index].value(name), report.differences[name].get(index)
+    value, difference = report.rows[index].value(name), report.differences[name].get(index)
     text, order = cell(value, info.unit), None if value is None else value.mean
-    if found is None:
+    if difference is None:
         return Cell(text, order)
-    difference = f"{100 * found.value:+.2f} points" if info.unit == "fraction" else f"{found.value:+.3g}"
-    mark = {True: "exceeds chance", False: "within chance", None: "not tested"}[found.exceeds_chance]
-    better = (found.value > 0) == (info.direction == "higher is better")
-    kind = ("better" if better else "worse") if found.exceeds_chance else ""
-    return Cell(text, order, f"{difference}, {mark}".replace("-", "\N{MINUS SIGN}"), found.sentence, kind)
+    size = f"{100 * difference.value:+.2f} points" if info.unit == "fraction" else f"{difference.value:+.3g}"
+    mark = {True: "exceeds chance", False: "within chance", None: "not tested"}[difference.exceeds_chance]
+    better = (difference.value > 0) == (info.direction == "higher is better")
+    kind = ("better" if better else "worse") if difference.exceeds_chance else ""
+    return Cell(text, order, f"{size}, {mark}".replace("-", "\N{MINUS SIGN}"), difference.sentence, kind)
 
 
 def _details(row: Row) -> dict[str, Any]:
-    """What the page shows of a row's runs; pictures and settings of the first."""
+    """The details of a row: all its runs, and the pictures and settings of the first run."""
     first = row.runs[0]
     runs = [
         {
@@ -130,11 +130,11 @@ def _details(row: Row) -> dict[str, Any]:
 
 
 def _pictures(folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Name and data URI of the pictures of the test, else of the last validation."""
+    """Name and data URI of each picture of the test, or else of the last validation."""
     for kind in PICTURES if folder is not None else ():
         assert folder is not None
-        found = sorted((folder / kind).glob("*.png"))
-        tests = [path for path in found if path.name.startswith("test")]
-        for path in tests or found[-1:]:
+        paths = sorted((folder / kind).glob("*.png"))
+        tests = [path for path in paths if path.name.startswith("test")]
+        for path in tests or paths[-1:]:
             data = base64.b64encode(path.read_bytes()).decode()
             yield f"{kind.replace('_', ' ')}, {path.stem.replace('_', ' ')}", f"data:image/png;base64,{data}"

@@ -12,15 +12,15 @@ from reports.charts import PALETTE, look_of, pareto_fronts
 from reports.report import Report
 from robust.errors import require
 
-WIDTH = 520  # pixels of the scale
-WIDER = 60  # pixels of room for fonts that are wider than those by which texts are placed
+WIDTH = 520  # width of the scale in pixels
+WIDER = 60  # margin in pixels for fonts that are wider than the font by which texts are placed
 
 
 def svg(report: Report) -> str:
-    """Clean, certified and attacked accuracy of each row, the most robust first; lines are of one std over seeds.
+    """Clean, certified and attacked accuracy of each row, the most robust first; lines show one std over seeds.
 
-    Shown are the accuracies without perturbation, certified in each threat model, under the worst attack of each group
-    of attacks, and under all attacks. Rows are sorted by the last that most of them have.
+    The accuracies are those without perturbation, certified in each threat model, under the worst attack of each group
+    of attacks, and under all attacks. Rows are sorted by the last of these that at least half of the rows have.
     """
     metrics = _metrics(report)
     points = [
@@ -64,14 +64,14 @@ def front(report: Report, metric: str) -> str:
 
 
 def _metrics(report: Report) -> dict[str, str]:
-    """Names of the metrics that are shown, with their short names."""
+    """Short names of the metrics that are shown, by their names."""
     shown = ("accuracy/clean", "certified_accuracy/[^/]+", "accuracy/worst/[^/]+", "accuracy/union")
     names = [name for pattern in shown for name, _ in report.columns if re.fullmatch(f"[^/]+/{pattern}", name)]
     return {name: report.short(name) for name in names}
 
 
 def _order(report: Report, metrics: list[str]) -> list[str]:
-    """Labels of the rows by their mean in the last metric, the largest first."""
+    """Labels of the rows, sorted by their mean in the last metric, the largest first."""
     last = next(
         (name for name in reversed(metrics) if 2 * sum(name in row.metrics for row in report.rows) >= len(report.rows)),
         "",

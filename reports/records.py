@@ -1,4 +1,4 @@
-"""Reads one file of the format of ``results.json``, and checks the fields that a report takes from it."""
+"""Reads a file in the format of ``results.json``, and checks the fields that a report uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FIELDS: dict[str, type] = {
     "outcomes": dict,
     "margins": dict,
     "skipped": dict,
-}  # a field comes after the one that it is a part of
+}  # a field comes after the field of which it is a part
 _PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str}
 
 
@@ -36,14 +36,14 @@ def read_records(file: Path) -> dict[str, Record]:
     """The records of a file by name.
 
     Raises:
-        SettingError: if the file has another format, or a field that a report takes is of a wrong type.
+        SettingError: if the file has another format, or a field that a report uses has a wrong type.
     """
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SettingError("runs", str(file), f"it is no JSON ({error}); give a {FILE}") from None
+        raise SettingError("runs", str(file), f"it is not valid JSON ({error}); give a {FILE}") from None
     well_formed = isinstance(records, dict) and all(
-        isinstance(each, dict) and isinstance(each.get("metrics"), dict) for each in records.values()
+        isinstance(record, dict) and isinstance(record.get("metrics"), dict) for record in records.values()
     )
     require(well_formed and bool(records), "runs", str(file), f"it has no records with metrics; give a {FILE}")
     for name, record in records.items():
@@ -56,7 +56,7 @@ def read_records(file: Path) -> dict[str, Record]:
 
 
 def _fields(record: Record) -> Iterator[tuple[str, Any, type]]:
-    """Name, value and kind of each field that may be null; the caller checks one before it asks for the next."""
+    """Name, value and type of each field that may be null; the caller checks each one before it takes the next."""
     for metric, number in record["metrics"].items():
         yield f"metrics.{metric}", number, float
     for field, kind in _FIELDS.items():
@@ -72,7 +72,7 @@ def _fields(record: Record) -> Iterator[tuple[str, Any, type]]:
 
 
 def _parts(record: Record) -> Iterator[tuple[str, Any, type]]:
-    """The same of each part of a mapping, which must not be null."""
+    """Name, value and type of each part of a mapping, which must not be null."""
     for field, kind in _PARTS.items():
         for part, value in (record.get(field) or {}).items():
             yield f"{field}.{part}", value, kind
@@ -82,7 +82,7 @@ def _parts(record: Record) -> Iterator[tuple[str, Any, type]]:
 
 
 def _callbacks(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The callbacks in the settings, with their names."""
+    """Name and settings of each callback in the record's settings."""
     for callback in ((record.get("config") or {}).get("trainer") or {}).get("callbacks") or []:
         if isinstance(callback, dict):
             yield f"config.trainer.callbacks.{str(callback.get('class_path')).rpartition('.')[2]}", callback

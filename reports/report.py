@@ -19,14 +19,14 @@ Stage = Literal["test", "val"]
 
 @dataclass(frozen=True)
 class Report:
-    """What all formats show.
+    """The contents of a report, in every format.
 
     Args:
-        rows: runs by experiment.
+        rows: rows, one for each experiment.
         columns: metrics of the stage, with units and directions.
         stage: ``test`` or ``val``.
-        baseline: index of the row that others are compared with.
-        differences: by metric and the row's index.
+        baseline: index of the row with which the others are compared.
+        differences: differences from the baseline, by metric and the row's index.
     """
 
     rows: list[Row]
@@ -36,16 +36,16 @@ class Report:
     differences: dict[str, dict[int, Difference]]
 
     def short(self, metric: str) -> str:
-        """A metric's name without the stage, which is that of the whole report."""
+        """Name of a metric without the stage, which is the same in the whole report."""
         return metric.removeprefix(f"{self.stage}/")
 
     def statements(self, index: int) -> Iterator[str]:
-        """Which of a row's differences from the baseline exceed chance, a statement for each test and verdict."""
+        """Statements on a row's differences from the baseline, one for each verdict and test."""
         by_test: dict[tuple[str, str], list[str]] = {}
         for name, _ in self.columns:
-            each = self.differences[name].get(index)
-            if each is not None and each.p is not None and not is_detail(name):
-                by_test.setdefault(each.verdict, []).append(f"{self.short(name)} (p = {each.p:.2g})")
+            difference = self.differences[name].get(index)
+            if difference is not None and difference.p is not None and not is_detail(name):
+                by_test.setdefault(difference.verdict, []).append(f"{self.short(name)} (p = {difference.p:.2g})")
         for (verdict, test), metrics in by_test.items():
             yield f"{verdict[0].upper()}{verdict[1:]} by {test}: {', '.join(metrics)}"
 
@@ -54,8 +54,8 @@ def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: st
     """Read runs and compare them.
 
     Args:
-        paths: run folders, folders of such, or files like ``results.json``.
-        stage: whose metrics.
+        paths: folders of runs, folders that contain these, or files like ``results.json``.
+        stage: stage of the metrics.
         baseline: label of the row to compare with, or a part of its label or of a run's name; by default the first row.
 
     Raises:
@@ -64,13 +64,13 @@ def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: st
     rows = group(read_runs(paths))
     add_caveats(rows, stage)
     chosen = 0 if baseline is None else _baseline(rows, baseline)
-    found = columns(rows, stage)
-    differences = {name: compare(rows, rows[chosen], name) for name, _ in found}
-    return Report(rows, found, stage, chosen, differences)
+    metrics = columns(rows, stage)
+    differences = {name: compare(rows, rows[chosen], name) for name, _ in metrics}
+    return Report(rows, metrics, stage, chosen, differences)
 
 
 def _baseline(rows: list[Row], given: str) -> int:
-    """Index of the row with this label, else of the one row that has it in its label or in a run's name."""
+    """Index of the row with this label, or else of the only row with this text in its label or in a run's name."""
     equal = [index for index, row in enumerate(rows) if row.label == given]
     fitting = equal or [
         index for index, row in enumerate(rows) if given in row.label or any(given in run.name for run in row.runs)

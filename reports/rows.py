@@ -1,4 +1,4 @@
-"""Rows of a report: the runs that differ by their seed alone, with mean and std over them."""
+"""Rows of a report: runs that differ only in their seeds, with the mean and std over them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_
 
 @dataclass(frozen=True)
 class Value:
-    """Mean, sample standard deviation (None for one run) and number of runs of a metric."""
+    """Mean of a metric over runs, its sample std (None for a single run), and the number of runs."""
 
     mean: float
     std: float | None
@@ -28,9 +28,9 @@ class Row:
     """Runs of one experiment, each with another seed.
 
     Args:
-        runs: at least one.
-        label: distinguishes this row from the others.
-        caveats: what a reader must know before comparing this row with others, a sentence each.
+        runs: runs, at least one.
+        label: name that distinguishes this row from the others.
+        caveats: what a reader must know before comparing this row with others, one text each.
     """
 
     runs: list[Run]
@@ -60,11 +60,11 @@ class Row:
 
 
 def group(runs: list[Run]) -> list[Row]:
-    """Rows of the runs in their order; a repetition with the same seed starts a row of its own."""
+    """Group runs to rows, in the order of the runs; a repetition with the same seed starts a row of its own."""
     rows: dict[tuple[str, int], Row] = {}
     for run in runs:
         key, repetition = _experiment(run), 0
-        while (row := rows.get((key, repetition))) is not None and any(each.seed == run.seed for each in row.runs):
+        while (row := rows.get((key, repetition))) is not None and any(other.seed == run.seed for other in row.runs):
             repetition += 1
         rows.setdefault((key, repetition), Row([])).runs.append(run)
     result = list(rows.values())
@@ -73,17 +73,17 @@ def group(runs: list[Run]) -> list[Row]:
 
 
 def is_detail(metric: str) -> bool:
-    """Whether a metric refines another one: tables that must not get too wide leave it out."""
+    """Whether a metric is a detail of another one, which narrow tables leave out."""
     return metric.endswith(("/vote", "/noise_off", "/area", "/clean/attacked", "/ibp", "/crown_ibp"))
 
 
 def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
-    """The stage's accuracies and scores, with what the registry says: clean, certified, attacked, others."""
+    """The stage's accuracies and scores with their entries in the registry: clean, certified, attacked, then others."""
     names = {
-        name for row in rows for name in row.metrics if name.startswith(tuple(f"{stage}/{each}" for each in _SHOWN))
+        name for row in rows for name in row.metrics if name.startswith(tuple(f"{stage}/{kind}" for kind in _SHOWN))
     }
-    found = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
-    judged = [(name, info) for name, info in found.items() if info is not None and info.direction != "none"]
+    infos = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
+    judged = [(name, info) for name, info in infos.items() if info is not None and info.direction != "none"]
     accuracies = ("accuracy/clean", "certified_accuracy", "accuracy/union", "accuracy/average", "accuracy/worst")
     order = (*accuracies, "accuracy/", "robustness")
 
@@ -98,12 +98,12 @@ def _experiment(run: Run) -> str:
     record = run.identity
     config = record.get("config") or {}
     what = settings.experiment(config) if config else record.get("command")
-    unknown = None if run.training else run.checkpoint  # nothing says that two such checkpoints differ by seed alone
+    unknown = None if run.training else run.checkpoint  # two such checkpoints may differ in more than the seed
     return settings.text([record.get("method"), what, run.checkpoint, unknown, run.path if not config else None])
 
 
 def _label(rows: list[Row]) -> None:
-    """Name each row by its method, and by the settings in which it differs from the method's other rows."""
+    """Label each row with its method and with the settings in which it differs from the method's other rows."""
     for method in dict.fromkeys(row.method for row in rows):
         same = [row for row in rows if row.method == method]
         flat = [settings.experiment(row.runs[0].identity.get("config") or {}) for row in same]
@@ -123,12 +123,13 @@ def _label(rows: list[Row]) -> None:
 
 
 def _differing(flat: list[dict[str, Any]]) -> list[str]:
-    """Names of settings with more than one value, the model's first and classes before their settings."""
-    names = dict.fromkeys(name for each in flat for name in each)
-    values = {name: {settings.text(each.get(name)) for each in flat} for name in names}
-    found = {name for name in names if len(values[name]) > 1 and name != "model"}  # that is the method
-    found = {name for name in found if not any(name.startswith(f"{other}.") for other in found)}  # of another class
-    return sorted(found, key=lambda name: (not name.startswith("model"), name.count("."), name))
+    """Names of settings with more than one value: the model's first, and classes before their settings."""
+    names = dict.fromkeys(name for of_row in flat for name in of_row)
+    values = {name: {settings.text(of_row.get(name)) for of_row in flat} for name in names}
+    differing = {name for name in names if len(values[name]) > 1 and name != "model"}  # "model" is the method
+    # where classes differ, so do their settings
+    outer = {name for name in differing if not any(name.startswith(f"{other}.") for other in differing)}
+    return sorted(outer, key=lambda name: (not name.startswith("model"), name.count("."), name))
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Reads the records of runs: folders, or files of the format of ``results.json``."""
+"""Reads the records of runs from folders, or from files in the format of ``results.json``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from robust.metric_names.old_names import new_metrics
 
 @dataclass
 class Run:
-    """A trained model and all that was measured of it.
+    """A trained model and all its measured metrics.
 
     Args:
         path: file of the training's record, else of the first evaluation's.
-        checkpoint: name of the file of the weights, ``last`` for those at the end of the training.
-        training: record of the training; None if it was not found.
+        checkpoint: name of the file of the weights; ``last`` for the weights at the end of the training.
+        training: record of the training; None if there is none.
         evaluations: records of the validations and tests of these weights, in the order of the files.
-        metrics: values by name, with the stage; of a repeated measurement the last.
+        metrics: values by name, including the stage; the last value if a metric was measured repeatedly.
         repeated: names of metrics that were measured again with another value.
     """
 
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder or the file, with the checkpoint unless it is the last one."""
+        """The folder or the file, with the checkpoint unless this is the last one."""
         path = self.path.parent if self.folder else self.path.with_suffix("")
         checkpoint = "" if self.checkpoint == "last" else f" ({self.checkpoint})"
         return f"{path}{checkpoint}"
@@ -78,27 +78,30 @@ class Run:
             self.metrics[name] = value
 
     def outcomes(self, metric: str) -> Record | None:
-        """Which images were correct in the last evaluation that measured this metric; None if it is not recorded."""
-        found = [each["outcomes"][metric] for each in self.evaluations if metric in (each.get("outcomes") or {})]
-        return found[-1] if found else None
+        """The ``outcomes`` of the last evaluation that recorded them for this metric; None if none did."""
+        recorded = [outcomes for record in self.evaluations if metric in (outcomes := record.get("outcomes") or {})]
+        return recorded[-1][metric] if recorded else None
 
     def margins(self) -> dict[str, list[float]]:
-        """Quantiles of the certified margins by metric."""
-        return {name: each for record in self.evaluations for name, each in (record.get("margins") or {}).items()}
+        """Quantiles of the certified margins, by metric."""
+        return {name: values for record in self.evaluations for name, values in (record.get("margins") or {}).items()}
 
 
 def _training_time(record: Record) -> float | None:
-    """Seconds of a training, at least those of its steps: older records have a resumed one's last process alone."""
+    """Seconds of a training, at least those of its steps.
+
+    Older records of a resumed training have the time of its last process alone.
+    """
     steps = (record.get("training_cost") or {}).get("seconds")
-    known = [each for each in (record.get("wall_time"), steps) if each is not None]
+    known = [seconds for seconds in (record.get("wall_time"), steps) if seconds is not None]
     return max(known, default=None)
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs of folders, searched at every depth, and of files.
+    """The runs in files, and in folders at every depth.
 
-    Evaluations of one checkpoint count as one run, also from several folders, if the checkpoint is where the training
-    has written it.
+    Evaluations of one checkpoint are one run, also from several folders, if the checkpoint is still where the training
+    wrote it.
 
     Raises:
         SettingError: if a path does not exist or has no records, or a file has another format.
@@ -121,39 +124,39 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(_below(path))
-        if not found:
+        files = sorted(_below(path))
+        if not files:
             raise SettingError("runs", str(path), f"it has no {FILE}; {_remedy(path)}")
-        return found
+        return files
     require(path.is_file(), "runs", str(path), f"it does not exist; give a log folder or a {FILE}")
     return [path]
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The files of records in a folder, also in linked ones; each folder once."""
+    """The files of records in a folder, including linked folders, each of which is searched once."""
     seen: set[Path] = set()
     for current, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
-        place = Path(current).resolve()
-        if place in seen:  # a link to what was found elsewhere, or to a folder that it is in
+        real = Path(current).resolve()
+        if real in seen:  # a link to a folder that was searched before, or to a parent folder
             folders.clear()
             continue
-        seen.add(place)
+        seen.add(real)
         if FILE in files:
             yield Path(current) / FILE
 
 
 def _remedy(folder: Path) -> str:
-    """What to give instead of a folder without ``results.json``: its files, if it has records of other names."""
+    """Remedy for a folder without ``results.json``: its own files, if it has JSON files with other names."""
     other = min(folder.rglob("*.json"), default=None)
     if other is None:
-        return "give the log folder of a run, or a folder of such"
+        return "give the log folder of a run, or a folder of log folders"
     pattern = folder.joinpath(*("*" for _ in other.relative_to(folder).parts[1:]), "*.json")
     return f"name those of its files that are records, such as {pattern}"
 
 
 def _folder(record: Record) -> Path | None:
-    """The folder that a run was told to write to, as its record says, also in a copy of the record."""
+    """The run's ``default_root_dir`` according to its record, which may have been copied elsewhere."""
     folder = ((record.get("config") or {}).get("trainer") or {}).get("default_root_dir")
     return Path(folder) if folder else None
 
@@ -162,9 +165,9 @@ def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]
     """The file of the training whose checkpoint was evaluated, and the checkpoint's name.
 
     Args:
-        file: that has the record.
-        record: of the evaluation.
-        folder: of the training that the file has, too; None if it has none.
+        file: file of the record.
+        record: record of the evaluation.
+        folder: folder of the training in the same file; None if the file has no training.
     """
     given = record.get("checkpoint", (record.get("config") or {}).get("ckpt_path"))
     if given is None or given in ("last", "best", "hpc"):

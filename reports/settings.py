@@ -1,4 +1,4 @@
-"""Settings of a run as flat names and values, and which of them make a run another experiment."""
+"""Settings of a run as flat names and values, and the settings that define an experiment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# Seeds, folders and what only observes the run: two runs that differ in these alone are one experiment.
+# Two runs are one experiment if they differ only in these: seeds, folders, and settings that only observe the run.
 _OTHER = ("seed_everything", "ckpt_path", "resume_settings", "test_after_fit", "checkpoint", "predict", "verbose")
 _OTHER_TRAINER = (
     "callbacks",
@@ -28,12 +28,12 @@ _OTHER_TRAINER = (
     "num_sanity_val_steps",
 )
 _OTHER_DATA = ("seed", "root", "download", "num_workers", "eval_batch_size")
-_TRAINING_DATA = ("batch_size", "augmentation")  # of no importance to an evaluation
-OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # of other_attacks
+_TRAINING_DATA = ("batch_size", "augmentation")  # these do not matter in an evaluation
+OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # see other_attacks
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, without the levels ``init_args``; a class is its last name.
+    """Nested settings by dotted name, without the levels ``init_args``; a class has its last name.
 
     >>> flat({"model": {"class_path": "a.Net", "init_args": {"width": 3}}})
     {'model': 'Net', 'model.width': 3}
@@ -41,26 +41,25 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and "class_path" in value:
         return {name: str(value["class_path"]).rpartition(".")[2]} | flat(value.get("init_args") or {}, name)
     if isinstance(value, dict):
-        return {
-            key: each for part, inner in value.items() for key, each in flat(inner, f"{name}.{part}".strip(".")).items()
-        }
+        nested = [flat(inner, f"{name}.{part}".strip(".")) for part, inner in value.items()]
+        return {key: plain for settings in nested for key, plain in settings.items()}
     return {name: value}
 
 
 def experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat settings that make a training what it is, apart from its seed."""
+    """The flat settings that define a training, without its seed."""
     ignored = {f"data.{name}" for name in (*_OTHER_DATA, "test_images")}
     parts = {name: part for name, part in config.items() if name not in _OTHER}
-    trainer = {name: each for name, each in (config.get("trainer") or {}).items() if name not in _OTHER_TRAINER}
+    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in _OTHER_TRAINER}
     settings = flat(parts | {"trainer": trainer})
-    return {name: each for name, each in settings.items() if name not in ignored}
+    return {name: value for name, value in settings.items() if name not in ignored}
 
 
 def data(config: dict[str, Any]) -> str:
     """The evaluated data as text that is equal for equal data; empty if the settings do not name any."""
     ignored = {f"data.{name}" for name in (*_OTHER_DATA, *_TRAINING_DATA)}
-    settings = {name: each for name, each in flat({"data": config.get("data") or {}}).items() if name not in ignored}
-    return text({name: each for name, each in settings.items() if each is not None})
+    settings = flat({"data": config.get("data") or {}})
+    return text({name: value for name, value in settings.items() if name not in ignored and value is not None})
 
 
 def attacks(
@@ -70,9 +69,9 @@ def attacks(
 
     Args:
         config: settings of a run.
-        stage: whose metrics are compared.
-        measured: names of the run's metrics: they say what a module's own threat models are.
-        in_training: whether the run is a training, with validations after some epochs alone.
+        stage: stage of the compared metrics.
+        measured: names of the run's metrics, from which the module's own threat models are known.
+        in_training: whether the run is a training, in which evaluations run only after some epochs.
     """
     texts: dict[str, str] = {}
     for given in _evaluations(config, "AdversarialEvaluation", in_training):
@@ -86,7 +85,7 @@ def attacks(
 
 
 def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: bool = False) -> dict[str, str]:
-    """Settings of the evaluations that attack in their own way, as text by class and setting; as :func:`attacks`."""
+    """Settings of the evaluations with attacks of their own as text, by class and setting; see :func:`attacks`."""
     values: dict[str, Any] = {}
     for given in _evaluations(config, "WeightedMinimaxEvaluation", in_training) if stage == "test" else ():
         own_epsilon = ((config.get("model") or {}).get("init_args") or {}).get("epsilon")
@@ -103,7 +102,7 @@ def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: b
 
 
 def _evaluations(config: dict[str, Any], name: str, in_training: bool) -> Iterator[dict[str, Any]]:
-    """Settings of the callbacks of a class that evaluate in the run."""
+    """Settings of the run's callbacks of a class, without those that do not evaluate in a training."""
     for callback in (config.get("trainer") or {}).get("callbacks") or []:
         if not isinstance(callback, dict) or not str(callback.get("class_path")).endswith(name):
             continue
@@ -120,20 +119,20 @@ def _own_threat_model(metric: str, prefix: str) -> str | None:
 
 
 def _targets(case: dict[str, Any], balls: dict[str, Any], own: list[str]) -> list[str]:
-    """The threat models of a case, with their sizes; ``own`` are those of the module, as far as they are known."""
+    """The threat models of a case, with their sizes; ``own`` are the known ones of the module."""
     norm = case.get("norm")
     if not norm and not case.get("threat_model"):
         return [f"{name} {_short(size)}" for name, size in balls.items()] or own or ["its own threat models"]
     target = flat({"": case.get("threat_model") or norm})
-    size = next((each for name, each in target.items() if "epsilon" in name), balls.get(norm or "", ""))
+    size = next((value for name, value in target.items() if "epsilon" in name), balls.get(norm or "", ""))
     return [f"{target.get('', '')} {_short(case.get('epsilon') or size)}"]
 
 
 def _short(value: Any) -> str:
-    """A size as in the names of metrics."""
+    """A size as text, as in the names of metrics."""
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def text(value: Any) -> str:
-    """A value as text, equal for equal values."""
+    """A value as text that is equal for equal values."""
     return json.dumps(value, sort_keys=True, default=str)

@@ -13,7 +13,7 @@ from robust.metric_names.registry import ARROWS
 
 
 def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
-    """A value as text, fractions in percent; with std and n if there are several runs.
+    """A value as text, fractions in percent, with std and n if there are several runs.
 
     >>> cell(Value(0.981, 0.004, 3), "fraction")
     '98.10 ± 0.40 (n 3)'
@@ -29,7 +29,7 @@ def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The table in Markdown, without details of other columns, with differences from the baseline and caveats below."""
+    """The table in Markdown without detail columns, followed by differences from the baseline and caveats."""
     columns = [(name, info) for name, info in report.columns if not is_detail(name)]
     titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in columns]
     lines = [f"| run | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
@@ -46,7 +46,7 @@ def markdown(report: Report) -> str:
 
 
 def comma_separated(report: Report) -> str:
-    """One line for each row and metric: mean, std, n, difference from the baseline, its test and p, caveats."""
+    """One line for each row and metric: mean, std, n, difference from the baseline with its test and p, caveats."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "method", "metric", "unit", "mean", "std", "n", "difference", "test", "p", "caveats"])
@@ -64,11 +64,11 @@ def plain(report: Report) -> dict[str, Any]:
         metrics = {}
         for name, info in report.columns:
             if (value := row.value(name)) is not None:
-                found = report.differences[name].get(index)
+                difference = report.differences[name].get(index)
                 metrics[name] = {"unit": info.unit, "mean": value.mean, "std": value.std, "n": value.n} | {
-                    "difference": found and found.value,
-                    "test": found and found.test,
-                    "p": found and found.p,
+                    "difference": difference and difference.value,
+                    "test": difference and difference.test,
+                    "p": difference and difference.p,
                 }
         runs = [{"name": run.name, "seed": run.seed, "commit": run.identity.get("commit")} for run in row.runs]
         rows.append(

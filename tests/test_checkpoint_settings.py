@@ -90,7 +90,7 @@ def test_a_checkpoint_without_settings_is_refused_with_the_remedy(trained, tmp_p
     remedy = "give the config of its training before it: --config FILE (config.yaml in the run's folder)"
     assert line == f"ckpt_path: got '{old}'; it holds no settings of its model; {remedy}"
     with pytest.raises(
-        SettingError, match=r"^checkpoint_path: got '.*'; it holds no settings of its model, as an older"
+        SettingError, match=r"^checkpoint_path: got '.*'; it holds no settings of its model, as of older"
     ):
         RobustClassifier.load_from_checkpoint(old)
     folder = tmp_path / "with config"
@@ -100,10 +100,10 @@ def test_a_checkpoint_without_settings_is_refused_with_the_remedy(trained, tmp_p
 
 
 def test_another_class_and_other_files_are_refused(trained, tmp_path):
-    with pytest.raises(SettingError, match="it is of ContextualBudgets, which is no StandardTraining"):
+    with pytest.raises(SettingError, match="it is of ContextualBudgets, which is not a StandardTraining"):
         StandardTraining.load_from_checkpoint(last_checkpoint(trained))
     torch.save({"state_dict": {}}, tmp_path / "weights.pth")
-    with pytest.raises(SettingError, match="it is no checkpoint of a training; give a checkpoint that fit wrote"):
+    with pytest.raises(SettingError, match="it is not a checkpoint of a training; give a checkpoint that fit wrote"):
         RobustClassifier.load_from_checkpoint(tmp_path / "weights.pth")
     content = torch.load(last_checkpoint(trained), weights_only=True)
     content["model"]["init_args"]["classifier"]["class_path"] = "moved.Net"
@@ -124,13 +124,11 @@ def test_a_module_built_in_python_keeps_its_plain_arguments_and_asks_for_its_obj
         again = cls.load_from_checkpoint(path, classifier=DMSmall(), attack=PGD(3))
         assert (again.epsilon, again.attack.steps) == (0.2, 3)
         assert torch.equal(next(again.parameters()), next(module.parameters()))
-    remedy = (
-        r"its module was built in Python from attack, classifier; give it, as load_from_checkpoint\(path, attack=...\)"
-    )
+    remedy = r"its module was built in Python from attack, classifier; give them as in load_from_checkpoint\(path, att"
     with pytest.raises(SettingError, match=remedy):
         AdversarialTraining.load_from_checkpoint(path)
     line = error_of(["test", *DATA, f"--ckpt_path={path}"], capsys)
-    assert "its model was built in Python, its settings lack attack, classifier; give the config" in line
+    assert "its model was built in Python, so its settings lack attack, classifier; give the config" in line
 
 
 @pytest.mark.parametrize(
@@ -179,7 +177,7 @@ def test_a_method_beside_the_config_file_is_found_and_a_missing_one_is_named(tmp
     sys.path.remove(str(config.parent))
     del sys.modules["method_of_mine"]
     line = error_of(["test", *DATA, f"--ckpt_path={path}"], capsys)
-    remedy = "call train.py in the folder of its module, or give a config file beside it"
+    remedy = "run train.py in the folder of its module, or give a config file beside the module"
     assert line.startswith(f"ckpt_path: got '{path}'; its model method_of_mine.Mine cannot be imported (No module")
     assert line.endswith(remedy)
     folder = tmp_path / "test"

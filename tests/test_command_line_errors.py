@@ -77,12 +77,12 @@ def trained(tmp_path_factory):
         ),
         ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
-        ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that is made from it"),
+        ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that derives from it"),
         (
             "model.verifier=FeedForwardVerifier",
             "model.verifier: got 'FeedForwardVerifier'; no such class, did you mean r",
         ),
-        ("model.classifier=torch.optim.Adam", "model.classifier: got 'torch.optim.Adam'; it is no Module; give one"),
+        ("model.classifier=torch.optim.Adam", "model.classifier: got 'torch.optim.Adam'; it is not a Module; give one"),
     ],
 )
 def test_wrong_setting_on_the_command_line(setting, expected, capsys):
@@ -189,7 +189,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             "model.generator=torch.nn.Flatten",
-            "model.generator: got 'Flatten with output (784,)'; give one with output (1, 28, 28)",
+            "model.generator: got 'Flatten with output (784,)'; give a network with output (1, 28, 28)",
         ),
         (
             f"model.classifier={__name__}.Unsupported",

@@ -196,15 +196,15 @@ def test_callbacks_of_a_piece_add_to_those_of_the_file_before(resolve, tmp_path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("config: missing.yaml", "missing.yaml'; this is no file; give the path of a YAML file"),
-        ("config: ../pieces", "pieces'; this is no file; give the path of a YAML file"),
+        ("config: missing.yaml", "missing.yaml'; this is not a file; give the path of a YAML file"),
+        ("config: ../pieces", "pieces'; this is not a file; give the path of a YAML file"),
         ("config: top.yaml", "top.yaml'; this file names itself; remove it from the list of files"),
         ("config: ../broken.yaml", "broken.yaml'; give a YAML file of settings (while parsing a flow mapping"),
         ("config: ../twice.yaml", "twice.yaml'; 'trainer' is given twice, in line 1 and 2; keep one of them"),
         ("config: ../plain.yaml", "plain.yaml'; give a YAML file of settings"),
         (
             "config: ../nameless.yaml\nmodel: {optimizer: {class_path: torch.optim.SGD}}",
-            "model.optimizer: got 'torch.optim.SGD'; a previous file gives settings without a class; name the class",
+            "model.optimizer: got 'torch.optim.SGD'; an earlier file gives settings without a class; name the class",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, mo
     settings = [*other, "--trainer.callbacks=[]", f"--config={FOLDER / name}.yaml"]
     with pytest.raises(SystemExit):
         run("test", settings, tmp_path)
-    message = "error: AdversarialEvaluation.attacks.autoattack.epsilon: got None; give a radius: the model's are l2_0.1"
+    message = "error: AdversarialEvaluation.attacks.autoattack.epsilon: got None; give a radius: none of the model's"
     assert message in capsys.readouterr().err
     few = ["--trainer.limit_test_batches=1", "--data.eval_batch_size=3"]
     _, record = run("test", [*settings, "--trainer.callbacks.attacks.autoattack.epsilon=0.1", *few], tmp_path)
@@ -220,7 +220,7 @@ def test_what_is_no_classifier_is_not_evaluated(tmp_path, capsys):
     autoencoder = f"--config={ROOT / 'configs' / 'wasserstein_autoencoder' / 'digits.yaml'}"
     with pytest.raises(SystemExit):
         run("test", [autoencoder, f"--config={FOLDER / 'r2.yaml'}"], tmp_path)
-    assert "error: model: got 'WassersteinAutoencoder'; it is no classifier" in capsys.readouterr().err
+    assert "error: model: got 'WassersteinAutoencoder'; it is not a classifier" in capsys.readouterr().err
 
 
 def test_every_config_is_on_the_page():

@@ -185,7 +185,7 @@ def test_weight_averaging(settings, tmp_path, capsys):
     swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
     with pytest.raises(SystemExit):
         run("fit", [*settings, *swa], tmp_path / "swa")
-    assert "trainer.callbacks: got 'StochasticWeightAveraging'; it trains on for an epoch" in capsys.readouterr().err
+    assert "trainer.callbacks: got 'StochasticWeightAveraging'; it continues the training" in capsys.readouterr().err
     ema = [*settings, "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
     whole, _ = run("fit", ema, tmp_path / "whole")
     run("fit", [*ema, f"--trainer.max_steps={STOP}"], tmp_path / "stopped")

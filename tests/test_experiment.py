@@ -133,8 +133,11 @@ def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
         ({"seeds": [0, 0]}, "seeds: got [0, 0]; give a list of different whole numbers"),
         ({"seeds": [0.5]}, "seeds: got [0.5]; give a list of different whole numbers"),
         ({"results": str(ROOT / "README.md")}, f"results: got '{ROOT / 'README.md'}'; this is a file; give a folder"),
-        ({"runs": {"base": "a.yaml"}}, "prepare: got 'base'; runs has this name, too"),
+        ({"runs": {"base": "a.yaml"}}, "prepare: got 'base'; a run in runs has this name, too"),
         ({"runs": {"a": "none.yaml"}}, "runs.a: got "),
+        ({"runs": {"a": ["a.yaml", 3]}}, "runs.a: got 3; give config files, or settings by their full names"),
+        ({"evaluation": 3}, "evaluation: got 3; give config files, or settings by their full names"),
+        ({"settings": "a.yaml"}, "settings: got 'a.yaml'; give settings by their full names"),
         ({"prepare": {}}, "runs.b.model.start: got '{base}'; prepare has no such run; it has none"),
         ({"evaluation": "none.yaml"}, "evaluation: got "),
         ({"sedes": [1]}, "matrix: got 'sedes'; no such setting; give evaluation, folder"),
@@ -189,11 +192,11 @@ def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
     assert runner._next(later, []) is later[1], "the longest of the first seed"
     assert experiment.Runner(2, [])._next(later, []) is later[0]
     assert runner._next([], []) is None
-    assert runner._left([]) == "0 left"
-    assert runner._left([job("long", 1), job("short", 1)]) == "2 left, about 5 min"
-    assert runner._left([job("long", 1), job("long", 2)]) == "2 left, about 9 min"
-    assert runner._left([job("new", 0), job("new", 1)]) == "2 left, about 5 min"
-    assert experiment.Runner(2, [])._left([job("new", 0)]) == "1 left"
+    assert runner._remaining([]) == "0 left"
+    assert runner._remaining([job("long", 1), job("short", 1)]) == "2 left, about 5 min"
+    assert runner._remaining([job("long", 1), job("long", 2)]) == "2 left, about 9 min"
+    assert runner._remaining([job("new", 0), job("new", 1)]) == "2 left, about 5 min"
+    assert experiment.Runner(2, [])._remaining([job("new", 0)]) == "1 left"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")

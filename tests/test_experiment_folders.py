@@ -97,7 +97,7 @@ def test_a_folder_with_files_of_others_is_left_alone(noted, matrix, tmp_path, ca
     other.parent.mkdir(parents=True)
     other.touch()
     status, (line,) = ended(matrix(**ONE), capsys)
-    holds = f"holds {other}, of another training" if noted else "holds files of no run of a matrix; give another folder"
+    holds = f"holds {other}, of another training" if noted else "holds files that are not of a matrix"
     assert line.startswith(f"a seed 0: failed: error: folder: got '{folder}'; it {holds}")
     assert status == 1
     assert other.is_file()

@@ -158,11 +158,11 @@ def test_a_module_without_boxes_needs_a_radius_and_an_autoencoder_is_no_classifi
     run("fit", [*SMALL, *one], tmp_path)
     checkpoint = f"--ckpt_path={last_checkpoint(tmp_path)}"
     error = error_of(["export", *SMALL, checkpoint, "--to=vnnlib", "--model.norm=l2"], capsys)
-    expected = "epsilon: got None; VNN-LIB describes boxes, the module's threat models are l2_0.1; give the radius of"
+    expected = "epsilon: got None; VNN-LIB describes boxes, but the module's threat models are l2_0.1; give the radius"
     assert error.startswith(expected)
     autoencoder = f"--config={CONFIGS / 'wasserstein_autoencoder' / 'digits.yaml'}"
     error = error_of(["export", autoencoder, checkpoint, "--to=onnx"], capsys)
-    assert error == "model: got 'WassersteinAutoencoder'; it is no classifier; give one"
+    assert error == "model: got 'WassersteinAutoencoder'; it is not a classifier; give one"
 
 
 @pytest.mark.slow
@@ -182,7 +182,9 @@ def test_a_damaged_record_is_named(trained, tmp_path, capsys):
     shutil.copy(last_checkpoint(trained), last_checkpoint(tmp_path))
     (tmp_path / "results.json").write_text("{")
     arguments = ["export", *TINY, f"--ckpt_path={last_checkpoint(tmp_path)}", "--to=safetensors"]
-    assert error_of(arguments, capsys).startswith(f"results.json: got '{tmp_path / 'results.json'}'; it is no JSON")
+    assert error_of(arguments, capsys).startswith(
+        f"results.json: got '{tmp_path / 'results.json'}'; it is not valid JSON"
+    )
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

@@ -39,7 +39,7 @@ def printed(arguments, capsys):
         ("model.gradient_clip=x", "model.gradient_clip: got 'x'; give a number or null"),
         ("model.epsilon=x", "model.epsilon: got 'x'; give a number"),
         ("model.norm=l3", "model.norm: got 'l3'; give one of "),
-        ("model.optimizer=torch.nn.ReLU", "model.optimizer: got 'torch.nn.ReLU'; it is none of "),
+        ("model.optimizer=torch.nn.ReLU", "model.optimizer: got 'torch.nn.ReLU'; it is not one of "),
         ("data.batch_size=x", "data.batch_size: got 'x'; give a whole number"),
         ("data.compositing=x", "data.compositing: got 'x'; give one of "),
     ],

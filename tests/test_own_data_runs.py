@@ -208,7 +208,7 @@ class TestPredictions:
         one, other = Predictions(epsilons=[0.1]), Predictions(verifier=FeedForwardVerifier())
         with pytest.raises(SettingError, match=r"^trainer\.callbacks: got '2 x Predictions'; give one with verifier"):
             trainer_with(one, other, default_root_dir=tmp_path).predict(stored(), datamodule=Digits())
-        with pytest.raises(SettingError, match=r"^model: got 'Recorder'; it is no classifier; leave out"):
+        with pytest.raises(SettingError, match=r"^model: got 'Recorder'; it is not a classifier; leave out"):
             trainer_with(one, default_root_dir=tmp_path).predict(Recorder(), datamodule=Digits())
 
     def test_weights_of_half_precision_are_not_certified(self, tmp_path):

@@ -169,7 +169,7 @@ def test_synchronised_statistics_equal_torchs_in_one_process_and_can_be_reverted
 def test_attacks_that_stop_early_do_not_let_other_processes_wait(mode, refused):
     module = AdversarialTraining(nn.Linear(1, 1), attack=PGD(early_stop=True, mode=mode))
     if refused:
-        with pytest.raises(SettingError, match="processes must attack equally long"):
+        with pytest.raises(SettingError, match="all processes must make the same passes"):
             check_equal_passes(module)
     else:
         check_equal_passes(module)

@@ -122,15 +122,15 @@ SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
         ),
         (
             ["--checkpoint.monitor=val/certified_accuracy/linf_0.1", "--checkpoint.mode=max"],
-            "it is there every 2 epochs only; set its evaluation's",
+            "it is logged only every 2 epochs; set its evaluation's",
         ),
         (
             ["--checkpoint.monitor=val/certified_accuracy/linf_*", "--checkpoint.mode=max"],
-            "it is there every 2 epochs only; set its evaluation's",
+            "it is logged only every 2 epochs; set its evaluation's",
         ),
         (
             ["--checkpoint.monitor=val/verified_error/linf"],
-            "got 'val/verified_error/linf'; its name is val/certified_accuracy/linf_* now, higher is better; ",
+            "got 'val/verified_error/linf'; it is now called val/certified_accuracy/linf_*, higher is better; ",
         ),
         (
             ["--checkpoint.monitor=val/accuracy/clean"],
@@ -259,7 +259,7 @@ def test_a_ramp_that_does_not_end_is_warned_of(settings, message, tmp_path):
 def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_path, capsys):
     swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
     error = refused("fit", [*SMALL, *swa], tmp_path / "swa", capsys)
-    assert "trainer.callbacks: got 'StochasticWeightAveraging'; it trains on for an epoch" in error
+    assert "trainer.callbacks: got 'StochasticWeightAveraging'; it continues the training for an epoch" in error
     ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
     average, _ = run("fit", [*SMALL, *ema], tmp_path / "ema")
     plain, _ = run("fit", SMALL, tmp_path / "plain")

@@ -247,7 +247,10 @@ def test_the_page_loads_nothing(tmp_path):
     [
         ([], "runs: got []; give log folders of runs or files like results.json"),
         (["absent"], "runs: got 'absent'; it does not exist; give a log folder or a results.json"),
-        (["empty"], "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of such"),
+        (
+            ["empty"],
+            "runs: got 'empty'; it has no results.json; give the log folder of a run, or a folder of log",
+        ),
         (
             ["renamed"],
             "runs: got 'renamed'; it has no results.json; name those of its files that are records, such as "
@@ -256,11 +259,11 @@ def test_the_page_loads_nothing(tmp_path):
         (["list.json"], "runs: got 'list.json'; it has no records with metrics; give a results.json"),
         (
             ["text.json"],
-            "runs: got 'text.json'; it is no JSON (Expecting value: line 1 column 1 (char 0)); give a results",
+            "runs: got 'text.json'; it is not valid JSON (Expecting value: line 1 column 1 (char 0)); give a results",
         ),
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
-        (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; make it first"),
+        (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; create it first"),
         (
             ["a", "--front", "accuracy/union", "-o", "x.svg"],
             "front: got 'accuracy/union'; give an accuracy of the runs: they have none beside accuracy/clean",

@@ -50,7 +50,7 @@ def refused(settings, folder, capsys):
 def test_another_optimizer_or_schedule_is_refused(first, change, message, tmp_path, capsys):
     error = refused([f"--ckpt_path={first}", f"--model.{change}"], tmp_path, capsys)
     assert f"error: model optimizers.0.{message}" in error
-    assert "set resume_settings to checkpoint (keep its) or config (take the new)" in error
+    assert "set resume_settings to checkpoint (use the old) or config (use the new)" in error
     assert not last_checkpoint(tmp_path).exists()
 
 

@@ -30,7 +30,7 @@ STUDY = {
 }
 
 
-def write(folder, **changes):
+def write(folder, /, **changes):
     """A study of small trainings in a folder."""
     settings = dict(argument.removeprefix("--").split("=", 1) for argument in SMALL)
     base = settings.pop("config")
@@ -160,7 +160,7 @@ def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
     (tmp_path / "sweep").mkdir()
     with (
         FileLock(tmp_path / "sweep" / "sweep.lock"),
-        pytest.raises(SettingError, match=r"^folder: got .*; another process sweeps in it"),
+        pytest.raises(SettingError, match=r"^folder: got .*; another process runs a sweep in it"),
     ):
         sweep.main([path])
     sweep.main([path])
@@ -195,22 +195,28 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
     [
         (
             {"objectives": {"test/accuracy/clean": "minimize"}},
-            "objectives: got 'test/accuracy/clean'; give a metric of",
+            "objectives: got 'test/accuracy/clean'; give a validation metric",
         ),
         (
             {"objectives": {"val/accuracy/clean": "lower"}},
             "objectives.val/accuracy/clean: got 'lower'; give maximize or",
         ),
         ({"objectives": {}}, "objectives: got {}; name at least one metric"),
+        ({"objectives": ["val/loss"]}, "objectives: got ['val/loss']; name at least one metric"),
         ({"settings": {}}, "settings: got {}; name at least one setting"),
+        ({"settings": ["model.epsilon"]}, "settings: got ['model.epsilon']; name at least one setting"),
+        ({"config": [3]}, "config: got 3; give paths of config files"),
+        ({"folder": 3}, "folder: got 3; give the path of a folder"),
+        ({"trials": "many"}, "trials: got 'many'; give a whole number"),
+        ({"seeds": 3}, "seeds: got 3; give a list of"),
         ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),
         ({"settings": {"model.epsilon": {"uniform": [1, 0]}}}, "settings.model.epsilon.uniform: got [1, 0]; give [low"),
         (
             {"settings": {"a": {"log_uniform": [0, 1]}}},
             "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
         ),
-        ({"trials": 0}, "trials: got 0; give at least 1"),
-        ({"seeds": []}, "seeds: got []; give at least one"),
+        ({"trials": 0}, "trials: got 0; give a whole number of at least 1"),
+        ({"seeds": []}, "seeds: got []; give a list of at least one"),
         (
             {"prune": True, "objectives": {"val/a": "minimize", "val/b": "maximize"}},
             "prune: got True; give one objective",

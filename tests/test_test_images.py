@@ -121,12 +121,12 @@ def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_noth
         return values, [each.recorded.outcomes for each in callbacks]
 
     expected = metrics(Progress())
-    assert "by a trial" not in caplog.text, "it is short"
+    assert "from a trial" not in caplog.text, "it is short"
     monkeypatch.setattr("callbacks.trial.LONG", 0.0)
     monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
     with caplog.at_level("INFO"):
         assert metrics(Progress(), ResumableTest(str(tmp_path / "kept"))) == expected
-    assert re.search(r"Test: it takes about \d+\.\d min, by a trial on a few images", caplog.text)
+    assert re.search(r"Test: about \d+\.\d min, estimated from a trial on a few images", caplog.text)
     assert metrics(ResumableTest(str(tmp_path / "kept"))) == expected
 
 
@@ -139,6 +139,18 @@ def test_a_wrong_batch_is_named_before_a_trial():
     evaluation = AdversarialEvaluation({"pgd": AttackCase(PGD(1))})
     with pytest.raises(SettingError, match=r"^images of test batch 0: got 'torch.uint8'; give float images"):
         trainer_with(Progress(), evaluation).test(stored(), Bytes(), verbose=False)
+
+
+def test_an_evaluation_that_does_not_fit_is_refused_before_a_trial(monkeypatch):
+    """Regression: behind ``Progress``, the trial took the refusal for its own failure, and the test went on."""
+
+    class Unfit(GradientMaskingChecks):
+        def try_out(self, module, x, y):
+            raise SettingError("Unfit", 1, "leave it out")
+
+    monkeypatch.setattr("callbacks.trial.LONG", 0.0)
+    with pytest.raises(SettingError, match=r"^Unfit: got 1; leave it out"):
+        measured(stored(), Progress(), Unfit({"linf": 0.05}, steps=1), eval_batch_size=100)
 
 
 def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(monkeypatch, caplog, tmp_path):
@@ -167,7 +179,7 @@ def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(
     alone = len(sizes)
     with caplog.at_level("INFO"):
         assert metrics(Progress(), resumable) == expected
-    assert "Test: its time is not known, since a trial on 8 images failed: too few" in caplog.text
+    assert "Test: no estimate of its time, because a trial on 8 images failed: too few" in caplog.text
     assert len(sizes) == 2 * alone + 1, "the first of the trial raised"
     assert not resumable.paused
 
@@ -176,7 +188,7 @@ def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch,
     monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
     with caplog.at_level("INFO"):
         measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=100)
-        assert "Test: the other 2 batches take about 0.0 min, by the time of the first" in caplog.text
+        assert "Test: about 0.0 min for the other 2 batches, estimated from the first batch" in caplog.text
         caplog.clear()
         measured(stored(), Progress(), GradientMaskingChecks({"linf": 0.05}, steps=1), eval_batch_size=300)
-        assert "batches take about" not in caplog.text
+        assert "from the first batch" not in caplog.text

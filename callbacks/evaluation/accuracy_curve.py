@@ -39,8 +39,8 @@ Curves = dict[str, list[Point]]
 class AccuracyCurve(Evaluation):
     """Accuracy on the test data under each attack, at each of several radii.
 
-    Logged as ``test/accuracy_curve/<attack>/<norm>_<epsilon>``, with ``.../std`` for networks with noise; drawn
-    in TensorBoard and in ``accuracy_curve.png`` in the log folder; written to ``accuracy_curve.csv`` there (columns
+    It is logged as ``test/accuracy_curve/<attack>/<norm>_<epsilon>``, with ``.../std`` for networks with noise, drawn
+    in TensorBoard and in ``accuracy_curve.png`` in the log folder, and written to ``accuracy_curve.csv`` there (columns
     attack, epsilon, accuracy, std). Radius 0 is the clean accuracy. An image that is misclassified without
     perturbation is not attacked and counts as misclassified. Networks with noise classify every image in
     ``num_samples`` passes: the curve is the mean over passes, the bars are the std, and all images are attacked.
@@ -48,7 +48,7 @@ class AccuracyCurve(Evaluation):
     Source: Learn2Perturb, figures 5 and 6.
 
     Args:
-        attacks: attacks by the name of the curve; called as ``attack(network, threat_model, x, y)``.
+        attacks: attacks by the name of their curve; called as ``attack(network, threat_model, x, y)``.
         epsilons: positive radii of the balls, in pixel units.
         norm: norm of the balls.
         compare: paths of ``accuracy_curve.csv`` of other runs, by name; their curves are drawn too.
@@ -132,7 +132,7 @@ class AccuracyCurve(Evaluation):
 
 
 def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
-    """Plot accuracy in percent over the radius, a line for each curve with error bars of one std."""
+    """Plot accuracy in percent over the radius, with error bars of one std."""
     figure = Figure(figsize=(5.5, 3.8), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():

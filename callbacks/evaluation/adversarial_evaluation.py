@@ -41,16 +41,18 @@ class AttackCase:
     The attack searches ``threat_model``, or the ball of ``norm``; by default each of the module's threat models.
 
     Args:
-        attack: called as ``attack(network, threat_model, x, y)``, returns images (B, C, H, W); from
-            :mod:`robust.attacks` or elsewhere.
-        threat_model: the set that it searches.
-        group: cases of the same group also share a metric, e.g. all cases of one norm.
-        norm: norm of the ball that it searches.
-        epsilon: the ball's radius, in pixel units; by default that of the module's ball of this norm, if it has one.
-        name: the attack's name in metrics; by default the case's. Cases of one name need different threat models.
+        attack: attack, from :mod:`robust.attacks` or elsewhere; called as ``attack(network, threat_model, x, y)``, it
+            returns images (B, C, H, W).
+        threat_model: threat model that the attack searches.
+        group: name of a group of cases, such as all cases of one norm, which also share a metric.
+        norm: norm of the ball that the attack searches.
+        epsilon: radius of the ball in pixel units; by default the radius of the module's ball of this norm, if any.
+        name: name of the attack in metrics; by default the name of the case. Cases with the same name need different
+            threat models.
 
     Raises:
-        SettingError: if both threat model and norm are given, or a radius without norm, or it is out of its range.
+        SettingError: if both a threat model and a norm are given, or a radius is given without a norm or is out of its
+            range.
     """
 
     attack: Attack
@@ -62,8 +64,8 @@ class AttackCase:
 
     def __post_init__(self) -> None:
         one = self.norm is None or self.threat_model is None
-        require(one, "AttackCase.norm", self.norm, "give either the norm or the threat_model")
-        remedy = "give its norm too, or a threat_model instead"
+        require(one, "AttackCase.norm", self.norm, "give either a norm or a threat_model")
+        remedy = "give a norm too, or a threat_model instead"
         require(self.epsilon is None or self.norm is not None, "AttackCase.epsilon", self.epsilon, remedy)
         if self.norm is not None and self.epsilon is not None:
             ball(self.norm, self.epsilon)  # raises if there is no such ball
@@ -74,13 +76,13 @@ class AdversarialEvaluation(Evaluation):
 
     Logged, as fractions in [0, 1] of all examples:
 
-    - ``<stage>/accuracy/<attack>/<threat model>``: correct on the attacked image. The attack's name is the case's; the
-      threat model is ``<norm>_<size>`` for balls, else the module's name for it, such as ``own_budgets``
+    - ``<stage>/accuracy/<attack>/<threat model>``: correct on the attacked image. The attack's name is the name of its
+      case; the threat model is ``<norm>_<size>`` for balls, else the module's name for it, such as ``own_budgets``
     - ``<stage>/accuracy/worst/<group>``: correct under all cases of the group
     - ``<stage>/accuracy/union``: correct under all cases
-    - ``<stage>/accuracy/average``: mean over groups; a case without group is a group by itself
-    - ``<stage>/accuracy/clean/attacked``: correct without perturbation, if ``max_batches`` limits the evaluation or the
-      network has noise; else it is the module's own ``<stage>/accuracy/clean``
+    - ``<stage>/accuracy/average``: mean over groups; a case without a group is a group of its own
+    - ``<stage>/accuracy/clean/attacked``: correct without perturbation. It is logged if ``max_batches`` limits the
+      evaluation or the network has noise; otherwise it equals the module's own ``<stage>/accuracy/clean``
     - ``<stage>/attacked_samples``: number of examples, over all processes
 
     An example that is misclassified without perturbation is not attacked, and counts as misclassified under every
@@ -101,9 +103,9 @@ class AdversarialEvaluation(Evaluation):
       is the accuracy without noise on these images
     - ``accuracy/<attack>_worst/...``: as for groups, over these three; only for cases without group
 
-    For groups and the union, each pass counts under the case that broke most of the example's other passes; to choose
-    for each example the case with the fewest correct passes would be too low. If the metric of a single case, over all
-    examples, is lower than the result, it takes the result's place.
+    For groups and the union, each pass counts under the case that broke most of the example's other passes. To choose
+    for each example the case with the fewest correct passes would underestimate the accuracy. If the metric of a single
+    case over all examples is lower than this result, it replaces the result.
 
     Attacks and classification run in the precision of the weights, without autocast.
 
@@ -111,15 +113,15 @@ class AdversarialEvaluation(Evaluation):
 
     Args:
         attacks: cases by name.
-        balls: radius by norm: a case without threat model attacks in each of these balls, which also are groups.
+        balls: radius by norm; a case without a threat model attacks in each of these balls, and each ball is a group.
         every_n_epochs: also evaluate in validation at this interval, in epochs of training, and after the last epoch;
             by default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
             the test; ``attacked_samples`` gives the number of examples.
         num_samples: number of passes that classify each image, for networks with noise.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
-        where_possible: leave out attacks whose ``check(network, threat_model, x)`` raises, such as AutoAttack's where
-            its package is not installed, with a warning and a line in the record, instead of an error.
+        where_possible: if ``check(network, threat_model, x)`` of an attack raises, such as AutoAttack's where its
+            package is not installed, leave out the attack with a warning and a line in the record.
         seed: seed of the attacks' random draws.
 
     Raises:
@@ -158,7 +160,7 @@ class AdversarialEvaluation(Evaluation):
         self._parts: dict[str, list[str]] = {}
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Resolve each case's threat models, and check that its attack fits, and that no two have the same metric."""
+        """Check that each case's attack fits its threat models, and that no two cases have the same metric."""
         names = [
             f"{case.name or key}/{threat_model}"
             for key, case in self.attacks.items()
@@ -223,7 +225,7 @@ class AdversarialEvaluation(Evaluation):
     def _attacked(
         self, module: RobustClassifier, run: _Run, x: Tensor, y: Tensor, remaining: Tensor
     ) -> dict[str, Tensor]:
-        """The verdicts of :meth:`_judged` on the attacked images."""
+        """Attack the images and return the verdicts of :meth:`_judged` on them."""
         with self.seeded(x, run.index):
             x_adv = x.clone()
             if len(remaining) > 0:
@@ -233,15 +235,15 @@ class AdversarialEvaluation(Evaluation):
             return self._judged(run.metric, module, x_adv, y, remaining)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics, those of groups and the union at most their parts', and the mean over groups."""
+        """The metrics and the mean over groups; a group's metric is at most that of each of its parts."""
         values = super().compute(module)
-        for name, parts in self._parts.items():  # with noise, the choice of each image's attack can be a poor one
-            values[f"accuracy/{name}"] = torch.stack([values[f"accuracy/{each}"] for each in (name, *parts)]).amin()
+        for name, parts in self._parts.items():  # with noise, the choice of the attack on an image can be a poor one
+            values[f"accuracy/{name}"] = torch.stack([values[f"accuracy/{part}"] for part in (name, *parts)]).amin()
         average = torch.stack([values[f"accuracy/{group}"] for group in self._parts["union"]]).mean()
         return values | {"accuracy/average": average}
 
     def _variants(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
-        """The variants of an attack by the metric's name; in training only the attack itself, to save time."""
+        """The variants of an attack by their names in metrics; in training only the attack itself, to save time."""
         if module.stochastic and module.trainer.state.fn == "fit":
             return {name: attack}
         return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.gradient_samples)
@@ -249,9 +251,9 @@ class AdversarialEvaluation(Evaluation):
     def _judged(
         self, metric: str, module: RobustClassifier, x: Tensor, y: Tensor, remaining: Tensor
     ) -> dict[str, Tensor]:
-        """Whether each pass classifies each image correctly, bool (B, S), not so outside ``remaining``.
+        """Whether each pass classifies each image correctly, bool (B, S); false outside ``remaining``.
 
-        Of networks with noise also the majority's verdict and that without noise, bool (B,).
+        Networks with noise also have the verdict of the majority and the verdict without noise, bool (B,).
         """
         with part(remaining):
             correct, vote = judge_repeatedly(module, x[remaining], y[remaining], self._num_samples(module))
@@ -265,7 +267,7 @@ class AdversarialEvaluation(Evaluation):
         return judged
 
     def _count(self, metric: str, module: RobustClassifier, judged: dict[str, Tensor]) -> Tensor:
-        """Number of passes that classify each image correctly, int64 (B,); updates metrics of noisy networks."""
+        """Number of passes that classify each image correctly, int64 (B,); updates the metrics of noisy networks."""
         correct = judged["correct"]
         if module.stochastic and self.num_samples > 1:
             self.update(f"accuracy/{metric}/std", partial(AccuracyStd, self.num_samples), correct.T)
@@ -280,7 +282,7 @@ class AdversarialEvaluation(Evaluation):
     def _threat_models(
         self, key: str, case: AttackCase, module: RobustClassifier, x: Tensor
     ) -> Iterator[tuple[str, ThreatModel, str | None]]:
-        """Yield each threat model of a case with its name in metrics, and its group unless the case has one."""
+        """Yield the name in metrics and the threat model of a case, and its group unless the case names one."""
         given: PixelBox | L2Ball | L1Ball | None = case.threat_model
         if case.norm is not None:
             epsilon = self.balls.get(case.norm) if case.epsilon is None else case.epsilon

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from callbacks._stages import Stage, StageCallback
 from callbacks.evaluation.order import Verdict, check_against_others
 from callbacks.evaluation.outcomes import Outcomes
-from callbacks.evaluation.resumable import kept
+from callbacks.evaluation.resumable import saved_or_computed
 from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import Batch, RobustClassifier, check_precision
 from robust.bounds.verifier import full_precision
@@ -42,17 +42,17 @@ class Evaluation(StageCallback, ABC):
             default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation; None for all.
         max_test_batches: maximum number of batches of each process in a test; None for all.
-        where_possible: leave the evaluation out, with a warning and a line in the record, if it does not fit the
-            module, instead of an error.
+        where_possible: if the evaluation does not fit the module, leave it out with a warning and a line in the record,
+            instead of raising an error.
 
     Attributes:
-        skipped: why the evaluation, by its class, or a part of it is left out.
+        skipped: reasons why the evaluation or a part of it is left out, by the name of its class or of the part.
         needs_float32: whether the evaluation refuses weights of half precision.
         metrics: metrics by name, without the stage.
         indices: indices in the data of the current batch's examples, int64 (B,).
         certified: verdicts of this evaluation's verifier on the current batch.
         misclassified: verdicts on the current batch without perturbation or under attack.
-        recorded: verdicts and margins of single images for the record, of a test.
+        recorded: verdicts and margins of single images, for the record of a test.
 
     Raises:
         SettingError: if a setting is below 1.
@@ -76,7 +76,7 @@ class Evaluation(StageCallback, ABC):
         self.recorded = Outcomes()
         self.reset()
 
-    # -- what a subclass overrides ----------------------------------------------------------------------------------
+    # -- methods that subclasses override ---------------------------------------------------------------------------
 
     @abstractmethod
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
@@ -97,13 +97,16 @@ class Evaluation(StageCallback, ABC):
         """
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """The settings that the metrics' names depend on; two evaluations of one class must have disjoint sets."""
+        """The settings on which the metrics' names depend; two evaluations of one class must have disjoint sets."""
         return {""}
 
-    # -- what a subclass uses ---------------------------------------------------------------------------------------
+    # -- methods that subclasses call -------------------------------------------------------------------------------
 
     def update(self, name: str, metric: Callable[[], Metric], *values: Tensor) -> None:
-        """Update the metric of that name; the first call creates it. Verdicts on all images of a batch are recorded."""
+        """Update the metric of this name, which the first call creates.
+
+        Verdicts on all images of a batch are also stored for the record.
+        """
         if name not in self.metrics:
             self.metrics[name] = metric().to(values[0].device)
         metric_of_name = self.metrics[name]
@@ -116,24 +119,27 @@ class Evaluation(StageCallback, ABC):
             self.recorded.update("outcomes", name, self.indices, values[0])
 
     def note_clean(self, module: RobustClassifier, correct: Tensor) -> None:
-        """Record which images are correct without perturbation, bool (B,); not with noise, which differs each time."""
+        """Record which images are correct without perturbation, bool (B,).
+
+        Verdicts of networks with noise are not recorded, since they differ from pass to pass.
+        """
         if not module.stochastic:
             self.recorded.update("outcomes", "accuracy/clean", self.indices, correct)
 
     def saved(
         self, module: RobustClassifier, key: str, depends_on: object, batch: Batch, compute: Callable[[], Rows]
     ) -> Rows:
-        """Columns (B, ...) that ``compute`` gives of a batch, or that a stopped test has left (:class:`ResumableTest`).
+        """Return the columns (B, ...) that a stopped test has saved (:class:`ResumableTest`), or compute them.
 
         Args:
-            module: what is evaluated.
-            key: what is computed; unique in this class.
-            depends_on: settings that it depends on, beside the seed and the weights.
+            module: module that is evaluated.
+            key: name of the result, unique in this class.
+            depends_on: settings on which the result depends, beside the seed and the weights.
             batch: images and labels.
-            compute: computes the columns; its random draws do not depend on earlier ones.
+            compute: function that computes the columns; its random draws do not depend on earlier ones.
         """
         key = f"{type(self).__name__}/{key.replace('/', '-')}"
-        return kept(module.trainer, key, [self.seed, depends_on], self.indices, *batch, compute)
+        return saved_or_computed(module.trainer, key, [self.seed, depends_on], self.indices, *batch, compute)
 
     def skip(self, what: str, why: Exception) -> None:
         """Leave out the evaluation or a part of it, with a warning and a line in the record."""
@@ -157,15 +163,18 @@ class Evaluation(StageCallback, ABC):
     def note_misclassified(
         self, module: RobustClassifier, threat_model: ThreatModel, misclassified: Tensor, attack: str
     ) -> None:
-        """Store a verdict, bool (B,), to compare with other evaluations; not with noise, where verdicts are random."""
+        """Store a verdict, bool (B,), for the comparison with other evaluations.
+
+        Verdicts of networks with noise are not stored, since they are random.
+        """
         if not module.stochastic:
-            self.misclassified.append(Verdict(threat_model, misclassified, f"as they are or under {attack}"))
+            self.misclassified.append(Verdict(threat_model, misclassified, f"without perturbation or under {attack}"))
 
     def note_margins(self, name: str, margins: Tensor, chosen: Tensor) -> None:
         """Record the lowest certified margins (B,) of the chosen images of the batch, under the metric's name."""
         self.recorded.update("margins", name, self.indices[chosen], margins[chosen])
 
-    # -- the hooks of an evaluation --------------------------------------------------------------------------------
+    # -- hooks -----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module is a classifier of full precision, and that the metrics' names are unique."""
@@ -197,7 +206,7 @@ class Evaluation(StageCallback, ABC):
         self.evaluate_batch(module, batch, module.data_indices, batch_idx)
 
     def evaluate_batch(self, module: RobustClassifier, batch: Batch, indices: range, batch_idx: int) -> None:
-        """Evaluate a batch with these indices in the data, and compare the verdicts with other evaluations'.
+        """Evaluate a batch with these indices in the data, and compare its verdicts with those of other evaluations.
 
         Raises:
             ContradictionError: if one evaluation certifies an example and another one finds it misclassified.
@@ -237,40 +246,41 @@ class Evaluation(StageCallback, ABC):
     def _check_names(self, trainer: Trainer, module: LightningModule) -> None:
         """Check that no other evaluation logs metrics of the same names: Lightning would average them."""
         name = type(self).__name__
-        require(isinstance(module, RobustClassifier), "model", type(module).__name__, f"it is no classifier; no {name}")
+        remedy = f"it is not a classifier; remove {name} from trainer.callbacks"
+        require(isinstance(module, RobustClassifier), "model", type(module).__name__, remedy)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         same_class = [other for other in callbacks if isinstance(other, type(self)) or isinstance(self, type(other))]
         same_names = [other for other in same_class if other.namespaces(module) & self.namespaces(module)]
-        remedy = "their metrics have the same names; test with one at a time; --trainer.callbacks '[]' after the "
-        remedy += "method's config removes the callbacks of that config"
+        remedy = "their metrics have the same names; run one at a time. --trainer.callbacks '[]' after the method's "
+        remedy += "config removes the callbacks of that config"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
 
     # -- trial run on a blank image --------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Try out before training, if the data module gives the images' shape."""
+        """Try the evaluation before training, if the data module gives the images' shape."""
         self._try(trainer, pl_module, None)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
     ) -> None:
-        """Try out before the first step, if not yet done."""
+        """Try the evaluation before the first training step, unless it has been tried."""
         self._try(trainer, pl_module, batch)
 
     def on_validation_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Try out before the first batch."""
+        """Try the evaluation before the first validation batch."""
         self._try(trainer, pl_module, batch)
 
     def on_test_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Try out before the first batch."""
+        """Try the evaluation before the first test batch."""
         self._try(trainer, pl_module, batch)
 
     def _try(self, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
-        """Try out once a run, on a blank image, as soon as the images' shape is known."""
+        """Try the evaluation once a run, on a blank image, as soon as the images' shape is known."""
         if self._tried:
             return
         shape = getattr(module.data_module, "image_shape", None) or _image_shape(batch)

@@ -19,13 +19,13 @@ PIXELS = "/same_pixels"
 class BudgetRegions(Evaluation):
     """The mean budget on each region of the images, such as a watermark, for data with known regions.
 
-    The data module has a method ``regions(split, indices)``, which returns masks (B, 1, H, W) by name. Logged for each
-    of the module's threat models with a budget for each image and pixel:
+    The data module must have a method ``regions(split, indices)`` that returns masks (B, 1, H, W) by name. Logged for
+    each of the module's threat models with a budget for each image and pixel:
 
-    - ``<stage>/budget_region/<threat model>/<region>``: the mean budget, in pixel units: mean over the region's pixels
-      and channels, then over the images with this region
+    - ``<stage>/budget_region/<threat model>/<region>``: mean budget in pixel units, over the region's pixels and
+      channels, then over the images with this region
     - ``<stage>/budget_region/<threat model>/<region>/same_pixels``: the same with each pixel's budget replaced by its
-      mean over all images: the two are equal if budgets depend on the pixel alone
+      mean over all images; the two are equal if budgets depend on the pixel alone
     - ``<stage>/budget_order/<threat model>/<region>_below_<region>``: fraction, in [0, 1], of the images with both
       regions whose mean budget is smaller on the first; pairs are in the data module's order
 
@@ -45,7 +45,7 @@ class BudgetRegions(Evaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         data = module.data_module
-        remedy = "it does not know its images' regions; give WatermarkedMNIST or DoubledCIFAR10, or leave it out"
+        remedy = "it has no method regions; give WatermarkedMNIST or DoubledCIFAR10, or leave out BudgetRegions"
         require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
         masks: dict[str, Tensor] = data.regions("test" if module.trainer.testing else "val", self.indices.cpu())
         for name, threat_model in module.threat_models(x, module.epsilon).items():
@@ -57,7 +57,7 @@ class BudgetRegions(Evaluation):
                 self.update(f"{name}{PIXELS}", partial(PixelMeans, *regions.shape[1:]), budgets.squeeze(1), regions)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """Means of regions, and fractions of images in which one is below another."""
+        """Mean budgets of the regions, and fractions of images in which one region's mean is below another's."""
         values: dict[str, Tensor] = {}
         for name in [name for name in self.metrics if not name.endswith(PIXELS)]:
             table = self.metrics[name].compute()

@@ -32,7 +32,7 @@ from robust.threat_models import Norm, PixelBox, ThreatModel, ball
 NAME = "CertifiedEvaluation"
 CHECK_STEPS = 5
 _COMMON = "common_variance"
-Method = Literal["ibp", "crown-ibp", "tightest", "crown", "alpha-crown"]  # of either verifier
+Method = Literal["ibp", "crown-ibp", "tightest", "crown", "alpha-crown"]  # the methods of both verifiers
 
 
 class CertifiedEvaluation(Evaluation):
@@ -42,12 +42,13 @@ class CertifiedEvaluation(Evaluation):
 
     - ``<stage>/certified_accuracy/<threat model>``: fraction of examples that are certified. The threat model is
       ``<norm>_<size>`` for balls, and ``own_budgets`` for learned budgets; sizes that ``epsilons`` gives are appended
-      as ``_<size>``. With several ``methods``, certified by any of them, and ``.../<method>`` for each
+      as ``_<size>``. With several ``methods``, an example is certified if any of them certifies it, and
+      ``.../<method>`` is the fraction of each
     - ``<stage>/accuracy/pgd_<steps>/<threat model>``, by default in tests: fraction of examples that are correct
       without perturbation and under a short attack in the same box
     - ``<stage>/recomputed_samples/<threat model>``, in tests: number of verdicts that needed float64
-    - ``<stage>/budget/<threat model>/min``, ``max`` and ``log_volume_error``, for learned budgets: the last is the
-      largest distance of a mean log budget from log epsilon
+    - ``<stage>/budget/<threat model>/min``, ``max`` and ``log_volume_error``, for learned budgets:
+      ``log_volume_error`` is the largest distance of a mean log budget from log epsilon
     - ``<stage>/budget/<threat model>/common_variance``, for learned budgets: fraction of the variance of log budgets
       that one map for all examples has (:class:`robust.metrics.CommonVariance`); 1 if budgets depend on the pixel alone
     - ``<stage>/certified_accuracy/<threat model>/common_map``, for learned budgets: certified accuracy if every example
@@ -55,32 +56,33 @@ class CertifiedEvaluation(Evaluation):
 
     Source: contextual budgets, Sec. 4.1.
 
-    A certified example that is misclassified, without perturbation or under the attack, stops the evaluation: a bound
-    is wrong. The common map is known after the last example, so examples with learned budgets stay in main memory.
+    If a certified example is misclassified, without perturbation or under the attack, a bound is wrong and the
+    evaluation stops. The common map is known after the last example, so examples with learned budgets stay in main
+    memory.
 
     ``budgets`` replaces the module's threat models, e.g. to evaluate a uniform model in the budgets that another model
     has learned: ``<stage>/certified_accuracy/<name>``, ``<stage>/budget/<name>/min``, and so on.
 
     Args:
-        verifier: computes the margins; ``auto``: the module's verifier, which is chosen by the classifier's layers
-            unless the module has another. It is tried on a blank image first.
-        methods: bounds of the verifier to certify by, such as ``ibp`` and ``crown-ibp``; by default its own.
-        norm: certify in the ball of this norm, and for ``linf`` in budgets that the module has learned, instead of in
-            each of the module's threat models; with ``epsilons``, equal for all modules.
+        verifier: verifier that computes the margins; ``auto`` is the module's verifier, which is chosen by the
+            classifier's layers unless the module has a setting for it. It is tried on a blank image first.
+        methods: methods of the verifier, such as ``ibp`` and ``crown-ibp``; by default the verifier's own method.
+        norm: norm of a ball to certify in, instead of the module's threat models; for ``linf`` the budgets that the
+            module has learned are certified, too. With ``epsilons``, the balls are the same for all modules.
         epsilons: sizes of the threat models in (0, 1], for ``norm`` ``l2`` and ``l1`` above 0; by default the module's
             epsilon.
         every_n_epochs: certify in validation at this interval, in epochs of training.
         max_batches: maximum number of batches of each process in validation; tests certify all.
         pgd_steps: steps of PGD in validation and in tests; by default 5 in tests and no attack in validation; 0 for no
-            attack in either.
+            attack at all.
         budgets: other budgets by name.
-        rounding_safe: in tests, bound the rounding errors of margins, and bound the margins that are closer to 0 than
-            their error again in float64, so that certificates hold in exact arithmetic
+        rounding_safe: in tests, bound the rounding errors of margins, and bound again in float64 the margins that are
+            closer to 0 than their error, so that certificates hold in exact arithmetic
             (:func:`robust.bounds.certify`).
-        margin_samples: number of images, at even steps through those of the test, whose lowest margins it records; the
-            other images' verdicts do not need all margins, which linear bounds make several times faster.
-        where_possible: leave out a network that the verifier cannot bound, or the methods that cannot, with a warning
-            and a line in the record, instead of an error.
+        margin_samples: number of test images, evenly spaced, whose lowest margins are recorded. The verdicts on the
+            other images do not need all margins, which makes linear bounds several times faster.
+        where_possible: if the verifier or some of its methods cannot bound the network, leave these out with a warning
+            and a line in the record, instead of raising an error.
         seed: seed of the attack's random starts, as in :class:`AdversarialEvaluation`.
 
     Raises:
@@ -128,7 +130,7 @@ class CertifiedEvaluation(Evaluation):
         self._by_method: dict[str, Any] = {}
 
     def namespaces(self, module: LightningModule) -> set[str]:
-        """The names of the budgets, each with the norm and each size."""
+        """The names of the budgets, each combined with each norm and each size."""
         sizes: list[Any] = self.epsilons or [module.epsilon]
         radii = getattr(module, "radii", None)
         own = list(radii) if isinstance(radii, dict) else [getattr(module, "norm", "linf")]
@@ -137,7 +139,7 @@ class CertifiedEvaluation(Evaluation):
         return {f"{budgets} of {norm} {size}" for budgets in names for norm in norms for size in sizes}
 
     def reset(self) -> None:
-        """Reset, and forget the examples of the last stage."""
+        """Reset, and drop the examples of the last stage."""
         super().reset()
         self._seen, self._seconds = SeenExamples(), 0.0
 
@@ -186,15 +188,15 @@ class CertifiedEvaluation(Evaluation):
         clean: Tensor,
         index: int,
     ) -> None:
-        """Certify a batch in one threat model, attack it in the same one, and compare the verdicts."""
+        """Certify and attack a batch in one threat model, and compare the verdicts."""
         settings = [self.methods, self._verifier(module), self.budgets, self.rounding_safe, self.margin_samples]
         judged = self.saved(module, name, settings, (x, y), partial(self._verified, module, threat_model, x, y))
         methods = list(self._verifiers(module))
         verifier = "/".join([type(self._verifier(module)).__name__, *(filter(None, methods))])
         verified, misclassified = judged["certified"].any(1), ~clean
         for index_of_method, method in enumerate(methods if len(methods) > 1 else []):
-            each = judged["certified"][:, index_of_method]
-            self.update(f"certified_accuracy/{name}/{method.replace('-', '_')}", Accuracy, each)
+            by_method = judged["certified"][:, index_of_method]
+            self.update(f"certified_accuracy/{name}/{method.replace('-', '_')}", Accuracy, by_method)
         if self.rounding_safe and module.trainer.testing:
             self.update(f"recomputed_samples/{name}", SumMetric, judged["recomputed"].sum())
         steps = CHECK_STEPS if self.pgd_steps is None and module.trainer.testing else self.pgd_steps
@@ -202,10 +204,10 @@ class CertifiedEvaluation(Evaluation):
             with self.seeded(x, index):
                 misclassified = self._attack(module, PGD(steps, early_stop=True), threat_model, x, y, clean)
             self.update(f"accuracy/pgd_{steps}/{name}", Accuracy, ~misclassified)
-        how = f"as they are or by {steps} steps of PGD in the same box" if steps else "as they are"
+        how = "without perturbation" + (f" or under {steps} steps of PGD in the same box" if steps else "")
         check_order(verified, misclassified, self.indices, verifier, how)
         self.certified.append(Verdict(threat_model, verified, verifier))
-        if module.trainer.testing and self.margin_samples > 0:  # also without any in the batch: processes gather them
+        if module.trainer.testing and self.margin_samples > 0:  # even without any in the batch: processes gather them
             self.note_margins(f"certified_accuracy/{name}", judged["margins"], self._with_margins(module))
         self.note_misclassified(module, threat_model, misclassified, f"PGD of {NAME}")
         self.update(f"certified_accuracy/{name}", Accuracy, verified)
@@ -214,20 +216,20 @@ class CertifiedEvaluation(Evaluation):
         return module.verifier if isinstance(self.verifier, str) else self.verifier
 
     def _verifiers(self, module: RobustClassifier) -> dict[str, Verifier]:
-        """The verifier by each method that is not left out; by its own under an empty name."""
+        """The verifier with each method that is not left out, by method; without ``methods``, under an empty name."""
         verifier: Any = self._verifier(module)
         if self.methods is None:
             return {"": verifier}
         remedy = f"{type(verifier).__name__} has no setting method; leave it out"
         require(hasattr(verifier, "method"), f"{NAME}.methods", self.methods, remedy)
         for method in self.methods:
-            if method not in self._by_method:  # once, since LirpaVerifier keeps the graphs that it has traced
+            if method not in self._by_method:  # copied once, since LirpaVerifier stores the graphs that it has traced
                 self._by_method[method] = copied = copy.copy(verifier)
                 copied.method = method
         return {method: each for method, each in self._by_method.items() if f"{NAME}.{method}" not in self.skipped}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check module and names, and forget verifiers of another module."""
+        """Check the module and the names, and drop the verifiers of an earlier module."""
         super().setup(trainer, pl_module, stage)
         self._by_method = {}
 
@@ -235,13 +237,17 @@ class CertifiedEvaluation(Evaluation):
         if self.budgets is not None:
             return {name: budgets(x, epsilon) for name, budgets in self.budgets.items()}
         equal = {} if self.norm is None else {threat_model_name(self.norm, epsilon): ball(self.norm, epsilon)}
-        if self.norm in ("l2", "l1"):  # budgets of such a size are another set
+        if self.norm in ("l2", "l1"):  # learned budgets are linf budgets: a size in l2 or l1 means another set
             return equal
         own = module.threat_models(x, epsilon)
         return own if self.norm is None else equal | {name: each for name, each in own.items() if each.norm is None}
 
     def _verified(self, module: RobustClassifier, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Rows:
-        """Whether each method certifies each example, bool (B, M); margins or NaN, and the float64 verdicts, (B,)."""
+        """The verdicts on a batch.
+
+        Columns: ``certified``, bool (B, M), for each of M methods; ``margins`` (B,), the lowest ones, NaN where they
+        are not recorded; ``recomputed`` (B,), the number of methods whose verdict needed float64.
+        """
         safe, verifiers = self.rounding_safe and module.trainer.testing, list(self._verifiers(module).values())
         chosen = self._with_margins(module)
         decided = partial(certify, network=module.classifier, rounding_safe=safe)
@@ -268,7 +274,7 @@ class CertifiedEvaluation(Evaluation):
         if loader is None or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
         count = len((loader[0] if isinstance(loader, list) else loader).dataset)
-        tested = getattr(module.data_module, "test_images", None) or count  # these are at even steps, too
+        tested = getattr(module.data_module, "test_images", None) or count  # these are evenly spaced, too
         return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
 
     def _attack(
@@ -300,11 +306,14 @@ class CertifiedEvaluation(Evaluation):
                 verdicts = certify(verifier, module.classifier, threat_model, x, y, rounding_safe=safe, margins=False)
                 certified |= verdicts.certified
                 how = f"{type(verifier).__name__} {method}".strip()
-                check_order(certified, ~clean, self.indices, how, "as they are, in the common map of budgets")
+                check_order(certified, ~clean, self.indices, how, "without perturbation, in the common map of budgets")
             self.update(f"certified_accuracy/{name}/common_map", Accuracy, certified)
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """Certify in the common map of all learned budgets; the metrics; prints how many verdicts needed float64."""
+        """Certify in the common map of all learned budgets, and return all metrics.
+
+        Prints how many verdicts needed float64.
+        """
         learned = {name.split("/")[1]: metric for name, metric in self.metrics.items() if name.endswith(_COMMON)}
         with torch.inference_mode(False), torch.no_grad():
             for name, metric in learned.items():

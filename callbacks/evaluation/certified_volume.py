@@ -49,26 +49,26 @@ class CertifiedVolume(Evaluation):
     - ``test/certified_volume/epsilon``: mean over these images of the uniform budget of the same volume
     - ``test/certified_volume/samples``: number of images
 
-    Written to ``certified_volume/test.csv`` in the log folder: each image's ``epsilon``, the uniform budget of the same
+    ``certified_volume/test.csv`` in the log folder has the ``epsilon`` of each image, the uniform budget of the same
     volume. With a ``state_folder``, an interrupted evaluation continues after the completed images, and a later
     evaluation with other ``epsilons`` needs no search.
 
     Source: contextual budgets, Sec. 4.1 ("By Liu et al."), which does not state settings and number of images.
 
     Args:
-        search: search for the box. If it has no verifier, it uses the module's verifier, unless that is a
-            ``FeedForwardVerifier``; then CROWN-IBP.
+        search: search for the box. Without a verifier of its own, it uses the module's verifier; if that is a
+            ``FeedForwardVerifier``, it uses CROWN-IBP.
         num_samples: number of images; null for all.
-        epsilons: sizes in (0, 1] to compare volumes with; by default the module's epsilon.
+        epsilons: sizes in (0, 1] with which volumes are compared; by default the module's epsilon.
         batch_size: number of images that a process searches at a time.
         seed: seed of the choice of images.
         confidence: confidence level of the interval.
-        state_folder: folder for the completed images; one for each checkpoint and search.
+        state_folder: folder for the results of completed images; give each checkpoint and search its own.
 
     Raises:
-        SettingError: if a setting is out of its range, there are fewer images than ``num_samples``, the test is limited
-            to a part of the images, the network cannot be bounded, or ``state_folder`` holds results of another
-            checkpoint, search or choice of images.
+        SettingError: if a setting is out of its range, the test has fewer images than ``num_samples`` or is limited to
+            a part of them, the network cannot be bounded, or ``state_folder`` holds results of another checkpoint,
+            search or choice of images.
         ContradictionError: if an image is misclassified in its certified box, without perturbation or under a short
             attack.
     """
@@ -104,7 +104,7 @@ class CertifiedVolume(Evaluation):
         """Choose the images."""
         super().on_start(stage, trainer, module)
         limit = trainer.limit_test_batches
-        remedy = f"leave it out: the images are drawn from all; {NAME}.num_samples is their number"
+        remedy = f"leave it out: {NAME} draws its images from all test images; set their number by {NAME}.num_samples"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
@@ -121,7 +121,7 @@ class CertifiedVolume(Evaluation):
         try_verifier(f"{NAME}.search.init_args.verifier", self._module_search(module).verifier, module, Box(x, x), y)
 
     def _module_search(self, module: RobustClassifier) -> LargestCertifiedBox:
-        """The search, by default with the module's verifier unless that is a ``FeedForwardVerifier``."""
+        """The search; it uses the module's verifier by default, unless that is a ``FeedForwardVerifier``."""
         if isinstance(module.verifier, FeedForwardVerifier):
             return self.search
         return self.search.by_default(module.verifier)
@@ -132,7 +132,7 @@ class CertifiedVolume(Evaluation):
         self.update("images", partial(Gathered, ["image", "label"]), self.indices[chosen], x[chosen], y[chosen])
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """Search the largest box of each image, and compare the volumes with the epsilons."""
+        """Search for the largest box of each image, and compare its volume with those of the epsilons."""
         with torch.inference_mode(False), torch.no_grad():
             images = {name: column.clone() for name, column in self.rows("images").items()}
             self._table = self._search_all(module, images)
@@ -147,7 +147,7 @@ class CertifiedVolume(Evaluation):
         rank_zero_info(f"Certified volumes: {path}")
 
     def _search_all(self, module: RobustClassifier, images: Rows) -> Rows:
-        """Search this process's part; return the rows of all images in the data's order, the same in all processes."""
+        """Search this process's part of the images, and return the rows of all images in the data's order."""
         trainer, device = module.trainer, module.device
         state = SavedRows(f"{NAME}.state_folder", self.state_folder, self._depends_on(module, images))
         completed = self._completed(trainer, state)
@@ -169,14 +169,14 @@ class CertifiedVolume(Evaluation):
         return table.rows()
 
     def _completed(self, trainer: Trainer, state: SavedRows) -> Rows:
-        """The rows that process 0 reads from the folder, in all processes, which may not share a file system."""
+        """The rows that process 0 reads from the folder, broadcast since processes may not share a file system."""
         completed: Rows = {}
         refusal = None
         if trainer.is_global_zero:
             try:
                 completed = state.read()
-                state.write(completed, 0)  # before processes overwrite the files of a run on another number
-            except SettingError as error:  # raised after the broadcast, which the other processes wait for
+                state.write(completed, 0)  # before the processes overwrite files of a run with more or fewer processes
+            except SettingError as error:  # raised after the broadcast, for which the other processes wait
                 refusal = error
         completed, refused = trainer.strategy.broadcast((completed, refusal is not None))
         if refusal is not None:
@@ -192,7 +192,7 @@ class CertifiedVolume(Evaluation):
         with global_seed(x.device, self.seed, module.global_rank), full_precision(x.device):
             misclassified = module(self._attack(module.classifier, PixelBox(capped), x, y)).argmax(1) != y
         verifier = type(search.verifier).__name__
-        check_order(largest.certified, misclassified, images["index"], verifier, "in the box that it found")
+        check_order(largest.certified, misclassified, images["index"], verifier, "in their certified boxes")
         columns = {
             "index": images["index"],
             "certified": largest.certified.double(),
@@ -202,7 +202,7 @@ class CertifiedVolume(Evaluation):
         return {name: column.cpu() for name, column in columns.items()}
 
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
-        """The values that the rows depend on, by the name that an error message uses."""
+        """The values on which the rows depend, by the name that an error message uses."""
         return {
             "search settings": described(self._module_search(module)),
             "network": structure(module.classifier),
@@ -239,7 +239,7 @@ class _Bar(Progress):
 
     def __init__(self, images: int, *, shown: bool) -> None:
         columns = (TextColumn("Certified volume"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # a separate console: Lightning's bar is stopped now, and a bar on its console would not be drawn
+        # a separate console, since Lightning's bar has stopped and a bar on its console would not be drawn
         super().__init__(*columns, console=Console(), disable=not shown)
         self._images = self.add_task("", total=images)
 

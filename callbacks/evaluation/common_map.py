@@ -1,4 +1,7 @@
-"""Certified accuracy in one map of budgets for all examples: what a generator adds to it."""
+"""Stores the examples of a stage, to certify them in a map of budgets that is common to all of them.
+
+The difference from the certified accuracy in the examples' own budgets is what the generator adds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 
 class Examples(NamedTuple):
-    """A batch: images (B, C, H, W); labels, and whether they are correct without perturbation, (B,); their indices."""
+    """A batch: images ``x`` (B, C, H, W), labels ``y`` (B,), whether they are correct without perturbation, indices."""
 
     x: Tensor
     y: Tensor
@@ -19,7 +22,7 @@ class Examples(NamedTuple):
 
 
 class SeenExamples:
-    """The examples of a stage in main memory: the common map is known after the last of them."""
+    """The examples of a stage in main memory, since the common map is known only after the last one."""
 
     def __init__(self) -> None:
         self._batches: list[Examples] = []

@@ -19,17 +19,18 @@ NAME = "CorruptedAccuracy"
 class CorruptedAccuracy(Evaluation):
     """Logs ``test/accuracy/group/<group>`` for each group of copies of the test images, and the mean over groups.
 
-    The mean is ``test/accuracy/group/mean``. Copies are found by the test images' indices, so that a test of some
-    images, on any number of processes, judges the copies of these images. :class:`GroupAccuracy` logs the same metrics
-    of a test on all copies.
+    The mean is ``test/accuracy/group/mean``. The test images' indices select the copies, so that a test of some images,
+    on any number of processes, evaluates the copies of these images. :class:`GroupAccuracy` logs the same metrics for
+    a test on all copies.
 
     Args:
-        data: the copies: a data module whose attribute ``groups`` maps names to numbers of images, in the order of its
-            test images; in each group copies of all test images, in their order.
+        data: data module of the copies. Its attribute ``groups`` maps names to numbers of images, in the order of its
+            test images; each group has copies of all test images, in their order.
         **settings: settings of :class:`Evaluation`; ``seed`` seeds the noise of noisy networks.
 
     Raises:
-        SettingError: if the data have no groups, their files cannot be read, or they are no copies of the test images.
+        SettingError: if ``data`` has no groups, its files cannot be read, or its images are not copies of the test
+            images.
     """
 
     stages = ("test",)
@@ -43,13 +44,13 @@ class CorruptedAccuracy(Evaluation):
         self.groups: dict[str, int] = groups or {}
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Read the copies, after a download if ``data`` has one, and compare their labels with the test images'."""
+        """Read the copies, after a download if ``data`` asks for it, and compare their labels with the test images'."""
         try:
             self._prepare(module.trainer)
             copies = self.data.images("test")
         except SettingError as error:
             reason = str(error).partition("; ")[2].partition("; ")[0]
-            remedy = f"{reason}; set data.download: true, name their folder by data.root or ROBUST_DATA, or leave out "
+            remedy = f"{reason}; set data.download: true, give their folder as data.root or ROBUST_DATA, or leave out "
             remedy += NAME
             raise SettingError(f"{NAME}.data", type(self.data).__name__, remedy) from error
         tested = module.data_module
@@ -58,11 +59,11 @@ class CorruptedAccuracy(Evaluation):
             torch.equal(each, labels) for each in torch.split(copies.labels, list(self.groups.values()))
         )
         copied = copied and copies[torch.zeros(1, dtype=torch.long)].images.shape == x.shape
-        remedy = f"its images are no copies of the test images of {type(tested).__name__}; leave out {NAME}"
+        remedy = f"its images are not copies of the test images of {type(tested).__name__}; leave out {NAME}"
         require(copied, f"{NAME}.data", type(self.data).__name__, remedy)
 
     def _prepare(self, trainer: Trainer) -> None:
-        """Prepare the data in one process of each machine, as Lightning does with the test's own; the others wait."""
+        """Prepare the data in one process of each machine, as Lightning does for the test data; the others wait."""
         try:
             if trainer.local_rank == 0:
                 self.data.prepare_data()

@@ -1,4 +1,4 @@
-"""Checks for gradient masking, which makes gradient-based attacks overrate a network's robustness."""
+"""Checks for gradient masking, by which gradient-based attacks overestimate a network's robustness."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SQUARE = "random search without gradients is stronger than PGD"
 
 @dataclass
 class _Noise:
-    """The one of ``num_samples`` random images that has the highest margin."""
+    """Attack that returns, of ``num_samples`` random images of the threat model, the one with the highest loss."""
 
     num_samples: int
 
@@ -50,12 +50,12 @@ class _Noise:
 class GradientMaskingChecks(Evaluation):
     """Attacks of known order of strength on the first test batches; warns if the order is violated.
 
-    All attacks search balls of one norm, or of each of several, and PGD ascends the cross-entropy. Logged, as
-    accuracies in [0, 1]: ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/<norm>_<size>``. Attacks:
-    ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps); ``more_restarts``; ``noise`` (the
-    worst of as many random images as PGD has steps); ``square`` (random search without gradients); and
-    ``pgd`` in balls of growing sizes, the last of which holds all images. Logged too: ``test/masking/samples``, the
-    number of images, and ``test/masking/failed_checks``, the number of failed checks. Each failed check is one warning:
+    All attacks search balls of one norm, or of each of several norms. PGD ascends the cross-entropy. The accuracies, in
+    [0, 1], are logged as ``test/masking/accuracy/clean`` and ``test/masking/accuracy/<attack>/<norm>_<size>``. The
+    attacks are ``pgd``; ``one_step`` (FGSM); ``more_steps`` (PGD with five times the steps); ``more_restarts``;
+    ``noise`` (the worst of as many random images as PGD has steps); ``square`` (random search without gradients); and
+    ``pgd`` in balls of growing sizes, the last of which holds all images. ``test/masking/samples`` is the number of
+    images, and ``test/masking/failed_checks`` the number of failed checks. Each failed check gives one warning:
 
     - more steps do not raise the accuracy: ``pgd`` <= ``one_step``, ``more_steps`` <= ``pgd``
     - more restarts do not raise it: ``more_restarts`` <= ``pgd``
@@ -63,16 +63,16 @@ class GradientMaskingChecks(Evaluation):
     - gradients help: ``square`` is not below the lowest accuracy under PGD
     - a larger ball does not raise it, and in a ball that contains all images it is zero
 
-    The checks find gradients that vanish or mislead; to pass them does not prove robustness. Source: Carlini et al.
+    The checks find gradients that vanish or mislead; passing them does not prove robustness. Source: Carlini et al.
     2019, "On evaluating adversarial robustness".
 
     Args:
-        epsilons: radius by norm, in linf at most 1; by default that of the module's linf ball.
-        steps: steps of PGD, each of size 2.5 / steps times the radius.
-        restarts: random starts of ``more_restarts``.
-        queries: queries of Square.
+        epsilons: radius by norm, in linf at most 1; by default the radius of the module's linf ball.
+        steps: number of steps of PGD, each of size 2.5 / steps times the radius.
+        restarts: number of random starts of ``more_restarts``.
+        queries: number of queries of Square.
         max_batches: maximum number of batches of each process.
-        tolerance: fraction of the examples by which a comparison may be violated, e.g. by chance.
+        tolerance: fraction of the examples by which a check may be violated, e.g. by chance.
         gradient_samples: number of passes over which gradients of networks with noise are averaged.
         num_samples: number of passes that classify each image, for networks with noise.
         seed: seed of the attacks' random draws.
@@ -144,7 +144,7 @@ class GradientMaskingChecks(Evaluation):
             self.update(f"{PREFIX}/accuracy/{metric}", partial(Accuracy, passes), correct)
 
     def _radii(self, module: RobustClassifier, x: Tensor) -> dict[Norm, float]:
-        """The radius of the smallest ball, by norm."""
+        """Radius of the smallest ball, by norm."""
         if self.epsilons is not None:
             return self.epsilons
         return {"linf": norm_ball("GradientMaskingChecks.epsilons", "linf", None, module, x).epsilon}
@@ -158,7 +158,7 @@ class GradientMaskingChecks(Evaluation):
     def _correct(
         self, module: RobustClassifier, index: int, name: str, ball: ThreatModel, x: Tensor, y: Tensor, chosen: Tensor
     ) -> Rows:
-        """Number of passes that are correct under the attack, int64 (B,); 0 where an image is not ``chosen``."""
+        """Number of passes that are correct under the attack, int64 (B,); 0 for images that are not ``chosen``."""
         correct = torch.zeros_like(y)
         if chosen.any():
             attack = self.attacks[name] if module.stochastic else with_expectation(self.attacks[name], 1)
@@ -169,18 +169,19 @@ class GradientMaskingChecks(Evaluation):
         return {"correct": correct}
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The metrics, and the number of failed checks; warns for each."""
+        """The metrics and the number of failed checks; each of these gives a warning."""
         values = super().compute(module)
         failures = list(self._failures(values))
         for failure in failures:
-            rank_zero_warn(f"gradient masking: {failure}; PGD overrates this network, take APGD or AutoAttack too")
+            remedy = "PGD overestimates the robustness of this network; use APGD or AutoAttack, too"
+            rank_zero_warn(f"gradient masking: {failure}; {remedy}")
         return values | {f"{PREFIX}/failed_checks": torch.tensor(float(len(failures)), device=module.device)}
 
     def _failures(self, values: dict[str, Tensor]) -> Iterator[str]:
         """Describe each failed check."""
         under_pgd = [name.rpartition("/")[2] for name in values if name.startswith(f"{PREFIX}/accuracy/pgd/")]
         for norm in dict.fromkeys(name.partition("_")[0] for name in under_pgd):
-            balls = [name for name in under_pgd if name.startswith(f"{norm}_")]  # they grow
+            balls = [name for name in under_pgd if name.startswith(f"{norm}_")]  # in ascending order of size
             yield from (f"in {balls[0]}, {failure}" for failure in self._failures_in(balls, values))
 
     def _failures_in(self, balls: list[str], values: dict[str, Tensor]) -> Iterator[str]:
@@ -198,16 +199,16 @@ class GradientMaskingChecks(Evaluation):
             (whitebox, "square", _SQUARE),
             *((large, small, "a larger ball helps the defender") for small, large in pairwise(growing)),
         ]
-        for lower, higher, what in checks:  # lower and higher: where the accuracy should be lower and higher
+        for lower, higher, what in checks:  # the attacks with the lower and the higher accuracy, if all is well
             if accuracy[lower] > accuracy[higher] + self.tolerance:
-                found = f"accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower}"
-                yield f"{what} ({found})"
+                values_of_both = f"accuracy {accuracy[higher]:.3f} under {higher}, {accuracy[lower]:.3f} under {lower}"
+                yield f"{what} ({values_of_both})"
         if (remaining := accuracy[growing[-1]]) > self.tolerance:
             yield f"in a ball that holds all images the accuracy under PGD is {remaining:.3f}, not 0"
 
 
 def _attacked(name: str, attack: Attack, module: nn.Module, ball: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
-    """The attack's images (B, C, H, W); ``x`` itself if the gradient is zero, which fails the checks."""
+    """The attack's images (B, C, H, W), or ``x`` itself if the gradient is zero: the checks then fail."""
     try:
         return checked_attack(name, attack, module, ball, x, y)
     except ZeroGradientError:
@@ -215,7 +216,7 @@ def _attacked(name: str, attack: Attack, module: nn.Module, ball: ThreatModel, x
 
 
 def _doubled_sizes(norm: Norm, epsilon: float, x: Tensor) -> list[float]:
-    """Repeatedly doubled sizes above ``epsilon``, the last of them that of a ball that holds all images."""
+    """Sizes above ``epsilon``, each twice the previous one; a ball of the last size holds all images."""
     pixels = x[0].numel()
     largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
     sizes = []

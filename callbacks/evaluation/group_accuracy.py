@@ -18,11 +18,11 @@ from robust.metrics import Gathered
 class GroupAccuracy(Evaluation):
     """Logs ``test/accuracy/group/<group>`` for each group of the test data, and the mean over groups.
 
-    The mean is ``test/accuracy/group/mean``. The data module's attribute ``groups`` maps their names to numbers of
-    images, in the order of the test data.
+    The mean is ``test/accuracy/group/mean``. The data module's attribute ``groups`` maps the groups' names to numbers
+    of images, in the order of the test data.
 
     Raises:
-        SettingError: if the data have no groups, or the test is limited to a part of them.
+        SettingError: if the data has no groups, or the test is limited to a part of the images.
     """
 
     stages = ("test",)
@@ -47,7 +47,8 @@ class GroupAccuracy(Evaluation):
         """The accuracy of each group, and their mean."""
         data = module.data_module
         correct = self.rows("correct")["correct"].double()
-        require(len(correct) == sum(data.groups.values()), "test images", len(correct), "evaluate each exactly once")
+        remedy = f"the groups have {sum(data.groups.values())} images; evaluate each exactly once"
+        require(len(correct) == sum(data.groups.values()), "test images", len(correct), remedy)
         means = [part.mean() for part in torch.split(correct, list(data.groups.values()))]
         values = {f"accuracy/group/{name}": mean for name, mean in zip(data.groups, means, strict=True)}
         return values | {"accuracy/group/mean": torch.stack(means).mean()}

@@ -1,4 +1,4 @@
-"""The norm ball that an evaluation attacks in."""
+"""The norm ball in which an evaluation attacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Ball = LinfBall | L2Ball | L1Ball
 
 
 def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustClassifier, x: Tensor) -> Ball:
-    """The ball of a norm and radius; by default the module's ball of this norm around ``x`` (B, C, H, W).
+    """The ball of a norm and a radius, by default that of the module's ball of this norm around ``x`` (B, C, H, W).
 
     Raises:
         SettingError: if no radius is given and the module has no ball of that norm.
@@ -21,5 +21,6 @@ def norm_ball(setting: str, norm: Norm, epsilon: float | None, module: RobustCla
         return ball(norm, epsilon)
     models = module.threat_models(x, module.epsilon)
     radii = [model.epsilon for model in models.values() if model.norm == norm and model.epsilon is not None]
-    require(len(radii) > 0, setting, None, f"give a radius: the model's are {', '.join(models)}, none is a {norm} ball")
+    remedy = f"give a radius: none of the model's threat models, {', '.join(models)}, is a {norm} ball"
+    require(len(radii) > 0, setting, None, remedy)
     return ball(norm, radii[0])

@@ -25,14 +25,14 @@ def check_order(certified: Tensor, misclassified: Tensor, indices: Tensor, verif
     """Check that no certified example is misclassified; all tensors are (B,).
 
     Args:
-        certified: bool.
-        misclassified: bool.
+        certified: whether each example is certified, bool.
+        misclassified: whether each example is misclassified, bool.
         indices: indices of the examples in the data, int64.
         verifier: name of the verifier.
         how: how the examples are misclassified, for the message.
 
     Raises:
-        ContradictionError: if there is one; the message gives the first indices.
+        ContradictionError: if a certified example is misclassified; the message has the first indices.
     """
     contradictions = indices[certified & misclassified].tolist()
     if contradictions:
@@ -40,12 +40,12 @@ def check_order(certified: Tensor, misclassified: Tensor, indices: Tensor, verif
         shown += ", ..." if len(contradictions) > MAX_SHOWN else ""
         raise ContradictionError(
             f"unsound bound: {verifier} certified {len(contradictions)} of {len(indices)} examples that are "
-            f"misclassified {how}, in the data at {shown}; please report this with the configuration"
+            f"misclassified {how}, at data indices {shown}; please report this with the configuration"
         )
 
 
 def check_against_others(certified: Iterable[Verdict], misclassified: Iterable[Verdict], indices: Tensor) -> None:
-    """Compare certified with misclassified examples if the attacked set is a subset of the certified set.
+    """Compare certified with misclassified examples, where the attacked set is a subset of the certified set.
 
     Raises:
         ContradictionError: if an example is certified and misclassified.

@@ -1,4 +1,4 @@
-"""What the record of a test says of single images, so that a report can compare two networks on the same images."""
+"""Verdicts and margins of single images in a test's record; by these a report compares networks on the same images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ QUANTILES = 51
 class Outcomes:
     """Verdicts and certified margins of the images of a test, on any number of processes.
 
-    In a record, ``outcomes`` maps a metric to ``images`` (a hash of their indices in the data), their ``count`` and
-    ``correct``: one bit for each in the order of the indices, packed, in base64. ``margins`` maps a metric to 51 evenly
-    spaced quantiles, ascending, of the lowest certified margin, in logits, of the images that have one.
+    In a record, ``outcomes`` maps a metric to ``images`` (a hash of their indices in the data), ``count`` (their
+    number) and ``correct`` (one bit for each image in the order of the indices, packed, in base64). ``margins`` maps a
+    metric to 51 evenly spaced, ascending quantiles of the lowest certified margins, in logits, of the images that have
+    one.
     """
 
     def __init__(self) -> None:
@@ -34,11 +35,11 @@ class Outcomes:
         column.update(indices, values)
 
     def finish(self, stage: str) -> None:
-        """Gather the values of all processes; called in all of them, in the same order of names."""
+        """Gather the values of all processes; all of them call this, with the same order of names."""
         for (kind, name), column in self._columns.items():
             rows = column.rows()
             if kind == "margins":
-                if len(rows["value"]) == 0:  # none of a test that was limited to its first batches
+                if len(rows["value"]) == 0:  # a test that is limited to its first batches may have no margins
                     continue
                 fractions = torch.linspace(0, 1, QUANTILES, dtype=torch.float64, device=rows["value"].device)
                 self.margins[f"{stage}/{name}"] = rows["value"].double().quantile(fractions).tolist()

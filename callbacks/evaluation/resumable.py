@@ -1,4 +1,4 @@
-"""Tests that continue after an interruption: what the evaluations have computed of single images, on disk."""
+"""Tests that continue after an interruption, from the evaluations' results of single images on disk."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from robust.errors import require
 from robust.fingerprint import described, digest, structure
 
 PLAIN = (bool, int, float, str, type(None))
-VERSION = 3  # of what is computed; a change of an attack or a verdict raises it
+VERSION = 3  # of the results; increase it whenever an attack or a verdict changes
 
 
 class ResumableTest(Callback):
-    """Keeps what the evaluations of a test compute in a folder; the same command continues a test that was stopped.
+    """Saves the results of a test's evaluations in a folder, so that the same command continues a stopped test.
 
-    After each attack on each batch, the folder has the verdicts on its images. A later test of the same weights, on any
-    number of processes, takes them from there, and ends with the same metrics as an uninterrupted one. Another network,
-    other weights, settings or images, and results of a version whose attacks differ, are refused: give each checkpoint
-    a folder.
+    After each attack on a batch, the verdicts on its images are saved. A later test of the same weights, on any number
+    of processes, reads them and ends with the same metrics as an uninterrupted test. Results of another network, of
+    other weights, settings or images, or of a version with other attacks are refused: give each checkpoint its own
+    folder.
 
     Args:
-        folder: made if absent.
+        folder: folder of the results, created if absent.
 
     Attributes:
-        paused: whether a trial runs, which takes and leaves nothing there.
+        paused: whether a trial is running, which must not read or write results.
 
     Raises:
         SettingError: if the folder has results of other weights, settings or images, or cannot be written.
@@ -41,35 +41,35 @@ class ResumableTest(Callback):
         self.folder = Path(folder)
         self.paused = False
         self._tested: dict[str, Any] = {}
-        self._kept: dict[str, tuple[SavedRows, Rows]] = {}
+        self._saved: dict[str, tuple[SavedRows, Rows]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the network, its weights and the method's settings, such as epsilon, which all results depend on."""
+        """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
         method = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
         weights = digest(pl_module.state_dict().values())
         network = structure(getattr(pl_module, "classifier", pl_module))
         self._tested = {"version": VERSION, "network": network, "weights": weights, "method": method}
-        self._kept = {}
+        self._saved = {}
 
     @property
     def continues(self) -> bool:
-        """Whether the folder has results already."""
+        """Whether the folder already has results."""
         return self.folder.is_dir() and any(self.folder.iterdir())
 
     def rows(self, key: str, depends_on: object, images: Rows, process: int, compute: Callable[[], Rows]) -> Rows:
-        """The rows of ``images`` (columns ``index``, ``image``) from the folder, else what ``compute`` gives of them.
+        """Return the rows of ``images`` from the folder, or compute and save them.
 
         Args:
-            key: what is computed; a folder below the folder.
-            depends_on: settings that it depends on.
-            images: their indices in the data and their checksums, both int64 (B,).
+            key: name of the result, which is also the name of its subfolder.
+            depends_on: settings on which the result depends.
+            images: columns ``index``, the indices in the data, and ``image``, checksums; both int64 (B,).
             process: number of this process.
-            compute: gives the other columns (B, ...).
+            compute: function that gives the other columns (B, ...).
         """
-        if key not in self._kept:
+        if key not in self._saved:
             saved = SavedRows("ResumableTest.folder", self.folder / key, self._settings(depends_on))
-            self._kept[key] = saved, saved.read()
-        saved, rows = self._kept[key]
+            self._saved[key] = saved, saved.read()
+        saved, rows = self._saved[key]
         if rows and bool(torch.isin(images["index"], rows["index"]).all()):
             stored = {name: column[torch.searchsorted(rows["index"], images["index"])] for name, column in rows.items()}
             remedy = "it has results of other images; give another folder"
@@ -77,7 +77,7 @@ class ResumableTest(Callback):
             return stored
         computed = {name: column.cpu() for name, column in compute().items()}
         rows = concatenate([rows, images | computed])
-        self._kept[key] = saved, rows
+        self._saved[key] = saved, rows
         saved.write(rows, process)
         return images | computed
 
@@ -87,7 +87,7 @@ class ResumableTest(Callback):
 
 @contextmanager
 def paused(callbacks: list[ResumableTest]) -> Iterator[None]:
-    """Take nothing from the folders of these callbacks, and leave nothing there."""
+    """Let these callbacks neither read nor write results."""
     for callback in callbacks:
         callback.paused = True
     try:
@@ -97,26 +97,26 @@ def paused(callbacks: list[ResumableTest]) -> Iterator[None]:
             callback.paused = False
 
 
-def kept(
+def saved_or_computed(
     trainer: Trainer, key: str, depends_on: object, indices: Tensor, x: Tensor, y: Tensor, compute: Callable[[], Rows]
 ) -> Rows:
-    """What ``compute`` gives of the images, from the folder of :class:`ResumableTest` if the test has one.
+    """Return columns (B, ...) of the images from the test's :class:`ResumableTest`, or compute them.
 
     Args:
-        trainer: of the test.
-        key: what is computed.
-        depends_on: settings that it depends on.
-        indices: of the images in the data, (B,).
+        trainer: trainer of the test.
+        key: name of the result.
+        depends_on: settings on which the result depends.
+        indices: indices of the images in the data, (B,).
         x: images (B, C, H, W).
         y: labels (B,).
-        compute: gives columns (B, ...).
+        compute: function that computes the columns.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    resumable = next((each for each in callbacks if isinstance(each, ResumableTest)), None)
+    resumable = next((callback for callback in callbacks if isinstance(callback, ResumableTest)), None)
     if resumable is None or resumable.paused or not trainer.testing:
         return compute()
     bytes_ = (x.detach() * 255).round().long().flatten(1)
-    places = torch.arange(1, bytes_.shape[1] + 1, device=x.device)
-    images = {"index": indices.cpu(), "image": ((bytes_ * places).sum(1) * 1009 + y).cpu()}
+    weights = torch.arange(1, bytes_.shape[1] + 1, device=x.device)
+    images = {"index": indices.cpu(), "image": ((bytes_ * weights).sum(1) * 1009 + y).cpu()}
     rows = resumable.rows(key, depends_on, images, trainer.global_rank, compute)
     return {name: column.to(x.device) for name, column in rows.items() if name not in images}

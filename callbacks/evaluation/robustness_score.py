@@ -39,15 +39,15 @@ class RobustnessScore(Evaluation):
     - ``.../r2/closest/<attack>``: fraction of images with this attack as the closest, the first one in a tie
     - ``.../r2/samples``: number of images
 
-    Written to ``robustness_score/`` in the log folder: ``<stage>_margins.csv`` with all margins and each attack's
+    The folder ``robustness_score/`` in the log folder has ``<stage>_margins.csv``, with all margins and each attack's
     distance, and ``<stage>_curve.png``, which TensorBoard shows too. In training, each epoch overwrites the files.
 
     Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 5.
 
     Args:
         attacks: attacks by name; by default ``bg`` (LinearizedBoundary), ``fgsm`` (FGSMGrid) and ``pgd`` (GrowingPGD).
-        halvings: bisections of the segment from an image to its attacked image; the distance has a precision of
-            2^-halvings of its length.
+        halvings: number of bisections of the segment from an image to its attacked image; they give the distance with
+            a precision of 2^-halvings of the segment's length.
         **settings: settings of :class:`Evaluation`; ``seed`` seeds the attacks' random draws.
 
     Raises:
@@ -87,7 +87,7 @@ class RobustnessScore(Evaluation):
         return {"margin": nearest.margin, "attack": nearest.attack, "distances": nearest.distances}
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The score, its area on the curve, and the fractions of the attacks."""
+        """The score, the area under the drawn curve, and the fraction of images of each attack."""
         table = self.rows("margins")
         margins, attack = table["margin"].double(), table["attack"]
         grid, curve = _curve(margins)

@@ -24,16 +24,16 @@ from robust.scores.samplers import CHUNK_SIZE
 class SampledRobustness(Evaluation):
     """A robustness score from samples: for each image and radius, the fraction of neighbours with the same prediction.
 
-    Radii and neighbours depend only on ``seed`` and the image's index in the data: comparisons of models, on any number
-    of processes, use the same draws. The mean of 1 / epsilon over 200 radii varies too much otherwise: from 0.16 to 1
-    in most draws. Logged, by default with the score's name in lower case:
+    Radii and neighbours depend only on ``seed`` and the image's index in the data, so that comparisons of models, on
+    any number of processes, use the same draws. Otherwise they would vary too much: the mean of 1 / epsilon over 200
+    radii is between 0.16 and 1 in most draws. Logged, by default with the score's name in lower case:
 
     - ``<stage>/robustness_score/<name>``: mean over images and radii (eq. 9), with the radii's weight
-    - ``.../<name>/integral``: the same times the cube's diameter, the integral over radii
-    - ``.../<name>/normalized``: the first divided by that of a constant classifier, in [0, 1]
+    - ``.../<name>/integral``: this mean times the cube's diameter, the integral over radii
+    - ``.../<name>/normalized``: this mean divided by that of a constant classifier, in [0, 1]
     - ``.../<name>/samples``: number of images
 
-    Written to ``robustness_score/<stage>_<name>.pt`` in the log folder: ``seed``, ``epsilons`` (E,), ``curve`` (E,),
+    The file ``robustness_score/<stage>_<name>.pt`` in the log folder has ``seed``, ``epsilons`` (E,), ``curve`` (E,),
     and for each image ``index``, ``measure`` (E,) and, if the sampler draws codes, ``codes`` (M, Z).
 
     Source: general robustness framework (Tibo, Jaeger, Larsen 2022), Sec. 3.
@@ -41,7 +41,7 @@ class SampledRobustness(Evaluation):
     Args:
         score: the triple (Q, H, G), such as ``robust.scores.R4``.
         epsilons: number of radii.
-        name: in the metrics, for a second score of one class, such as ``r3_same_label``.
+        name: name of the score in metrics, such as ``r3_same_label``, to tell two scores of one class apart.
         **settings: settings of :class:`Evaluation`; ``seed`` seeds radii and neighbours.
 
     Raises:
@@ -68,7 +68,7 @@ class SampledRobustness(Evaluation):
         return {self.name}
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Check that the network has no noise, and draw neighbours once."""
+        """Check that the network has no noise, and draw neighbours of a blank image."""
         remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
         require(not module.stochastic, "model", type(module).__name__, remedy)
         self.score.sampler(x, self._radii(x)[:1], [0])

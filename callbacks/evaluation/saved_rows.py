@@ -17,13 +17,13 @@ Rows = dict[str, Tensor]
 
 
 class SavedRows:
-    """A folder with one file of results for each process: columns (N, ...), and what they depend on.
+    """A folder with one file of results for each process: columns (N, ...), and the values on which they depend.
 
     Files are written atomically. Any number of processes can continue from the files of any other number.
 
     Args:
-        setting: name of the folder's setting, for the errors.
-        folder: made if absent; None saves nothing.
+        setting: name of the folder's setting, for errors.
+        folder: folder of the files, created if absent; None to save nothing.
         depends_on: plain values by name; rows that depend on other values are refused.
     """
 
@@ -34,7 +34,7 @@ class SavedRows:
         """All rows in the folder, empty if there are none.
 
         Raises:
-            SettingError: if rows depend on other values, a file holds no rows, or the folder cannot be written.
+            SettingError: if rows depend on other values, a file has no rows, or the folder cannot be written.
         """
         if self.folder is not None:
             check_writable(self.folder, self.setting)
@@ -71,7 +71,7 @@ def _are_rows(rows: Any) -> bool:
 
 
 def concatenate(parts: list[Rows]) -> Rows:
-    """Concatenate the rows of the parts, in ascending order of ``index``; of equal ones, the first row remains."""
+    """Concatenate the rows of the parts, in ascending order of ``index``; the first row of each index remains."""
     parts = [part for part in parts if part]
     if not parts:
         return {}

@@ -14,7 +14,7 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     """Bound the module's classifier over a box or a ball around one image.
 
     Raises:
-        SettingError: if that is impossible; the message names ``setting``.
+        SettingError: if it cannot be bounded; the message names ``setting``.
     """
     try:
         verifier.margins(module.classifier, box, y)

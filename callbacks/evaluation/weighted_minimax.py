@@ -39,19 +39,19 @@ class WeightedMinimaxEvaluation(Evaluation):
     A_nat, the clean accuracy, is ``test/accuracy/clean``, as for every classifier.
 
     All examples are attacked, even if they are misclassified without perturbation: their weights count too. Each
-    restart begins at a new uniform point of the ball, the same for all alphas. Of the restarts and the unperturbed
-    image, the result is the image of highest loss, misclassified images before correct ones. This is the loss that
-    the attack ascends, for ``a_tr`` the weighted loss; the published code compares cross-entropies. The gradient goes
-    through the weight, as in that code. Networks with noise are evaluated in one pass.
+    restart begins at a new uniform point of the ball, the same for all alphas. The result is the image of highest loss
+    among the restarts and the unperturbed image; a misclassified image comes before every correct one. The loss is the
+    one that the attack ascends, for ``a_tr`` the weighted loss; the published code compares cross-entropies. The
+    gradient flows through the weight, as in that code. Networks with noise are evaluated in one pass.
 
     Source: weighted minimax risk (WMR), evaluation metrics; protocol of the published code: MNIST 40 steps of 0.01 in
     0.3, CIFAR-10 20 steps of 0.0031 in 0.031, 10 restarts.
 
     Args:
-        steps: steps of PGD.
+        steps: number of steps of PGD.
         step_size: step size in pixel units.
-        epsilon: radius of the ball in (0, 1]; by default that of the module's linf ball.
-        restarts: random starts for each example.
+        epsilon: radius of the ball in (0, 1]; by default the radius of the module's linf ball.
+        restarts: number of random starts for each example.
         alphas: strengths of the weights, 0 or above.
         seed: seed of the random starts.
 
@@ -123,7 +123,7 @@ class WeightedMinimaxEvaluation(Evaluation):
                 attack = partial(self.attack, loss=loss)
                 x_adv = checked_attack("WeightedMinimaxEvaluation", attack, module, self._ball(module, x), x, y)
                 logits = module(x_adv)
-            if not module.stochastic:  # an attack that leaves a misclassified image unchanged keeps it misclassified
+            if not module.stochastic:  # an image that is misclassified without perturbation stays misclassified
                 repaired = (logits.argmax(1) == y) & (clean.argmax(1) != y)
                 logits = torch.where(repaired[:, None], clean, logits)
             return {"margin": probability_margin(logits.double(), y), "correct": logits.double().argmax(1) == y}

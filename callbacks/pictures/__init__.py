@@ -1,1 +1,1 @@
-"""Pictures of learned budgets and decision boundaries: one file each, with a common base."""
+"""Pictures of adversarial examples, learned budgets and decision boundaries: one file each, with a common base."""

@@ -25,11 +25,11 @@ GAP = 2  # pixels between images
 
 
 class AdversarialExamples(Picture):
-    """Draws the first images, the images that PGD makes of them in the module's first threat model, and the difference.
+    """Draws the first images, their adversarial examples by PGD in the module's first threat model, and the difference.
 
-    Titles give the predicted classes, in red if they are wrong. Written to TensorBoard
+    Titles give the predicted classes, in red if they are wrong. The figure is written to TensorBoard
     (``<stage>/adversarial_examples/<threat model>``) and to ``adversarial_examples/`` in the log folder, in tests and
-    after the last epoch of a training. Without TensorBoard it does nothing.
+    after the last epoch of a training. Without TensorBoard the callback does nothing.
 
     Args:
         count: number of images.
@@ -51,11 +51,11 @@ class AdversarialExamples(Picture):
         self._warned = False
 
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether to draw this batch: with TensorBoard, and after the last epoch too."""
+        """Whether to draw this batch: only with TensorBoard, and also after the last epoch."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        first = next(each for each in callbacks if isinstance(each, AdversarialExamples))
+        first = next(callback for callback in callbacks if isinstance(callback, AdversarialExamples))
         shown = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-        if batch_idx > 0 or not shown or first is not self:  # the command line's own comes after the user's
+        if batch_idx > 0 or not shown or first is not self:  # the command line's default comes after the user's
             return False
         last = trainer.current_epoch + 1 == trainer.max_epochs and not trainer.sanity_checking
         return last or super().is_due(stage, trainer, batch_idx)
@@ -66,7 +66,10 @@ class AdversarialExamples(Picture):
             super().on_batch(stage, trainer, module, batch, batch_idx)
 
     def draw(self, module: RobustClassifier, x: Tensor, y: Tensor) -> dict[str, Figure]:
-        """Draw one figure; none, with one warning, if the attack refuses the network: a picture must not end a run."""
+        """Draw one figure, or warn once and draw none if the attack refuses the network.
+
+        A picture must not end a run.
+        """
         try:
             with attack_mode(module, "eval"), global_seed(x.device, self.seed):
                 name, threat_model = next(iter(module.threat_models(x, module.epsilon).items()))
@@ -98,7 +101,7 @@ def draw_examples(
         before: predicted classes of the images, (B,).
         after: predicted classes of the attacked images, (B,).
         y: labels (B,).
-        name_of: name of a class.
+        name_of: function that gives the name of a class.
     """
     difference = x_adv - x
     largest = float(difference.abs().max())
@@ -120,7 +123,7 @@ def draw_examples(
 
 
 def _side_by_side(images: Tensor) -> Any:
-    """Images (B, C, H, W) as one array (H, B * (W + GAP), 3), white between them: a tenth of the time of many axes."""
+    """Images (B, C, H, W) as one array (H, B * (W + GAP), 3) with white gaps; ten times as fast as an axis for each."""
     colour = images.clamp(0, 1).cpu()
     colour = colour.expand(-1, 3, -1, -1) if colour.shape[1] == 1 else colour
     return torch.nn.functional.pad(colour, (0, GAP), value=1.0).permute(2, 0, 3, 1).flatten(1, 2).numpy()

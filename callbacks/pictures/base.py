@@ -24,8 +24,8 @@ from robust.errors import require
 class Picture(StageCallback, ABC):
     """Figures of the first images of the validation and the test data; subclasses implement :meth:`draw`.
 
-    Written to TensorBoard (``<stage>/<tag>/<name>``) and to ``<folder_name>/<stage>_<name>.png`` in the log folder,
-    with the epoch in the file's name if it is drawn in training.
+    A figure is written to TensorBoard (``<stage>/<tag>/<name>``) and to ``<folder_name>/<stage>_<name>.png`` in the log
+    folder, with the epoch in the file's name if it is drawn in training.
 
     Args:
         count: number of images.

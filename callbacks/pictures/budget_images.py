@@ -20,10 +20,11 @@ def draw_budgets(
     """Draw images above and their budgets below, with one colour scale for all budgets.
 
     Args:
-        images: (N, C, H, W) in [0, 1].
-        budgets: (N, C, H, W) in [0, 1]; the mean over channels is drawn.
+        images: images (N, C, H, W) in [0, 1].
+        budgets: budgets (N, C, H, W) in [0, 1]; the mean over channels is drawn.
         title: title of the figure.
-        white: adds a row as in the paper: the budgets divided by this one, as an image with its channels.
+        white: budget that is white in a third row, which shows the budgets as the paper does: divided by this number,
+            as an image with all channels; None for no such row.
         names: text above each image; none by default.
     """
     count, means, rows = len(images), budgets.mean(1), 2 if white is None else 3
@@ -58,16 +59,16 @@ def _show(axis: Axes, image: Tensor) -> None:
 class BudgetImages(Picture):
     """Draws the first images of the validation and test data with their learned budgets.
 
-    Written to TensorBoard (``<stage>/budgets/<threat model>``) and to ``budgets/`` in the log folder. Threat models
-    without per-pixel budgets are not drawn.
+    Figures are written to TensorBoard (``<stage>/budgets/<threat model>``) and to ``budgets/`` in the log folder.
+    Threat models without per-pixel budgets are not drawn.
 
     Args:
         count: number of images.
         every_n_epochs: draw in validation at this interval, in epochs of training.
-        white: also draw the budgets as the paper does, as images in which this budget, in pixel units, is white; 1 in
-            figure 2.
-        white_over_epsilon: the same in units of the module's epsilon; alpha_high in figures 3 and 5, so that the
-            largest possible budget is white.
+        white: budget in pixel units that is white in an additional row, which shows the budgets as the paper does; 1
+            in figure 2.
+        white_over_epsilon: the same budget in units of the module's epsilon; alpha_high in figures 3 and 5, so that
+            the largest possible budget is white.
 
     Raises:
         SettingError: if a number is below 1, a white is not positive, or both whites are given.

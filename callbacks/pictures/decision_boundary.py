@@ -36,13 +36,13 @@ class DecisionBoundary(Picture):
 
     Each picture is the plane through an image along two orthogonal directions: towards the image that PGD returns in
     the module's first threat model, and a random one. Distances on the axes are in the l2 norm. Every point is clamped
-    to [0, 1] before it is classified, and the line of a threat model encloses the points that it contains after this.
-    Written to TensorBoard (``<stage>/boundary``) and to ``boundaries/`` in the log folder. Source: multi-norm training
-    (MNG-AC), its figure of decision boundaries.
+    to [0, 1] before it is classified, and the outline of a threat model encloses the points that it contains after
+    this. The figure is written to TensorBoard (``<stage>/boundary``) and to ``boundaries/`` in the log folder. Source:
+    multi-norm training (MNG-AC), its figure of decision boundaries.
 
     Args:
         count: number of images.
-        extent: distance from the image to the border of the picture, in l2.
+        extent: l2 distance from the image to the border of the picture.
         points: number of points along each axis, at least 3.
         steps: steps of PGD, for the first direction.
         seed: seed of PGD and the random direction.
@@ -64,7 +64,7 @@ class DecisionBoundary(Picture):
         self.attack = PGD(steps)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse weights of half precision."""
+        """Refuse weights in half precision."""
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
@@ -87,7 +87,7 @@ class DecisionBoundary(Picture):
             lines = {name: _contained(model, index, plane, x) for name, model in models.items()}
             self._picture(axis, offsets, classes, lines)
             axis.set_title(class_name(module, int(y[index])), fontsize=9)
-        if axes[0].get_legend_handles_labels()[0]:  # no line if no threat model's border is in the picture
+        if axes[0].get_legend_handles_labels()[0]:  # there is no outline if no threat model's border is in the picture
             axes[0].legend(fontsize=7, loc="lower left")
         return figure
 

@@ -1,4 +1,4 @@
-"""Base classes of all methods and of families of methods."""
+"""Base classes of all methods, and of families of methods."""
 
 from lightning_modules.base.attacked_classifier import AttackedClassifier
 from lightning_modules.base.checks import blank_images, check_precision, run_blank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
+from robust.losses import kl
 from robust.metric_names.registry import threat_model_name
+from robust.modes import attack_mode
 from robust.threat_models import Norm, ThreatModel, ball
 
 
@@ -20,8 +23,8 @@ class AttackedClassifier(RobustClassifier):
         classifier: network from images (B, C, H, W) to logits (B, K).
         epsilon: radius of the threat model, in pixel units.
         norm: norm of the ball.
-        attack: makes the training images; by default ten steps of PGD from a random start.
-        **settings: those of :class:`RobustClassifier`.
+        attack: attack that makes the training images; by default ten steps of PGD from a random start.
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -36,7 +39,7 @@ class AttackedClassifier(RobustClassifier):
         attack: PGD | None = None,
         **settings: Any,
     ) -> None:
-        self.largest_epsilon = 1.0 if norm == "linf" else float("inf")  # l2 and l1 balls exceed a pixel's range
+        self.largest_epsilon = 1.0 if norm == "linf" else float("inf")  # useful radii in l2 and l1 can exceed 1
         super().__init__(classifier, epsilon, **settings)
         ball(norm, epsilon)  # raises if there is no such norm
         self.norm: Norm = norm
@@ -53,13 +56,14 @@ class AttackedClassifier(RobustClassifier):
     def mixed_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
         """Mean of the cross-entropy on clean images and on attacked images, a scalar.
 
-        The attack is against the predictions of the clean pass, so that no label leaks into the images (Kurakin et al.
-        2017). As in the published code of PNI and Learn2Perturb, this pass is in the network's own mode.
+        The attack ascends the loss of the classes that the clean pass predicts, so that no label leaks into the images
+        (Kurakin et al. 2017). As in the published code of PNI and Learn2Perturb, this pass is in the network's own
+        mode.
 
         Args:
             x: images (B, C, H, W).
             y: labels (B,).
-            adversarial: if false, return the cross-entropy on clean images alone.
+            adversarial: whether to attack; if false, return the cross-entropy on clean images alone.
         """
         logits = self(x)
         clean = F.cross_entropy(logits, y)
@@ -67,3 +71,24 @@ class AttackedClassifier(RobustClassifier):
             return clean
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, logits.argmax(1))
         return 0.5 * clean + 0.5 * F.cross_entropy(self(x_adv), y)
+
+    def trades_risk(
+        self, x: Tensor, y: Tensor, beta: float, divergence: Callable[[Tensor, Tensor], Tensor] = kl
+    ) -> Tensor:
+        """Cross-entropy on clean images plus beta times the divergence of attacked predictions, a scalar.
+
+        The attack maximises the divergence from predictions on clean images, which are computed in the attack's mode
+        (TRADES, Algorithm 1).
+
+        Args:
+            x: images (B, C, H, W).
+            y: labels (B,).
+            beta: weight of the divergence.
+            divergence: divergence (B,) of logits (B, K) from reference logits (B, K).
+        """
+        with attack_mode(self.classifier, self.attack.mode):
+            reference = self(x)
+        threat_model = self.threat_model(self.current_epsilon)
+        x_adv = self.attack(self.classifier, threat_model, x, y, loss=lambda logits, _: divergence(logits, reference))
+        clean = self(x)
+        return F.cross_entropy(clean, y) + beta * divergence(self(x_adv), clean).mean()

@@ -1,4 +1,4 @@
-"""Checks of batches, of networks on a blank image, and of the weights' precision."""
+"""Checks of batches, of networks on blank images, and of the weights' precision."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def check_images(x: Tensor, name: str) -> None:
     """Check that ``x`` holds images: finite floats of any precision in [0, 1], of shape (B, C, H, W), B at least 1.
 
     Raises:
-        SettingError: if it does not; the message says what it holds and what is expected.
+        SettingError: if it does not; the message says what ``x`` holds and what is expected.
     """
-    require(x.is_floating_point(), name, str(x.dtype), "give float images in [0, 1] (uint8 images over 255)")
+    require(x.is_floating_point(), name, str(x.dtype), "give float images in [0, 1] (uint8 images divided by 255)")
     require(x.dim() == 4 and x.numel() > 0, name, tuple(x.shape), "give at least one image, shape (B, C, H, W)")
     check_range(x, name)
 
@@ -41,7 +41,7 @@ def labelled(batch: Any, name: str, count: int = 1) -> Iterator[tuple[Tensor, Te
     """
     if count > 1:
         fits = isinstance(batch, list | tuple) and len(batch) == count and not _is_pair(batch)
-        remedy = f"the method takes {count} batches a step: give one of our data modules, or a CombinedLoader"
+        remedy = f"the method takes {count} batches a step; give one of our data modules, or a CombinedLoader"
         require(fits, name, _described(batch), remedy)
     for part in batch if count > 1 else [batch]:
         remedy = "give (images, labels), tensors of shape (B, C, H, W) and (B,)"
@@ -79,9 +79,9 @@ def check_precision(module: LightningModule, trainer: Trainer, what: str) -> Non
 
 
 def blank_images(network: nn.Module, batch: int, image_shape: tuple[int, int, int]) -> Tensor:
-    """Black images (batch, C, H, W) of the type and on the device of the network's weights.
+    """Black images (batch, C, H, W) of the data type and on the device of the network's weights.
 
-    In ``setup``, these are not yet on the device that Lightning's ``module.device`` names.
+    In ``setup``, the weights are not yet on the device that Lightning's ``module.device`` names.
     """
     weight = next(chain(network.parameters(), network.buffers()), torch.empty(0))
     return torch.zeros(batch, *image_shape, device=weight.device, dtype=weight.dtype)
@@ -100,12 +100,12 @@ def run_blank(
     Args:
         name: name of the network's setting, for errors.
         network: network from images (B, C, H, W).
-        image_shape: (C, H, W).
-        training: run the network in training mode.
+        image_shape: shape of the images, (C, H, W).
+        training: whether to run the network in training mode.
         batch: number of images.
 
     Raises:
-        SettingError: if the network fails on such images, or returns no tensor.
+        SettingError: if the network fails on such images, or does not return a tensor.
     """
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     blank = blank_images(network, batch, image_shape)
@@ -123,7 +123,7 @@ def run_blank(
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
     where = "training" if training else "evaluation"
     kind = f"{type(network).__name__} with {type(output).__name__} as output in {where} mode"
-    require(isinstance(output, Tensor), name, kind, "give one that returns a tensor")
+    require(isinstance(output, Tensor), name, kind, "give a network that returns a tensor")
     assert isinstance(output, Tensor)
     return output
 
@@ -136,7 +136,7 @@ def check_training_mode(
     Args:
         name: name of the network's setting, for errors.
         network: network from images (B, C, H, W).
-        image_shape: (C, H, W).
+        image_shape: shape of the images, (C, H, W).
         expected: output in evaluation mode, (2, ...).
         batch: number of images in a training batch of one process.
 
@@ -152,7 +152,7 @@ def check_training_mode(
         raise SettingError("data.batch_size", batch, remedy) from error
     kind = f"{type(network).__name__} with output {tuple(output.shape[1:])} in training mode"
     same = output.shape[1:] == expected.shape[1:]
-    require(same, name, kind, f"give the same as in evaluation mode, {tuple(expected.shape[1:])}")
+    require(same, name, kind, f"give a network with the same output in both modes, {tuple(expected.shape[1:])}")
 
 
 def _is_pair(batch: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Optimizers and their steps: which optimizer updates which parameters, finite losses, clipping, stepping."""
+"""Optimizers and their steps: the parameters of each optimizer, checks of the loss, clipping, stepping."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class OptimizerSpec(NamedTuple):
 
 
 class Descent(Rebuilding):
-    """Steps its own optimizers, so that a method may alternate between several.
+    """A module that steps its optimizers itself, so that a method may alternate between several.
 
     Args:
         optimizer: optimizer of all parameters, unless a subclass overrides :meth:`optimizer_specs`.
         lr_scheduler: learning-rate schedule, by default stepped once an epoch.
-        gradient_clip: largest gradient norm over all parameters that a step updates; no clipping by default.
+        gradient_clip: largest gradient norm over all parameters that a step updates; None for no clipping.
 
     Raises:
         SettingError: if ``gradient_clip`` is not positive.
@@ -68,10 +68,10 @@ class Descent(Rebuilding):
         """Zero gradients, backpropagate ``loss``, clip gradients, and step every optimizer.
 
         Args:
-            loss: scalar.
+            loss: loss, a scalar.
             optimizers: optimizers to step.
-            counts: let the first optimizer advance Lightning's ``global_step`` by one. A method sets this once a
-                batch, so that ``global_step`` counts batches, however many optimizers there are.
+            counts: whether the first optimizer advances Lightning's ``global_step`` by one. A method lets this happen
+                once a batch, so that ``global_step`` counts batches, however many optimizers there are.
 
         Raises:
             NonFiniteLossError: if the loss is NaN or infinite; no parameter has changed then.
@@ -91,7 +91,7 @@ class Descent(Rebuilding):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"loss: got {loss.item()} in epoch {self.current_epoch}; training stopped before this step, "
-                "resume from the last checkpoint with a smaller model.gradient_clip, or train anew with a lower rate"
+                "resume from the last checkpoint with a smaller model.gradient_clip, or train again with a lower rate"
             )
 
     def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:

@@ -18,7 +18,7 @@ class GeneratorClassifier(RobustClassifier):
         generator: network from images (B, C, H, W) to outputs of the same shape; None to train the classifier alone.
         generator_optimizer: optimizer of the generator.
         generator_lr_scheduler: learning-rate schedule of the generator, stepped once an epoch.
-        **settings: those of :class:`RobustClassifier`, or of the base that follows in the method resolution order.
+        **settings: settings of :class:`RobustClassifier`, or of the base that follows in the method resolution order.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class GeneratorClassifier(RobustClassifier):
         self.generator_optimizer, self.generator_lr_scheduler = generator_optimizer, generator_lr_scheduler
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
-        """The classifier first, then the generator, if any."""
+        """The classifier's entry, then the generator's, if there is a generator."""
         if self.generator is None:
             return super().optimizer_specs()
         spec = OptimizerSpec(self.generator.parameters(), self.generator_optimizer, self.generator_lr_scheduler)

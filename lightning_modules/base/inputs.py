@@ -1,4 +1,4 @@
-"""Checks of a run's inputs: the data's shape, the trainer's settings, every batch."""
+"""Checks of a run's inputs: the shape of the data, the settings of the trainer, every batch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from robust.errors import require
 
 
 def data_module(trainer: Any) -> Any:
-    """The data module of the current run, or of the last one if none runs; None of plain loaders, or without a trainer.
+    """The data module of the current run, or of the last run; None for plain loaders or without a trainer.
 
-    ``trainer.datamodule`` may be that of an earlier run.
+    ``trainer.datamodule`` may be the data module of an earlier run.
     """
     data = getattr(trainer, "datamodule", None)
     if data is None:
@@ -28,7 +28,7 @@ class CheckedInputs(pl.LightningModule):
     """Checks that networks, data and trainer fit together before the run starts, then checks every batch.
 
     Attributes:
-        half_precision: whether the method supports weights of half precision (``bf16-true`` and ``16-true``).
+        half_precision: whether the method supports weights in half precision (``bf16-true`` and ``16-true``).
         training_batches: number of independently shuffled batches in a training step; above 1, ``training_step``
             gets a list of them.
     """
@@ -39,7 +39,7 @@ class CheckedInputs(pl.LightningModule):
 
     @property
     def data_module(self) -> Any:
-        """The data module of the current run, or of the last one if none runs; None of plain loaders."""
+        """The data module of the current run, or of the last run; None for plain loaders."""
         return data_module(self._trainer)
 
     def check_data(self) -> None:
@@ -52,11 +52,11 @@ class CheckedInputs(pl.LightningModule):
         """Check that the trainer's callbacks and precision suit the method.
 
         Raises:
-            SettingError: if one does not.
+            SettingError: if a callback or the precision does not.
         """
         callbacks = getattr(self.trainer, "callbacks", [])
         averaging = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
-        remedy = "it trains on for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
+        remedy = "it continues the training for an epoch; give pytorch_lightning.callbacks.EMAWeightAveraging"
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
@@ -71,21 +71,21 @@ class CheckedInputs(pl.LightningModule):
         """Run the networks once on a blank image of the data's shape; subclasses implement the check.
 
         Raises:
-            SettingError: if a network fails on it or returns a wrong shape.
+            SettingError: if a network fails on the image or returns a wrong shape.
         """
 
     def check_generator(self, name: str, generator: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Check that a generator returns images of the data's shape.
 
         Raises:
-            SettingError: if it does not.
+            SettingError: if it fails, or returns another shape.
         """
         output = run_blank(f"model.{name}", generator, image_shape)
         require(
             tuple(output.shape[1:]) == tuple(image_shape),
             f"model.{name}",
             f"{type(generator).__name__} with output {tuple(output.shape[1:])}",
-            f"give one with output {image_shape}, the shape of the data's images",
+            f"give a network with output {image_shape}, the shape of the data's images",
         )
 
     def check_batch(self, x: Tensor, y: Tensor | None, name: str) -> None:

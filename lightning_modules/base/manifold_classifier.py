@@ -19,11 +19,11 @@ class ManifoldClassifier(RobustClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         autoencoder: autoencoder of the architecture that ``WassersteinAutoencoder`` trained.
-        autoencoder_checkpoint: checkpoint of that training. Only the start of a training reads it: this module's own
-            checkpoints hold the autoencoder.
+        autoencoder_checkpoint: checkpoint of that training. It is read only at the start of a training, since this
+            module's own checkpoints contain the autoencoder.
         epsilon: size of the threat model in evaluation, in pixel units; training does not use it.
         optimizer: optimizer of the classifier.
-        **settings: those of :class:`RobustClassifier`.
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range, or networks, checkpoint and data do not fit together.

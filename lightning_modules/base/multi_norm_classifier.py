@@ -24,7 +24,7 @@ class MultiNormClassifier(RobustClassifier):
         epsilon_l2: radius in l2.
         epsilon_l1: radius in l1.
         optimizer: optimizer of the classifier.
-        **settings: those of :class:`RobustClassifier`.
+        **settings: settings of :class:`RobustClassifier`.
 
     Raises:
         SettingError: if a setting is out of its range.
@@ -42,7 +42,7 @@ class MultiNormClassifier(RobustClassifier):
     ) -> None:
         super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
         for name, radius in (("model.epsilon_l2", epsilon_l2), ("model.epsilon_l1", epsilon_l1)):
-            require(radius > 0, name, radius, "give a positive norm over all pixels in [0, 1]")
+            require(radius > 0, name, radius, "give a positive radius: a norm over all pixels in [0, 1]")
         self.radii: dict[Norm, float] = {"linf": epsilon, "l2": epsilon_l2, "l1": epsilon_l1}
 
     def balls(self, scale: float) -> dict[Norm, ThreatModel]:
@@ -50,7 +50,7 @@ class MultiNormClassifier(RobustClassifier):
         return {norm: ball(norm, scale * radius) for norm, radius in self.radii.items()}
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """The three balls, by their names in metrics, where ``epsilon`` is the radius in linf."""
+        """The three balls by their names in metrics; ``epsilon`` is the radius in linf."""
         scale = epsilon / self.epsilon
         balls = self.balls(scale)
         return {threat_model_name(norm, scale * radius): balls[norm] for norm, radius in self.radii.items()}

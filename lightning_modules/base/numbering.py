@@ -1,4 +1,4 @@
-"""Numbers of the examples in a step: their indices in the global batch, or in the data."""
+"""Numbers of the examples in a step: their indices in the global batch when training, in the data when evaluating."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_st
 
 
 def number_steps(kind: type[TrainingModule]) -> None:
-    """Wrap the steps that a class defines, so that :mod:`robust.random` draws by the numbers of the examples.
+    """Wrap the steps that a class defines, so that draws of :mod:`robust.random` depend on the examples' numbers.
 
-    Steps of evaluation note their examples as ``data_indices`` of the module.
+    Evaluation steps also set the module's ``data_indices``.
     """
     for name in ("training_step", *_KEYS):
         if name in vars(kind):
@@ -32,6 +32,8 @@ def number_steps(kind: type[TrainingModule]) -> None:
 
 
 def _numbered(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step of that name inside :func:`robust.random.numbered`."""
+
     @wraps(step)
     def numbered_step(self: TrainingModule, batch: Any, *arguments: Any, **named: Any) -> Any:
         batch_idx = arguments[0] if arguments else named["batch_idx"]
@@ -58,12 +60,12 @@ def _numbering(module: TrainingModule, name: str, batch: Any, batch_idx: int) ->
 def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx: int, count: int) -> range:
     """Indices in the data of the ``count`` examples of a batch.
 
-    The data module says which. Of other loaders Lightning's own sampler gives process r of n the examples r, r + n,
+    The data module gives them. For other loaders, Lightning's own sampler gives process r of n the examples r, r + n,
     r + 2n, ...
     """
     trainer = module.trainer
     loop: Any = trainer._active_loop
-    data: Any = loop._data_source.instance  # trainer.datamodule may be that of an earlier run
+    data: Any = loop._data_source.instance  # trainer.datamodule may be the data module of an earlier run
     indices = getattr(data, "indices", None)
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
@@ -74,19 +76,25 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
 
 
 def _require_unrepeated(loader: Any) -> None:
-    """Raise if a sampler repeats examples, so that all processes have equally many: they would count twice."""
+    """Refuse a sampler that repeats examples to give all processes the same number: these would count twice."""
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         size = len(loader.dataset)
         given = f"{size} images in {sampler.num_replicas} processes"
-        remedy = f"the loader's sampler makes them {sampler.total_size}, and some would count twice; give "
-        remedy += "one of our data modules, a number of images that the processes divide, or one process"
+        remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give one "
+        remedy += "of our data modules, a multiple of the number of processes, or one process"
         require(sampler.total_size <= size, "data", given, remedy)
 
 
 def _as_range(indices: list[int], count: int) -> range:
-    remedy = "its method indices must name the images of the batch"
+    """The indices of the ``count`` images of a batch as a range.
+
+    Raises:
+        SettingError: if there are more or fewer indices, or they do not rise in equal steps.
+    """
+    remedy = "its method indices must return one index for each image of the batch"
     require(len(indices) == count, "data", f"{len(indices)} indices of {count} images", remedy)
-    found = range(indices[0], indices[-1] + 1, max(indices[1] - indices[0], 1) if count > 1 else 1)
-    require(list(found) == indices, "data", f"indices {indices[:3]}...", "in evaluation they must rise in equal steps")
-    return found
+    rows = range(indices[0], indices[-1] + 1, max(indices[1] - indices[0], 1) if count > 1 else 1)
+    remedy = "its method indices must return indices that rise in equal steps in evaluation"
+    require(list(rows) == indices, "data", f"indices {indices[:3]}...", remedy)
+    return rows

@@ -1,4 +1,4 @@
-"""Communication between the processes of a run: gathered values, a common seed, batch statistics."""
+"""Communication between the processes of a run: gathered values, a common seed, common batch statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robust.errors import require
 
 
 class AcrossProcesses(pl.LightningModule):
-    """A module whose processes have equal, consecutive parts of each training batch."""
+    """A module of which each process has an equal, consecutive part of each training batch."""
 
     def gather(self, value: Tensor) -> Tensor:
         """Concatenate the parts (B, ...) of all processes, in the order of the global batch; no gradient flows."""
@@ -44,7 +44,7 @@ class AcrossProcesses(pl.LightningModule):
             partially_used: names of the parameters that some training steps do not use.
 
         Raises:
-            SettingError: if the strategy does not support such parameters, or is itself not supported.
+            SettingError: if the strategy is not supported, or does not support such parameters.
         """
         strategy = self.trainer.strategy
         if partially_used and isinstance(strategy, DDPStrategy):

@@ -11,11 +11,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:
     """Correct the checkpoint so that a resumed run continues the epoch in which this one stops.
 
-    Lightning closes the epoch in which ``max_steps``, ``max_time`` or an early stop ends a run, so a resumed run would
-    begin the next epoch. It would also skip a validation that was due or had begun.
+    Lightning closes the epoch in which ``max_steps``, ``max_time`` or an early stop ends a run, so that a resumed run
+    would begin the next epoch. It would also skip a validation that was due or had begun.
 
     Args:
-        checkpoint: Lightning's checkpoint; its ``loops`` are changed in place.
+        checkpoint: Lightning's checkpoint; its ``loops`` change in place.
         trainer: trainer of the run.
     """
     if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
@@ -32,7 +32,7 @@ def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:
             count["completed"] = count["processed"]
         validation = progress["epoch_loop.val_loop.batch_progress"]
         validation["is_last_batch"] = False
-        for count in (validation["current"], validation["total"]):  # Lightning's counts of a stop in the first batch
+        for count in (validation["current"], validation["total"]):  # as if the validation stopped in its first batch
             count.update(ready=1, started=1, processed=0, completed=0)
 
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules in manual optimization: by epoch, by step, or by a monitored metric."""
+"""Learning-rate schedules in manual optimization: per epoch, per step, or by a monitored metric."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BY_STEP = (EachStep, OneCycleLR, CyclicLR)
 def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]) -> None:
     """Step every schedule to its state before batch ``batch_idx`` of the current epoch.
 
-    Schedules by step advance with every batch, others with every epoch, those of a metric with every validated epoch.
-    Only the schedules' own counts decide how many steps are due, so a resumed run continues them.
+    Some schedules advance with every batch, those of a metric with every validated epoch, and all others with every
+    epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues them.
 
     Args:
         trainer: trainer that holds the schedules.
@@ -38,7 +38,7 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
         elif isinstance(schedule, ReduceLROnPlateau):
             validated = epoch // (trainer.check_val_every_n_epoch or 1)
             if schedule.last_epoch < validated:
-                schedule.last_epoch = validated - 1  # a new schedule in a resumed run has seen no earlier metric
+                schedule.last_epoch = validated - 1  # in a resumed run, a new schedule has not seen earlier metrics
                 schedule.step(_value(schedule, monitored))
         else:
             done = epoch * int(batches) + batch_idx if by_step(config) else epoch
@@ -54,7 +54,7 @@ def by_step(config: LRSchedulerConfig) -> bool:
 
 
 def monitored_names(trainer: Trainer) -> list[str]:
-    """The metrics that schedules depend on."""
+    """The metrics on which schedules depend."""
     return [config.scheduler.monitor for config in trainer.lr_scheduler_configs if _is_plateau(config)]  # type: ignore
 
 
@@ -62,20 +62,20 @@ def check_schedules(trainer: Trainer) -> None:
     """Check that the schedules last until the end of the training and can be resumed.
 
     Raises:
-        SettingError: if a schedule names no metric though it needs one, ends too early, keeps no count, or counts
-            batches of data that does not say how many an epoch has.
+        SettingError: if a schedule ends too early, cannot be resumed, lacks the metric that it needs, or counts batches
+            while the number of batches in an epoch is not known.
     """
     uncounted = trainer.num_training_batches == float("inf")
     planned = trainer.estimated_stepping_batches
     for config in trainer.lr_scheduler_configs:
         schedule: Any = config.scheduler
         by_batch = isinstance(schedule, PiecewiseLinear) or by_step(config)
-        remedy = "the loader has no length, and this counts batches; set trainer.limit_train_batches to a number"
+        remedy = "the loader has no length, and this schedule counts batches; set trainer.limit_train_batches"
         require(not (by_batch and uncounted), "lr_scheduler", type(schedule).__name__, remedy)
         if isinstance(schedule, ReduceLROnPlateau):
             remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
             require(isinstance(getattr(schedule, "monitor", None), str), "lr_scheduler", "ReduceLROnPlateau", remedy)
-        remedy = "it keeps no count to resume from; give torch.optim.lr_scheduler.SequentialLR"
+        remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)
         inner = schedule.schedule if isinstance(schedule, EachStep) else schedule
         if isinstance(inner, OneCycleLR) and planned != float("inf"):
@@ -92,7 +92,7 @@ def _value(schedule: Any, monitored: dict[str, float]) -> float:
     value = monitored.get(schedule.monitor)
     known = ", ".join(sorted(monitored)) or "none"
     new = new_name(schedule.monitor)
-    remedy = f"{'' if new is None else f'its name is {new} now; '}the last validation logged {known}"
+    remedy = f"{'' if new is None else f'it is now called {new}; '}the last validation logged {known}"
     require(value is not None, "lr_scheduler.monitor", schedule.monitor, remedy)
     assert value is not None
     return value

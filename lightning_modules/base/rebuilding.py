@@ -1,4 +1,4 @@
-"""Settings of a module in its checkpoints, and the module again from a checkpoint."""
+"""Saves a module's settings in its checkpoints, and builds the module again from a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from robust.errors import SettingError, require
 NAME = "checkpoint_path"
 KEY = "model"
 _REMEDY = "give a checkpoint that fit wrote"
-_OLD = "it holds no settings of its model, as an older version wrote it; build the module and call load_state_dict"
+_OLD = "it holds no settings of its model, as of older versions; build the module and call load_state_dict"
 
 
 class Rebuilding(pl.LightningModule):
     """A module whose checkpoints hold its settings.
 
     Attributes:
-        constructor_settings: ``class_path`` and ``init_args`` as plain data, with networks and other objects as such
-            mappings, too. The command line sets it. A module that was built in Python has its plain arguments, and
-            under ``objects`` the names of the others. They are the values that the arguments' names have when the
-            constructor calls this one, so a constructor must not assign to these names before.
+        constructor_settings: ``class_path`` and ``init_args`` as plain data, in which networks and other objects are
+            such mappings, too. The command line sets this. For a module that was built in Python, ``init_args`` has the
+            plain arguments, and ``objects`` the names of the other arguments. The values are those at the time when the
+            constructor calls this one, so a constructor must not assign to its arguments before.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Rebuilding(pl.LightningModule):
         self.constructor_settings = _given_settings(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the settings, without the file of weights to start from: the checkpoint has its own."""
+        """Save the settings without ``weights``, the file of initial weights: the checkpoint has its own weights."""
         arguments = {name: value for name, value in self.constructor_settings["init_args"].items() if name != "weights"}
         checkpoint[KEY] = {**self.constructor_settings, "init_args": arguments}
 
@@ -47,23 +47,24 @@ class Rebuilding(pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", **settings: Any
     ) -> Self:
-        """The module of a checkpoint, networks and settings included, with its trained weights.
+        """Build the module of a checkpoint, including networks and settings, with its trained weights.
 
         Args:
-            checkpoint_path: file that ``fit`` or a trainer wrote.
+            checkpoint_path: path of a file that ``fit`` or a trainer wrote.
             map_location: device of the weights.
             **settings: arguments of the constructor that replace the checkpoint's. A module that was built in Python
-                from objects needs them: its networks, for example.
+                from objects, such as networks, needs these objects here.
 
         Raises:
-            SettingError: if the file is no such checkpoint, is of another class, or its module cannot be built.
+            SettingError: if the file is not such a checkpoint, is of another class, or its module cannot be built.
         """
         path = str(checkpoint_path)
         content = read_saved(path, NAME, _REMEDY, map_location)
         fits = isinstance(content, dict) and isinstance(content.get("state_dict"), dict) and "method" in content
-        require(fits, NAME, path, f"it is no checkpoint of a training; {_REMEDY}")
+        require(fits, NAME, path, f"it is not a checkpoint of a training; {_REMEDY}")
         module = _build(cls, content.get(KEY), settings, path)
-        remedy = f"it is of {type(module).__name__}, which is no {cls.__name__}; call {type(module).__name__}'s method"
+        kind = type(module).__name__
+        remedy = f"it is of {kind}, which is not a {cls.__name__}; call {kind}.load_from_checkpoint"
         require(isinstance(module, cls), NAME, path, remedy)
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
@@ -72,18 +73,19 @@ class Rebuilding(pl.LightningModule):
 
 
 def _build(cls: type, described: Any, settings: dict[str, Any], path: str) -> pl.LightningModule:
-    """The module of a description, with other settings."""
+    """Build the module of a description; ``settings`` replace some of its arguments."""
     require(isinstance(described, dict) and "class_path" in described, NAME, path, _OLD)
     arguments = {**described.get("init_args", {}), **settings}
     missing = [name for name in described.get("objects", []) if name not in settings]
     example = f"load_from_checkpoint(path, {missing[0] if missing else ''}=...)"
-    require(not missing, NAME, path, f"its module was built in Python from {', '.join(missing)}; give it, as {example}")
+    remedy = f"its module was built in Python from {', '.join(missing)}; give them as in {example}"
+    require(not missing, NAME, path, remedy)
     try:
         if "objects" in described:
             built: pl.LightningModule = _class(cls, described["class_path"])(**arguments)
             return built
         if objects := sorted(name for name, value in arguments.items() if not is_plain(value)):
-            raise SettingError(objects[0], "an object", "give class_path and init_args, as the checkpoint has them")
+            raise SettingError(objects[0], "an object", "give class_path and init_args, as in the checkpoint")
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Rebuilding, "module", required=True)  # type: ignore[no-untyped-call]
         parsed = parser.parse_object({"module": {"class_path": described["class_path"], "init_args": arguments}})
@@ -94,7 +96,7 @@ def _build(cls: type, described: Any, settings: dict[str, Any], path: str) -> pl
         return made
     except SettingError:
         raise
-    except Exception as error:  # of jsonargparse, of an import, or of a constructor
+    except Exception as error:  # jsonargparse, an import or a constructor raised it
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -104,7 +106,7 @@ def _build(cls: type, described: Any, settings: dict[str, Any], path: str) -> pl
 
 
 def _class(cls: type, path: str) -> Any:
-    """The class at a path, which is ``cls`` itself where it has that name: a script's own has no import path."""
+    """The class at a path; ``cls`` itself if it has that path, since a class in a script cannot be imported."""
     return cls if path == _path(cls) else resolve_name(path)
 
 
@@ -113,7 +115,7 @@ def _path(kind: type) -> str:
 
 
 def _given_settings(module: object) -> dict[str, Any]:
-    """Class and arguments of the outermost constructor of the module that is running."""
+    """Class and arguments of the module's outermost constructor, which is running."""
     given, defaults = _arguments(module)
     plain = {name: _as_plain(value) for name, value in given.items() if is_plain(value)}
     changed = (name for name, value in given.items() if name not in plain and value is not defaults.get(name))
@@ -138,7 +140,7 @@ def _arguments(module: object) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a finite number, a text, None, or a nest of lists and dicts of these."""
+    """Whether a value is a finite number, a text, None, or consists of nested lists and dicts of these."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(part) for key, part in value.items())
     if isinstance(value, list | tuple):

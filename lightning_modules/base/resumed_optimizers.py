@@ -1,4 +1,4 @@
-"""Compares the optimizers and schedules of a resumed run with the checkpoint's, and applies the chosen settings."""
+"""Compares a resumed run's optimizers and schedules with those of the checkpoint, and applies the chosen settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from robust.errors import require
 
 
 class ResumedOptimizers:
-    """The checkpoint of a resumed training, and the configured states of optimizers and schedules.
+    """The optimizers and schedules of a resumed training: those of the checkpoint and the configured ones.
 
     Args:
-        checkpoint: the checkpoint as Lightning loaded it, or None. Lightning reads its optimizer states after
+        checkpoint: checkpoint as Lightning loaded it, or None. Lightning reads its optimizer states after
             :meth:`compare`.
     """
 
@@ -26,23 +26,23 @@ class ResumedOptimizers:
         self._schedules: list[dict[str, Any]] = []
 
     def compare(self, trainer: Trainer, configured: Description, choice: ResumeSettings | None) -> None:
-        """Compare the configured optimizers with the checkpoint's, before Lightning loads its states into them.
+        """Compare the configured optimizers with the checkpoint's, before Lightning loads the states into them.
 
         Raises:
-            SettingError: if they differ and ``choice`` is None, or the checkpoint's settings cannot be used.
+            SettingError: if they differ and ``choice`` is None, or the checkpoint's settings cannot be applied.
         """
         if self._checkpoint is None:
             return
         states = self._checkpoint["optimizer_states"]
         self._saved = self._checkpoint.get("optimizers") or describe_states(states)
-        remedy = f"the checkpoint has {len(self._saved)}; configure the method as it was"
+        remedy = f"the checkpoint has {len(self._saved)}; configure the method as in its training"
         require(len(configured) == len(self._saved), "model optimizers", len(configured), remedy)
         require_same("model optimizers", configured, self._saved, choice)
         for index, (optimizer, own, saved) in enumerate(zip(trainer.optimizers, configured, self._saved, strict=True)):
             for part in ("class", "schedule"):
                 _require_one_class(index, part, own, saved, choice)
             if choice == "config" and own["class"] != saved.get("class", own["class"]):
-                states[index] = optimizer.state_dict()  # another class cannot read the old state and starts afresh
+                states[index] = optimizer.state_dict()  # another class cannot read the old state, so it starts anew
         self._groups = [
             [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
             for optimizer in trainer.optimizers
@@ -52,7 +52,7 @@ class ResumedOptimizers:
             self._checkpoint["lr_schedulers"] = copy.deepcopy(self._schedules)
 
     def apply(self, trainer: Trainer, configured: Description, choice: ResumeSettings | None) -> Description:
-        """Set the chosen settings in the optimizers, after Lightning has loaded the states; return these settings."""
+        """Apply the chosen settings to the optimizers after Lightning has loaded the states; return the settings."""
         if self._checkpoint is None:
             return configured
         if choice != "config" or not any(differences(configured, self._saved)):
@@ -61,7 +61,7 @@ class ResumedOptimizers:
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
         for config, state in zip(trainer.lr_scheduler_configs, self._schedules, strict=True):
-            config.scheduler.load_state_dict(state)  # its first state; step_schedules advances it at the next batch
+            config.scheduler.load_state_dict(state)  # the initial state; step_schedules advances it at the next batch
         return configured
 
 

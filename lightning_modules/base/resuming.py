@@ -1,4 +1,4 @@
-"""Exact resumption: the run's seed, the random numbers of each step, the checkpoint's entries beside the weights."""
+"""Exact resumption: the run's seed, the random numbers of each step, the checkpoint's entries besides the weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Resuming(CountedTraining):
     """A module that resumes bit for bit and refuses a checkpoint that does not fit.
 
     Args:
-        **settings: those of the next class in the method resolution order.
+        **settings: settings of the next class in the method resolution order.
 
     Attributes:
-        resume_settings: which settings apply if the checkpoint has other optimizers, schedules or data: those of the
-            ``"checkpoint"`` or of the ``"config"``. None refuses such a checkpoint.
+        resume_settings: source of the settings to use if the checkpoint has other optimizers, schedules or data:
+            ``"checkpoint"`` or ``"config"``. None refuses such a checkpoint.
         used_optimizers: classes and settings of the optimizers and schedules that this training uses.
     """
 
@@ -46,13 +46,13 @@ class Resuming(CountedTraining):
         self._evaluation_seed = 0
 
     def run_seed(self) -> int:
-        """The training's seed, which checkpoints hold, or else the evaluation's; equal in all processes."""
+        """The seed of the training, which checkpoints contain, else of the evaluation; equal in all processes."""
         return self._evaluation_seed if self._seed is None else self._seed
 
     def begin_run(self) -> None:
-        """Forget an earlier checkpoint, and set the seed of evaluations in all processes."""
+        """Drop an earlier checkpoint, and set the seed of evaluations in all processes."""
         if self.trainer.precision == "64-true":
-            self.double()  # Lightning converts it after it has loaded a checkpoint, and so would round the weights
+            self.double()  # Lightning would convert it after loading a checkpoint, whose weights would be rounded
         self._resumed = ResumedOptimizers(None)
         self._evaluation_seed = self.common_seed()
 
@@ -74,20 +74,20 @@ class Resuming(CountedTraining):
         check_schedules(self.trainer)
 
     def seed_step(self, batch_idx: int) -> None:
-        """Seed torch by (seed, epoch, batch, process), so that a resumed run repeats the step."""
+        """Seed torch by (seed, epoch, batch, process), so that the step is the same in a resumed run."""
         seed_generators(seed(self.run_seed(), self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def monitored_metrics(self) -> dict[str, float]:
-        """The metrics that schedules depend on; a resumed run starts with the checkpoint's."""
+        """The metrics on which schedules depend; a resumed run starts with the checkpoint's."""
         logged = self.trainer.callback_metrics
         names = [name for name in monitored_names(self.trainer) if name in logged]
-        if names:  # a training step logs metrics of this process's part of the batch
+        if names:  # averaged, since a training step logs metrics of this process's part of the batch
             values = torch.stack([logged[name].detach().double().to(self.device) for name in names])
             self._monitored |= dict(zip(names, self.mean_over_ranks(values).tolist(), strict=True))
         return self._monitored
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the method, the seed, and the settings that a resumed run is compared with."""
+        """Save the method, the seed, and the settings with which a resumed run is compared."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = type(self).__name__
         checkpoint["seed"] = self._seed
@@ -126,5 +126,5 @@ class Resuming(CountedTraining):
             not wrong,
             "ckpt_path",
             f"a checkpoint that differs in {len(wrong)} tensors, the first is {wrong[0] if wrong else None}",
-            "configure the same networks as at training (the config.yaml beside the checkpoints has them)",
+            "configure the same networks as in its training (see the config.yaml beside the checkpoints)",
         )

@@ -31,14 +31,14 @@ class RobustClassifier(TrainingModule):
     Args:
         classifier: network from images to logits (B, K) that normalises its input itself.
         epsilon: size of the threat model in pixel units.
-        weights: file of the classifier's weights to start from: ``.safetensors``, or a ``.pth`` that holds tensors.
-        **settings: those of :class:`Descent`; ``optimizer`` updates the classifier.
+        weights: path of the classifier's initial weights: a ``.safetensors`` file, or a ``.pth`` file of tensors.
+        **settings: settings of :class:`Descent`; ``optimizer`` updates the classifier.
 
     Attributes:
         largest_epsilon: largest allowed ``epsilon``: 1 in linf, infinity in other norms.
-        ramp: fraction of ``epsilon`` to train with, in [0, 1]; the epsilon schedule sets it before each batch.
+        ramp: fraction of ``epsilon`` in training, in [0, 1]; the epsilon schedule sets it before each batch.
         ramped: whether the training uses ``ramp``; if not, only a constant schedule is accepted.
-        needs_ramp: whether a setting has no effect in a constant schedule, which is then refused.
+        needs_ramp: whether a setting would have no effect with a constant schedule, which is then refused.
 
     Raises:
         SettingError: if ``epsilon`` is outside (0, largest_epsilon], or the weights do not fit the classifier.
@@ -59,27 +59,28 @@ class RobustClassifier(TrainingModule):
         self.classifier = classifier
         self.epsilon = epsilon
         self.ramp = 1.0
-        self._num_logits: int | None = None  # set at the first check of the classifier on the data
-        self._image_shape: tuple[int, int, int] | None = None  # as well
+        self._num_logits: int | None = None  # the first check of the classifier on the data sets both
+        self._image_shape: tuple[int, int, int] | None = None
         self.clean_accuracy = nn.ModuleDict({stage: Accuracy() for stage in ("val", "test")})
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
-        """``optimizer`` of the classifier's parameters."""
+        """One entry: ``optimizer`` updates the classifier's parameters."""
         return [OptimizerSpec(self.classifier.parameters(), self.optimizer, self.lr_scheduler)]
 
     @property
     def current_epsilon(self) -> float:
-        """Size of the threat model to train with, in pixel units."""
+        """Size of the threat model in training, in pixel units."""
         return self.ramp * self.epsilon
 
     @cached_property
     def verifier(self) -> Verifier:
-        """Verifier of certified evaluations, chosen by the classifier's operations; some methods have it as a setting.
+        """Verifier of certified evaluations, chosen by the classifier's operations; some methods have a setting for it.
 
         Raises:
-            SettingError: if neither the data module nor a batch has shown an image's shape yet.
+            SettingError: if the shape of the images is not known, since there was no data module and no batch yet.
         """
-        require(self._image_shape is not None, "model.verifier", "auto", "no images were seen yet; give a verifier")
+        remedy = "the shape of the images is not known yet; give a verifier"
+        require(self._image_shape is not None, "model.verifier", "auto", remedy)
         assert self._image_shape is not None
         choice = choose_verifier(self.classifier, self._image_shape)
         rank_zero_info(f"Verifier: {choice}")
@@ -87,7 +88,7 @@ class RobustClassifier(TrainingModule):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the classifier has enabled noise, so that two passes of an image differ in evaluation mode.
+        """Whether the classifier's noise is enabled, so that two passes of an image differ in evaluation mode.
 
         Evaluations then classify each image in several passes.
         """
@@ -99,7 +100,7 @@ class RobustClassifier(TrainingModule):
         return logits
 
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
-        """Threat models of size ``epsilon`` around ``x`` that evaluations report on, by their names in metrics."""
+        """Threat models of size ``epsilon`` around ``x`` that evaluations use, by their names in metrics."""
         return {threat_model_name("linf", epsilon): LinfBall(epsilon)}
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class RobustClassifier(TrainingModule):
     # -- checks of inputs ----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Reset the number of logits, since networks may change, and metrics, since a stopped run may leave images."""
+        """Reset what an earlier run may have left: the number of logits, and verdicts in the metrics."""
         self._num_logits = None
         for metric in self.clean_accuracy.values():
             assert isinstance(metric, Accuracy)
@@ -160,14 +161,14 @@ class RobustClassifier(TrainingModule):
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
 
     def note_image_shape(self, image_shape: tuple[int, int, int]) -> None:
-        """Note the data's shape, for which ``verifier`` is chosen."""
+        """Store the shape of the images, for which ``verifier`` is chosen."""
         self._image_shape = image_shape
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Run the networks once on a blank image of the data's shape.
 
         Raises:
-            SettingError: if the classifier fails on it or returns another number of logits.
+            SettingError: if the classifier fails on the image or returns another number of logits.
         """
         logits = run_blank("model.classifier", self.classifier, image_shape)
         require(

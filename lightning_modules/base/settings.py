@@ -1,4 +1,4 @@
-"""Plain descriptions of a run's optimizers, schedules and data, and their comparison with a checkpoint's."""
+"""Descriptions of a run's optimizers, schedules and data as plain values, and their comparison with a checkpoint's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Description = list[dict[str, Any]]
 
 
 def describe_optimizers(trainer: Trainer) -> Description:
-    """Class and settings of each configured optimizer and its schedule; call it before training changes them."""
+    """Class and settings of each configured optimizer and its schedule; call this before training changes them."""
     schedules = {id(config.scheduler.optimizer): config.scheduler for config in trainer.lr_scheduler_configs}
     return [
         {
@@ -48,7 +48,7 @@ def describe_data(trainer: Trainer) -> dict[str, Any]:
 
 
 def require_same(setting: str, configured: Any, saved: Any, choice: ResumeSettings | None) -> None:
-    """Refuse to resume with settings that differ from the checkpoint's, unless ``choice`` says which ones apply.
+    """Refuse to resume with settings that differ from the checkpoint's, unless ``choice`` says which to use.
 
     Raises:
         SettingError: at the first setting that differs, with both values and the remedy.
@@ -56,12 +56,12 @@ def require_same(setting: str, configured: Any, saved: Any, choice: ResumeSettin
     if choice is not None:
         return
     for path, new, old in differences(configured, saved):
-        remedy = f"the checkpoint has {old!r}; set resume_settings to checkpoint (keep its) or config (take the new)"
+        remedy = f"the checkpoint has {old!r}; set resume_settings to checkpoint (use the old) or config (use the new)"
         raise SettingError(f"{setting}.{path}" if path else setting, new, remedy)
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Path and both values of each difference between two nested plain values; missing keys do not count."""
+    """Path and both values of each difference between two nested plain values; keys that one lacks do not count."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in (key for key in one if key in other):
             yield from differences(one[key], other[key], f"{path}.{key}".lstrip("."))
@@ -85,7 +85,7 @@ def _schedule(schedule: Any) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, strings and nested collections of them as they are; the class name of anything else."""
+    """Numbers, strings and nested collections of them unchanged; anything else as the name of its class."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

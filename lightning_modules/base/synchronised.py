@@ -20,11 +20,11 @@ def check_equal_passes(module: nn.Module) -> None:
     """Check that every process makes the same number of passes through batch normalisation in training mode.
 
     Raises:
-        SettingError: if an attack stops early; the other processes would then wait forever.
+        SettingError: if an attack may stop early, since the other processes would then wait forever.
     """
     for attack in _attributes(module):
         stops = getattr(attack, "early_stop", False) is True and getattr(attack, "mode", "eval") != "eval"
-        remedy = "with trainer.sync_batchnorm processes must attack equally long; turn it off, or give mode eval"
+        remedy = "with trainer.sync_batchnorm all processes must make the same passes; turn it off, or give mode eval"
         require(not stops, "early_stop of the attack", True, remedy)
 
 
@@ -37,8 +37,8 @@ def _attributes(module: nn.Module) -> Iterator[Any]:
 class SynchronisedStatistics(LayerSync):
     """Computes mean and variance of batch normalisation in training mode over the batches of all processes.
 
-    Unlike torch's ``SyncBatchNorm``, it runs on CPU, keeps the layers' classes, by which bounds recognise them, and has
-    second derivatives. All processes must make the same number of passes through the layers.
+    Unlike torch's ``SyncBatchNorm``, it runs on CPU, does not change the layers' classes, by which bounds recognise
+    them, and has second derivatives. All processes must make the same number of passes through the layers.
     """
 
     def apply(self, model: nn.Module) -> nn.Module:

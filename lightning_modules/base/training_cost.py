@@ -1,4 +1,4 @@
-"""What a training costs: passes through the networks and seconds, over all processes, continued by a resumed run."""
+"""The cost of a training: passes through the networks and seconds, over all processes; a resumed run continues it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from robust.passes import PassCounter
 class TrainingCost(TypedDict):
     """Cost of a training so far.
 
-    ``parameters`` of all networks; ``seconds`` of training steps in the first process; ``passes``: ``forward`` and
-    ``backward`` passes of one image, by network, and of several networks the ``multiplications`` of a pass (0 if
-    not known); ``forward_equivalents``: all passes as forward passes through the first network (:mod:`robust.passes`).
+    ``parameters`` is the number of parameters of all networks, ``seconds`` the time of training steps in the first
+    process. ``passes`` has by network the number of ``forward`` and ``backward`` passes of one image, and, if there are
+    several networks, the ``multiplications`` of a pass (0 if not known). ``forward_equivalents`` gives all passes as a
+    number of forward passes through the first network (:mod:`robust.passes`).
     """
 
     parameters: int
@@ -28,10 +29,10 @@ class TrainingCost(TypedDict):
 
 
 class CountedTraining(AcrossProcesses):
-    """A module that counts what its training steps cost; its checkpoints hold the cost.
+    """A module that counts the cost of its training steps; its checkpoints contain the cost.
 
     Attributes:
-        training_cost: cost of the training that ended or was loaded; None if it is not known, as of older checkpoints.
+        training_cost: cost of the finished or loaded training; None if it is not known, as with older checkpoints.
     """
 
     training_cost: TrainingCost | None = None
@@ -43,9 +44,9 @@ class CountedTraining(AcrossProcesses):
         self._cost_known = True
 
     def counted_networks(self) -> dict[str, nn.Module]:
-        """The networks whose passes count, by name, the unit of all passes first: by default all that have weights.
+        """The networks whose passes are counted, by name; by default all networks that have weights.
 
-        An autoencoder counts as encoder and decoder.
+        The first network is the unit of all passes. An autoencoder counts as an encoder and a decoder.
         """
         networks: dict[str, nn.Module] = {}
         for name, network in self.named_children():
@@ -56,7 +57,7 @@ class CountedTraining(AcrossProcesses):
         return networks
 
     def on_train_start(self) -> None:
-        """Begin to count, from the cost that a checkpoint has."""
+        """Begin to count, starting from the checkpoint's cost."""
         super().on_train_start()
         self._counter = PassCounter(self.counted_networks())
         loaded, self._seconds = self.training_cost, 0.0
@@ -88,7 +89,7 @@ class CountedTraining(AcrossProcesses):
             self._step_start = 0.0
 
     def on_train_end(self) -> None:
-        """Store the cost, and leave the networks as they were."""
+        """Store the cost, and remove the counters from the networks."""
         super().on_train_end()
         self._stop_counting()
         self.training_cost = self._cost()
@@ -97,7 +98,7 @@ class CountedTraining(AcrossProcesses):
             self._counter = None
 
     def _cost(self) -> TrainingCost | None:
-        """The cost so far, over all processes; called in all of them."""
+        """The cost so far, over all processes; all of them call this."""
         counter = self._counter
         if counter is None or not self._cost_known:
             return None
@@ -128,7 +129,7 @@ class CountedTraining(AcrossProcesses):
             checkpoint["training_cost"] = self.training_cost if self._counter is None else self._cost()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the cost; a training that resumes from a checkpoint without it does not know its own."""
+        """Load the cost; if the checkpoint has none, the cost of the resumed training is not known either."""
         super().on_load_checkpoint(checkpoint)
         self.training_cost = checkpoint.get("training_cost")
         self._cost_known = self.training_cost is not None

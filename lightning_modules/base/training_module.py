@@ -1,4 +1,4 @@
-"""Base of every method, composed of one file a concern: inputs, resuming, processes, descent."""
+"""Base of every method, composed of one file for each concern: inputs, resuming, processes, descent."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
     ``optimizer_specs``. Images are float tensors (B, C, H, W) in [0, 1]. Arguments are those of :class:`Descent`.
 
     Attributes:
-        data_indices: indices in the data of the examples of the evaluation batch that this process has.
+        data_indices: indices in the data of this process's examples in the current evaluation batch.
     """
 
     data_indices: range = range(0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Number the examples in the steps of ``cls``, so that draws are the same on any number of processes."""
+        """Number the examples in the steps of ``cls``, so that draws do not depend on the number of processes."""
         super().__init_subclass__(**kwargs)
         number_steps(cls)
 
@@ -52,7 +52,7 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         self.check_trainer(stage)
         self.check_strategy(self.partially_used if stage == "fit" else [])
         self.begin_run()
-        self._metric_attributes = None  # Lightning finds metrics by their identity, which a copy of a module has not
+        self._metric_attributes = None  # Lightning caches the identities of metrics, which a copied module must not use
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Check the batch, step the schedules, and seed the step.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust.bounds.agreement import checked_graph
 from robust.bounds.cascade import Cascade, Decision, Method
 from robust.bounds.crown import tightened
+from robust.bounds.fusion import mixed_bound
 from robust.bounds.graph import Graph
 from robust.bounds.margins import fused_crown, margin_interval, margin_rows
 from robust.bounds.operations import Interval
@@ -156,10 +157,8 @@ class FeedForwardVerifier:
             if crown_weight == 0:
                 return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
-            bound = fused_crown(graph, values, y, margin, shift)
-            if crown_weight < 1:
-                bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
+            bound = mixed_bound(fused_crown(graph, values, y, margin, shift), highest, shift, crown_weight)
+            return reported(bound, network, box.lower, INTERVALS + LINEAR_ROW)
 
     def _margins(self, graph: Graph, box: Region, y: Tensor) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robust.bounds import _lirpa_shims
 from robust.bounds._lirpa_graph import LirpaGraph, Method
 from robust.bounds.agreement import hooks
+from robust.bounds.fusion import chord, mixed_bound
 from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
 from robust.checks import as_classes, check_labels
 from robust.errors import SettingError, UnsupportedLayerError, require
@@ -82,14 +83,11 @@ class LirpaVerifier:
             if crown_weight == 0:
                 return reported(highest.logsumexp(-1), network, box.lower, INTERVALS)
             shift = highest.detach().amax(-1, keepdim=True)
-            slope, intercept = _chord(lowest, highest, shift)
+            slope, intercept = chord(lowest, highest, highest - lowest, shift)
             row = torch.einsum("bk,bkj->bj", slope, differences)
-            bound = graph.crown_over_ibp(row) + intercept.sum(-1)
-            # E >= exp(0), its own label's term: rounding must not push the bound below, where the log is undefined
-            bound = torch.maximum(bound, (-shift.squeeze(-1)).exp().clamp(min=torch.finfo(bound.dtype).tiny))
-            if crown_weight < 1:
-                bound = crown_weight * bound + (1 - crown_weight) * (highest - shift).exp().sum(-1)
-            return reported(bound.log() + shift.squeeze(-1), network, box.lower, INTERVALS + LINEAR_ROW)
+            crown = graph.crown_over_ibp(row) + intercept.sum(-1)
+            bound = mixed_bound(crown, highest, shift, crown_weight)
+            return reported(bound, network, box.lower, INTERVALS + LINEAR_ROW)
 
     def _optimised_margins(self, network: nn.Module, box: Box, y: Tensor) -> Tensor:
         """Alpha-CROWN's margins, (B, K-1), detached."""
@@ -151,11 +149,3 @@ def _margin_rows(y: Tensor, num_classes: int, box: Box) -> Tensor:
     """Rows z_y - z_k, classes ascending without y: (B, K-1, K)."""
     classes = torch.eye(num_classes, dtype=box.lower.dtype, device=y.device)
     return classes[y][:, None] - classes[other_classes(y, num_classes)]
-
-
-def _chord(lowest: Tensor, highest: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and intercept of the line through exp(v - shift) at both ends of [lowest, highest]; all (B, K)."""
-    width = highest - lowest
-    guarded = width.clamp(min=1e-6)  # the chord of a wider interval from the same lower end lies above
-    slope = (highest - shift + (guarded - width)).exp() * -torch.expm1(-guarded) / guarded
-    return slope, (lowest - shift).exp() - slope * lowest

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust.bounds.fusion import chord
 from robust.bounds.graph import Graph
 from robust.bounds.operations import Interval
 from robust.bounds.operations.balls import BallInterval
@@ -70,14 +71,7 @@ def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interva
     Returns:
         Shape (B,).
     """
-    lowest, highest = margin.lower, margin.upper
-    width = 2 * margin.radius
-    guarded = width.clamp(min=1e-6)  # the chord of a wider interval from the same lower end lies above
-    slope = (highest - shift + (guarded - width)).exp() * -torch.expm1(-guarded) / guarded
-    intercept = ((lowest - shift).exp() - slope * lowest).sum(-1)
+    slope, intercept = chord(margin.lower, margin.upper, 2 * margin.radius, shift)
     of_label = F.one_hot(y, slope.shape[1]).to(slope.dtype)
     row = slope - of_label * slope.sum(-1, keepdim=True)  # on the logits: sum_k slope_k (z_k - z_y)
-    bound = graph.upper_bound(values, row[:, None]).squeeze(1) + intercept
-    # E >= exp(0), its own label's term: rounding must not push the bound below, where the log is undefined
-    floor = (-shift.squeeze(-1)).exp().clamp(min=torch.finfo(bound.dtype).tiny)
-    return torch.maximum(bound, floor)
+    return graph.upper_bound(values, row[:, None]).squeeze(1) + intercept.sum(-1)

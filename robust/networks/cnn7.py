@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from robust.errors import require
-from robust.networks.dm import ImageShape, check_sizes, normalisation
+from robust.networks.dm import ImageShape, check_sizes
+from robust.networks.normalize import normalisation
 
 
 class CNN7(nn.Sequential):

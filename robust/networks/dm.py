@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from robust.errors import require
-from robust.networks.normalize import Normalize
+from robust.networks.normalize import normalisation
 
 ImageShape = tuple[int, int, int]
 
@@ -26,16 +26,6 @@ def check_sizes(image_shape: ImageShape, num_classes: int, smallest: int) -> Non
         f"give (channels, height, width) with height and width of at least {smallest}",
     )
     require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
-
-
-def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
-    """The first layers of a network: none without mean and std.
-
-    Raises:
-        SettingError: if only one of the two is given, their lengths differ, or a std is not positive.
-    """
-    require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
-    return [] if mean is None or std is None else [Normalize(mean, std)]
 
 
 class DMSmall(nn.Sequential):

@@ -39,6 +39,25 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+    """The first layers of a network as a list, which is empty without mean and std.
+
+    Raises:
+        SettingError: if only one of the two is given, their lengths differ, or a std is not positive.
+    """
+    require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
+    return [] if mean is None or std is None else [Normalize(mean, std)]
+
+
+def normalize_or_identity(mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
+    """The first layer of a network, which is the identity without mean and std.
+
+    Raises:
+        SettingError: as :func:`normalisation`.
+    """
+    return next(iter(normalisation(mean, std)), nn.Identity())
+
+
 class Normalized(nn.Sequential):
     """A network behind its normalisation, for networks that expect normalised images, such as torchvision's.
 

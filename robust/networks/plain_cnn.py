@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robust.errors import require
-from robust.networks.dm import normalisation
+from robust.networks.normalize import normalisation
 
 
 class PlainCNN(nn.Sequential):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
-from robust.networks.normalize import Normalize
+from robust.networks.normalize import normalize_or_identity
 
 
 class BasicBlock(nn.Module):
@@ -60,8 +60,7 @@ class ResNet18(nn.Module):
         super().__init__()
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
         require(channels >= 1, "channels", channels, "give those of the images, at least 1")
-        require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
-        self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+        self.normalize = normalize_or_identity(mean, std)
         self.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         widths = (64, 128, 256, 512)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
-from robust.networks.dm import ImageShape, check_sizes, normalisation
+from robust.networks.dm import ImageShape, check_sizes
+from robust.networks.normalize import normalisation
 
 
 def _convolution(in_channels: int, channels: int, kernel: int, stride: int, batch_norm: bool) -> nn.Module:

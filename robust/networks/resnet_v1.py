@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
-from robust.networks.normalize import Normalize
+from robust.networks.normalize import normalize_or_identity
 
 
 class PaddedBlock(nn.Module):
@@ -69,9 +69,8 @@ class ResNetV1(nn.Module):
         require(whole, "width_multiplier", width_multiplier, "give a positive multiple of 1/16")
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
         require(channels >= 1, "channels", channels, "give those of the images, at least 1")
-        require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
         widths = [int(width * width_multiplier) for width in (16, 32, 64)]
-        self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+        self.normalize = normalize_or_identity(mean, std)
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for stage, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False), start=1):

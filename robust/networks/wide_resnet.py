@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
-from robust.networks.normalize import Normalize
+from robust.networks.normalize import normalize_or_identity
 
 
 class PreActivationBlock(nn.Module):
@@ -56,8 +56,7 @@ class _PreActivationNetwork(nn.Module):
         super().__init__()
         require(num_classes >= 2, "num_classes", num_classes, "give at least 2 classes")
         require(channels >= 1, "channels", channels, "give those of the images, at least 1")
-        require((mean is None) == (std is None), "std", std, "give mean and std together, or neither")
-        self.normalize = nn.Identity() if mean is None or std is None else Normalize(mean, std)
+        self.normalize = normalize_or_identity(mean, std)
         self.conv1 = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
         self.stages = nn.Sequential()
         for index, (before, width) in enumerate(zip((stem, *widths), widths, strict=False)):

@@ -111,7 +111,7 @@ def test_regions_partition_the_images(data):
 
 
 def test_data_without_regions_are_refused():
-    with pytest.raises(SettingError, match="BudgetRegions, data: got 'Digits'; it does not know its images' regions"):
+    with pytest.raises(SettingError, match="BudgetRegions, data: got 'Digits'; it has no method regions"):
         measured(Digits(), Handmade(num_classes=10))
 
 

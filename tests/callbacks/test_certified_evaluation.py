@@ -94,7 +94,7 @@ def test_an_unsound_verifier_is_caught_by_the_attack(module):
         def margins(self, network, box, y):
             return torch.ones(len(y), 9)
 
-    with pytest.raises(ContradictionError, match=r"unsound bound: Optimist certified \d+ of 256 .* at \d+, \d+, "):
+    with pytest.raises(ContradictionError, match=r"unsound bound: Optimist certified \d+ of 256 .* indices \d+, \d+, "):
         trainer_with(CertifiedEvaluation(Optimist(), pgd_steps=2)).test(module, Digits(), verbose=False)
 
 

@@ -110,7 +110,7 @@ def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
 
 
 def test_a_certified_box_that_an_attack_breaks_stops_the_evaluation(trained, tmp_path):
-    message = r"unsound bound: FeedForwardVerifier certified \d+ of 20 .* in the box that it found, in the data at \d+"
+    message = r"unsound bound: FeedForwardVerifier certified \d+ of 20 .* in their certified boxes, at data indices \d+"
     with pytest.raises(ContradictionError, match=message):
         volumes(copy.deepcopy(trained), tmp_path, CertifiedVolume(Fixed(), num_samples=20))
 
@@ -197,7 +197,9 @@ def test_a_part_of_the_test_or_too_many_samples_are_refused(trained, tmp_path):
     with pytest.raises(SettingError, match=r"trainer.limit_test_batches: got 1; .*CertifiedVolume.num_samples"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=2), limit_test_batches=1)
     few = Digits(eval_batch_size=64, test_images=9)
-    with pytest.raises(SettingError, match=r"data.test_images: got 9; leave it out: the images are drawn from all"):
+    with pytest.raises(
+        SettingError, match=r"data.test_images: got 9; leave it out: CertifiedVolume draws its images from"
+    ):
         trainer_with(CertifiedVolume(ibp(), num_samples=2), default_root_dir=tmp_path).test(trained, few)
     with pytest.raises(SettingError, match=r"CertifiedVolume.num_samples: got 300; the test has 299 images"):
         volumes(trained, tmp_path, CertifiedVolume(ibp(), num_samples=300))

@@ -75,7 +75,7 @@ def test_a_data_module_of_the_user_gives_its_indices(trained):
     wrong.indices = lambda split, batch_idx: torch.arange(7)
     with pytest.raises(SettingError, match="data: got '7 indices of 8 images'"):
         trainer_with(Indices()).test(trained, datamodule=wrong, verbose=False)
-    with pytest.raises(SettingError, match="they must rise in equal steps"):
+    with pytest.raises(SettingError, match="must return indices that rise in equal steps"):
         trainer_with(Indices()).test(trained, datamodule=Shifted(step=-1), verbose=False)
 
 

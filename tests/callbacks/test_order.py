@@ -50,7 +50,7 @@ def measured_where_correct(module, *callbacks):
 
 def test_the_attack_of_a_test_catches_wrong_certificates(trained):
     with pytest.raises(
-        ContradictionError, match=r"AllOfThem certified \d+ of 64 .* by 5 steps of PGD .* in the data at"
+        ContradictionError, match=r"AllOfThem certified \d+ of 64 .* under 5 steps of PGD .* at data indices"
     ):
         measured_where_correct(trained, CertifiedEvaluation(AllOfThem(), epsilons=[0.3]))
 
@@ -61,7 +61,7 @@ def test_without_an_attack_certified_examples_are_still_clean(trained):
     assert len(wrong) > 0
     first = wrong[wrong // 64 == wrong[0] // 64]  # those of the first batch that has any
     shown = ", ".join(str(index) for index in first[:5].tolist())
-    with pytest.raises(ContradictionError, match=f"misclassified as they are, in the data at {shown}"):
+    with pytest.raises(ContradictionError, match=f"misclassified without perturbation, at data indices {shown}"):
         measured(trained, CertifiedEvaluation(AllOfThem(), pgd_steps=0))
 
 
@@ -109,7 +109,7 @@ def test_attacks_of_another_evaluation_are_compared_in_subsets(case, caught, fir
     module.epsilon = 0.2
     if caught:
         with pytest.raises(
-            ContradictionError, match=r"AllOfThem certified \d+ .* as they are or under mine/linf_0.[12], in the data"
+            ContradictionError, match=r"AllOfThem certified \d+ .* perturbation or under mine/linf_0.[12], at data"
         ):
             measured_where_correct(module, *(evaluations if first else evaluations[::-1]))
     else:
@@ -119,7 +119,7 @@ def test_attacks_of_another_evaluation_are_compared_in_subsets(case, caught, fir
 def test_learned_budgets_are_compared_too(trained):
     module = ContextualBudgets(copy.deepcopy(trained.classifier), BudgetGenerator(), epsilon=0.2)
     evaluations = [CertifiedEvaluation(AllOfThem(), pgd_steps=0), AdversarialEvaluation({"pgd": AttackCase(PGD(5))})]
-    with pytest.raises(ContradictionError, match=r"under pgd/(own_budgets|linf_0.2), in the data"):
+    with pytest.raises(ContradictionError, match=r"under pgd/(own_budgets|linf_0.2), at data"):
         measured_where_correct(module, *evaluations)
 
 

@@ -88,7 +88,9 @@ def test_the_radius_of_another_norm_is_not_taken(trained, kind):
             return {"l2": L2Ball(epsilon)}
 
     callback = kind(**({"steps": 1, "step_size": 0.1} if kind is WeightedMinimaxEvaluation else {}))
-    remedy = f"^{kind.__name__}.epsilons?: got None; give a radius: the model's are l2, none is a linf ball"
+    remedy = (
+        f"^{kind.__name__}.epsilons?: got None; give a radius: none of the model's threat models, l2, is a linf ball"
+    )
     with pytest.raises(SettingError, match=remedy):
         trainer_with(callback).test(InL2(trained.classifier, epsilon=0.5), Digits(), verbose=False)
 

@@ -128,9 +128,9 @@ def test_copies_that_are_absent_or_of_other_images_are_left_out(mnist, corrupted
         (
             corrupted / "none",
             mnist(),
-            r"cannot read .*mnist_c.*; set data.download: true, name their folder by data.root or ROBUST_DATA, or",
+            r"cannot read .*mnist_c.*; set data.download: true, give their folder as data.root or ROBUST_DATA, or",
         ),
-        (corrupted, Digits(), r"its images are no copies of the test images of Digits; leave out CorruptedAccuracy"),
+        (corrupted, Digits(), r"its images are not copies of the test images of Digits; leave out CorruptedAccuracy"),
     ):
         with pytest.warns(UserWarning, match=f"^CorruptedAccuracy is left out: {why}"):
             metrics = measured(module, CorruptedAccuracy(copies(root), where_possible=True), data=data)

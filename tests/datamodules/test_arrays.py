@@ -87,12 +87,15 @@ def test_layouts_and_floats(tmp_path, images, shape, settings):
         ({"images": IMAGES / 100}, r"^data\.path, images of .*: got 'values from 0 to 2\.55'; give floats in \[0, 1\]"),
         ({"images": IMAGES / np.nan}, r"got 'values from nan to nan'"),
         ({"images": IMAGES[:, 0, 0]}, r"got 'uint8 of shape \(30, 7\)'; give shape \(N, H, W\), "),
-        ({"images": IMAGES[:, :2]}, r"got 'uint8 of shape \(30, 2, 5, 7\)'; say by data\.channels_last where"),
-        ({"labels": LABELS[:9]}, r"^data\.path, labels of .*: got 'shape \(9,\)'; give one for each of 30 images"),
-        ({"labels": LABELS / 2}, r"^data\.path, labels of .*: got 'torch\.float64'; give whole numbers"),
+        ({"images": IMAGES[:, :2]}, r"got 'uint8 of shape \(30, 2, 5, 7\)'; say where the channels are by data"),
+        (
+            {"labels": LABELS[:9]},
+            r"^data\.path, labels of .*: got 'shape \(9,\)'; give one label for each of 30 images",
+        ),
+        ({"labels": LABELS / 2}, r"^data\.path, labels of .*: got 'torch\.float64'; give classes as whole"),
         ({"labels": LABELS - 1}, r"^data\.path, labels of .*: got -1; give classes from 0"),
         ({"labels": LABELS * 0}, r"^data\.path: got \['0'\]; give at least two different classes"),
-        ({"labels": None}, r"^data\.path: got \['images'\]; there is no array 'labels'; name one so"),
+        ({"labels": None}, r"^data\.path: got \['images'\]; there is no array 'labels'; give one array"),
     ],
 )
 def test_wrong_arrays(tmp_path, changes, message):
@@ -119,7 +122,7 @@ def test_wrong_files(tmp_path):
     np.save(tmp_path / "npy" / "labels.npy", LABELS)
     with pytest.raises(SettingError, match=r"^data\.path: got 'images'; cannot read this array"):
         Arrays(path=str(tmp_path / "npy"))
-    with pytest.raises(SettingError, match=r"^data\.class_names: got \['a', 'b'\]; the labels go up to 2: name 3"):
+    with pytest.raises(SettingError, match=r"^data\.class_names: got \['a', 'b'\]; the labels go up to 2; name at"):
         Arrays(path=write(tmp_path, "npz", ALL), class_names=["a", "b"])
 
 

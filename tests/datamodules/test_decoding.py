@@ -163,7 +163,9 @@ class TestListing:
 
     def test_another_format_is_refused(self, tmp_path):
         (tmp_path / "notes.txt").touch()
-        with pytest.raises(SettingError, match=r"notes\.txt'; it is none of \.png, \.jpg, \.jpeg, \.webp; convert"):
+        with pytest.raises(
+            SettingError, match=r"notes\.txt'; its format is not one of \.png, \.jpg, \.jpeg, \.webp; conv"
+        ):
             list_images(tmp_path, "data.root")
 
     def test_an_empty_folder_is_refused(self, tmp_path):

@@ -92,7 +92,7 @@ class TestClassesAndSplits:
             write_classes(tmp_path / split, {"a": 3, "b": 3})
         found = ", ".join(sorted(names))
         with pytest.raises(
-            SettingError, match=rf"^data\.root: got .*; the subfolders {found} are no classes; call them"
+            SettingError, match=rf"^data\.root: got .*; the subfolders {found} have names of splits; call"
         ):
             by_folder(tmp_path)
 
@@ -190,7 +190,7 @@ class TestFolderErrors:
             ({"channels": 2}, r"^data\.channels: got 2; give 1 \(grey\) or 3 \(RGB\)"),
             ({"resize": "pad"}, r"^data\.resize: got 'pad'; give crop or stretch"),
             ({"val_fraction": 0.0}, r"^data\.val_fraction: got 0\.0; give a fraction between 0 and 1"),
-            ({"test_fraction": 0.9}, r"^data\.test_fraction: got 0\.9; give less: with data\.val_fraction 0\.1"),
+            ({"test_fraction": 0.9}, r"^data\.test_fraction: got 0\.9; with data\.val_fraction 0\.1, no images"),
             ({"split_seed": -1}, r"^data\.split_seed: got -1; give 0 or more"),
             ({"class_names": ["a", "a"]}, r"^data\.class_names: got \['a', 'a'\]; give at least two different"),
             ({"split": "folders"}, r"^data\.split: got 'folders'; .* needs the subfolders train and test; it has \["),
@@ -202,7 +202,7 @@ class TestFolderErrors:
             by_folder(folder, **settings)
 
     def test_a_folder_whose_class_is_not_named(self, folder):
-        with pytest.raises(SettingError, match=r"^data\.class_names: got 'kiwi'; .*kiwi 0\.png is of this class"):
+        with pytest.raises(SettingError, match=r"^data\.class_names: got 'kiwi'; the class of .*kiwi 0\.png is not"):
             by_folder(folder, class_names=["birne", "Äpfel rot"]).images("test")
 
     def test_folders(self, tmp_path):
@@ -217,10 +217,10 @@ class TestFolderErrors:
         with pytest.raises(SettingError, match=r"^data\.root: got '.*/b'; the folder has no images"):
             by_folder(tmp_path)
         path = save(tmp_path / "b" / "b.png", GREY).rename(tmp_path / "b" / "b.tiff")
-        with pytest.raises(SettingError, match=r"b\.tiff'; it is none of \.png, \.jpg"):
+        with pytest.raises(SettingError, match=r"b\.tiff'; its format is not one of \.png, \.jpg"):
             by_folder(tmp_path)
         path.rename(tmp_path / "b.png")
-        with pytest.raises(SettingError, match=r"b\.png'; it is in no class's subfolder; .*data\.predict_from"):
+        with pytest.raises(SettingError, match=r"b\.png'; it is not in the subfolder of a class; .*data\.predict_from"):
             by_folder(tmp_path)
 
     def test_a_split_without_images(self, tmp_path):
@@ -253,7 +253,7 @@ class TestTable:
         ("row", "message"),
         [
             (("bilder/c.png", "a", "val"), r"^data\.csv, line 3 of .*t\.csv: got 'bilder/c\.png'; there is no file"),
-            (("t.csv", "a", "val"), r"line 3 of .*got 't\.csv'; it is none of \.png"),
+            (("t.csv", "a", "val"), r"line 3 of .*got 't\.csv'; its format is not one of \.png"),
             (
                 ("bilder/b.png", " ", "val"),
                 r"line 3 of .*got ''; give the class of bilder/b\.png in the column",
@@ -262,11 +262,11 @@ class TestTable:
             (("bilder/b.png", "b"), r"line 3 of .*got 'bilder/b\.png,b,None'; give one value for each column"),
             (
                 ("bilder/../bilder/ü 1.png", "b", "val"),
-                r"line 3 of .*; it is the image of data\.csv, line 2 of .*; remove",
+                r"line 3 of .*; this image is already in data\.csv, line 2 of .*; remove",
             ),
             (
                 ("bilder/ü 1.png", "b", "val"),
-                r"line 3 of .*; it is the image of data\.csv, line 2 of .*; remove",
+                r"line 3 of .*; this image is already in data\.csv, line 2 of .*; remove",
             ),
         ],
     )
@@ -276,7 +276,7 @@ class TestTable:
 
     def test_a_label_that_is_no_class(self, tmp_path):
         rows = [("bilder/ü 1.png", "a", "train"), ("bilder/b.png", "x", "test")]
-        with pytest.raises(SettingError, match=r"line 3 of .*got 'x'; it is none of data\.class_names \['a', 'b'\]"):
+        with pytest.raises(SettingError, match=r"line 3 of .*got 'x'; it is not one of data\.class_names \['a', 'b'\]"):
             self.table(tmp_path, rows, class_names=["a", "b"]).images("test")
 
     def test_missing_columns_rows_and_files(self, tmp_path):

@@ -169,7 +169,7 @@ def test_regions_are_those_of_the_labelled_images(file, tmp_path):
 def test_more_labelled_images_in_a_batch_than_there_are(file):
     data = SemiSupervised(labelled=Digits(batch_size=2600), pseudo_labelled=file)
     message = (
-        r"data\.labelled_fraction: got 0\.5; give a smaller one, or a smaller data\.labelled\.batch_size: 1300 of 1298"
+        r"data\.labelled_fraction: got 0\.5; a batch would need 1300 labelled images, of which there are 1298; give a"
     )
     with pytest.raises(SettingError, match=message):
         data.train_dataloader()

@@ -214,7 +214,7 @@ class Reshape(nn.Module):
             r"model.classifier: got 'DMSmall'; the data's images are \(1, 28, 28\)",
         ),
         ({"generator": BudgetGenerator((1, 8, 8))}, r"image_shape: got \(1, 8, 8\)"),
-        ({"generator": Reshape()}, r"model.generator: got .*\(784,\).*give one with output \(1, 28, 28\)"),
+        ({"generator": Reshape()}, r"model.generator: got .*\(784,\).*give a network with output \(1, 28, 28\)"),
         ({"strategy": "ddp"}, r"trainer.strategy: got 'ddp'.*ddp_find_unused_parameters_true"),
     ],
 )

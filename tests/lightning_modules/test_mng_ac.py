@@ -261,7 +261,10 @@ def test_a_ramp_of_epsilon_scales_all_three_balls():
     [
         (lambda: make(consistency=-1), r"model\.consistency: got -1"),
         (lambda: make(generator_every=0), r"model\.generator_every: got 0; give a number of batches, at least 1"),
-        (lambda: make(NoiseGenerator(1), consistency=0), r"model\.generator: got 'NoiseGenerator'; its noise is used"),
+        (
+            lambda: make(NoiseGenerator(1), consistency=0),
+            r"model\.generator: got 'NoiseGenerator'; its noise is used on",
+        ),
         (lambda: make(linf_fit="cut"), r"model\.linf_fit: got 'cut'; give one of tanh, clip, straight_through"),
         (lambda: MNGAC(network(), epsilon=2.0), r"model\.epsilon: got 2\.0"),
         (lambda: MNGAC(network(), epsilon_l2=0), r"model\.epsilon_l2: got 0"),

@@ -144,5 +144,5 @@ def test_impossible_schedules_are_refused_before_training():
             fitted(schedule)
     with pytest.raises(SettingError, match=r"lr_scheduler.monitor: got 'val/nothing'; the last validation logged"):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/nothing"))
-    with pytest.raises(SettingError, match=r"got 'val/clean_error'; its name is val/accuracy/clean now; the last val"):
+    with pytest.raises(SettingError, match=r"got 'val/clean_error'; it is now called val/accuracy/clean; the last val"):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/clean_error"))
