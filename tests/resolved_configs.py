@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 import yaml
 
 import train
@@ -15,6 +16,26 @@ EXPERIMENTS = sorted(
     for path in CONFIGS.rglob("*.yaml")
     if path.parent.name not in PIECES and path.stem != "sweep"
 )
+
+# Beside the configs of the digits, the default run trains one of each class of behaviour: each network, kind of data
+# and callback. The others differ from them in sizes and schedules.
+QUICK = [
+    "quickstart.yaml",
+    "contextual_budgets/cifar10_resnet.yaml",  # batch normalisation
+    "contextual_budgets/doubled_cifar10_short.yaml",  # regions of budgets
+    "contextual_budgets/mnist.yaml",
+    "contextual_budgets/mnist_epsilon_0.8.yaml",  # a range that moves
+    "contextual_budgets/mnist_uniform.yaml",  # DM-large, no generator
+    "contextual_budgets/watermarked_mnist.yaml",
+    "learn2perturb/cifar10_short.yaml",  # noise inside ResNet-18
+    "mng_ac/svhn_semi_supervised.yaml",
+    "robustness_score/none_digits.yaml",  # the baseline of the scores
+    "trades/cifar10.yaml",
+    "wasserstein_autoencoder/cifar10.yaml",
+    "weighted_minimax/cifar10_pgd.yaml",  # a wide residual network
+    "weighted_minimax/mnist_trades_short.yaml",
+]
+QUICK += [name for name in EXPERIMENTS if name.endswith("/digits.yaml")]
 
 
 class _BuiltError(Exception):
@@ -39,6 +60,13 @@ def parsers():
         return built.args
 
 
+@functools.lru_cache(maxsize=1)  # a test that asks for settings and for what is built parses once
+def _parsed(paths, arguments):
+    parser, fit = parsers()
+    config = parser.parse_args(["fit", *(f"--config={CONFIGS / path}" for path in paths), *arguments])
+    return fit, config.fit
+
+
 def resolved(*paths, arguments=()):
     """Settings of config files, one behind the other, as ``train.py fit --print_config`` shows them.
 
@@ -46,6 +74,12 @@ def resolved(*paths, arguments=()):
         paths: of the files, relative to ``configs/`` or absolute.
         arguments: of the command line, behind the files.
     """
-    parser, fit = parsers()
-    config = parser.parse_args(["fit", *(f"--config={CONFIGS / path}" for path in paths), *arguments])
-    return yaml.safe_load(fit.dump(config.fit, skip_unset=False))
+    fit, config = _parsed(paths, tuple(arguments))
+    return yaml.safe_load(fit.dump(config, skip_unset=False))
+
+
+def built(*paths, arguments=()):
+    """Model, data and callbacks of the same settings, built without memory for their weights."""
+    fit, config = _parsed(paths, tuple(arguments))
+    with torch.device("meta"):
+        return fit.instantiate_classes(config)

@@ -1,22 +1,36 @@
-"""The resolved settings of each recipe are those that were reviewed; one that changes needs a new digest."""
+"""The resolved settings of each recipe are those that were reviewed, and build; one that changes needs a new digest."""
 
 import json
 
 import pytest
 
-from tests.config_digests import COMMAND, FILE, PAPERS, PROTOCOLS, RECIPES, digest, stated
-from tests.resolved_configs import resolved
+from tests.config_digests import COMMAND, FILE, PROTOCOLS, RECIPES, digest, stated
+from tests.resolved_configs import EXPERIMENTS, QUICK, built, resolved
 
 KEPT = json.loads(FILE.read_text())
 
 
-def _marked(name):
-    return name if name.startswith(PAPERS) else pytest.param(name, marks=pytest.mark.slow)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_settings_of_its_digest_and_is_built(name):
+    assert digest(RECIPES[name]) == KEPT[name], f"{name} changed; if that is meant, run {COMMAND}"
+    assert_built(name)
 
 
-@pytest.mark.parametrize("name", [_marked(name) for name in RECIPES | PROTOCOLS])
-def test_a_recipe_has_the_settings_of_its_digest(name):
-    assert digest((RECIPES | PROTOCOLS)[name]) == KEPT[name], f"{name} changed; if that is meant, run {COMMAND}"
+def assert_built(name):
+    objects = built(name)
+    assert sum(weight.numel() for weight in objects.model.parameters()) > 0
+    assert objects.data.num_classes > 1
+
+
+@pytest.mark.slow  # tests/test_evaluation_configs.py runs them
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_has_the_settings_of_its_digest(name):
+    assert digest(PROTOCOLS[name]) == KEPT[name], f"{name} changed; if that is meant, run {COMMAND}"
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_short.yaml") and name not in QUICK])
+def test_a_short_recipe_is_built(name):
+    assert_built(name)
 
 
 def test_every_recipe_has_a_digest_and_none_is_left_over():
