@@ -29,7 +29,7 @@ from tests.random_networks import Lambda, networks, random_case
 pytestmark = needs_lirpa
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(networks, st.sampled_from([0.0, 0.03, 0.3]), st.sampled_from([1, 2, 3]))
 def test_equals_the_plain_reference(network, size, batch):
     x, y, budgets = random_case(network, size, batch)
