@@ -1,4 +1,4 @@
-"""pyautoattack's ensemble with few steps, queries and target classes: it runs all of its code in a twentieth of the time."""
+"""pyautoattack's ensemble with few steps, queries and target classes, which runs all of its code in less time."""
 
 
 def shortened(library, steps=10):

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from robust.networks import Autoencoder, BudgetGenerator
-from tests.short_autoattack import shortened
+from tests import short_autoattack
 from tests.testers import ROOT, assert_registered, last_checkpoint, run, several_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
@@ -47,7 +47,7 @@ def short(monkeypatch):
     """AutoAttack with few steps, where it is installed; its standard ensemble takes minutes."""
     if importlib.util.find_spec("pyautoattack") is not None:
         library = importlib.import_module("pyautoattack")
-        monkeypatch.setattr(library, "AutoAttack", shortened(library, steps=5))
+        monkeypatch.setattr(library, "AutoAttack", short_autoattack.shortened(library, steps=5))
 
 
 def frozen_autoencoder(name, folder):
