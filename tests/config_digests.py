@@ -16,6 +16,7 @@ from tests.resolved_configs import CONFIGS, EXPERIMENTS, parsers, resolved
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python -m tests.config_digests"
+PAPERS = ("contextual_budgets", "learn2perturb", "mng_ac", "robustness_score", "weighted_minimax")
 OURS = ("robust.", "lightning_modules.", "datamodules.", "callbacks.")
 FOLDERS = ("root", "default_root_dir")
 RECIPES = {
