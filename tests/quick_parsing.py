@@ -8,9 +8,7 @@ from jsonargparse import Namespace, _actions, _namespace, _subcommands, _util
 _find, _path, _parse_key = _subcommands.find_action_and_subcommand, _util.get_import_path, Namespace._parse_key
 _LAST = (_actions._ActionConfigLoad, _actions.ActionFail)
 _paths = weakref.WeakKeyDictionary()
-_indices = (
-    weakref.WeakKeyDictionary()
-)  # by parser: number of its actions, and those of each name; None with subcommands
+_indices = weakref.WeakKeyDictionary()  # by parser: number of its actions, their index (None with subcommands)
 
 
 def get_import_path(value):

@@ -60,26 +60,30 @@ def parsers():
         return built.args
 
 
-@functools.lru_cache(maxsize=1)  # a test that asks for settings and for what is built parses once
-def _parsed(paths, arguments):
-    parser, fit = parsers()
-    config = parser.parse_args(["fit", *(f"--config={CONFIGS / path}" for path in paths), *arguments])
-    return fit, config.fit
-
-
-def resolved(*paths, arguments=()):
-    """Settings of config files, one behind the other, as ``train.py fit --print_config`` shows them.
+def parsed(*paths, arguments=()):
+    """Settings of config files, one behind the other, as the parser of ``fit`` holds them.
 
     Args:
         paths: of the files, relative to ``configs/`` or absolute.
         arguments: of the command line, behind the files.
     """
-    fit, config = _parsed(paths, tuple(arguments))
+    parser, _ = parsers()
+    return parser.parse_args(["fit", *(f"--config={CONFIGS / path}" for path in paths), *arguments]).fit
+
+
+def plain(config):
+    """Parsed settings as ``train.py fit --print_config`` shows them."""
+    _, fit = parsers()
     return yaml.safe_load(fit.dump(config, skip_unset=False))
 
 
-def built(*paths, arguments=()):
-    """Model, data and callbacks of the same settings, built without memory for their weights."""
-    fit, config = _parsed(paths, tuple(arguments))
+def resolved(*paths, arguments=()):
+    """Settings of config files, as in :func:`parsed`, as :func:`plain` shows them."""
+    return plain(parsed(*paths, arguments=arguments))
+
+
+def built(config):
+    """Model, data and callbacks of parsed settings, without memory for weights."""
+    _, fit = parsers()
     with torch.device("meta"):
         return fit.instantiate_classes(config)

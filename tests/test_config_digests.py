@@ -7,8 +7,8 @@ import pytest
 
 from cli.composition import composed
 from cli.errors import CLASSES, types_of_settings
-from tests.config_digests import COMMAND, FILE, OURS, PAPERS, PROTOCOLS, RECIPES, digest, stated
-from tests.resolved_configs import CONFIGS, EXPERIMENTS, built, resolved
+from tests.config_digests import COMMAND, FILE, OURS, PAPERS, PROTOCOLS, RECIPES, digest, digest_of, stated
+from tests.resolved_configs import CONFIGS, EXPERIMENTS, built, parsed, plain, resolved
 
 KEPT = json.loads(FILE.read_text())
 
@@ -19,12 +19,9 @@ def _marked(name):
 
 @pytest.mark.parametrize("name", [_marked(name) for name in RECIPES])
 def test_a_recipe_has_the_settings_of_its_digest_and_is_built(name):
-    assert digest(RECIPES[name]) == KEPT[name], f"{name} changed; if that is meant, run {COMMAND}"
-    assert_built(name)
-
-
-def assert_built(name):
-    objects = built(name)
+    config = parsed(*RECIPES[name])
+    assert digest_of(plain(config)) == KEPT[name], f"{name} changed; if that is meant, run {COMMAND}"
+    objects = built(config)
     assert sum(weight.numel() for weight in objects.model.parameters()) > 0
     assert objects.data.num_classes > 1
 
