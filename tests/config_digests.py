@@ -32,7 +32,12 @@ PROTOCOLS = {
 
 def digest(files):
     """SHA-256 of the settings of config files, one behind the other."""
-    return hashlib.sha256(json.dumps(stated(resolved(*files)), sort_keys=True).encode()).hexdigest()
+    return digest_of(resolved(*files))
+
+
+def digest_of(settings):
+    """SHA-256 of settings."""
+    return hashlib.sha256(json.dumps(stated(settings), sort_keys=True).encode()).hexdigest()
 
 
 def stated(settings):

@@ -7,7 +7,7 @@ import torch
 import train
 from cli.composition import composed
 from robust.networks import Autoencoder
-from tests.resolved_configs import CONFIGS, EXPERIMENTS
+from tests.resolved_configs import CONFIGS, EXPERIMENTS, QUICK
 from tests.testers import assert_registered, results_in
 
 PARTS = [
@@ -31,13 +31,6 @@ PARTS = [
         for path in sorted((CONFIGS / "adversarial_training" / "parts").glob("*.yaml"))
     ),
 ]
-SCORES = ("robustness_score/", "cross_lipschitz/", "wasserstein_autoencoder/", "on_manifold_")
-ALIKE = [
-    name for name in EXPERIMENTS if name.startswith(SCORES) and name.endswith("_short.yaml")
-]  # but for the schedule
-ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("watermarked_mnist_short", "doubled_cifar10", "organ_a_mnist")]
-ALIKE += [f"contextual_budgets/{name}.yaml" for name in ("mnist_cnn7", "cifar10_cnn7", "mnist_resnet")]
-ALIKE += [f"contextual_budgets/{name}_contextual.yaml" for name in ("watermarked_mnist", "doubled_cifar10")]
 NOISY = ("Learn2Perturb", "ParametricNoiseInjection", "AdversarialBNN")
 FIGURES = {
     "CertifiedEvaluation": "test/certified_accuracy/linf_",
@@ -106,7 +99,7 @@ def large(config):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        *(pytest.param(name, None, marks=[pytest.mark.slow] if name in ALIKE else []) for name in EXPERIMENTS),
+        *(pytest.param(name, None, marks=[] if name in QUICK else [pytest.mark.slow]) for name in EXPERIMENTS),
         *(pytest.param(*both, marks=pytest.mark.slow) for both in PARTS),
     ],
 )

@@ -10,13 +10,16 @@ import torch
 import yaml
 
 from robust.networks import Autoencoder, BudgetGenerator
+from tests import short_autoattack
 from tests.testers import ROOT, assert_registered, last_checkpoint, run, several_processes
 
 FOLDER = ROOT / "configs" / "evaluation"
 SAMPLER = "--trainer.callbacks.score.init_args.sampler.init_args"
-ALIKE = ("multi_norm_cifar10", "multi_norm_tiny_imagenet")  # but for sizes and steps
+ALIKE = ["multi_norm_cifar10", "multi_norm_tiny_imagenet"]  # but for sizes and steps
 SHORT = ["--trainer.callbacks.steps=5", "--trainer.callbacks.restarts=2"]  # of the evaluations of non_uniform_*
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+R4 = [name for name in NAMES if name.startswith("r4_")]
+ALIKE += [name for name in R4 if name not in ("r4_digits", "r4_mnist_short")]  # see the test of their settings
 QUICKSTART = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--model.generator=null", "--test_after_fit=false"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:epsilon_schedule.length")  # of one epoch of the quickstart
@@ -37,6 +40,14 @@ def learned(tmp_path_factory):
     settings = [QUICKSTART[0], QUICKSTART[2]]
     run("fit", [*settings, "--trainer.max_epochs=1", "--trainer.callbacks=null", "--data.batch_size=16"], folder)
     return [QUICKSTART[0], f"--ckpt_path={last_checkpoint(folder)}", "--model.epsilon=0.1"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """AutoAttack with few steps, where it is installed; its standard ensemble takes minutes."""
+    if importlib.util.find_spec("pyautoattack") is not None:
+        library = importlib.import_module("pyautoattack")
+        monkeypatch.setattr(library, "AutoAttack", short_autoattack.shortened(library, steps=5))
 
 
 def frozen_autoencoder(name, folder):
@@ -126,7 +137,7 @@ def assert_figures(name, metrics, callbacks, folder):
         if not name.startswith("protocol_") and name != "cifar10_c"  # tests/test_protocols.py, and below
     ],
 )
-def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
+def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written, short):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
@@ -138,6 +149,19 @@ def test_runs_behind_a_method(name, method, tmp_path, monkeypatch, written):
     assert any("CertifiedEvaluation" in callback["class_path"] for callback in callbacks)
     assert "Unable to serialize" not in str(callbacks), "the record can be run again"
     assert_figures(name, metrics, callbacks, tmp_path)
+
+
+def test_the_configs_of_r4_differ_in_the_autoencoder_alone():
+    """So those that the default run leaves out run as the others do."""
+    settings = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in R4}
+    for name, each in settings.items():
+        (callback,) = each["trainer.callbacks+"]
+        training = name.removeprefix("r4_")
+        path = callback["init_args"]["score"]["init_args"]["sampler"]["init_args"].pop("checkpoint")
+        assert path == f"logs/wasserstein_autoencoder/{training}/lightning_logs/version_0/checkpoints/last.ckpt"
+        assert (ROOT / "configs" / "wasserstein_autoencoder" / f"{training}.yaml").exists()
+        assert callback["init_args"].pop("max_test_batches", None) == (2 if name.endswith("_short") else None)
+    assert all(each == settings["r4_digits"] for each in settings.values())
 
 
 @pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
@@ -152,7 +176,9 @@ def test_cifar10_c_runs_behind_a_network_of_coloured_images(tmp_path, written):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])
-def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(name, learned, tmp_path, monkeypatch):
+def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(
+    name, learned, tmp_path, monkeypatch, short
+):
     if name.startswith("autoattack") and importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)  # AutoAttack's states are in logs/
@@ -166,7 +192,7 @@ def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(n
 
 @pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
 @pytest.mark.parametrize("name", ["autoattack_linf", "autoattack_rand_linf"])
-def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, monkeypatch, capsys):
+def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, monkeypatch, capsys, short):
     if importlib.util.find_spec("pyautoattack") is None:
         pytest.skip("the extra eval is not installed")
     monkeypatch.chdir(tmp_path)

@@ -66,7 +66,9 @@ def test_a_run_that_stops_inside_an_epoch_continues_there(whole, stop, tmp_path)
     assert_ends_equal(end, whole[0])
 
 
-@pytest.mark.parametrize("limits", [[5], [4, 8], [6], [11]], ids=str)
+@pytest.mark.parametrize(
+    "limits", [*(pytest.param(each, marks=pytest.mark.slow) for each in ([5], [11])), [4, 8], [6]], ids=str
+)
 def test_a_run_that_max_steps_stops_resumes_at_its_batch(whole, limits, tmp_path):
     resume = []
     for limit in limits:
@@ -80,8 +82,14 @@ def test_a_run_that_max_steps_stops_resumes_at_its_batch(whole, limits, tmp_path
     assert run("fit", again, tmp_path / "again")[0] is None  # no steps remain
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("batch", "validating"), [(4, False), (5, False), (6, True), (11, False), (12, True)])
+@pytest.mark.parametrize(
+    ("batch", "validating", "signum"),
+    [
+        *((batch, batch in (6, 12), signal.SIGTERM) for batch in (4, 5, 6, 11, 12)),
+        (4, False, signal.SIGINT),
+        *(pytest.param(n, n in (6, 12), signal.SIGINT, marks=pytest.mark.slow) for n in (5, 6, 11, 12)),
+    ],
+)
 def test_a_run_that_a_signal_stops_resumes_at_its_batch(whole, signum, batch, validating, tmp_path):
     stop = [f"--trainer.callbacks+={__name__}.SignalAt", f"--trainer.callbacks.signum={int(signum)}"]
     stop += [f"--trainer.callbacks.batch={batch}", f"--trainer.callbacks.validating={str(validating).lower()}"]

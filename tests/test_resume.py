@@ -6,7 +6,7 @@ import torch
 from lightning_modules import ContextualBudgets
 from tests import score_methods
 from tests.attacked_methods import METHODS, MULTI_NORM, attacked, multi_norm
-from tests.testers import ROOT, assert_resume_is_identical
+from tests.testers import ROOT, WHERE, assert_resume_is_identical
 
 TINY = [
     f"--config={ROOT / 'configs' / 'quickstart.yaml'}",
@@ -39,22 +39,29 @@ def test_contextual_budgets_with_random_draws(tmp_path):
     assert_resume_is_identical([*TINY, method, schedule, the_range], tmp_path, batches_per_epoch=2)
 
 
+@pytest.mark.slow  # a part of what the test above does
 def test_uniform_budgets(tmp_path):
     assert_resume_is_identical([*TINY, "--model.generator=null"], tmp_path, batches_per_epoch=2)
 
 
+# from the middle of an epoch, with workers and another seed; from everywhere it takes twice as long
+MIDDLE = pytest.param(("middle",), id="middle")
+EVERYWHERE = pytest.param(WHERE, id="everywhere", marks=pytest.mark.slow)
+
+
 # Learn2Perturb, below, in each of its phases
+@pytest.mark.parametrize("where", [MIDDLE, EVERYWHERE])
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "learn2perturb"])
-def test_methods_that_attack(method, tmp_path):
+def test_methods_that_attack(method, where, tmp_path):
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     settings = [*attacked(method), *schedule, "--data.batch_size=8", "--test_after_fit=false"]
     few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--trainer.max_epochs=4"]
-    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
+    assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2, where=where)
 
 
 @pytest.mark.parametrize(
     ("noise_delay", "adversarial_delay"),
-    [pytest.param(9, 9, marks=pytest.mark.slow), (2, 3), (1, 2)],
+    [pytest.param(9, 9, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow), (1, 2)],
     ids=["noise off", "noise on", "adversarial on"],
 )
 def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
@@ -77,10 +84,11 @@ def test_multi_norm_methods(method, tmp_path):
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
+@pytest.mark.parametrize("where", [MIDDLE, EVERYWHERE])
 @pytest.mark.parametrize("method", score_methods.METHODS)
-def test_methods_of_the_robustness_framework(method, tmp_path):
+def test_methods_of_the_robustness_framework(method, where, tmp_path):
     schedule = ["--model.lr_scheduler=torch.optim.lr_scheduler.ExponentialLR", "--model.lr_scheduler.gamma=0.5"]
     few = ["--data.batch_size=8", "--test_after_fit=false", "--trainer.limit_val_batches=1"]
     few.append("--trainer.limit_train_batches=2")
     settings = [*score_methods.small(method, tmp_path), *schedule, *few]
-    assert_resume_is_identical(settings, tmp_path, batches_per_epoch=2)
+    assert_resume_is_identical(settings, tmp_path, batches_per_epoch=2, where=where)

@@ -18,6 +18,7 @@ from tests.two_processes import run_together
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")  # of a checkpoint
+WHERE = ("epoch", "last batch", "middle")  # a run is resumed from there
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 QUIET += ["--trainer.num_sanity_val_steps=0"]
 DDP = "--trainer.strategy=ddp_find_unused_parameters_true"
@@ -75,7 +76,7 @@ def last_checkpoint(folder):
     return folder / "checkpoints" / "last.ckpt"
 
 
-def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
+def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2, where=WHERE):
     """A run that resumes from any checkpoint ends bit for bit like the one that wrote it.
 
     Resumed is from the end of an epoch, from its last batch and from the middle of the next, with and without loader
@@ -87,6 +88,7 @@ def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
         tmp_path: an empty folder.
         batches_per_epoch: what the settings give, at least 2.
         epochs: number of them after which the first checkpoints are.
+        where: some of :data:`WHERE`.
     """
     batches = tmp_path / "batches"
     save = ["--checkpoint.save_top_k=-1", f"--trainer.callbacks+={__name__}.EveryBatch"]
@@ -98,6 +100,8 @@ def assert_resume_is_identical(settings, tmp_path, batches_per_epoch, epochs=2):
         ("last batch", batches / f"step={end}.ckpt", 0, 0),
         ("middle", batches / f"step={middle}.ckpt", 2, 1),
     ):
+        if name not in where:
+            continue
         assert torch.load(checkpoint, weights_only=True)["global_step"] == (middle if name == "middle" else end)
         resumed = [f"--ckpt_path={checkpoint}", f"--data.num_workers={workers}", f"--seed_everything={seed}"]
         again, _ = run("fit", [*settings, *resumed], tmp_path / name)

@@ -54,7 +54,7 @@ def test_a_network_without_masking_passes(trained):
     assert metrics[f"{start}pgd/linf_0.1"] < metrics[f"{start}noise/linf_0.1"] <= metrics[f"{start}clean"]
 
 
-@pytest.mark.parametrize("kind", [Sharp, Quantised])
+@pytest.mark.parametrize("kind", [Sharp, pytest.param(Quantised, marks=pytest.mark.slow)])
 def test_masked_gradients_are_flagged(trained, kind):
     metrics, flagged = check(kind(trained.classifier), max_batches=2)
     print(metrics, *flagged, sep="\n")

@@ -53,13 +53,13 @@ def evaluations():
     ]
 
 
-def measure(module, folder, last=10**9, images=40, resumes=True):
+def measure(module, folder, last=10**9, images=20, resumes=True):
     """Metrics and outcomes of a test, and the calls of the attacks; it stops at the attack number ``last``."""
     Counting.calls, Counting.last = 0, last
     callbacks = evaluations()
     resumable = [ResumableTest(str(folder))] if resumes else []
     trainer = trainer_with(*resumable, *callbacks, default_root_dir=folder)
-    data = Digits(eval_batch_size=20, test_images=images)
+    data = Digits(eval_batch_size=10, test_images=images)
     metrics = trainer.test(copy.deepcopy(module), data, verbose=False)[0]
     recorded = [(each.recorded.outcomes, each.recorded.margins) for each in callbacks]
     return json.dumps([metrics, recorded], sort_keys=True), Counting.calls

@@ -140,6 +140,7 @@ def convolutional(num_classes):
     )
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_the_label_depends_on_the_watermark():
     data = WatermarkedMNIST(root=str(REAL))

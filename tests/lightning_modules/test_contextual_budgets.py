@@ -239,12 +239,12 @@ def test_networks_that_do_not_fit_are_refused_before_training(settings, message)
 def test_it_learns_to_be_certified_on_real_digits():
     pl.seed_everything(0)
     module = ContextualBudgets(Coarse(), BudgetGenerator(), epsilon=0.1)
-    fast = lambda params: torch.optim.Adam(params, lr=3e-3)  # noqa: E731
+    fast = lambda params: torch.optim.Adam(params, lr=5e-3)  # noqa: E731
     module.optimizer = module.generator_optimizer = fast
-    schedule = EpsilonScheduler("linear", start_epoch=1, length=5)
-    evaluation = CertifiedEvaluation(pgd_steps=5)
+    schedule = EpsilonScheduler("linear", start_epoch=1, length=3)
+    evaluation = CertifiedEvaluation(pgd_steps=5, every_n_epochs=100)
     trainer = pl.Trainer(
-        max_epochs=7, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
+        max_epochs=4, accelerator="cpu", callbacks=[schedule, evaluation], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = Digits(batch_size=32)
@@ -252,7 +252,7 @@ def test_it_learns_to_be_certified_on_real_digits():
     trainer.fit(module, datamodule=data)
     metrics = trainer.test(module, datamodule=data, verbose=False)[0]
     assert untrained["val/certified_accuracy/own_budgets"] == 0
-    # 0.72 to 0.75 and 0.40 to 0.47 with three seeds, of 299 images, where their standard errors are below 0.03
+    # 0.70 to 0.72 and 0.38 to 0.39 with two seeds, of 299 images, where their standard errors are below 0.03
     own, uniform = (metrics[f"test/certified_accuracy/{name}"] for name in ("own_budgets", "linf_0.1"))
     assert own > 0.6
     assert own > uniform + 0.1

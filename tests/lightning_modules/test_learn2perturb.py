@@ -55,7 +55,7 @@ def test_tau(t, value):
     assert harmonic_number(t) == pytest.approx(value, abs=5e-3)
 
 
-@pytest.mark.parametrize("epochs", [40, pytest.param(139, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epochs", [10, pytest.param(139, marks=pytest.mark.slow)])
 def test_the_scale_under_the_regulariser_alone(epochs):
     theta = torch.full((1,), 0.25, requires_grad=True)
     optimizer = SGD([theta], lr=0.1, momentum=0.9)

@@ -1,5 +1,7 @@
 """A residual network with batch normalisation learns budgets and certificates on the digits, no verifier named."""
 
+import pytest
+
 import train
 from tests.command_line import QUICKSTART
 from tests.testers import results_in
@@ -30,6 +32,7 @@ def metrics_of(folder, *settings):
     return results_in(record)["metrics"]
 
 
+@pytest.mark.slow
 def test_certified_accuracy_in_learned_budgets_rises_far_above_that_of_untrained_weights(tmp_path, caplog):
     untrained = metrics_of(tmp_path / "untrained", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1")
     trained = metrics_of(tmp_path / "trained")

@@ -24,6 +24,7 @@ QUICK = [
 INVERSE = ["--model.form=inverse", "--model.score_weight=0.3", "--model.adversarial_weight=60"]
 
 
+@pytest.mark.slow
 def test_learns(tmp_path):
     plain = trained("none_digits", tmp_path / "none", *QUICK)
     robust = trained("digits", tmp_path / "r2", *QUICK, *INVERSE)

@@ -191,10 +191,10 @@ def test_the_generators_noise_is_that_of_the_example():
         torch.testing.assert_close(generator(x[6:]), whole[6:])
 
 
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("repeats", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_noise_of_channels_is_standard_normal_and_uncorrelated(repeats):
-    """Over 20,000 draws for 3 examples, whose windows overlap; the bounds are 6 standard errors of the estimates."""
-    shape, draws = (3 * repeats, 4, 2), 20_000
+    """Over 10,000 draws for 3 examples, whose windows overlap; the bounds are 6 standard errors of the estimates."""
+    shape, draws = (3 * repeats, 4, 2), 10_000
     with numbered((0,), range(3), 3):
         drawn = torch.stack([random.channel_noise_like(torch.zeros(shape)) for _ in range(draws)])
     numbers = drawn.flatten(1)

@@ -69,9 +69,10 @@ def test_r1_of_two_gaussians_is_the_integral_of_the_distance_to_the_boundary():
     assert len(walls) == 2
     expected = (GRID[:, None] - walls).abs().amin(1).mean()
     epsilons = (torch.arange(15) + 0.5).double() / 15
-    found = estimated(R1(UniformBall(num_samples=100)), bayes, torch.zeros(1500, 1, 1, 1).double(), epsilons)
-    assert found["integral"] == pytest.approx(float(expected), rel=0.03)
-    assert found["normalized"] == pytest.approx(float(expected), rel=0.03)
+    found = estimated(R1(UniformBall(num_samples=100)), bayes, torch.zeros(750, 1, 1, 1).double(), epsilons)
+    # the standard deviation of the distances is 0.85 of their mean: three standard errors of 750 are 0.09
+    assert found["integral"] == pytest.approx(float(expected), rel=0.09)
+    assert found["normalized"] == pytest.approx(float(expected), rel=0.09)
 
 
 def test_r2_of_two_gaussians_by_samples_weighs_by_the_density():

@@ -10,6 +10,7 @@ import robust.random
 from robust.attacks import APGD, PGD, AutoAttack
 from robust.errors import SettingError
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
+from tests.short_autoattack import shortened
 
 
 @pytest.fixture
@@ -22,12 +23,10 @@ def short(library, monkeypatch):
     """The standard ensemble with fewer steps, to save time, and the order in which its attacks are run."""
     ran = []
 
-    class Short(library.AutoAttack):
+    class Noted(shortened(library)):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
             for part in (self.apgd, self.apgd_targeted, self.fab, self.square):
-                part.n_iter = part.n_iter_orig = 10
-                part.n_queries = 50
                 part.perturb = self.noted(part.perturb, part)
 
         def noted(self, perturb, part):
@@ -37,7 +36,7 @@ def short(library, monkeypatch):
 
             return call
 
-    monkeypatch.setattr(library, "AutoAttack", Short)
+    monkeypatch.setattr(library, "AutoAttack", Noted)
     return ran
 
 
@@ -88,13 +87,7 @@ class NumberedNoise(nn.Module):
 
 
 def test_the_rand_version_draws_by_the_examples_numbers(trained, library, monkeypatch):
-    class Short(library.AutoAttack):
-        def __init__(self, *args, **settings):
-            super().__init__(*args, **settings)
-            self.apgd.n_iter = self.apgd.n_iter_orig = 5
-            self.apgd.eot_iter = 2
-
-    monkeypatch.setattr(library, "AutoAttack", Short)
+    monkeypatch.setattr(library, "AutoAttack", shortened(library, steps=5))
     network, x, y = NumberedNoise(trained[0]), trained[1][:10], trained[2][:10]
 
     def found(rows, batch_size):

@@ -130,7 +130,7 @@ def test_every_point_flips_and_is_an_image(name):
 
 def test_bg_gives_up_no_target_too_early():
     """Against the search for each target class alone, in a network of the two classes."""
-    network, x = curved(), images(40, 6)
+    network, x = curved(), images(16, 6)
     attack = LinearizedBoundary(tolerance=1e-3)
     y = network(x).argmax(1)
     together = (attack(network, x, y) - x).flatten(1).norm(dim=1)

@@ -22,7 +22,7 @@ def rescaled(network, exponent):
     return network, True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks, st.integers(-33, 33), st.integers(0, 2**31), st.sampled_from(["ibp", "crown-ibp", "tightest"]))
 def test_bounds_hold_and_stay_the_same_at_every_scale_of_activations(network, exponent, seed, method):
     x, y, _ = random_case(network, 0.1)
@@ -47,7 +47,7 @@ def test_bounds_hold_and_stay_the_same_at_every_scale_of_activations(network, ex
         assert (low[i].double() <= reached[:, i, others].amin(0)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(networks, st.data())
 def test_what_a_hook_adds_is_a_part_of_the_network_until_it_is_removed(network, data):
     index = data.draw(st.integers(0, len(network) - 1))

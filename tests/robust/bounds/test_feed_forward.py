@@ -37,7 +37,7 @@ def test_equals_the_plain_reference(network, size):
     torch.testing.assert_close(verifier().cross_entropy(network, box, y, 0.3), mixed, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks, sizes, st.sampled_from([0.0, 0.5, 1.0]))
 def test_no_sampled_or_attacked_point_crosses_a_bound(network, size, crown_weight):
     x, y, budgets = random_case(network, size)
@@ -73,7 +73,7 @@ def test_a_point_has_the_margins_and_the_loss_of_the_network(network):
 
 
 @pytest.mark.parametrize("crown_weight", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_gradients_agree_with_finite_differences(crown_weight, channels):
     torch.manual_seed(channels)
     network = nn.Sequential(

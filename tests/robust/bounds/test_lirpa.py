@@ -29,7 +29,7 @@ from tests.random_networks import Lambda, networks, random_case
 pytestmark = needs_lirpa
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(networks, st.sampled_from([0.0, 0.03, 0.3]), st.sampled_from([1, 2, 3]))
 def test_equals_the_plain_reference(network, size, batch):
     x, y, budgets = random_case(network, size, batch)
@@ -77,13 +77,13 @@ def test_fused_loss_equals_lirpas_own_loss_fusion():
 @pytest.mark.parametrize("build", [conv_net, residual_net])
 def test_no_sampled_point_crosses_a_bound(build, method):
     network = build()
-    verifier = LirpaVerifier(method=method, iterations=5)
-    for size, batch in ((0.0, 2), (0.02, 3), (0.3, 2), (1.0, 1)):
+    verifier = LirpaVerifier(method=method, iterations=2)
+    for size, batch in ((0.0, 2), (0.05, 2), (0.3, 2)):
         x, y, budgets = case(batch, size)
         box = PixelBox(budgets).interval(x)
         margins, loss = worst_sampled(network, x, y, budgets)
         assert (verifier.margins(network, box, y) <= margins + 1e-4).all()
-        for share in (0.0, 0.5, 1.0):
+        for share in (0.0, 1.0):
             assert (verifier.cross_entropy(network, box, y, share) >= loss - 1e-4).all()
 
 
@@ -93,7 +93,8 @@ def test_alpha_crown_optimises(build):
     network = build()
     x, y, budgets = case(3, 0.2)
     box = PixelBox(budgets).interval(x)
-    crown, alpha = (LirpaVerifier(method=method).margins(network, box, y).mean() for method in ("crown", "alpha-crown"))
+    verifiers = [LirpaVerifier(method=method, iterations=8) for method in ("crown", "alpha-crown")]
+    crown, alpha = (verifier.margins(network, box, y).mean() for verifier in verifiers)
     assert alpha > crown + 2e-3
 
 
@@ -102,7 +103,7 @@ def test_the_methods_become_tighter():
     network = residual_net()
     x, y, budgets = case(3, 0.2)
     box = PixelBox(budgets).interval(x)
-    means = [LirpaVerifier(method=method).margins(network, box, y).mean() for method in METHODS]
+    means = [LirpaVerifier(method=method, iterations=8).margins(network, box, y).mean() for method in METHODS]
     assert means[0] < means[1] - 0.1 < means[2] - 0.2 < means[3] - 0.3
 
 
@@ -111,12 +112,12 @@ def test_crown_is_the_same_with_patches_and_with_matrices(monkeypatch):
     results = []
     for exact in (True, False):
         monkeypatch.setattr(_lirpa_graph, "_exact_as_patches", lambda node, exact=exact: exact)
-        for size in (0.01, 0.3, 1.0):
-            x, y, budgets = case(3, size)
+        for size in (0.01, 0.3):
+            x, y, budgets = case(2, size)
             budgets.requires_grad_()
             margins = LirpaVerifier(method="crown").margins(network, PixelBox(budgets).interval(x), y)
             results.append((margins, *gradients(margins, network, budgets)))
-    torch.testing.assert_close(results[:3], results[3:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[:2], results[2:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3, 1, 1), (1,), ()])
@@ -153,9 +154,9 @@ def test_last_layer_without_bias_is_merged_too(method):
         network[-1].bias.zero_()
     x, y, budgets = case()
     box = PixelBox(budgets).interval(x)
-    expected = LirpaVerifier(method=method).margins(network, box, y)
+    expected = LirpaVerifier(method=method, iterations=3).margins(network, box, y)
     network[-1].bias = None
-    torch.testing.assert_close(LirpaVerifier(method=method).margins(network, box, y), expected)
+    torch.testing.assert_close(LirpaVerifier(method=method, iterations=3).margins(network, box, y), expected)
 
 
 def grouped_and_dilated():

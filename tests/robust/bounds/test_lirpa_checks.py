@@ -41,7 +41,7 @@ def test_residual_networks_of_oblong_images_and_sums_are_bounded_soundly(build, 
     network = seeded(build)
     torch.manual_seed(1)
     x, y = torch.rand(3, *shape), torch.tensor([0, 3, 1])
-    for size in (0.0, 0.01, 0.1):
+    for size in (0.0, 0.1):
         budgets = size * torch.rand_like(x)
         margins = LirpaVerifier(method=method, iterations=3).margins(network, PixelBox(budgets).interval(x), y)
         worst, _ = worst_sampled(network, x, y, budgets)

@@ -168,7 +168,7 @@ def test_batch_size_may_change(method):
     network, verifier = residual_net(), LirpaVerifier(method=method, iterations=3)
     x, y, budgets = case(5)
     whole = verifier.margins(network, PixelBox(budgets).interval(x), y)
-    for part in (slice(0, 1), slice(1, 4), slice(3, 5)):
+    for part in (slice(0, 1), slice(2, 5)):
         box = PixelBox(budgets[part]).interval(x[part])
         torch.testing.assert_close(verifier.margins(network, box, y[part]), whole[part], rtol=1e-4, atol=1e-5)
         loss = LirpaVerifier().cross_entropy(network, box, y[part])
