@@ -32,12 +32,11 @@ def session():
     """Threads, rare garbage collection, a quick command line, no arguments of pytest's, of which LightningCLI warns."""
     import torch
 
-    from tests import quick_command_line, quick_parsing
+    from tests import quick_command_line
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gc.set_threshold(50_000, 20, 50)  # each collection walks through all objects of torch and Lightning
     quick_command_line.install()
-    quick_parsing.install()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py"])
         patch.setattr(os, "fsync", lambda _: None)  # no test ends in a crash of the machine
