@@ -131,14 +131,14 @@ def test_an_evaluation_without_weights_warns(name, tmp_path):
         warnings.simplefilter("always")
         train.main(["test", *settings, f"--trainer.default_root_dir={tmp_path / 'run'}"])
     untrained = [str(each.message) for each in shown if "untrained weights" in str(each.message)]
-    message = "ckpt_path: got None; test runs on untrained weights, give a checkpoint"
+    message = "ckpt_path: got None; test runs on untrained weights; give a checkpoint"
     assert untrained == ([] if name else [message])
 
 
 def test_an_evaluation_with_weights_of_the_classifier_alone_warns_of_the_generator(tmp_path):
     settings = [f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--trainer.callbacks=[]", *QUIET]
     settings += ["--model.classifier=DMSmall", "--model.weights=zoo:digits_uniform_budgets"]
-    with pytest.warns(UserWarning, match=r"ckpt_path: got None; test runs on an untrained model.generator, give a"):
+    with pytest.warns(UserWarning, match=r"ckpt_path: got None; test runs on an untrained model.generator; give a"):
         train.main(["test", *settings, "--trainer.limit_test_batches=1", f"--trainer.default_root_dir={tmp_path}"])
 
 

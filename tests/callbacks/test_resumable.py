@@ -108,12 +108,12 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
             images.images.add_(1)
             return images
 
-    brighter = Brighter(eval_batch_size=20, test_images=40)
+    brighter = Brighter(eval_batch_size=10, test_images=20)
     trainer = trainer_with(ResumableTest(str(tmp_path / "state")), *evaluations(), default_root_dir=tmp_path)
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it has results of other images; give"):
         trainer.test(trained, brighter, verbose=False)
     weaker = AdversarialEvaluation({"pgd": AttackCase(Counting(PGD(2)))}, balls={"linf": 0.05})
     with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other settings: give"):
         trainer_with(ResumableTest(str(tmp_path / "state")), weaker, default_root_dir=tmp_path).test(
-            trained, Digits(eval_batch_size=20, test_images=40), verbose=False
+            trained, Digits(eval_batch_size=10, test_images=20), verbose=False
         )
