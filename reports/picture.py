@@ -59,7 +59,7 @@ def front(report: Report, metric: str) -> str:
         **look_of("row", list(dict.fromkeys(point["row"] for point in points)))
     )
     chart = (line.encode(order="clean:Q") + dots).properties(width=WIDTH, height=WIDTH // 2, background="white")
-    text: str = vl_convert.vegalite_to_svg(chart.configure_legend(orient="bottom", columns=2, labelLimit=320).to_dict())
+    text: str = vl_convert.vegalite_to_svg(chart.configure_legend(orient="bottom", labelLimit=WIDTH).to_dict())
     return text + "\n"
 
 

@@ -105,21 +105,31 @@ def _experiment(run: Run) -> str:
 def _label(rows: list[Row]) -> None:
     """Label each row with its method and with the settings in which it differs from the method's other rows."""
     for method in dict.fromkeys(row.method for row in rows):
-        same = [row for row in rows if row.method == method]
-        flat = [settings.experiment(row.runs[0].identity.get("config") or {}) for row in same]
-        differing = _differing(flat)
-        for row, each in zip(same, flat, strict=True):
-            details = [
-                f"{name.removeprefix('model.')} {_short(each[name])}"
-                for name in differing
-                if each.get(name) is not None
-            ]
-            more = f", {len(details) - MOST_DETAILS} more settings" if len(details) > MOST_DETAILS else ""
-            row.label = f"{method}: {', '.join(details[:MOST_DETAILS])}{more}" if details else method
-    for label in {row.label for row in rows}:
-        same = [row for row in rows if row.label == label]
-        for row in same if len(same) > 1 else []:
+        _add_settings([row for row in rows if row.method == method], f"{method}: ", method)
+    for label, same in _of_one_label(rows):  # rows of the same classes, whose settings differ
+        _add_settings(same, f"{label}, ", label)
+    for label, same in _of_one_label(rows):
+        for row in same:
             row.label = f"{label}, {row.runs[0].name}"
+
+
+def _of_one_label(rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    """The labels that several rows have, each with these rows."""
+    labels = dict.fromkeys(row.label for row in rows)
+    found = [(label, [row for row in rows if row.label == label]) for label in labels]
+    return [(label, same) for label, same in found if len(same) > 1]
+
+
+def _add_settings(rows: list[Row], start: str, alone: str) -> None:
+    """Label each row with ``start`` and the settings in which the rows differ, or with ``alone`` if it has none."""
+    flat = [settings.experiment(row.runs[0].identity.get("config") or {}) for row in rows]
+    differing = _differing(flat)
+    for row, each in zip(rows, flat, strict=True):
+        details = [
+            f"{name.removeprefix('model.')} {_short(each[name])}" for name in differing if each.get(name) is not None
+        ]
+        more = f", {len(details) - MOST_DETAILS} more settings" if len(details) > MOST_DETAILS else ""
+        row.label = f"{start}{', '.join(details[:MOST_DETAILS])}{more}" if details else alone
 
 
 def _differing(flat: list[dict[str, Any]]) -> list[str]:

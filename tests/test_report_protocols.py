@@ -50,6 +50,15 @@ def test_labels_have_no_settings_of_a_class_that_differs(tmp_path):
     assert labels == ["TRADES: optimizer SGD", "TRADES: optimizer Adam"]
 
 
+def test_rows_of_the_same_classes_are_told_apart_by_their_settings(tmp_path):
+    for name, optimizer, rate in (("a", "SGD", 0.1), ("b", "SGD", 0.2), ("c", "Adam", 0.1)):
+        settings = {"class_path": f"torch.optim.{optimizer}", "init_args": {"lr": rate}}
+        write_run(tmp_path / name, model={"optimizer": settings})
+    labels = [row.label for row in group(read_runs([tmp_path]))]
+    same = "TRADES: optimizer SGD, optimizer.lr"
+    assert labels == [f"{same} 0.1", f"{same} 0.2", "TRADES: optimizer Adam"]
+
+
 def test_markdown_leaves_out_details(tmp_path):
     ball = "certified_accuracy/linf_0.1"
     metrics = {CLEAN: 0.9, f"{CLEAN}/vote": 0.8, f"test/{ball}": 0.5, f"test/{ball}/ibp": 0.4}

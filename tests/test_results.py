@@ -11,7 +11,7 @@ from scipy import stats
 
 import report
 from reports.documents import outdated, update
-from reports.picture import svg
+from reports.picture import front, svg
 from reports.report import make_report
 from robust.errors import SettingError
 from tests.recorded_runs import outcomes
@@ -34,16 +34,29 @@ def test_each_run_is_in_a_table():
 
 
 def test_the_picture_of_the_leaderboard_shows_its_runs():
-    """The marks carry their values; layout and fonts may differ between versions of the drawing library."""
+    rows = yaml.safe_load((ROOT / "results" / "tables" / "leaderboard.yaml").read_text())["rows"]
+    drawn = svg(make_report([ROOT / "results" / file for file in sorted(files_of(rows))], "test", None))
+    committed = (ROOT / "docs" / "images" / "digits_leaderboard.svg").read_text()
+    assert len(marks(committed)) > 100
+    assert marks(committed) == marks(drawn)
 
-    def marks(picture):
-        return sorted(re.findall(r'aria-label="([^"]*accuracy: [^"]*)"', picture))
 
-    runs = yaml.safe_load((ROOT / "results" / "tables" / "leaderboard.yaml").read_text())["rows"]
-    files = sorted(ROOT / "results" / file for row in runs for file in row["runs"])
-    committed = marks((ROOT / "docs" / "images" / "digits_leaderboard.svg").read_text())
-    assert len(committed) > 100
-    assert committed == marks(svg(make_report(files, "test", None)))
+def test_the_picture_of_the_certified_losses_shows_its_runs():
+    rows = yaml.safe_load((ROOT / "results" / "tables" / "digits_certified_losses.yaml").read_text())["rows"]
+    files = [ROOT / "results" / file for file in sorted(files_of(rows))]
+    drawn = front(make_report(files, "test", None), "certified_accuracy/linf_0.1")
+    committed = (ROOT / "docs" / "images" / "digits_certified_losses.svg").read_text()
+    assert len(marks(committed)) > len(rows)
+    assert marks(committed) == marks(drawn)
+
+
+def files_of(rows):
+    return [file for row in rows for file in row["runs"]]
+
+
+def marks(picture):
+    """The values of the marks: layout and fonts may differ between versions of the drawing library."""
+    return sorted(re.findall(r'aria-label="([^"]*accuracy: [^"]*)"', picture))
 
 
 def test_each_table_is_in_a_page():
