@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
 from torch.optim import SGD
@@ -17,6 +18,8 @@ from torch.optim import SGD
 from lightning_modules.base import AttackedClassifier, Batch
 from robust.attacks import PGD
 from robust.errors import require
+from robust.losses import kl
+from robust.modes import attack_mode
 
 
 class TRADES(AttackedClassifier):
@@ -50,6 +53,12 @@ class TRADES(AttackedClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: attack the batch, then minimise the cross-entropy plus beta times the divergence."""
-        loss = self.trades_risk(*batch, self.beta)
+        x, y = batch
+        with attack_mode(self.classifier, self.attack.mode):
+            reference = self(x)
+        ball = self.threat_model(self.current_epsilon)
+        x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: kl(logits, reference))
+        clean = self(x)
+        loss = F.cross_entropy(clean, y) + self.beta * kl(self(x_adv), clean).mean()
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

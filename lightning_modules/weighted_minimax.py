@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import AttackedClassifier, Batch
 from robust.attacks import PGD
 from robust.errors import require
 from robust.losses import cross_entropy, kl, vulnerability_weight
+from robust.modes import attack_mode
 
 
 class WeightedMinimax(AttackedClassifier):
@@ -70,7 +72,15 @@ class WeightedMinimax(AttackedClassifier):
         return weighted(self(x_adv), y).mean()
 
     def _trades_risk(self, x: Tensor, y: Tensor, beta: float) -> Tensor:
-        return self.trades_risk(x, y, beta, lambda logits, reference: self.weight(logits, y) * kl(logits, reference))
+        def weighted(logits: Tensor, reference: Tensor) -> Tensor:
+            return self.weight(logits, y) * kl(logits, reference)
+
+        with attack_mode(self.classifier, self.attack.mode):
+            reference = self(x)
+        ball = self.threat_model(self.current_epsilon)
+        x_adv = self.attack(self.classifier, ball, x, y, loss=lambda logits, _: weighted(logits, reference))
+        clean = self(x)
+        return F.cross_entropy(clean, y) + beta * weighted(self(x_adv), clean).mean()
 
     def weight(self, logits: Tensor, y: Tensor) -> Tensor:
         """Weight of each example (B,), from its attacked logits (B, K)."""

@@ -145,17 +145,22 @@ def _is_robust(name: str, stage: str) -> bool:
 
 def _pareto(points: Points, look: Look) -> alt.LayerChart:
     chosen, shown = _dropdown("metric", points)
-    x = alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
-    y = alt.Y("robust:Q", title="robust accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%"))
     base = alt.Chart(alt.InlineData(values=points)).transform_filter(shown)
+    return _finished(front_layers(base, look, "robust accuracy").add_params(chosen))
+
+
+def front_layers(base: alt.Chart, look: Look, title: str) -> alt.LayerChart | alt.FacetChart:
+    """The points of :func:`pareto_fronts`, of one metric, with a line along the front; ``title`` is the metric's."""
+    scale, axis = alt.Scale(zero=False, padding=12), alt.Axis(format="%")
+    x = alt.X("clean:Q", title="clean accuracy", scale=scale, axis=axis)
+    y = alt.Y("robust:Q", title=title, scale=scale, axis=axis)
     line = base.transform_filter("datum.front").mark_line(color="currentColor", opacity=0.5, strokeDash=[4, 3])
     dots = base.mark_point(filled=True, size=110, opacity=0.95, strokeWidth=2)
     tooltip = ["row:N", alt.Tooltip("clean:Q", format=".2%"), alt.Tooltip("robust:Q", format=".2%")]
     outline = alt.condition("datum.front", alt.value("currentColor"), alt.value("transparent"))
-    layers = alt.layer(
+    return alt.layer(
         line.encode(x=x, y=y, order="clean:Q"), dots.encode(x=x, y=y, stroke=outline, tooltip=tooltip, **look)
     )
-    return _finished(layers.add_params(chosen))
 
 
 def _lines(points: Points, look: Look, x: tuple[str, str], y: tuple[str, str], choice: str) -> alt.LayerChart:

@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from reports.charts import PALETTE, look_of, pareto_fronts
+from reports.charts import PALETTE, front_layers, look_of, pareto_fronts
 from reports.report import Report
 from robust.errors import require
 
@@ -49,16 +49,9 @@ def front(report: Report, metric: str) -> str:
     known = ", ".join(dict.fromkeys(point["metric"] for point in points)) or "they have none beside accuracy/clean"
     points = [point for point in points if point["metric"] == metric]
     require(bool(points), "front", metric, f"give an accuracy of the runs: {known}")
-    x, y = (
-        alt.X("clean:Q", title="clean accuracy", scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%")),
-        alt.Y("robust:Q", title=metric, scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(format="%")),
-    )
-    base = alt.Chart({"values": points}).encode(x=x, y=y)
-    line = base.transform_filter("datum.front").mark_line(color="black", opacity=0.5, strokeDash=[4, 3])
-    dots = base.mark_point(filled=True, size=90, opacity=1).encode(
-        **look_of("row", list(dict.fromkeys(point["row"] for point in points)))
-    )
-    chart = (line.encode(order="clean:Q") + dots).properties(width=WIDTH, height=WIDTH // 2, background="white")
+    look = look_of("row", list(dict.fromkeys(point["row"] for point in points)))
+    chart = front_layers(alt.Chart({"values": points}), look, metric)
+    chart = chart.properties(width=WIDTH, height=WIDTH // 2, background="white")
     text: str = vl_convert.vegalite_to_svg(chart.configure_legend(orient="bottom", labelLimit=WIDTH).to_dict())
     return text + "\n"
 

@@ -15,6 +15,7 @@ def shortened(library, steps=10):
             for part in (self.apgd, self.apgd_targeted, self.fab, self.square):
                 part.n_iter = part.n_iter_orig = steps
                 part.n_queries, part.n_target_classes = 50, 3
-                part.eot_iter = min(part.eot_iter, 2) if hasattr(part, "eot_iter") else None
+                if hasattr(part, "eot_iter"):
+                    part.eot_iter = min(part.eot_iter, 2)
 
     return Short

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,9 +9,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
-from robust.losses import kl
 from robust.metric_names.registry import threat_model_name
-from robust.modes import attack_mode
 from robust.threat_models import Norm, ThreatModel, ball
 
 
@@ -71,24 +68,3 @@ class AttackedClassifier(RobustClassifier):
             return clean
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, logits.argmax(1))
         return 0.5 * clean + 0.5 * F.cross_entropy(self(x_adv), y)
-
-    def trades_risk(
-        self, x: Tensor, y: Tensor, beta: float, divergence: Callable[[Tensor, Tensor], Tensor] = kl
-    ) -> Tensor:
-        """Cross-entropy on clean images plus beta times the divergence of attacked predictions, a scalar.
-
-        The attack maximises the divergence from predictions on clean images, which are computed in the attack's mode
-        (TRADES, Algorithm 1).
-
-        Args:
-            x: images (B, C, H, W).
-            y: labels (B,).
-            beta: weight of the divergence.
-            divergence: divergence (B,) of logits (B, K) from reference logits (B, K).
-        """
-        with attack_mode(self.classifier, self.attack.mode):
-            reference = self(x)
-        threat_model = self.threat_model(self.current_epsilon)
-        x_adv = self.attack(self.classifier, threat_model, x, y, loss=lambda logits, _: divergence(logits, reference))
-        clean = self(x)
-        return F.cross_entropy(clean, y) + beta * divergence(self(x_adv), clean).mean()

@@ -1,8 +1,6 @@
 """Each operation alone: against plain references, dense grids and brute force; refusals; operations of one's own."""
 
-import itertools
 import math
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.bounds import FeedForwardVerifier
-from robust.bounds.graph import Graph
 from robust.bounds.operations import Activation, Arithmetic, Interval, activations, powers, register, registry
 from robust.bounds.operations.pooling import MaxPool
 from robust.bounds.operations.relu import ReLU
@@ -188,58 +185,6 @@ def test_linear_bounds_are_exact_where_an_operation_does_not_bend(operation, see
     if isinstance(operation, (ReLU, activations.LeakyReLU, activations.Abs)):
         assert torch.equal(straight, (h.lower >= 0) | (h.upper <= 0))
         assert straight.any()
-
-
-def test_crown_bounds_what_bends_alone_and_each_image_as_if_alone():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3))
-    x, y = torch.rand(4, 1, 3, 3), torch.tensor([0, 1, 2, 0])
-    budgets = PixelBox(torch.tensor([0.0, 1e-3, 0.01, 0.05]).view(4, 1, 1, 1))
-    seen = []
-    with patch.object(Graph, "upper_bound", counted(Graph.upper_bound, seen)), torch.no_grad():
-        together = FeedForwardVerifier("crown").margins(network, budgets.interval(x), y)
-        rows_of_all = sum(seen)
-        seen.clear()
-        alone = [
-            FeedForwardVerifier("crown").margins(network, budgets.interval(x).map(lambda side: side[[i]]), y[[i]])  # noqa: B023
-            for i in range(4)
-        ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
-    assert rows_of_all < 2 * 30 + 2, "each neuron has two rows, each margin one"
-    assert seen[0] == 2, "no neuron bends over a point"
-
-
-def counted(upper_bound, seen):
-    """The method, with the number of rows of each call in a list."""
-
-    def bound(graph, values, A, value=None):
-        seen.append(A.shape[1])
-        return upper_bound(graph, values, A, value)
-
-    return bound
-
-
-def test_crown_is_within_the_other_bounds_and_exact_corners_of_a_small_network():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
-    for layer in (network[1], network[3]):
-        nn.init.normal_(layer.weight)
-    x = torch.rand(5, 1, 2, 2)
-    y = network(x).argmax(1)
-    bounds = {}
-    for method in ("ibp", "crown-ibp", "crown"):
-        bounds[method] = FeedForwardVerifier(method).margins(network, LinfBall(0.4).interval(x), y)
-        with torch.no_grad():
-            little = FeedForwardVerifier(method, memory=1).margins(network, LinfBall(0.4).interval(x), y)
-        torch.testing.assert_close(little, bounds[method].detach(), rtol=1e-5, atol=1e-5)
-    assert (bounds["crown"] >= bounds["ibp"] - 1e-5).all()
-    assert bounds["crown"].sum() > bounds["crown-ibp"].sum()
-    for signs in itertools.product((0.0, 1.0), repeat=4):
-        box = LinfBall(0.4).interval(x)
-        corner = box.lower + (box.upper - box.lower) * torch.tensor(signs).view(1, 1, 2, 2)
-        logits = network(corner)
-        margins = logits.gather(1, y[:, None]) - logits
-        assert (bounds["crown"].amin(1) <= margins.scatter(1, y[:, None], math.inf).amin(1) + 1e-5).all()
 
 
 REFUSED = {
