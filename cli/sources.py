@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 SECTIONS = ("init_args", "dict_kwargs")
@@ -33,10 +33,14 @@ def settings_in(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from settings_in(value, ".".join(part for part in (name, plain_name(str(key))) if part))
 
 
-def settings_in_arguments(arguments: Iterable[str]) -> list[tuple[str, Any]]:
-    """Name and value of each setting on a command line; the value is empty if it is given as the next argument."""
-    named = [argument[2:].partition("=") for argument in arguments if argument.startswith("--")]
-    return [(plain_name(name), value) for name, _, value in named if name != "config"]
+def settings_in_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    """Name and value of each setting on a command line, given as ``--name=value`` or as ``--name value``."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            found.append((plain_name(name), value if equals or following.startswith("--") else following))
+    return [(name, value) for name, value in found if name != "config"]
 
 
 def plain_name(name: str) -> str:

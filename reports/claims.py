@@ -19,7 +19,7 @@ from typing import Any
 from reports.comparison import FEWEST_SEEDS, Difference, between, holm
 from reports.rows import Row, Value
 from reports.runs import read_runs
-from robust.errors import require
+from robust.errors import SettingError, require
 
 TITLES = ("claim", "paper", "metric", "ours", "against", "decided")
 EXPECTED = ("higher", "lower", "equal")
@@ -64,7 +64,8 @@ def _difference(name: str, pair: tuple[Row, ...], metrics: tuple[str, str]) -> D
             row.value(metric) is not None, f"results {name}, metric", metric, f"{row.runs[0].name} has no such metric"
         )
     difference = between(pair[0], metrics[0], pair[1], metrics[1])
-    assert difference is not None
+    if difference is None:
+        raise SettingError(f"results {name}, metric_against", metrics[1], f"no run has this metric and {metrics[0]}")
     return difference
 
 
