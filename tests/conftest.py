@@ -27,6 +27,14 @@ ROOT = Path(__file__).parents[1]
 # Fixtures import torch and ours, which takes seconds: the process that starts the workers needs neither.
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as thorough the cases that ``thorough_but`` does not name."""
+    for item in items:
+        if (marker := item.get_closest_marker("thorough_but")) is not None and item.callspec.id not in marker.args:
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def session():
     """Threads, rare garbage collection, a quick command line, no arguments of pytest's, of which LightningCLI warns."""

@@ -25,6 +25,7 @@ def trained(tmp_path_factory):
 # -- settings that cannot be read ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -171,6 +172,7 @@ class OtherMethod(ContextualBudgets):
     """Another method."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

@@ -17,6 +17,7 @@ def _marked(name):
     return name if name.startswith(PAPERS) else pytest.param(name, marks=pytest.mark.slow)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [_marked(name) for name in RECIPES])
 def test_a_recipe_has_the_settings_of_its_digest_and_is_built(name):
     config = parsed(*RECIPES[name])

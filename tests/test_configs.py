@@ -95,6 +95,15 @@ def large(config):
     return classifier.endswith(("DMLarge", "ResNet18", "WideResNet"))
 
 
+@pytest.mark.thorough_but(
+    "quickstart.yaml-None",
+    "contextual_budgets/digits.yaml-None",
+    "weighted_minimax/digits.yaml-None",
+    "learn2perturb/digits.yaml-None",
+    "mng_ac/digits.yaml-None",
+    "robustness_score/digits.yaml-None",
+    "on_manifold_robustness/digits.yaml-None",
+)
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:epsilon_schedule.length")
 @pytest.mark.parametrize(
     ("name", "part"),
@@ -142,6 +151,7 @@ def test_runs_from_its_config(name, part, tmp_path, written):
     assert any(figure.startswith(expected) for figure in figures)
 
 
+@pytest.mark.thorough
 def test_the_sweep_measures_validation_images_alone(tmp_path):
     folder = CONFIGS / "robustness_score"
     for weight in ("0.01", "0.1"):

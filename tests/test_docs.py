@@ -93,6 +93,7 @@ def test_the_marked_blocks_are_counted():
     assert Counter(block.marker for page in PAGES for block in blocks(page) if block.marker) == MARKED
 
 
+@pytest.mark.thorough_but("quickstart", "README0")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_blocks_are_accepted(page, user):
     for block in blocks(page):
@@ -102,6 +103,7 @@ def test_the_blocks_are_accepted(page, user):
         check(block, user)
 
 
+@pytest.mark.thorough_but("own_network", "own_data", "own_code", "bounds")
 @pytest.mark.parametrize("page", [cost(page) for page in RUN])
 def test_the_blocks_run(page, user, capfd):
     if page.stem == "own_network":

@@ -129,6 +129,7 @@ def assert_figures(name, metrics, callbacks, folder):
             assert all(union <= value <= clean for name, value in metrics.items() if name.startswith(attack))
 
 
+@pytest.mark.thorough_but("digits", "multi_norm_digits", "r2")
 @pytest.mark.parametrize(
     "name",
     [
@@ -175,6 +176,7 @@ def test_cifar10_c_runs_behind_a_network_of_coloured_images(tmp_path, written):
     assert metrics["test/accuracy/group/mean"] == pytest.approx(metrics["test/accuracy/clean"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in NAMES if "linf" in name])
 def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(
     name, learned, tmp_path, monkeypatch, short
@@ -190,6 +192,7 @@ def test_a_config_that_names_a_norm_attacks_in_its_ball_behind_learned_budgets(
     assert {"test/certified_accuracy/own_budgets", "test/certified_accuracy/linf_0.1"} <= record["metrics"].keys()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:ckpt_path. got None")  # untrained weights are enough
 @pytest.mark.parametrize("name", ["autoattack_linf", "autoattack_rand_linf"])
 def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, monkeypatch, capsys, short):
@@ -207,6 +210,7 @@ def test_a_model_without_a_ball_of_that_norm_needs_its_radius(name, tmp_path, mo
     assert "test/accuracy/autoattack/linf_0.1" in record["metrics"]
 
 
+@pytest.mark.thorough
 def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
     (tmp_path / "page.yaml").write_text(block)
@@ -227,6 +231,7 @@ def test_two_whose_figures_have_the_same_names_are_an_error(name, method, tmp_pa
     assert f"error: trainer.callbacks: got '2 x {kind}'; their metrics have the same" in capsys.readouterr().err
 
 
+@pytest.mark.thorough_but("null-False")
 @pytest.mark.parametrize(("sizes", "fits"), [("[0.05]", True), ("[0.05, 0.1]", False), ("null", False)])
 def test_certified_evaluations_of_other_sizes_add_up(sizes, fits, method, tmp_path, capsys):
     second = ["--trainer.callbacks+=CertifiedEvaluation", f"--trainer.callbacks.epsilons={sizes}"]
@@ -291,6 +296,7 @@ def every_evaluation():
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_give_the_figures_of_one(count, method, tmp_path):
     (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": every_evaluation()}}))

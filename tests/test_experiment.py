@@ -102,6 +102,7 @@ def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
     assert (tmp_path / "results" / "a_0.json").is_file()
 
 
+@pytest.mark.thorough
 def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
     path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
     (tmp_path / "logs" / "a").mkdir(parents=True)

@@ -135,6 +135,7 @@ def test_properties_of_a_radius_are_linf_balls(trained):
     assert np.array_equal(prop.upper, upper.flatten().numpy())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -215,6 +216,7 @@ def small():
     )
 
 
+@pytest.mark.thorough_but("<lambda>0")
 @pytest.mark.parametrize(
     "noisy", [lambda: Noisy(small(), ["1"], (1, 8, 8)), lambda: NoisyWeights(small()), lambda: BayesianWeights(small())]
 )

@@ -66,6 +66,7 @@ def test_a_run_that_stops_inside_an_epoch_continues_there(whole, stop, tmp_path)
     assert_ends_equal(end, whole[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "limits", [*(pytest.param(each, marks=pytest.mark.slow) for each in ([5], [11])), [4, 8], [6]], ids=str
 )
@@ -82,6 +83,7 @@ def test_a_run_that_max_steps_stops_resumes_at_its_batch(whole, limits, tmp_path
     assert run("fit", again, tmp_path / "again")[0] is None  # no steps remain
 
 
+@pytest.mark.thorough_but("4-False-15")
 @pytest.mark.parametrize(
     ("batch", "validating", "signum"),
     [
@@ -130,6 +132,7 @@ class SignalInEvaluation(Callback):
     on_validation_batch_start = on_test_batch_start
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_program_exits_with_the_signals_status(signum, code, tmp_path):
     long = ["--trainer.max_epochs=10000", "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
@@ -203,6 +206,7 @@ def die_while_saving():
     torch.save = killed
 
 
+@pytest.mark.thorough
 def test_a_killed_writer_leaves_the_target_and_one_file_that_the_next_run_removes(tmp_path, monkeypatch):
     run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
     before = last_checkpoint(tmp_path).read_bytes()

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.testers import ROOT
 
 ABSENT = (
@@ -28,6 +30,7 @@ def test_the_page_runs_with_torch_alone():
     assert int(done.stdout) > 40, "all examples are run"
 
 
+@pytest.mark.thorough
 def test_every_module_but_the_metrics_is_imported_with_torch_alone():
     done = run(
         "import importlib, pkgutil, robust\n"

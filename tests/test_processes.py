@@ -40,6 +40,7 @@ QUICK = (
 )
 
 
+@pytest.mark.thorough_but("contextual_budgets")
 @pytest.mark.parametrize("method", QUICK)
 def test_a_method_in_two_processes(method, tmp_path):
     assert_any_number_of_processes_agrees(settings_of(method, tmp_path), tmp_path, counts=(2,))
@@ -86,6 +87,7 @@ def evaluations(stochastic, few):
     return [{"class_path": name, "init_args": settings} for name, settings in chosen.items()]
 
 
+@pytest.mark.thorough_but("standard_training-counts0")
 @pytest.mark.parametrize(
     ("method", "counts"),
     [

@@ -40,6 +40,7 @@ def logged(tmp_path_factory):
     return root / "lightning_logs" / "version_0"
 
 
+@pytest.mark.thorough
 def test_tensorboard_and_hparams_show_the_registrys_names(logged):
     expected = results_in(logged / "results.json")["metrics"]
     scalars, hparams = (
@@ -263,6 +264,7 @@ def test_balls_are_groups():
         AdversarialEvaluation({"a": case}, balls={})
 
 
+@pytest.mark.thorough
 def test_masking_checks_in_every_norm():
     metrics = measured(stored(), GradientMaskingChecks({"linf": 0.05, "l2": 0.5, "l1": 4.0}, steps=5, restarts=2))
     under = {name for name in metrics if "/masking/accuracy/" in name}

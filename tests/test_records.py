@@ -113,6 +113,7 @@ BETTER = ["--checkpoint.mode=max"]
 SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

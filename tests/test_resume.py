@@ -50,6 +50,7 @@ EVERYWHERE = pytest.param(WHERE, id="everywhere", marks=pytest.mark.slow)
 
 
 # Learn2Perturb, below, in each of its phases
+@pytest.mark.thorough_but("weighted_minimax-middle")
 @pytest.mark.parametrize("where", [MIDDLE, EVERYWHERE])
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "learn2perturb"])
 def test_methods_that_attack(method, where, tmp_path):
@@ -59,6 +60,7 @@ def test_methods_that_attack(method, where, tmp_path):
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2, where=where)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("noise_delay", "adversarial_delay"),
     [pytest.param(9, 9, marks=pytest.mark.slow), pytest.param(2, 3, marks=pytest.mark.slow), (1, 2)],
@@ -74,6 +76,7 @@ def test_learn2perturb_in_each_phase(noise_delay, adversarial_delay, tmp_path):
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "method", [method if method == "mng_ac" else pytest.param(method, marks=pytest.mark.slow) for method in MULTI_NORM]
 )
@@ -84,6 +87,7 @@ def test_multi_norm_methods(method, tmp_path):
     assert_resume_is_identical([*settings, *few], tmp_path, batches_per_epoch=2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("where", [MIDDLE, EVERYWHERE])
 @pytest.mark.parametrize("method", score_methods.METHODS)
 def test_methods_of_the_robustness_framework(method, where, tmp_path):

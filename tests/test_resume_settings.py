@@ -35,6 +35,7 @@ def refused(settings, folder, capsys):
     return capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -46,6 +46,7 @@ def trials(folder):
     return json.loads((folder / "sweep" / "trials.json").read_text())
 
 
+@pytest.mark.thorough
 def test_every_trial_trains_with_its_settings_and_all_seeds(tmp_path, capsys):
     sweep.main([write(tmp_path)])
     rows = trials(tmp_path)
@@ -88,6 +89,7 @@ def die_in_the_second_trial():
     sweep.next_trial = dying
 
 
+@pytest.mark.thorough
 def test_a_killed_sweep_goes_on_with_the_settings_of_the_killed_trial(tmp_path):
     path = write(tmp_path, seeds=[0], trials=2)
     program = Program([path], tmp_path, before=die_in_the_second_trial, script="sweep")

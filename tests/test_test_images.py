@@ -103,6 +103,7 @@ def test_a_test_of_drawn_images_has_intervals_for_all(batches, tmp_path):
     assert record["intervals"] == ({"test/accuracy/clean": pytest.approx(expected)} if batches == 2 else {})
 
 
+@pytest.mark.thorough_but("100")
 @pytest.mark.parametrize("batch_size", [100, 300])
 def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_nothing(
     batch_size, monkeypatch, caplog, tmp_path
@@ -184,6 +185,7 @@ def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(
     assert not resumable.paused
 
 
+@pytest.mark.thorough
 def test_the_time_of_a_long_test_is_estimated_after_its_first_batch(monkeypatch, caplog):
     monkeypatch.setattr("callbacks.progress.SHORT", 0.0)
     with caplog.at_level("INFO"):

@@ -81,6 +81,7 @@ def small(name, folder):
     return [*settings_of(name, folder, BATCH), "--trainer.limit_train_batches=1", *changes]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "expected"), BY_HAND)
 def test_passes_equal_a_count_by_hand(name, expected, tmp_path):
     checkpoint, record = run("fit", small(name, tmp_path), tmp_path / "run")
@@ -123,6 +124,7 @@ def trained(checkpoint):
     return [name for name in checkpoint["state_dict"] if name.rpartition(".")[2] not in buffers]
 
 
+@pytest.mark.thorough
 def test_a_resumed_training_continues_to_count_and_a_test_has_the_cost(tmp_path):
     settings = small("adversarial_training_early_stop", tmp_path)
     whole = run("fit", settings, tmp_path / "whole")[1]["training_cost"]

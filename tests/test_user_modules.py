@@ -34,6 +34,7 @@ def test_a_network_in_the_folder_of_the_call_is_found(tmp_path):
     assert results_in(tmp_path / "results.json")["method"] == "StandardTraining"
 
 
+@pytest.mark.thorough
 def test_the_folder_hides_no_installed_package(tmp_path):
     (tmp_path / "my_networks.py").write_text(NETWORK)
     (tmp_path / "random.py").write_text("raise RuntimeError('the wrong module')")

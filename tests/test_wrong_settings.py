@@ -134,6 +134,7 @@ def test_there_are_enough_of_them():
     assert len({arguments for _, arguments, *_ in CASES}) == len(CASES) >= 120
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "arguments", "setting", "remedy"), CASES, ids=[f"{c[0]}: {c[1]}" for c in CASES])
 def test_wrong_setting(kind, arguments, setting, remedy, folder, untrained, tmp_path, capsys):
     words = shlex.split(arguments.format(folder=folder))
@@ -169,6 +170,7 @@ def bomb(path, line):
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("line", ["a{n}: &a{n} [{before}]", "a{n}: &a{n}\n  <<: [{before}]"], ids=["values", "merged"])
 def test_an_alias_bomb_is_refused_in_time(line, tmp_path):
     bomb(tmp_path / "bomb.yaml", line)

@@ -44,6 +44,7 @@ def wrong_by(accuracy, correct):
     return abs(accuracy * len(correct) - int(correct.sum()))
 
 
+@pytest.mark.thorough_but("digits_contextual_budgets", "digits_weighted_minimax")
 @pytest.mark.parametrize("name", zoo.names())
 def test_each_network_has_the_figures_of_its_card(name, digits):
     """Within what other instruction sets and the single draws of networks with noise change."""

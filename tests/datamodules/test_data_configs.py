@@ -60,6 +60,7 @@ def test_there_is_a_test_for_each_config():
     assert sorted(SHAPES) == sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 
 
+@pytest.mark.thorough_but("mnist-MNIST")
 @pytest.mark.parametrize(
     ("name", "kind"), [("mnist", MNIST), ("fashion_mnist", FashionMNIST), ("watermarked_mnist", WatermarkedMNIST)]
 )
@@ -73,6 +74,7 @@ def test_runs_on_the_published_files(name, kind, tmp_path, mnist_root):
     assert results_in(record)["samples"] == {"train": 2 * data.batch_size, "val": 256, "test": 256}
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:ckpt_path. got None")
 @pytest.mark.parametrize("name", SHAPES)
 def test_runs_from_its_config(name, tmp_path, request):

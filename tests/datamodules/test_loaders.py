@@ -219,6 +219,7 @@ class TestTensorImages:
             TensorImages(images, labels, 5)
 
 
+@pytest.mark.thorough
 class TestResume:
     """A run resumed from any checkpoint has exactly the remaining batches of the uninterrupted run."""
 

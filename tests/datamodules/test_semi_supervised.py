@@ -33,6 +33,7 @@ def mixed(labelled, pseudo, batch_size, labelled_in_batch, *, processes=1, rank=
     return [batch.tolist() for batch in sampler]
 
 
+@pytest.mark.thorough
 @settings(deadline=None)
 @given(
     labelled=st.integers(4, 40),

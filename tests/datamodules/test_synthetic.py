@@ -153,6 +153,7 @@ def test_the_label_depends_on_the_watermark():
     assert not torch.equal(images, erased)
 
 
+@pytest.mark.thorough
 def test_the_label_depends_on_the_border():
     data = DoubledDigits()
     accuracy = learn(data, convolutional(10), epochs=12)

@@ -33,6 +33,7 @@ def accuracies(method, folder, *settings):
     return result
 
 
+@pytest.mark.thorough
 def test_union_in_few_epochs(tmp_path):
     """Well above a constant classifier's 0.1: 0.36 to 0.46 with three seeds, of 80 images. Comparisons are below."""
     few = ["--trainer.max_epochs=3", "--trainer.limit_val_batches=0"]

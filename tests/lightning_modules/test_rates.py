@@ -61,6 +61,7 @@ def plain(schedule, steps_between):
     return rates
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -166,6 +166,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["weights", "features"])
 @pytest.mark.parametrize(("attack", "ball"), ATTACKS.values(), ids=ATTACKS)
 def test_attacks_on_a_network_with_noise_find_the_same_in_any_part(attack, ball, kind):

@@ -95,6 +95,7 @@ class Exact:
         return grid, density / density.sum()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("counts", "radius"),
     [

@@ -33,6 +33,7 @@ def reference(trained):
     return measure
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
 def test_apgd_is_as_strong_as_the_authors(accuracy, reference, norm, loss):
@@ -47,6 +48,7 @@ def test_apgd_is_as_strong_as_the_authors(accuracy, reference, norm, loss):
     assert ours <= theirs + MARGINS[norm]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("norm", "queries"), [("Linf", 300), ("L2", 150), ("L1", 150)])
 def test_square_is_as_strong_as_the_authors(accuracy, reference, norm, queries):
     library = pytest.importorskip("pyautoattack.square", reason="needs the extra eval")
@@ -146,6 +148,7 @@ def test_carlini_wagner_gets_away_from_black_and_white():
     assert (ratio < 1.03).all()
 
 
+@pytest.mark.thorough
 def test_carlini_wagner_is_nearer_than_what_pgd_finds(trained):
     """Also where one search, of the highest other logit, ends in a class that is likelier and farther (1.56 times)."""
     network, x, y = trained

@@ -128,6 +128,7 @@ def test_a_box_that_is_cut_to_images_may_be_larger():
     assert cut.budgets.log().mean() > whole.budgets.log().mean() + 0.3
 
 
+@pytest.mark.thorough
 def test_the_best_on_the_way_is_kept_where_the_last_is_smaller():
     network, x, y = linear()
     last, best = (
@@ -148,6 +149,7 @@ def test_misclassified_examples_have_no_box_and_examples_do_not_depend_on_each_o
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.thorough
 def test_the_published_rate_cannot_reach_large_budgets():
     network, x, y = linear()
     network[1].weight.data[:, :3] = 0  # these pixels decide nothing

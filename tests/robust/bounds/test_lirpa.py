@@ -73,6 +73,7 @@ def test_fused_loss_equals_lirpas_own_loss_fusion():
     torch.testing.assert_close(LirpaVerifier().cross_entropy(network, box, y), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough_but("residual_net-ibp")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("build", [conv_net, residual_net])
 def test_no_sampled_point_crosses_a_bound(build, method):
@@ -120,6 +121,7 @@ def test_crown_is_the_same_with_patches_and_with_matrices(monkeypatch):
     torch.testing.assert_close(results[:2], results[2:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3, 1, 1), (1,), ()])
 @pytest.mark.parametrize("method", METHODS)
 def test_constants_of_any_shape_and_any_batch_size(method, shape):

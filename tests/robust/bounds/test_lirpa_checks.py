@@ -32,6 +32,7 @@ def oblong_residual_net():
     return nn.Sequential(*body, nn.Linear(5 * 3 * 3, 4))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("build", "shape"),

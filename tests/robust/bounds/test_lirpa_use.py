@@ -163,6 +163,7 @@ def test_new_labels_of_the_same_batch_size_are_honoured():
         torch.testing.assert_close(loss, LirpaVerifier().cross_entropy(network, box, labels), rtol=0, atol=0)
 
 
+@pytest.mark.thorough_but("crown")
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_size_may_change(method):
     network, verifier = residual_net(), LirpaVerifier(method=method, iterations=3)
@@ -184,6 +185,7 @@ def test_image_size_may_change():
         torch.testing.assert_close(verifier.margins(network, box, y), expected, rtol=0, atol=0)
 
 
+@pytest.mark.thorough
 def test_deep_networks():
     blocks = [block for _ in range(300) for block in (nn.Linear(4, 4), nn.ReLU())]
     network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 4), *blocks, nn.Linear(4, 4)))

@@ -38,6 +38,7 @@ def last_certified(certified, low=0.0, high=1.0):
     return low
 
 
+@pytest.mark.thorough
 def test_no_certificate_of_a_linear_network_is_false_at_the_last_epsilon_that_is_certified():
     naive_violations = recomputed = 0
     for seed in range(20):
