@@ -74,6 +74,7 @@ class ImageFolder(OwnImages):
             path = root / row["path"]
             remedy = f"there is no such image below the classes' folders of {root}; correct the path"
             require(path in known, row.where, row["path"], remedy)
+            require(path not in splits, row.where, row["path"], "an earlier row has this image, too; give it once")
             splits[path] = split_of(row, "split")
         for path, _, _ in samples:
             if path not in splits:

@@ -94,11 +94,12 @@ class YOPO(RobustClassifier):
         """The first layer's output, which retains its gradient, and the logits."""
         outputs: list[Tensor] = []
 
-        def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:  # the output of a layer without weights, such as Normalize
                 output.requires_grad_()
             output.retain_grad()
             outputs.append(output)
+            return output.clone()  # the next layer may change it in place
 
         handle = self.classifier.get_submodule(self.first_layer).register_forward_hook(record)
         try:

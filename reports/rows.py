@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,10 +61,17 @@ class Row:
 
 
 def group(runs: list[Run]) -> list[Row]:
-    """Group runs to rows, in the order of the runs; a repetition with the same seed starts a row of its own."""
+    """Group runs to rows, in the order of the runs; a repetition with the same seed starts a row of its own.
+
+    The name of a selected checkpoint has its epoch, which differs between seeds: it distinguishes rows only where a
+    training has several such checkpoints.
+    """
+    selected = Counter((_experiment(run, "selected"), run.seed) for run in runs if _is_selected(run))
+    several = {experiment for (experiment, _), count in selected.items() if count > 1}
     rows: dict[tuple[str, int], Row] = {}
     for run in runs:
-        key, repetition = _experiment(run), 0
+        one = _is_selected(run) and _experiment(run, "selected") not in several
+        key, repetition = _experiment(run, "selected" if one else run.checkpoint), 0
         while (row := rows.get((key, repetition))) is not None and any(other.seed == run.seed for other in row.runs):
             repetition += 1
         rows.setdefault((key, repetition), Row([])).runs.append(run)
@@ -94,12 +102,18 @@ def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     return sorted(judged, key=rank)
 
 
-def _experiment(run: Run) -> str:
+def _is_selected(run: Run) -> bool:
+    """Whether a known training's checkpoint is another one than the last."""
+    return run.training is not None and run.checkpoint != "last"
+
+
+def _experiment(run: Run, checkpoint: str) -> str:
+    """What was trained, as text that is equal for runs that differ by their seed alone, and which weights."""
     record = run.identity
     config = record.get("config") or {}
     what = settings.experiment(config) if config else record.get("command")
     unknown = None if run.training else run.checkpoint  # two such checkpoints may differ in more than the seed
-    return settings.text([record.get("method"), what, run.checkpoint, unknown, run.path if not config else None])
+    return settings.text([record.get("method"), what, checkpoint, unknown, run.path if not config else None])
 
 
 def _label(rows: list[Row]) -> None:

@@ -89,7 +89,8 @@ class _ImageConv:
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.layer
-        wanted = input.dim() == 4 and input.requires_grad
+        # PyTorch has no transforms, such as vmap, of a function that returns its argument
+        wanted = input.dim() == 4 and input.requires_grad and not torch._C._are_functorch_transforms_active()
         if not wanted or not weight.is_floating_point() or weight.device.type != "cpu":
             out: Tensor = nn.Conv2d._conv_forward(layer, input, weight, bias)
             return out
@@ -173,17 +174,12 @@ class _FewChannelsAdjoint(torch.autograd.Function):
 class _ImageGradient(torch.autograd.Function):
     """A convolution's output as it is; its gradient goes to the output, and to the input by :func:`_fold`."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(out: Tensor, x: Tensor, weight: Tensor, settings: ConvSettings) -> Tensor:
-        return out.view_as(out)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, ConvSettings], output: Tensor) -> None:
-        _, x, weight, ctx.settings = inputs
-        ctx.shape, ctx.dtype = x.shape[1:], x.dtype
+    def forward(ctx: Any, out: Tensor, x: Tensor, weight: Tensor, settings: ConvSettings) -> Tensor:
+        ctx.settings, ctx.shape, ctx.dtype = settings, x.shape[1:], x.dtype
         ctx.save_for_backward(weight)
+        ctx.mark_dirty(out)  # the result is no view of it: the next layer may change it in place
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:

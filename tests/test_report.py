@@ -34,6 +34,24 @@ def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
     assert sum("epsilon 0.1" in label for label in found) == 2, "the repetition of seed 0 is a row of its own"
 
 
+def write_selected(folder, seed, epoch):
+    """A training whose test is of the checkpoint of an epoch."""
+    file = write_run(folder, seed=seed) / "results.json"
+    records = json.loads(file.read_text())
+    records["test"]["checkpoint"] = str(folder / "checkpoints" / f"epoch={epoch}.ckpt")
+    file.write_text(json.dumps(records))
+
+
+def test_checkpoints_that_were_selected_in_other_epochs_are_one_row(tmp_path):
+    for seed, epoch in enumerate((37, 41, 33)):
+        write_selected(tmp_path / f"seed{seed}", seed, epoch)
+    tested = [row for row in rows(tmp_path).values() if row["metrics"]]
+    assert [len(row["runs"]) for row in tested] == [3]
+    write_selected(tmp_path / "again", 0, 41)  # the name says which of two selected checkpoints of a seed belongs where
+    tested = [row for row in rows(tmp_path).values() if row["metrics"]]
+    assert sorted(len(row["runs"]) for row in tested) == [1, 1, 2]
+
+
 def test_mean_and_std_over_seeds(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
         write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})

@@ -95,7 +95,15 @@ class Descent(Rebuilding):
             )
 
     def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
-        """Clip the gradients and step every optimizer; arguments are those of :meth:`descend`."""
+        """Clip the gradients and step every optimizer; arguments are those of :meth:`descend`.
+
+        Raises:
+            SettingError: if several optimizers step in ``16-mixed``: the first step may change the scale of the others'
+                gradients.
+        """
+        scaled = len(optimizers) > 1 and self.trainer.precision == "16-mixed"
+        remedy = f"{type(self).__name__} steps several optimizers after one backward pass; give bf16-mixed or 32-true"
+        require(not scaled, "trainer.precision", "16-mixed", remedy)
         if self.gradient_clip is not None:
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)

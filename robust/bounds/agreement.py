@@ -91,7 +91,7 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
     """The recording of a network, whose graph gives the values that the network has for other images."""
     dtype = bound_precision(network)
     images = torch.rand(BATCH + 2, *like.shape[1:], generator=generator(0), dtype=torch.float64).to(like.device, dtype)
-    with in_mode(network, "eval"), uncounted():
+    with torch.inference_mode(False), torch.no_grad(), in_mode(network, "eval"), uncounted():
         recording, _ = record(network, images[:BATCH])
         again, values = record(network, others := images[BATCH:])
         logits = others if again.result.key == IMAGES else values[int(again.result.key)]

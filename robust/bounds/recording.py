@@ -25,10 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robust.bounds.changes import version
 from robust.bounds.operations.registry import builder_of, name_of, rewritten
 from robust.errors import UnsupportedLayerError
 
 UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier to robust.bounds.LirpaVerifier"
+CHANGED = "an argument or the result has changed since its call, in place by way of another view of it"
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
@@ -126,6 +128,8 @@ def record(network: nn.Module, images: Tensor) -> tuple[Recording, list[Tensor]]
     if reference is None or not reference.dynamic:
         remedy = f"its logits come from code that cannot be followed; {REMEDY}"
         raise UnsupportedLayerError("network", type(network).__name__, remedy)
+    if recorder.changed(result):
+        raise UnsupportedLayerError("network", type(network).__name__, f"{CHANGED}; {REMEDY}")
     return Recording(recorder.calls, reference, images.shape[1:]), recorder.values
 
 
@@ -138,11 +142,21 @@ class _Recorder(TorchFunctionMode):
         self._refs |= {id(tensor): Ref(name, False) for name, tensor in tensors}
         self._names = {module: name for name, module in network.named_modules()}
         self._kept = [images]
+        self._versions = {id(images): version(images)}
         self._layers, self._paused, self._batch = [""], False, len(images)
 
     def ref(self, value: object) -> Ref | None:
         """The reference to a known tensor; None for a constant and for anything else."""
         return self._refs.get(id(value)) if isinstance(value, Tensor) else None
+
+    def changed(self, values: object) -> bool:
+        """Whether a known tensor has changed since its call, in place by way of another view of it."""
+        found: list[bool] = []
+        mapped(values, lambda value: found.append(id(value) in self._versions and self._is_outdated(value)))
+        return any(found)
+
+    def _is_outdated(self, value: Tensor) -> bool:
+        return self._versions[id(value)] != version(value)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -152,10 +166,11 @@ class _Recorder(TorchFunctionMode):
         if simpler is not None and any(ref.dynamic for ref in self._refs_in((args, named))):
             with self:
                 return simpler(*args, **named)
-        seen = mapped((args, named), self._or_ref)  # before the call, which may change an argument in place
+        # before the call, which may change an argument in place
+        seen, changed = mapped((args, named), self._or_ref), self.changed((args, named))
         result = func(*args, **named)
         if not self._paused:
-            self._note(func, seen, result)
+            self._note(func, seen, result, changed)
         return result
 
     def _or_ref(self, value: object) -> object:
@@ -166,7 +181,7 @@ class _Recorder(TorchFunctionMode):
         mapped(values, lambda value: found.append(ref) if (ref := self.ref(value)) else None)
         return found
 
-    def _note(self, function: Callable[..., Any] | str, arguments: tuple[Any, ...], result: Any) -> None:
+    def _note(self, function: Callable[..., Any] | str, arguments: tuple[Any, ...], result: Any, changed: bool) -> None:
         args, named = arguments
         refs: list[Ref] = []
         mapped((args, named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
@@ -176,15 +191,22 @@ class _Recorder(TorchFunctionMode):
         several = isinstance(result, (tuple, list))
         for part, value in enumerate(result if several else [result]):
             if isinstance(value, Tensor):
+                if changed:
+                    raise self._refusal(function, CHANGED)
                 place = part if several else None, dynamic, self._layers[-1], _users_line()
                 per_image = value.dim() > 0 and len(value) == self._batch
                 self.calls.append(Call(function, args, named, *place, value.shape[1:], per_image))
                 self.values.append(value.clone())  # as it is now: a later call may change it in place
                 self._kept.append(value)  # and with it its id
                 self._refs[id(value)] = Ref(len(self.calls) - 1, dynamic)
+                self._versions[id(value)] = version(value)
         if dynamic and getattr(function, "__name__", "") in READERS:
             reason = "the network's operations must not depend on an image's values"
-            raise _error(self.network, self._layers[-1], name_of(function), _users_line(), reason)  # type: ignore[arg-type]
+            raise self._refusal(function, reason)
+
+    def _refusal(self, function: Callable[..., Any] | str, reason: str) -> UnsupportedLayerError:
+        call = function if isinstance(function, str) else name_of(function)
+        return _error(self.network, self._layers[-1], call, _users_line(), reason)
 
     @contextmanager
     def named_modules(self) -> Iterator[None]:
@@ -194,7 +216,7 @@ class _Recorder(TorchFunctionMode):
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             name = self._names.get(module, self._layers[-1])
             whole = not self._paused and module in self._names and builder_of(module) is not None
-            seen = mapped((args, kwargs), self._or_ref)
+            seen, changed = mapped((args, kwargs), self._or_ref), self.changed((args, kwargs))
             self._layers.append(name)
             self._paused |= whole
             try:
@@ -204,7 +226,7 @@ class _Recorder(TorchFunctionMode):
                 self._layers.pop()
             if whole:
                 self._layers.append(name)
-                self._note(name, seen, result)
+                self._note(name, seen, result, changed)
                 self._layers.pop()
             return result
 

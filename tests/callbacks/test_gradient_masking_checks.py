@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from callbacks import GradientMaskingChecks
+from callbacks.evaluation.gradient_masking_checks import _Noise
 from datamodules import Digits
 from robust.errors import SettingError
+from robust.threat_models import LinfBall
 from tests.callbacks.trained import Plain, trainer_with
 
 
@@ -64,6 +66,14 @@ def test_masked_gradients_are_flagged(trained, kind):
     assert any("in a ball that holds all images the accuracy under PGD is 0." in line for line in flagged)
 
 
+def test_noise_is_the_worst_of_as_many_images_as_pgd_has_steps(trained, monkeypatch):
+    draws = []
+    noise = _Noise.__call__
+    monkeypatch.setattr(_Noise, "__call__", lambda self, *given: draws.append(self.draws) or noise(self, *given))
+    check(trained.classifier, steps=7, queries=1)
+    assert draws == [7]
+
+
 def test_each_check_has_its_warning():
     honest = dict.fromkeys(("one_step", "noise", "square"), 0.5)
     honest |= dict.fromkeys(("pgd", "more_steps", "more_restarts"), 0.4)
@@ -101,9 +111,6 @@ def test_wrong_settings(setting, value):
 
 
 def test_noise_returns_a_misclassified_image():
-    from callbacks.evaluation.gradient_masking_checks import _Noise
-    from robust.threat_models import LinfBall
-
     def bright(x):
         return torch.stack([0.65 - x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 0.65], 1)
 

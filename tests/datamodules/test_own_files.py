@@ -107,6 +107,9 @@ class TestClassesAndSplits:
         table = write_table(tmp_path / "s.csv", [*rows, ("nothing.png", "val")], ("path", "split"))
         with pytest.raises(SettingError, match=r"^data\.split, line 33 of .*got 'nothing\.png'; there is no such"):
             by_folder(folder, split=str(table))
+        table = write_table(tmp_path / "s.csv", [*rows, (names[0], "val")], ("path", "split"))
+        with pytest.raises(SettingError, match=r"^data\.split, line 33 of .*an earlier row has this image, too"):
+            by_folder(folder, split=str(table))
 
 
 class TestImages:

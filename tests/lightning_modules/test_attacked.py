@@ -1,6 +1,7 @@
 """Adversarial training and its variants: each step compared with a plain computation of the paper's formula."""
 
 import copy
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -210,6 +211,19 @@ def test_yopo_with_one_inner_step_follows_the_full_gradient(monkeypatch, channel
     expected = descended(before, lambda f: sum(F.cross_entropy(f(at), y) for at in risks) / 3)
     module = YOPO(copy.deepcopy(before), "0", epsilon=EPSILON, outer=3, inner=1, step_size=0.4, optimizer=sgd)
     assert_same(one_step(module, x, y), expected)
+
+
+@pytest.mark.parametrize("channels", [4, 12])
+@pytest.mark.parametrize("method", [partial(YOPO, first_layer="0"), FreeAdversarialTraining])
+def test_the_activation_behind_the_first_layer_may_work_in_place(method, channels):
+    x, y = data()
+    trained = []
+    for inplace in (False, True):
+        before = network(channels)
+        before[1] = nn.ReLU(inplace)
+        torch.manual_seed(3)
+        trained.append(one_step(method(before, epsilon=EPSILON, optimizer=sgd), x, y))
+    assert_same(*trained, 1e-6)
 
 
 @pytest.mark.parametrize("channels", [4, 12])

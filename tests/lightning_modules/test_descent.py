@@ -1,5 +1,7 @@
 """The parameters and the schedule of each optimizer."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -9,6 +11,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from datamodules import Digits
 from lightning_modules import MNGAC, ContextualBudgets, RobustClassifier, RobustnessScoreTraining
+from robust.errors import SettingError
 from robust.networks import AdversarialGenerator
 
 
@@ -49,6 +52,13 @@ class Own(RobustClassifier):
 
     def training_step(self, batch, batch_idx):
         self.descend(F.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())
+
+
+def test_scaled_gradients_are_refused_where_several_optimizers_step_after_one_backward_pass():
+    module = ContextualBudgets(network(), AdversarialGenerator(), gradient_clip=None)
+    module._trainer = SimpleNamespace(precision="16-mixed")
+    with pytest.raises(SettingError, match=r"trainer.precision: got '16-mixed'; ContextualBudgets steps several"):
+        module.step(None, None)
 
 
 def test_a_method_of_ones_own_needs_a_training_step_alone(tmp_path):

@@ -125,6 +125,16 @@ def test_weights_keep_their_gradient():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_activation_behind_it_may_work_in_place(frozen):
+    layers = nn.Conv2d(1, 16, 3), nn.Flatten(), nn.Linear(256, 3)
+    inplace, plain = (nn.Sequential(layers[0], nn.ReLU(inplace=each), *layers[1:]) for each in (True, False))
+    inplace.requires_grad_(not frozen)
+    x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])
+    attack = PGD(3, start="clean")
+    torch.testing.assert_close(attack(inplace, LinfBall(0.1), x, y), attack(plain, LinfBall(0.1), x, y))
+
+
 def test_complex_weights_and_keywords_are_pytorchs():
     layer, x = nn.Conv2d(1, 16, 3, dtype=torch.cfloat), torch.rand(2, 1, 6, 6, requires_grad=True)
     (expected,) = torch.autograd.grad(layer(x.to(torch.cfloat)).abs().sum(), x)

@@ -183,9 +183,20 @@ def behind(part):
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), part, nn.Linear(4, 3))
 
 
+def clamped(x):
+    x[:, 0].clamp_(max=30.0)  # by way of a view
+    return x
+
+
+def rectified(x):
+    return F.relu_(x.view(len(x), 2, 2)).view(len(x), 4)  # the view itself goes on
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
+        (behind(Lambda(clamped)), "network layer '3': got 'Linear.*way of another view of it"),
+        (behind(Lambda(rectified)), None),
         (
             behind(Lambda(lambda x: x + hidden(x))),
             "network layer '2': got 'add .*; its forward pass computes someth",
@@ -220,8 +231,10 @@ def test_what_cannot_be_followed_is_refused_with_layer_operation_and_line(networ
     if message is None:
         getattr(FeedForwardVerifier(), call)(network, box, y)
     else:
-        with pytest.raises(UnsupportedLayerError, match=f"{message}.*robust.bounds.LirpaVerifier"):
-            getattr(FeedForwardVerifier(), call)(network, box, y)
+        for inference in (False, True):
+            refused = pytest.raises(UnsupportedLayerError, match=f"{message}.*robust.bounds.LirpaVerifier")
+            with torch.inference_mode(inference), refused:
+                getattr(FeedForwardVerifier(), call)(network, box, y)
 
 
 def test_a_training_step_costs_no_recording_and_a_later_change_is_seen():
