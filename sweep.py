@@ -161,10 +161,10 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         arguments = ["fit", *(f"--config={path}" for path in study_file.config)]
         arguments += [as_argument(*each) for each in settings.items()]
         arguments += [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", "--trainer.logger=false"]
-        arguments += ["--test_after_fit=false"]
+        arguments += ["--test_after_fit=false", "--trainer.callbacks+=cli.pruning.Objectives"]
         if study_file.prune and seed == study_file.seeds[0]:
             arguments.append("--trainer.callbacks+=cli.pruning.Pruning")
-        token = current.set((trial, next(iter(study_file.objectives))))
+        token = current.set((trial, list(study_file.objectives)))
         try:
             train.main(arguments)
         finally:
@@ -210,7 +210,7 @@ def report(study: Study, study_file: StudyFile) -> None:
         shown = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(study_file.objectives, _values(trial), strict=True)
         )
-        chosen = ", ".join(f"--{name} {value}" for name, value in trial.params.items())
+        chosen = " ".join(f"--{name} {value}" for name, value in trial.params.items())
         print(f"  trial {trial.number}: {shown}: {chosen}")
     if failed:
         print(f"Failed or stopped: {', '.join(failed)}")

@@ -191,6 +191,9 @@ class RobustCLI(LightningCLI):
             for key, value in sizes_from_data(self.results.config["model"], config.data, given).items():
                 config.model[key] = value
             super().instantiate_classes()
+            remedy = "its constructor does not call super().__init__(...) with the settings of its base; add the call"
+            called = "constructor_settings" in vars(self.model)
+            require(called, "model", f"{type(self.model).__module__}.{type(self.model).__qualname__}", remedy)
         except Exception as error:
             for cause in causes(error):
                 if isinstance(cause, SettingError):

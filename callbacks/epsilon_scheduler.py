@@ -92,8 +92,11 @@ class EpsilonScheduler(Callback):
         remedy = f"the training of {type(pl_module).__name__} has no epsilon to ramp; give constant"
         require(fits, "epsilon_schedule.shape", self.shape, remedy)
         idle = self.shape == "constant" and isinstance(pl_module, RobustClassifier) and pl_module.needs_ramp
-        remedy = "a setting of the model, such as alpha_low_start, has no effect without a ramp; give another shape"
+        remedy = "alpha_low_start and interval_weight have no effect without a ramp; give linear or smoothed"
         require(not idle, "epsilon_schedule.shape", self.shape, remedy)
+        if self.shape == "constant" and (self.start_epoch, self.length) != (1, 1):
+            ramp = f"start_epoch {self.start_epoch} and length {self.length}"
+            rank_zero_warn(f"epsilon_schedule.shape: got 'constant'; {ramp} have no effect; give linear or smoothed")
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Warn if the epochs or steps end before the ramp.

@@ -116,6 +116,8 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
             uses += [("checkpoint.filename", name, interval) for name in named_metrics(callback.filename)]
         elif isinstance(callback, EarlyStopping):
             uses.append(("EarlyStopping.monitor", callback.monitor, every))
+        else:  # of a sweep: the metrics that it reads at the end
+            uses += [("objectives", name, every) for name in getattr(callback, "objectives", ())]
     return uses
 
 

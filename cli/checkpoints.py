@@ -131,6 +131,9 @@ def check(path: str, given: str, resumes: bool) -> None:
     require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
     missing = [name for name in _RESUMING if name not in content]
     remedy = f"it holds only weights; {_REMEDY} with checkpoint.save_weights_only false"
+    if given.startswith(zoo.PREFIX):
+        remedy = f"the zoo has only weights; give --model.weights {given} to start from them"
+        require(not resumes, NAME, given, remedy)
     require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
     missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
     require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Stops a trial of a sweep that is worse than the other trials."""
+"""Callbacks of a sweep's trials."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 if TYPE_CHECKING:
     from optuna import Trial
 
-current: ContextVar[tuple[Trial, str] | None] = ContextVar("current", default=None)
+current: ContextVar[tuple[Trial, list[str]] | None] = ContextVar("current", default=None)
+
+
+class Objectives(Callback):
+    """Names the metrics that the sweep reads, so that a wrong name is an error before the training."""
+
+    def __init__(self) -> None:
+        running = current.get()
+        self.objectives = [] if running is None else running[1]
 
 
 class Pruning(Callback):
-    """Reports the objective of the current trial after each validation.
+    """Reports the first objective of the current trial after each validation, and stops one that is worse than others.
 
     Raises:
         TrialPruned: if the study's pruner stops the trial.
@@ -27,7 +35,7 @@ class Pruning(Callback):
             return
         import optuna  # optional
 
-        trial, name = running
+        trial, (name, *_) = running
         if name in trainer.callback_metrics:
             trial.report(float(trainer.callback_metrics[name]), trainer.current_epoch)
             if trial.should_prune():

@@ -14,7 +14,8 @@ from robust import zoo
 from robust.checkpoints import read_saved
 
 LICENSE = "mit"
-_ENTRIES = ("pytorch-lightning_version", "epoch", "global_step", "method", "seed", "model")  # read by evaluations
+# what evaluations read; noise: Learn2Perturb's
+_ENTRIES = ("pytorch-lightning_version", "epoch", "global_step", "method", "seed", "model", "noise")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 def add(run: Path, name: str, folder: Path) -> None:
     """Write ``folder/NAME.safetensors`` and ``folder/NAME.md`` from a run's folder."""
     content = read_saved(run / "checkpoints" / "last.ckpt", "run", "give the folder of a run")
-    about = {key: content[key] for key in _ENTRIES}
+    about = {key: content[key] for key in _ENTRIES if key in content}
     state = {key: weight.contiguous() for key, weight in content["state_dict"].items()}
     metadata = {"format": "pt", "license": LICENSE, zoo.HEADER: json.dumps(about)}
     save_file(state, folder / f"{name}.safetensors", metadata=metadata)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, Part, Split
@@ -101,6 +101,8 @@ class OwnData(ImageDataModule):
         assert self.class_names is not None
         counts = torch.bincount(labels, minlength=self.num_classes).tolist()
         absent = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
+        if split == "train" and self.class_names[0] == "0" in absent:
+            rank_zero_warn(f"{setting}: no training image has label 0; labels are whole numbers from 0")
         without = f"; none of {', '.join(absent)}" if absent else ""
         rank_zero_info(f"Data: {len(labels):,} {split} images of {self.num_classes} classes{without}")
 

@@ -60,7 +60,7 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
         natural_weight: weight kappa of the natural loss at the end of the ramp; it is 1 at the start. Null for no
             natural loss.
-        interval_weight: weight of the intervals' regularisers at epsilon 0; 0 at full epsilon.
+        interval_weight: weight of the intervals' regularisers at epsilon 0; 0 at full epsilon. It needs a ramp.
         interval_initialisation: whether to draw initial weights with which intervals keep their width.
         gradient_clip: largest gradient norm of both networks together.
         optimizer: optimizer of the classifier.
@@ -114,7 +114,7 @@ class ContextualBudgets(GeneratorClassifier):
         self.robust_loss = robust_loss
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
         self.alpha_low_start, self.interval_weight = alpha_low_start, interval_weight
-        self.needs_ramp = alpha_low_start is not None
+        self.needs_ramp = alpha_low_start is not None or interval_weight > 0
 
     @property
     def current_epsilon(self) -> float:

@@ -56,15 +56,17 @@ def make_report(paths: Iterable[str | Path], stage: Stage = "test", baseline: st
     Args:
         paths: folders of runs, folders that contain these, or files like ``results.json``.
         stage: stage of the metrics.
-        baseline: label of the row to compare with, or a part of its label or of a run's name; by default the first row.
+        baseline: label of the row to compare with, or a part of its label or of a run's name; by default the first row
+            that has a metric of the stage.
 
     Raises:
         SettingError: if a path has no records, or not exactly one row fits ``baseline``.
     """
     rows = group(read_runs(paths))
     add_caveats(rows, stage)
-    chosen = 0 if baseline is None else _baseline(rows, baseline)
     metrics = columns(rows, stage)
+    measured = (index for index, row in enumerate(rows) if row.metrics.intersection(name for name, _ in metrics))
+    chosen = next(measured, 0) if baseline is None else _baseline(rows, baseline)
     differences = {name: compare(rows, rows[chosen], name) for name, _ in metrics}
     return Report(rows, metrics, stage, chosen, differences)
 

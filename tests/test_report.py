@@ -248,6 +248,14 @@ def test_all_formats(tmp_path, capsys):
     assert "| TRADES (baseline) | 50.00 |" in capsys.readouterr().out
 
 
+def test_the_baseline_is_the_first_row_with_a_metric(tmp_path, capsys):
+    file = write_run(tmp_path / "a") / "results.json"
+    file.write_text(json.dumps({"fit": json.loads(file.read_text())["fit"]}))
+    write_run(tmp_path / "b", "MSD")
+    assert report.main([str(tmp_path)]) == 0
+    assert "| MSD (baseline) |" in capsys.readouterr().out
+
+
 def test_the_page_loads_nothing(tmp_path):
     write_run(tmp_path / "a", model={"note": "</script><b>"})
     write_run(tmp_path / "b", model={"note": "plain"})

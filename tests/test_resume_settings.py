@@ -107,3 +107,8 @@ def test_an_old_checkpoint_is_described_by_its_states(first, tmp_path, capsys):
     run("fit", [*SMALL, old], tmp_path / "same")
     error = refused([old, "--model.optimizer.init_args.weight_decay=0.5"], tmp_path / "other", capsys)
     assert "settings.0.weight_decay: got 0.5" in error
+
+
+def test_a_training_that_is_complete_is_warned_of(first, tmp_path):
+    with pytest.warns(UserWarning, match="trainer.max_epochs: got 2, and the checkpoint has 2; this run trains no"):
+        run("fit", [*SMALL, "--trainer.max_epochs=2", f"--ckpt_path={first}"], tmp_path)

@@ -34,6 +34,17 @@ def test_a_network_in_the_folder_of_the_call_is_found(tmp_path):
     assert results_in(tmp_path / "results.json")["method"] == "StandardTraining"
 
 
+def test_a_constructor_that_does_not_call_its_bases_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "no_super.py").write_text(
+        "from lightning_modules import StandardTraining\n\n\n"
+        "class NoSuper(StandardTraining):\n    def __init__(self, classifier) -> None:\n        self.size = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["fit", "--model=no_super.NoSuper", "--model.classifier=robust.networks.DMSmall", *SMALL, *QUIET]
+    error = error_of([*arguments, f"--trainer.default_root_dir={tmp_path}"], capsys)
+    assert error.startswith("model: got 'no_super.NoSuper'; its constructor does not call super().__init__(...)")
+
+
 @pytest.mark.thorough
 def test_the_folder_hides_no_installed_package(tmp_path):
     (tmp_path / "my_networks.py").write_text(NETWORK)

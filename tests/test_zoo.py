@@ -17,7 +17,7 @@ from robust.errors import SettingError
 from robust.evaluation import judge_repeatedly
 from robust.networks import without_noise
 from robust.threat_models import LinfBall
-from tests.testers import ROOT
+from tests.testers import ROOT, error_of
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.logger=false"]
 FOLDER = ROOT / "robust" / "zoo"
@@ -90,6 +90,15 @@ def test_an_evaluation_needs_no_config(tmp_path, monkeypatch):
     assert record["config"]["ckpt_path"] == "zoo:digits_contextual_budgets"
 
 
+@pytest.mark.thorough_but("digits_learn2perturb")
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_command_line_evaluates_each(name, tmp_path):
+    quiet = ["--trainer.logger=false", "--trainer.callbacks=[]", f"--trainer.default_root_dir={tmp_path}"]
+    train.main(["test", f"--ckpt_path=zoo:{name}", "--data=Digits", *quiet])
+    metrics = json.loads((tmp_path / "results.json").read_text())["test"]["metrics"]
+    assert abs(metrics["test/accuracy/clean"] - stated(name)["test/accuracy/clean"]) * 299 <= 3.01, "draws of noise"
+
+
 def test_its_weights_are_exported_into_the_log_folder(tmp_path):
     """Regression: the files went into a temporary folder, which the command removed at its end."""
     where = ["--data=Digits", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
@@ -100,10 +109,12 @@ def test_its_weights_are_exported_into_the_log_folder(tmp_path):
     }
 
 
-def test_a_training_starts_from_its_weights_but_does_not_resume(tmp_path):
+def test_a_training_starts_from_its_weights_but_does_not_resume(tmp_path, capsys):
     settings = ["fit", "--config=configs/adversarial_training/digits.yaml", f"--trainer.default_root_dir={tmp_path}"]
-    with pytest.raises(SystemExit):
-        train.main([*settings, "--ckpt_path=zoo:digits_adversarial_training"])
+    error = error_of([*settings, "--ckpt_path=zoo:digits_adversarial_training"], capsys)
+    assert error.endswith(
+        "the zoo has only weights; give --model.weights zoo:digits_adversarial_training to start from them"
+    )
     network = zoo.load("digits_adversarial_training")
     for weight in network.parameters():
         torch.nn.init.zeros_(weight)

@@ -83,11 +83,16 @@ class Descent(Rebuilding):
         self.step(*optimizers, counts=counts)
 
     def check_finite(self, loss: Tensor) -> None:
-        """Stop training at a loss that is not finite.
+        """Stop training at a loss that cannot be descended.
 
         Raises:
-            NonFiniteLossError: if the loss, a scalar, is NaN or infinite.
+            SettingError: if the loss is not a scalar, or no gradient leads from it to a weight.
+            NonFiniteLossError: if it is NaN or infinite.
         """
+        name = f"{type(self).__name__}.training_step"
+        require(loss.dim() == 0, name, f"a loss of shape {tuple(loss.shape)}", "give a scalar, such as its mean")
+        remedy = "no gradient leads from it to a weight; do not detach it, and leave some weights to train"
+        require(loss.requires_grad, name, "a loss without a gradient", remedy)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"loss: got {loss.item()} in epoch {self.current_epoch}; training stopped before this step, "

@@ -38,7 +38,11 @@ def _numbered(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
     def numbered_step(self: TrainingModule, batch: Any, *arguments: Any, **named: Any) -> Any:
         batch_idx = arguments[0] if arguments else named["batch_idx"]
         with _numbering(self, name, batch, batch_idx):
-            return step(self, batch, *arguments, **named)
+            result = step(self, batch, *arguments, **named)
+        if name == "training_step" and not self.automatic_optimization:
+            remedy = "nothing steps what it returns; call self.descend(loss, *self.all_optimizers()) instead"
+            require(result is None, f"{type(self).__name__}.training_step", type(result).__name__, remedy)
+        return result
 
     return numbered_step
 

@@ -6,6 +6,17 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
+
+
+def warn_of_ended_training(checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Warn if a checkpoint's training had already all the epochs or steps of this run, which then trains nothing."""
+    progress = checkpoint["loops"]["fit_loop"]
+    epochs, steps = progress["epoch_progress"]["current"]["processed"], checkpoint["global_step"]
+    for name, limit, done in (("max_epochs", trainer.max_epochs, epochs), ("max_steps", trainer.max_steps, steps)):
+        if limit is not None and 0 <= limit <= done:
+            remedy = "this run trains nothing; give more to go on"
+            rank_zero_warn(f"trainer.{name}: got {limit}, and the checkpoint has {done}; {remedy}")
 
 
 def correct_progress(checkpoint: dict[str, Any], trainer: Trainer) -> None:

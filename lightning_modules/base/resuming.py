@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.base.progress import correct_progress
+from lightning_modules.base.progress import correct_progress, warn_of_ended_training
 from lightning_modules.base.rates import check_schedules, monitored_names
 from lightning_modules.base.resumed_optimizers import ResumedOptimizers
 from lightning_modules.base.settings import (
@@ -117,6 +117,7 @@ class Resuming(CountedTraining):
         self._monitored = checkpoint.get("monitored", {})
         if self._trainer is not None and self.trainer.state.fn == "fit":
             self._resumed = ResumedOptimizers(checkpoint)
+            warn_of_ended_training(checkpoint, self.trainer)
             require_same("data", describe_data(self.trainer), checkpoint.get("data", {}), self.resume_settings)
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:

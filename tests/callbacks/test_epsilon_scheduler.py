@@ -1,9 +1,11 @@
 """Reference values of the schedules (METHODS 1.5)."""
 
 import pytest
+from torch import nn
 
 from callbacks import EpsilonScheduler
 from robust.errors import SettingError
+from tests.callbacks.trained import Plain
 
 
 def test_linear_follows_the_paper():
@@ -61,3 +63,8 @@ def test_wrong_settings(setting):
 def test_resuming_with_another_schedule_warns():
     with pytest.warns(UserWarning, match="epsilon_schedule.length: .* trained with 60, this run has 30"):
         EpsilonScheduler("linear", length=30).load_state_dict(EpsilonScheduler("linear", length=60).state_dict())
+
+
+def test_a_length_without_a_ramp_is_warned_of():
+    with pytest.warns(UserWarning, match="epsilon_schedule.shape: got 'constant'; start_epoch 1 and length 10 have no"):
+        EpsilonScheduler(length=10).on_fit_start(None, Plain(nn.Flatten()))

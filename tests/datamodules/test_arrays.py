@@ -132,6 +132,12 @@ def test_a_split_that_is_absent(tmp_path):
         Arrays(path=write(tmp_path, "npz", arrays)).images("test")
 
 
+def test_labels_that_begin_with_1_are_warned_of(tmp_path):
+    data = Arrays(path=write(tmp_path, "npz", {"images": IMAGES, "labels": LABELS + 1}))
+    with pytest.warns(UserWarning, match=r"data\.\w+: no training image has label 0; labels are whole numbers from 0"):
+        data.images("train")
+
+
 def test_images_without_labels(tmp_path):
     path = write(tmp_path, "npz", ALL)
     new = write(tmp_path, "safetensors", {"images": IMAGES[:4]})

@@ -120,8 +120,9 @@ def test_a_start_of_the_range_without_budgets_is_refused(start):
 def test_a_schedule_of_the_range_needs_a_generator_and_a_ramp():
     with pytest.raises(SettingError, match=r"model.alpha_low_start: got 0.1; leave it out: uniform budgets have no"):
         ContextualBudgets(Coarse(), None, alpha_low_start=0.1)
-    with pytest.raises(SettingError, match=r"^epsilon_schedule.shape: got 'constant'; a setting of the model"):
-        fit(small_module(alpha_low_start=0.1), batches(), EpsilonScheduler("constant"))
+    for setting in ("alpha_low_start", "interval_weight"):
+        with pytest.raises(SettingError, match=rf"^epsilon_schedule.shape: got 'constant'; .*{setting}.* no effect"):
+            fit(small_module(**{setting: 0.1}), batches(), EpsilonScheduler("constant"))
 
 
 @pytest.mark.filterwarnings("ignore:epsilon_schedule.length")

@@ -54,6 +54,41 @@ class Own(RobustClassifier):
         self.descend(F.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())
 
 
+class Returns(Own):
+    """Returns its loss, as with Lightning's automatic optimization."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Vector(Own):
+    """Descends the loss of each example."""
+
+    def training_step(self, batch, batch_idx):
+        self.descend(F.cross_entropy(self(batch[0]), batch[1], reduction="none"), *self.all_optimizers())
+
+
+class Detached(Own):
+    """Descends a loss without a gradient."""
+
+    def training_step(self, batch, batch_idx):
+        self.descend(F.cross_entropy(self(batch[0]), batch[1]).detach(), *self.all_optimizers())
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Returns, r"Returns.training_step: got 'Tensor'; nothing steps what it returns; call self.descend"),
+        (Vector, r"Vector.training_step: got 'a loss of shape \(8,\)'; give a scalar, such as its mean"),
+        (Detached, "Detached.training_step: got 'a loss without a gradient'; no gradient leads from it to a weight"),
+    ],
+)
+def test_a_training_step_that_would_train_nothing_is_refused(method, message, tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(SettingError, match=message):
+        trainer.fit(method(network()), datamodule=Digits(batch_size=8))
+
+
 def test_scaled_gradients_are_refused_where_several_optimizers_step_after_one_backward_pass():
     module = ContextualBudgets(network(), AdversarialGenerator(), gradient_clip=None)
     module._trainer = SimpleNamespace(precision="16-mixed")
