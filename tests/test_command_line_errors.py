@@ -238,6 +238,7 @@ def test_data_files(content, expected, tmp_path, capsys):
     assert expected in line
 
 
+@pytest.mark.thorough
 def test_checkpoint_that_does_not_fit(trained, tmp_path, capsys):
     def error(path, *settings):
         folder = f"--trainer.default_root_dir={tmp_path}"

@@ -103,7 +103,7 @@ def test_the_blocks_are_accepted(page, user):
         check(block, user)
 
 
-@pytest.mark.thorough_but("own_network", "own_data", "own_code", "bounds")
+@pytest.mark.thorough_but("own_code", "bounds")
 @pytest.mark.parametrize("page", [cost(page) for page in RUN])
 def test_the_blocks_run(page, user, capfd):
     if page.stem == "own_network":

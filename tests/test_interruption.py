@@ -51,6 +51,7 @@ class Slowly(Callback):
         time.sleep(0.3)
 
 
+@pytest.mark.thorough_but("max_time")
 @pytest.mark.parametrize(
     "stop",
     [
@@ -165,6 +166,7 @@ def test_a_loss_of_nan_leaves_the_last_checkpoint(tmp_path):
     assert all(weight.isfinite().all() for weight in checkpoint["state_dict"].values())
 
 
+@pytest.mark.thorough
 def test_a_time_interval_saves_and_so_does_the_end(tmp_path):
     every = ["--checkpoint.train_time_interval=0:0:0", "--checkpoint.filename={step}", "--checkpoint.save_top_k=-1"]
     run("fit", [*SMALL, *every], tmp_path / "time")

@@ -87,7 +87,7 @@ def evaluations(stochastic, few):
     return [{"class_path": name, "init_args": settings} for name, settings in chosen.items()]
 
 
-@pytest.mark.thorough_but("standard_training-counts0")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "counts"),
     [

@@ -105,6 +105,7 @@ class Rough(torch.nn.Sequential):
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Softshrink())
 
 
+@pytest.mark.thorough
 def test_weights_of_a_plain_file_that_cannot_be_bounded(tmp_path):
     torch.save(Rough().state_dict(), tmp_path / "net.pth")
     network = [f"--model.classifier={__name__}.Rough", f"--model.weights={tmp_path / 'net.pth'}"]

@@ -91,6 +91,7 @@ def test_the_command_can_be_run_again(tmp_path):
     assert shlex.split(command) == ["python", str(ROOT / "train.py"), "fit", *here], "paths below the working directory"
 
 
+@pytest.mark.thorough
 def test_a_dry_run_writes_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
@@ -220,6 +221,7 @@ def test_a_checkpoint_with_the_old_name_of_its_monitor_is_resumed(tmp_path):
     assert 0 <= results["metrics"]["val/accuracy/clean"] <= 1
 
 
+@pytest.mark.thorough
 def test_trying_out_an_evaluation_changes_no_weight(tmp_path):
     import train
 
@@ -257,6 +259,7 @@ def test_a_ramp_that_does_not_end_is_warned_of(settings, message, tmp_path):
         run("fit", [*SMALL, *RAMP, *settings], tmp_path)
 
 
+@pytest.mark.thorough
 def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_path, capsys):
     swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
     error = refused("fit", [*SMALL, *swa], tmp_path / "swa", capsys)

@@ -244,6 +244,7 @@ def test_an_objective_that_is_not_logged_and_another_sweep_in_the_folder_are_nam
         sweep.main([write(tmp_path)])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_examples_settings_exist(path, capsys):
     import train

@@ -103,7 +103,7 @@ def test_a_test_of_drawn_images_has_intervals_for_all(batches, tmp_path):
     assert record["intervals"] == ({"test/accuracy/clean": pytest.approx(expected)} if batches == 2 else {})
 
 
-@pytest.mark.thorough_but("100")
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [100, 300])
 def test_a_trial_tells_the_time_of_a_long_test_before_it_starts_and_changes_nothing(
     batch_size, monkeypatch, caplog, tmp_path

@@ -108,6 +108,7 @@ def test_a_network_behind_another_one_is_measured_in_bf16_too(tmp_path):
     assert mixed["passes"] == whole["passes"]
 
 
+@pytest.mark.thorough
 def test_a_generator_that_learns_in_every_third_batch_costs_less(tmp_path):
     settings = [*small("mng_ac", tmp_path), "--trainer.limit_train_batches=3", "--trainer.max_epochs=1"]
     passes = [

@@ -64,6 +64,7 @@ def test_generated_images_are_images_and_only_the_clip_stops_gradients(output):
         assert torch.equal(found, x)  # pushed beyond white
 
 
+@pytest.mark.thorough
 def test_autoencoder_from_a_checkpoint(tmp_path):
     trained, fresh = Autoencoder((1, 16, 16), 3, 2), Autoencoder((1, 16, 16), 3, 2)
     path = tmp_path / "last.ckpt"

@@ -78,6 +78,7 @@ def test_r1_of_two_gaussians_is_the_integral_of_the_distance_to_the_boundary():
     assert (drawn.flatten().sort().values - at).abs().amax() < 2.7 / 400**0.5
 
 
+@pytest.mark.thorough
 def test_r2_of_two_gaussians_by_samples_weighs_by_the_density():
     labels = bayes(GRID)
     walls = GRID[1:][labels[1:] != labels[:-1]]

@@ -309,6 +309,7 @@ def test_wrong_inputs_are_one_clear_error(verifier, change, message, call):
         getattr(verifier, call)(case["network"], box, case["y"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("classes", [2, 10, 37])
 def test_little_memory_changes_no_margin(method, classes):

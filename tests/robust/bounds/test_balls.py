@@ -85,6 +85,7 @@ def test_the_certified_radius_of_a_linear_network_is_margin_over_dual_norm(norm,
         assert verdicts == [True, True, False, False]
 
 
+@pytest.mark.thorough
 def test_no_certificate_is_false_at_the_last_epsilon_that_is_certified():
     """In exact arithmetic: the squared distance to the decision boundary, as a fraction."""
     naive_violations = 0

@@ -72,6 +72,7 @@ def test_a_point_has_the_margins_and_the_loss_of_the_network(network):
     torch.testing.assert_close(fused, loss, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough_but("2-0.4")
 @pytest.mark.parametrize("crown_weight", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_gradients_agree_with_finite_differences(crown_weight, channels):

@@ -112,6 +112,7 @@ def test_certificates_of_operations_whose_rounding_is_not_known_are_computed_aga
         assert torch.equal(verdicts.certified, verdicts.recomputed)
 
 
+@pytest.mark.thorough
 @needs_lirpa
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([0.01, 0.1]))

@@ -88,6 +88,7 @@ def test_no_sampled_point_crosses_a_bound(build, method):
             assert (verifier.cross_entropy(network, box, y, weight) >= loss - 1e-4).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", [conv_net, residual_net])
 def test_alpha_crown_optimises(build):
     """0.3's optimises nothing on a torch whose clamp has gradient zero at its ends, but for our shim."""
@@ -99,6 +100,7 @@ def test_alpha_crown_optimises(build):
     assert alpha > crown + 2e-3
 
 
+@pytest.mark.thorough
 def test_the_methods_become_tighter():
     """No theorem: so it is for this network."""
     network = residual_net()
