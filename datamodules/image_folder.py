@@ -20,7 +20,7 @@ class ImageFolder(OwnImages):
     Classes are the sorted names of the subfolders. All files below them must be images; hidden files are skipped.
 
     Args:
-        root: path of the folder; ``predict`` does not need it if ``class_names`` and ``predict_from`` are given.
+        root: path of the folder; ``predict`` does not read it if ``class_names`` and ``predict_from`` are given.
         split: ``folders`` for the subfolders train, val (may be absent) and test; ``fraction`` to divide each class; or
             the path of a CSV file with the columns ``path`` (relative to ``root``) and ``split``. By default
             ``folders`` if ``root`` has the subfolders train and test and no other than val, else ``fraction``; in the

@@ -322,5 +322,5 @@ class CertifiedEvaluation(Evaluation):
         values = super().compute(module)
         if count := sum(int(value) for name, value in values.items() if name.startswith("recomputed_samples/")):
             seconds, self._seconds = self._seconds, 0.0
-            rank_zero_info(f"{NAME}: {count} verdicts were near 0 and needed float64, {seconds:.1f} s in process 0")
+            rank_zero_info(f"{NAME}: verdicts in float64, of margins near 0: {count} ({seconds:.1f} s of process 0)")
         return values

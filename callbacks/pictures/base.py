@@ -66,7 +66,7 @@ class Picture(StageCallback, ABC):
             path = self.folder / self.folder_name / f"{file}.png"
             write_figure(trainer, "/".join(filter(None, (stage, self.tag, name))), figure, path)
             if trainer.state.fn != "fit":
-                rank_zero_info(f"Picture of the {self.tag}: {path}")
+                rank_zero_info(f"Picture: {path}")
 
 
 def class_name(module: RobustClassifier, label: int) -> str:
