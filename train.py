@@ -278,6 +278,9 @@ def main(args: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"error: {' '.join(str(known).split())}\n")
         sys.exit(2)
+    except KeyboardInterrupt:  # before the first step, or a second one while the first one's checkpoint is written
+        sys.stderr.write("Stopped at once; checkpoints that were complete remain\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

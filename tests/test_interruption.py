@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
+import train
 from callbacks import InterruptedRunError
 from tests.programs import Program
 from tests.small_run import SMALL
@@ -145,6 +146,19 @@ def test_the_program_exits_with_the_signals_status(signum, code, tmp_path):
     assert program.wait(60) == code
     checkpoint, _ = torch.load(last_checkpoint(tmp_path), weights_only=True), None
     assert checkpoint["global_step"] >= 3
+
+
+def test_an_interruption_that_nothing_handles_is_one_line(monkeypatch, capsys):
+    """A second signal while a checkpoint is written, or the first one before the training."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "RobustCLI", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train.main([])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "Stopped at once; checkpoints that were complete remain\n"
 
 
 class LossOfNaN(Callback):
