@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 from dataclasses import asdict
@@ -134,8 +135,12 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
             values = objectives(study_file, trial, settings)
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        except BaseException:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt) or (
+                isinstance(error, SystemExit) and error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+            )
+            if not stopped:  # a stopped trial stays a running one, which the same command starts again
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise
         else:
             study.tell(trial, values)

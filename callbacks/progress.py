@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -68,6 +69,8 @@ class Progress(Callback):
 
     def _estimate(self, trainer: Trainer) -> None:
         """Print the time of the remaining test batches, estimated from the first batch."""
+        if not math.isfinite(trainer.num_test_batches[0]):  # a loader without a length
+            return
         batches = int(trainer.num_test_batches[0])
         seconds = sum(
             callback.first_seconds * sum(callback.is_due("test", trainer, index) for index in range(1, batches))

@@ -112,7 +112,7 @@ class Results(Callback):
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
-        sized = {name: loader for name, loader in first.items() if hasattr(loader, "dataset")}
+        sized = {name: loader for name, loader in first.items() if hasattr(getattr(loader, "dataset", None), "__len__")}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         data = getattr(module, "data_module", None)
         # the first batches of a limited test are no random sample of all images

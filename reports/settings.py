@@ -27,7 +27,11 @@ _OTHER_TRAINER = (
     "val_check_interval",
     "num_sanity_val_steps",
 )
-_OTHER_DATA = ("seed", "root", "download", "num_workers", "eval_batch_size")
+_OTHER_DATA = ("seed", "download", "num_workers", "eval_batch_size")
+_OWN_DATA = ("ImageFolder", "Table")  # their root is the data; that of published data says only where these are
+_OWN_CALLBACKS = "callbacks."  # they observe a training; others may change it
+_OBSERVERS = {"ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "RichModelSummary", "DeviceStatsMonitor"}
+_OBSERVERS |= {"TQDMProgressBar", "RichProgressBar"}
 _TRAINING_DATA = ("batch_size", "augmentation")  # these do not matter in an evaluation
 OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # see other_attacks
 
@@ -48,16 +52,33 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def experiment(config: dict[str, Any]) -> dict[str, Any]:
     """The flat settings that define a training, without its seed."""
-    ignored = {f"data.{name}" for name in (*_OTHER_DATA, "test_images")}
+    ignored = {f"data.{name}" for name in (*_ignored_data(config), "test_images")}
     parts = {name: part for name, part in config.items() if name not in _OTHER}
-    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in _OTHER_TRAINER}
-    settings = flat(parts | {"trainer": trainer})
+    given = config.get("trainer") or {}
+    trainer = {name: value for name, value in given.items() if name not in _OTHER_TRAINER}
+    changing = [each for each in given.get("callbacks") or [] if not _observes(_class_path(each))]
+    settings = flat(parts | {"trainer": trainer | ({"callbacks": changing} if changing else {})})
     return {name: value for name, value in settings.items() if name not in ignored}
+
+
+def _observes(path: str) -> bool:
+    return path.startswith(_OWN_CALLBACKS) or "." not in path or path.rpartition(".")[2] in _OBSERVERS
+
+
+def _ignored_data(config: dict[str, Any]) -> tuple[str, ...]:
+    """Settings of the data module that do not change the images."""
+    path = _class_path(config.get("data"))
+    published = path.rpartition(".")[0] in ("", "datamodules") and path.rpartition(".")[2] not in _OWN_DATA
+    return (*_OTHER_DATA, "root") if published else _OTHER_DATA
+
+
+def _class_path(part: Any) -> str:
+    return str(part.get("class_path", "") if isinstance(part, dict) else part or "")
 
 
 def data(config: dict[str, Any]) -> str:
     """The evaluated data as text that is equal for equal data; empty if the settings do not name any."""
-    ignored = {f"data.{name}" for name in (*_OTHER_DATA, *_TRAINING_DATA)}
+    ignored = {f"data.{name}" for name in (*_ignored_data(config), *_TRAINING_DATA)}
     settings = flat({"data": config.get("data") or {}})
     return text({name: value for name, value in settings.items() if name not in ignored and value is not None})
 

@@ -31,7 +31,7 @@ def cell(value: Value | None, unit: str, *, digits: int = 2) -> str:
 def markdown(report: Report) -> str:
     """The table in Markdown without detail columns, followed by differences from the baseline and caveats."""
     columns = [(name, info) for name, info in report.columns if not is_detail(name)]
-    titles = [f"{report.short(name)} {ARROWS[info.direction]}" for name, info in columns]
+    titles = [f"{_escaped(report.short(name))} {ARROWS[info.direction]}" for name, info in columns]
     lines = [f"| run | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
     for index, row in enumerate(report.rows):
         cells = [cell(row.value(name), info.unit) for name, info in columns]

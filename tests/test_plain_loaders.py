@@ -1,11 +1,13 @@
 """Methods and evaluations on a user's own loaders: of uneven batches, without length, of other data in a second fit."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from callbacks import CertifiedEvaluation, EpsilonScheduler
+from callbacks import CertifiedEvaluation, EpsilonScheduler, Progress, Results
 from datamodules import Digits
 from lightning_modules import (
     MNGAC,
@@ -76,6 +78,15 @@ class Stream(IterableDataset):
 def test_data_without_a_length_trains_by_a_constant_schedule():
     """Regression: the number of batches, infinite, was made a whole number."""
     fit(AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4), EpsilonScheduler())
+
+
+def test_data_without_a_length_is_tested_and_recorded(tmp_path):
+    """Regression: the record was lost at the end of the test, since the number of images is not known."""
+    trainer = trainer_with(Progress(), Results(), default_root_dir=tmp_path)
+    trainer.test(AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4))
+    record = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert record["samples"] == {}
+    assert "test/accuracy/clean" in record["metrics"]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,35 @@ def test_checkpoints_that_were_selected_in_other_epochs_are_one_row(tmp_path):
     assert sorted(len(row["runs"]) for row in tested) == [1, 1, 2]
 
 
+FOLDER = "datamodules.ImageFolder"
+
+
+def test_pictures_of_other_folders_are_other_data(tmp_path):
+    for seed, (root, accuracy) in enumerate((("cats", 0.99), ("tumours", 0.5))):
+        file = write_run(tmp_path / root, seed=seed, metrics={CLEAN: accuracy}, data={"root": root}) / "results.json"
+        file.write_text(file.read_text().replace("datamodules.Digits", FOLDER))
+    assert [len(row["runs"]) for row in rows(tmp_path).values()] == [1, 1]
+    for root in ("cats", "tumours"):
+        file = tmp_path / root / "results.json"
+        file.write_text(file.read_text().replace(FOLDER, "datamodules.MNIST"))
+    assert [len(row["runs"]) for row in rows(tmp_path).values()] == [2], "where MNIST is does not matter"
+
+
+@pytest.mark.parametrize(
+    ("callback", "count"),
+    [
+        ("pytorch_lightning.callbacks.EMAWeightAveraging", 2),
+        ("my_module.MyCallback", 2),
+        ("pytorch_lightning.callbacks.LearningRateMonitor", 1),
+        ("callbacks.BudgetImages", 1),
+    ],
+)
+def test_callbacks_that_may_change_a_training_distinguish_rows(tmp_path, callback, count):
+    write_run(tmp_path / "with", seed=0, callbacks=[{"class_path": callback, "init_args": {}}])
+    write_run(tmp_path / "without", seed=1)
+    assert len(rows(tmp_path)) == count
+
+
 def test_mean_and_std_over_seeds(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
         write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})

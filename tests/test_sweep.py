@@ -100,12 +100,12 @@ def test_a_killed_sweep_goes_on_with_the_settings_of_the_killed_trial(tmp_path):
     assert again["settings"] == killed["settings"]
 
 
-def fake_objectives(monkeypatch, fails=()):
+def fake_objectives(monkeypatch, fails=None):
     """Trials that train nothing; those of the given numbers raise."""
 
     def measured(_, trial, settings):
-        if trial.number in fails:
-            raise ValueError("no memory")
+        if trial.number in (fails or {}):
+            raise fails[trial.number]
         return [settings["model.optimizer.lr"]]
 
     monkeypatch.setattr(sweep, "objectives", measured)
@@ -124,7 +124,7 @@ def test_a_sweep_that_goes_on_draws_new_settings(tmp_path, monkeypatch):
 
 
 def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
-    fake_objectives(monkeypatch, fails=[1])
+    fake_objectives(monkeypatch, fails={1: ValueError("no memory")})
     with pytest.raises(ValueError, match="no memory"):
         sweep.main([write(tmp_path)])
     sweep.main([write(tmp_path)])
@@ -136,6 +136,19 @@ def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
     (tmp_path / "other").mkdir()
     sweep.main([write(tmp_path / "other")])
     assert "Failed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(130), SystemExit(143)], ids=repr)
+def test_a_trial_that_a_signal_stops_starts_again(stop, tmp_path, monkeypatch):
+    """Regression: only a trial whose process was killed did."""
+    fake_objectives(monkeypatch, fails={1: stop})
+    with pytest.raises(type(stop)):
+        sweep.main([write(tmp_path)])
+    fake_objectives(monkeypatch)
+    sweep.main([write(tmp_path)])
+    first, stopped, again, *_ = trials(tmp_path)
+    assert (first["state"], stopped["state"], again["state"]) == ("complete", "fail", "complete")
+    assert again["settings"] == stopped["settings"]
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ class AdversarialEvaluation(Evaluation):
     Args:
         attacks: cases by name.
         balls: radius by norm; a case without a threat model attacks in each of these balls, and each ball is a group.
-        every_n_epochs: also evaluate in validation at this interval, in epochs of training, and after the last epoch;
+        every_n_epochs: also evaluate in validation at this interval, in epochs, and in the last of max_epochs;
             by default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
             the test; ``attacked_samples`` gives the number of examples.
@@ -162,9 +162,10 @@ class AdversarialEvaluation(Evaluation):
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Check that each case's attack fits its threat models, and that no two cases have the same metric."""
         names = [
-            f"{case.name or key}/{threat_model}"
+            f"{variant}/{threat_model}"
             for key, case in self.attacks.items()
             for threat_model, _, _ in self._threat_models(key, case, module, x)
+            for variant in self._all_variants(case.name or key, case.attack, module)
         ]
         twice = next((name for name in names if names.count(name) > 1), None)
         require(
@@ -246,6 +247,9 @@ class AdversarialEvaluation(Evaluation):
         """The variants of an attack by their names in metrics; in training only the attack itself, to save time."""
         if module.stochastic and module.trainer.state.fn == "fit":
             return {name: attack}
+        return self._all_variants(name, attack, module)
+
+    def _all_variants(self, name: str, attack: Attack, module: RobustClassifier) -> dict[str, Attack]:
         return attack_variants(name, attack, module, stochastic=module.stochastic, num_samples=self.gradient_samples)
 
     def _judged(

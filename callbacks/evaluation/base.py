@@ -38,7 +38,7 @@ class Evaluation(StageCallback, ABC):
         seed: seed of the random draws, which depend on it, the example's index in the data and the attack; draws that
             an attack takes from torch directly depend on batch and process too. Torch's global generators do not
             change.
-        every_n_epochs: evaluate in validation at this interval, in epochs of training, and after the last epoch; by
+        every_n_epochs: evaluate in validation at this interval, in epochs, and in the last of max_epochs; by
             default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation; None for all.
         max_test_batches: maximum number of batches of each process in a test; None for all.
@@ -188,6 +188,8 @@ class Evaluation(StageCallback, ABC):
         """Whether to evaluate this batch."""
         return type(self).__name__ not in self.skipped and super().is_due(stage, trainer, batch_idx)
 
+    logged: set[str] = set()  # noqa: RUF012  # names of the stage's metrics; replaced, not changed
+
     def reset(self) -> None:
         """Reset metrics and verdicts; a stopped evaluation may have left some."""
         self.metrics: dict[str, Metric] = {}
@@ -199,7 +201,7 @@ class Evaluation(StageCallback, ABC):
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Reset."""
         self.reset()
-        self.recorded = Outcomes()
+        self.recorded, self.logged = Outcomes(), set()
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""
@@ -223,6 +225,7 @@ class Evaluation(StageCallback, ABC):
         """Log the metrics, and write files."""
         if self.metrics:
             values = self.compute(module)
+            self._note_logged(trainer, values)
             if stage == "test":
                 self.recorded.finish(stage)
             self.write(stage, module, values)
@@ -230,6 +233,15 @@ class Evaluation(StageCallback, ABC):
                 # the metrics synchronise themselves; sync_dist averages equal values, and avoids Lightning's warning
                 module.log(f"{stage}/{name}", value, sync_dist=True)
         self.reset()
+
+    def _note_logged(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
+        """Store the metrics' names, and refuse one that another evaluation logged: Lightning would average both."""
+        self.logged = set(values)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in callbacks:
+            shared = sorted(self.logged & other.logged) if isinstance(other, Evaluation) and other is not self else []
+            remedy = f"{type(other).__name__} and {type(self).__name__} both log it; run one at a time"
+            require(not shared, "trainer.callbacks", ", ".join(shared), remedy)
 
     def _compare(self, trainer: Trainer) -> None:
         """Compare this evaluation's verdicts on the batch with those of the evaluations that ran before."""

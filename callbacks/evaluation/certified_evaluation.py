@@ -114,6 +114,8 @@ class CertifiedEvaluation(Evaluation):
         for epsilon in epsilons or []:
             remedy = "give sizes in (0, 1], in pixel units; above 1 with norm l2 or l1 only"
             require(epsilon > 0 and (epsilon <= 1 or norm in ("l2", "l1")), f"{NAME}.epsilons", epsilon, remedy)
+        twice = len({f"{epsilon:g}" for epsilon in epsilons or []}) < len(epsilons or [])
+        require(not twice, f"{NAME}.epsilons", epsilons, "give sizes with different names in six digits, each once")
         steps = 0 if pgd_steps is None else pgd_steps
         require(steps >= 0, f"{NAME}.pgd_steps", pgd_steps, "give 0 for no attack, or a number of steps")
         require(margin_samples >= 0, f"{NAME}.margin_samples", margin_samples, "give 0 for none, or a number of images")

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.robustness_score import RobustnessScore
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
@@ -66,6 +67,13 @@ class SampledRobustness(Evaluation):
     def namespaces(self, module: LightningModule) -> set[str]:
         """The name of the score."""
         return {self.name}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that no other evaluation logs a score of this name."""
+        super().setup(trainer, pl_module, stage)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        alone = self.name != "r2" or not any(isinstance(each, RobustnessScore) for each in callbacks)
+        require(alone, "SampledRobustness.name", self.name, "RobustnessScore logs it, too; give another name")
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Check that the network has no noise, and draw neighbours of a blank image."""

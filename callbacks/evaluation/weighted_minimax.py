@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -20,6 +19,8 @@ from robust.losses import Loss, cross_entropy, probability_margin, vulnerability
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, WeightedAccuracy
 from robust.progress import advance, loop
+
+LARGEST_ALPHA = 300.0  # squared weights of margins in [-1, 1] are then sums of finite numbers in float64
 
 
 class WeightedMinimaxEvaluation(Evaluation):
@@ -52,7 +53,7 @@ class WeightedMinimaxEvaluation(Evaluation):
         step_size: step size in pixel units.
         epsilon: radius of the ball in (0, 1]; by default the radius of the module's linf ball.
         restarts: number of random starts for each example.
-        alphas: strengths of the weights, 0 or above.
+        alphas: strengths of the weights, from 0 to 300.
         seed: seed of the random starts.
 
     Raises:
@@ -79,7 +80,8 @@ class WeightedMinimaxEvaluation(Evaluation):
         require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
         require(len(set(alphas)) == len(alphas), f"{name}.alphas", alphas, "give each once")
         for alpha in alphas:
-            require(0 <= alpha < math.inf, f"{name}.alphas", alpha, "give strengths that are 0 or above")
+            remedy = f"give strengths from 0 to {LARGEST_ALPHA:g}: larger weights overflow"
+            require(0 <= alpha <= LARGEST_ALPHA, f"{name}.alphas", alpha, remedy)
         self.epsilon = epsilon
         self.alphas = list(alphas)
         self.attack = PGD(steps, step_size, absolute=True, restarts=restarts)
