@@ -10,8 +10,9 @@ from cli.class_settings import with_path
 from lightning_modules import ContextualBudgets
 from robust.errors import SettingError
 from tests.command_line import CONFIGS, FEW_BATCHES, QUICKSTART, TINY, run
-from tests.testers import error_of, last_checkpoint
+from tests.testers import ROOT, error_of, last_checkpoint
 
+NETWORKS = ROOT / "robust" / "networks" / "__init__.py"
 STEP = "torch.optim.lr_scheduler.MultiStepLR"
 PIECEWISE = "{class_path: robust.schedules.PiecewiseLinear, init_args: {epochs: [2, 1], factors: [0, 1]}}"
 
@@ -55,7 +56,7 @@ def trained(tmp_path_factory):
         ("model.classifier.num_classes=x", "model.classifier.num_classes: got 'x'; give a whole number"),
         (
             "model.classifier.image_shape=[1,2]",
-            "model.classifier.image_shape: got '[1, 2]'; give a tuple with 3 elements",
+            "model.classifier.image_shape: got '[1, 2]'; give [channels, height, width]",
         ),
         ("model.optimizer.lr=fast", "model.optimizer.lr: got 'fast'; give a number"),
         ("data.batch_size=x", "data.batch_size: got 'x'; give a whole number"),
@@ -70,13 +71,17 @@ def trained(tmp_path_factory):
         ("data=Nothing", "data: got 'Nothing'; no such class, give its import path, such as package.module.Class"),
         (
             "model.classifier=robust.networks.DMsmall",
-            "model.classifier: got 'robust.networks.DMsmall'; no such class, did you mean robust.networks.DMSmall?",
+            f"model.classifier: got 'robust.networks.DMsmall'; module robust.networks ({NETWORKS}) has no 'DMsmall', "
+            "did you mean robust.networks.DMSmall?",
         ),
         (
             "model.classifier=nowhere.Zz",
-            "model.classifier: got 'nowhere.Zz'; no such class, give its import path",
+            "model.classifier: got 'nowhere.Zz'; there is no module 'nowhere' in ",
         ),
-        ("model.optimizer=torch.optim.Nope", "model.optimizer: got 'torch.optim.Nope'; no such class, give its import"),
+        (
+            "model.optimizer=torch.optim.Nope",
+            "model.optimizer: got 'torch.optim.Nope'; module torch.optim has no 'Nope'; g",
+        ),
         ("trainer.callbacks=Nope", "trainer.callbacks: got 'Nope'; no such class, give its import path"),
         ("model=RobustClassifier", "model: got 'RobustClassifier'; it is abstract; give a class that derives from it"),
         (
@@ -119,7 +124,22 @@ def test_wrong_setting_on_the_command_line(setting, expected, capsys):
         ),
         (
             "model: {class_path: ContextualBudgets, epsilon: 1}",
-            "model.class_path: got 'ContextualBudgets'; settings beside it belong inside init_args",
+            "model: got 'ContextualBudgets'; settings beside it belong inside init_args: epsilon",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: CertifiedEvaluation, epsilons: [1]}]}",
+            "trainer.callbacks: got 'CertifiedEvaluation'; settings beside it belong inside init_args: epsilons",
+        ),
+        (
+            "models: {class_path: TRADES, init_args: {classifier: {init_args: {num_classes: 1}}}}",
+            "models: got {'class_path': 'TRADES', 'init_args': {'classifier': {'init_args': [...]; no such setting, "
+            "did you mean model?",
+        ),
+        ("trainr: {max_epochs: 3}", "trainr: got {'max_epochs': 3}; no such setting, did you mean trainer?"),
+        (
+            "trainer: {callbacks: [{class_path: AdversarialEvaluation, init_args: {attack: {pgd: {norm: l2}}}}]}",
+            "trainer.callbacks.attack: got {'pgd': {'norm': 'l2'}}; no such setting, did you mean "
+            "trainer.callbacks.attacks?",
         ),
         ("trainer: [", "config: got '{path}'; give a YAML file of settings (Problems parsing config: while parsing"),
         ("just text", "config: got '{path}'; give a YAML file of settings (Unexpected config: just text)"),
@@ -149,6 +169,33 @@ def test_wrong_setting_in_a_file(text, expected, tmp_path, capsys):
 )
 def test_incomplete_command_line(arguments, expected, capsys):
     assert error_of(arguments, capsys).startswith(expected.replace("{here}", str(Path.cwd())))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "data: {class_path: ImageFolder, root: pics}",
+            "data: got 'ImageFolder'; settings beside it belong inside ini",
+        ),
+        (
+            "data: Digits\nmodel: {class_path: StandardTraining, init_args: {}, epsilon: 1}",
+            "model: got 'StandardTraining'; settings beside it belong inside init_args: epsilon",
+        ),
+    ],
+)
+def test_settings_beside_the_class_in_the_only_file(text, expected, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert error_of(["fit", f"--config={tmp_path / 'mine.yaml'}"], capsys).startswith(expected)
+
+
+def test_a_module_that_is_not_found_in_the_users_folder(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("data: Digits\nmodel: my_methodd.Mine\n")
+    (tmp_path / "my_method.py").write_text("class Mine: pass\n")
+    line = error_of(["fit", f"--config={tmp_path / 'mine.yaml'}"], capsys)
+    assert line.startswith("model: got 'my_methodd.Mine'; there is no module 'my_methodd' in ")
+    assert f", {tmp_path} or the installed packages" in line or f", {tmp_path}, " in line
+    assert line.endswith(", did you mean my_method.Mine?")
 
 
 # -- settings that cannot work ---------------------------------------------------------------------------------------
@@ -204,7 +251,10 @@ class OtherMethod(ContextualBudgets):
         ("data.batch_size=0", "data.batch_size: got 0; give 1 or more"),
         ("model.epsilon=null", "model.epsilon: got None; give a number"),
         ("data.batch_size=null", "data.batch_size: got None; give a whole number"),
-        ("model.classifier.image_shape=null", "model.classifier.image_shape: got 'None'; give tuple"),
+        (
+            "model.classifier.image_shape=null",
+            "model.classifier.image_shape: got 'None'; give [channels, height, width]",
+        ),
         ("trainer.strategy=nonsense", "trainer.strategy: got 'nonsense'; give one of auto, ddp, "),
         ("trainer.accelerator=nonsense", "trainer.accelerator: got 'nonsense'; give one of auto, "),
         ("epsilon_schedule.length=0", "epsilon_schedule.length: got 0; give at least 1 epoch"),

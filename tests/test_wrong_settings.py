@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     write_configs(folder)
     write_checkpoints(folder)
+    (folder / "none").mkdir()
     for name, images, labels in (
         ("empty", IMAGES[:0], LABELS[:0]),
         ("fewer", IMAGES, LABELS[:5]),
