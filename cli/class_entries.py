@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from textwrap import shorten
 from typing import Any, get_origin
 
 from jsonargparse import Namespace, _typehints
+from jsonargparse._common import is_subclasses_disabled
 
 from cli.missing_classes import CLASSES
 
@@ -52,16 +52,15 @@ def _naming_entries(value: Any, kind: Any, *args: Any, **kwargs: Any) -> Any:
     except (TypeError, ValueError) as error:
         failed = getattr(error, "failed", None)
         error.failed = value  # type: ignore[union-attr]
-        if get_origin(kind) not in (dict, Mapping) or failed is None:
-            raise
-        if (entry := _entry(value, failed)) is None:
+        entry = _entry(value, failed) if get_origin(kind) in (dict, Mapping) and failed is not None else None
+        if entry is None:
             raise
         raise TypeError(f'Parser key "{entry}":\n{error}') from error
 
 
 def _names_another_class(value: Any, kind: Any) -> bool:
     """Whether a bare name, such as ``PGD``, stands where only the settings of one class are accepted."""
-    closed = inspect.isclass(kind) and _typehints.is_subclasses_disabled(kind)  # type: ignore[attr-defined, no-untyped-call]
+    closed = isinstance(kind, type) and dataclasses.is_dataclass(kind) and is_subclasses_disabled(kind)
     return closed and isinstance(value, str) and value.isidentifier() and value != kind.__name__
 
 
@@ -69,4 +68,5 @@ def _entry(mapping: Any, value: Any) -> str | None:
     """Name of the entry of a mapping that has a value; None if no entry has it."""
     if isinstance(mapping, _typehints.NestedArg):  # type: ignore[attr-defined]
         return str(mapping.key.split(".")[0])
-    return next((str(name) for name, part in mapping.items() if part is value), None)
+    entries = mapping.items() if isinstance(mapping, Mapping) else ()
+    return next((str(name) for name, part in entries if part is value), None)
