@@ -12,7 +12,7 @@ from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 
 NAME = "ckpt_path"
-_REMEDY = "give a checkpoint that fit wrote"
+REMEDY = "give a checkpoint that fit wrote"
 _CONFIG = "give the config of its training before it: --config FILE (config.yaml in the run's folder)"
 
 
@@ -49,6 +49,23 @@ def importable(model: dict[str, Any], path: str, configs: list[str]) -> dict[str
     return model
 
 
+def read_checkpoint(path: str, given: str) -> Any:
+    """The content of a checkpoint, read as data.
+
+    Args:
+        path: path of the file.
+        given: path or URL that the user gave, for errors.
+
+    Raises:
+        SettingError: if it is a folder, or cannot be read.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        last = next((file for place in ("", "checkpoints") if (file := folder / place / "last.ckpt").is_file()), None)
+        raise SettingError(NAME, given, f"it is a folder; {f'give {last}' if last else REMEDY}")
+    return read_saved(path, NAME, REMEDY, given=given)
+
+
 def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
     """``class_path`` and ``init_args`` of a checkpoint's model; None if the checkpoint has no complete ones.
 
@@ -60,7 +77,7 @@ def read_model(path: str, given: str, *, needed: bool) -> dict[str, Any] | None:
     Raises:
         SettingError: if the file cannot be read, or if its settings are needed but incomplete.
     """
-    content = read_saved(path, NAME, _REMEDY, given=given)
+    content = read_checkpoint(path, given)
     model: Any = content.get("model") if isinstance(content, dict) else None
     parts = (model.get("class_path"), model.get("init_args")) if isinstance(model, dict) else (None, None)
     if not isinstance(parts[0], str) or not isinstance(parts[1], dict):

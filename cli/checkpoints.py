@@ -13,14 +13,12 @@ import torch
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
+from cli.checkpoint_settings import NAME, REMEDY, read_checkpoint
 from robust import zoo
-from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 
-NAME = "ckpt_path"
 SECONDS = 8  # of silence after which a download fails
 SLOWEST = 10_000  # bytes a second, below which a download fails
-_REMEDY = "give a checkpoint that fit wrote"
 
 
 class Downloaded(NamedTuple):
@@ -126,23 +124,22 @@ def check(path: str, given: str, resumes: bool) -> None:
     Raises:
         SettingError: if an entry is missing or malformed.
     """
-    content = read_saved(path, NAME, _REMEDY, given=given)
+    content = read_checkpoint(path, given)
     fits = isinstance(content, dict) and _is_state(content.get("state_dict"))
-    require(fits, NAME, given, f"it holds no state_dict of tensors; {_REMEDY}")
+    require(fits, NAME, given, f"it holds no state_dict of tensors; {REMEDY}")
     missing = [name for name in _RESUMING if name not in content]
-    remedy = f"it holds only weights; {_REMEDY} with checkpoint.save_weights_only false"
-    if given.startswith(zoo.PREFIX):
-        remedy = f"the zoo has only weights; give --model.weights {given} to start from them"
-        require(not resumes, NAME, given, remedy)
+    of_zoo = f"the zoo has only weights; give --model.weights {given} to start from them"
+    require(not (resumes and given.startswith(zoo.PREFIX)), NAME, given, of_zoo)
+    remedy = f"it holds only weights; {REMEDY} with checkpoint.save_weights_only false"
     require(not (resumes and missing == [name for name in _RESUMING if name != "loops"]), NAME, given, remedy)
     missing = [name for name in _ALWAYS if name not in content] + (missing if resumes else [])
-    require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {_REMEDY}")
+    require(not missing, NAME, given, f"it lacks {', '.join(missing)}; {REMEDY}")
     rules = {**_ALWAYS, **_RESUMING, **_OPTIONAL}
     wrong = [name for name, fits in rules.items() if name in content and not fits(content[name])]
-    require(not wrong, NAME, given, f"its {', '.join(wrong)} is not what fit writes; {_REMEDY}")
+    require(not wrong, NAME, given, f"its {', '.join(wrong)} is not what fit writes; {REMEDY}")
     described, states = content.get("optimizers"), content.get("optimizer_states")
     if resumes and described is not None:
-        remedy = f"it has states of {len(states)} optimizers and settings of {len(described)}; {_REMEDY}"
+        remedy = f"it has states of {len(states)} optimizers and settings of {len(described)}; {REMEDY}"
         require(len(described) == len(states), NAME, given, remedy)
 
 

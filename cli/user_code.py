@@ -9,11 +9,13 @@ from types import FrameType
 from typing import Any
 
 from jsonargparse import _typehints
+from torch import nn
 
 from cli.class_settings import classes_in
 from robust.errors import SettingError
 
 IMPORTS = "its module fails at"
+BUILT = "its module builds this network when it is imported, before the seed is set; give a class or a function"
 _import_object = _typehints.import_object  # type: ignore[attr-defined]
 _LIBRARIES = (str(Path(traceback.__file__).parent), "site-packages", "<frozen ")
 
@@ -27,14 +29,18 @@ def import_or_explain(name: str, *args: Any, **kwargs: Any) -> Any:
     """The object at an import path.
 
     Raises:
-        ImportError: if the module exists but its import fails, with the file, the line and the cause.
+        ImportError: if the module exists but its import fails, with the file, the line and the cause; or if the object
+            is a network, whose weights would not depend on the seed.
     """
     try:
-        return _import_object(name, *args, **kwargs)  # type: ignore[no-untyped-call]
+        found = _import_object(name, *args, **kwargs)  # type: ignore[no-untyped-call]
     except Exception as error:
         if not _module_fails(error, name):
             raise
         raise ImportError(f"{name!r}; {IMPORTS} {place_and_cause(error)}") from None
+    if isinstance(found, nn.Module):
+        raise ImportError(f"{name!r}; {BUILT}")
+    return found
 
 
 def _module_fails(error: Exception, name: str) -> bool:

@@ -83,7 +83,8 @@ class Arrays(OwnData):
         """Prepare the images of ``predict_from``."""
         arrays = _opened(str(self.predict_from), "data.predict_from")
         where = f"data.predict_from, images of {self.predict_from}"
-        images = _channels_first(_taken(arrays, "images", "data.predict_from"), self.channels_last, where)
+        images = _taken(arrays, "images", "data.predict_from", str(self.predict_from))
+        images = _channels_first(images, self.channels_last, where)
         _check_range(images, where)
         count = len(images)
         return ArrayImages(images, torch.arange(count), torch.zeros(count, dtype=torch.long))
@@ -106,14 +107,14 @@ class Arrays(OwnData):
 
     def _array(self, prefix: str) -> Tensor:
         """Images (N, C, H, W), which may be mapped from disk."""
-        array = _taken(self._arrays, f"{prefix}images", "data.path")
+        array = _taken(self._arrays, f"{prefix}images", "data.path", self.path)
         return _channels_first(array, self.channels_last, f"data.path, {prefix}images of {self.path}")
 
     def _classes(self, prefix: str) -> Tensor:
         """Labels as int64 (N,)."""
         where = f"data.path, {prefix}labels of {self.path}"
-        labels = _taken(self._arrays, f"{prefix}labels", "data.path")
-        count = len(_taken(self._arrays, f"{prefix}images", "data.path"))
+        labels = _taken(self._arrays, f"{prefix}labels", "data.path", self.path)
+        count = len(_taken(self._arrays, f"{prefix}images", "data.path", self.path))
         fits = tuple(labels.shape) in ((count,), (count, 1))
         require(fits and count > 0, where, f"shape {tuple(labels.shape)}", f"give one label for each of {count} images")
         whole = not labels.is_floating_point() and labels.dtype != torch.bool
@@ -149,9 +150,11 @@ def _mapped(file: Path) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _taken(arrays: Mapping[str, Callable[[], Tensor]], name: str, setting: str) -> Tensor:
+def _taken(arrays: Mapping[str, Callable[[], Tensor]], name: str, setting: str, path: str) -> Tensor:
     """Read the array of a name."""
-    require(name in arrays, setting, sorted(arrays), f"there is no array {name!r}; give one array this name")
+    require(len(arrays) > 0, setting, path, f"it holds no arrays; give {_FORMATS}")
+    others = ", ".join(sorted(arrays))
+    require(name in arrays, setting, path, f"there is no array {name!r} beside {others}; give one array this name")
     try:
         return arrays[name]()
     except (OSError, TypeError, ValueError, EOFError) as error:

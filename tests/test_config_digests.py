@@ -6,7 +6,8 @@ from pkgutil import resolve_name
 import pytest
 
 from cli.composition import composed
-from cli.errors import CLASSES, types_of_settings
+from cli.errors import types_of_settings
+from cli.missing_classes import CLASSES
 from tests.config_digests import COMMAND, FILE, OURS, PAPERS, PROTOCOLS, RECIPES, digest, digest_of, stated
 from tests.resolved_configs import CONFIGS, EXPERIMENTS, built, parsed, plain, resolved
 

@@ -21,9 +21,8 @@ import train
 from cli import checkpoints
 from lightning_modules import TrainingModule
 from robust.errors import SettingError
-from tests import testers
+from tests import testers, wrong_files, wrong_settings
 from tests.testers import ROOT, last_checkpoint
-from tests.wrong_settings import WRONG
 
 SMALL = [
     f"--config={ROOT / 'configs' / 'standard_training' / 'digits.yaml'}",
@@ -48,6 +47,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
     write_configs(folder)
     write_checkpoints(folder)
+    (folder / "none").mkdir()
     for name, images, labels in (
         ("empty", IMAGES[:0], LABELS[:0]),
         ("fewer", IMAGES, LABELS[:5]),
@@ -127,6 +127,7 @@ def error_of(arguments, capsys):
     return line
 
 
+WRONG = wrong_settings.WRONG | wrong_files.WRONG
 CASES = [(kind, *case) for kind, cases in WRONG.items() for case in cases]
 
 

@@ -95,7 +95,8 @@ def test_layouts_and_floats(tmp_path, images, shape, settings):
         ({"labels": LABELS / 2}, r"^data\.path, labels of .*: got 'torch\.float64'; give classes as whole"),
         ({"labels": LABELS - 1}, r"^data\.path, labels of .*: got -1; give classes from 0"),
         ({"labels": LABELS * 0}, r"^data\.path: got \['0'\]; give at least two different classes"),
-        ({"labels": None}, r"^data\.path: got \['images'\]; there is no array 'labels'; give one array"),
+        ({"labels": None}, r"^data\.path: got '.*\.npz'; there is no array 'labels' beside images; give one array"),
+        ({"images": None, "labels": None}, r"^data\.path: got '.*\.npz'; it holds no arrays; give an npz or"),
     ],
 )
 def test_wrong_arrays(tmp_path, changes, message):
@@ -118,6 +119,8 @@ def test_wrong_files(tmp_path):
     with pytest.raises(SettingError, match=r"o\.npz'; cannot read it \(Object arrays cannot be loaded"):
         Arrays(path=str(tmp_path / "o.npz"))
     (tmp_path / "npy").mkdir()
+    with pytest.raises(SettingError, match=rf"^data\.path: got '{tmp_path / 'npy'}'; it holds no arrays; {formats}"):
+        Arrays(path=str(tmp_path / "npy"))
     (tmp_path / "npy" / "images.npy").write_bytes(b"damaged")
     np.save(tmp_path / "npy" / "labels.npy", LABELS)
     with pytest.raises(SettingError, match=r"^data\.path: got 'images'; cannot read this array"):
