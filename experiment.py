@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
@@ -118,17 +119,19 @@ class Runner:
         """Return the next job to start: of the first seed, the longest by known times, so that no long job is last."""
         absent = {job.name for job in [*waiting, *unfinished] if not job.evaluation}
         ready = [job for job in waiting if not absent.intersection(job.needs)]
+        ready = [job for job in ready if not _runs_elsewhere(job)] or ready
         first = [job for job in ready if job.seed == ready[0].seed]
         return max(first, key=lambda job: fmean(self._known(job) or [0.0]), default=None)
 
     def _run(self, job: Job) -> str | None:
-        """Train and test; return the reason for a failure, else None."""
+        """Train and test, after another process that runs the job; return the reason for a failure, else None."""
         try:
-            job.folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(job.folder.with_suffix(".lock"), timeout=0):
-                return self._run_alone(job)
-        except Timeout:
-            return f"folder: got '{job.folder}'; another process runs in it; wait for its end, or give another folder"
+            if _runs_elsewhere(job):
+                print(f"{job.name} seed {job.seed}: another process runs in {job.folder}; waiting for it", flush=True)
+            while not self._stopped:
+                with suppress(Timeout), FileLock(_lock(job), timeout=1):
+                    return None if job.evaluation and job.done else self._run_alone(job)
+            return "stopped"
         except (SettingError, OSError) as error:
             return f"error: {error}"
 
@@ -172,6 +175,23 @@ class Runner:
     def _known(self, job: Job) -> list[float]:
         """Seconds of other seeds of the same run."""
         return [seconds for name, seconds in self._seconds if name == job.name]
+
+
+def _lock(job: Job) -> Path:
+    """The file that is locked while a process runs the job."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    return job.folder.with_suffix(".lock")
+
+
+def _runs_elsewhere(job: Job) -> bool:
+    """Whether another process, or another thread of this one, runs the job."""
+    try:
+        with FileLock(_lock(job), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # the run itself reports it
+        return False
 
 
 def _claim(job: Job) -> None:

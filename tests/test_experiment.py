@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -79,15 +80,33 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
-def test_a_run_of_another_process_is_left_alone(matrix, tmp_path, capsys):
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_of_another_process_is_waited_for(finishes, matrix, tmp_path, capsys):
+    """Its record counts; if it stops without one, the run goes on here."""
     folder = tmp_path / "logs" / "a" / "seed_0"
     folder.parent.mkdir(parents=True)
-    with FileLock(folder.with_suffix(".lock")):
-        status, (line,) = ended(matrix(**ONE), capsys)
-    assert line.startswith(f"a seed 0: failed: folder: got '{folder}'; another process runs in it; wait for its end")
-    assert status == 1
-    assert not folder.exists()
-    assert ended(matrix(**ONE), capsys)[0] == 0
+    result = tmp_path / "results" / "a_0.json"
+    record = {kind: {"wall_time": 1.0, "metrics": {}} for kind in ("fit", "test")}
+    held = threading.Event()
+
+    def other():
+        with FileLock(folder.with_suffix(".lock")):
+            held.set()
+            time.sleep(1)
+            if finishes:
+                result.parent.mkdir()
+                result.write_text(json.dumps(record))
+
+    path = matrix(**ONE)
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    status, lines = ended(path, capsys)
+    thread.join()
+    assert lines[0] == f"a seed 0: another process runs in {folder}; waiting for it"
+    assert lines[1].startswith("a seed 0: done")
+    assert folder.exists() != finishes
+    assert status == 0
 
 
 def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
