@@ -66,9 +66,14 @@ def _missing_module(package: ModuleType | None, name: str, rest: list[str]) -> s
 
 def search_folders() -> list[str]:
     """Folders in which modules are searched, without those of Python and of installed packages."""
-    libraries = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
     paths = dict.fromkeys(Path(entry).resolve() for entry in sys.path)  # without repetitions
-    return [str(path) for path in paths if path.is_dir() and not libraries & {path, *path.parents}]
+    return [str(path) for path in paths if path.is_dir() and not _is_installed(path)]
+
+
+def _is_installed(path: Path) -> bool:
+    """Whether a path is Python's own or below installed packages, which may themselves be below a searched folder."""
+    libraries = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return bool(libraries & {path, *path.parents})
 
 
 def closest(name: str, known: dict[str, str], cutoff: float = 0.6) -> str | None:
@@ -94,5 +99,5 @@ def _can_be_given(name: str, value: object) -> bool:
 
 def _with_file(module: ModuleType) -> str:
     file = getattr(module, "__file__", None)
-    own = file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in search_folders())
+    own = file is not None and not _is_installed(Path(file).resolve())
     return f"module {module.__name__}" + (f" ({file})" if own else "")
