@@ -81,6 +81,7 @@ def small(name, folder):
     return [*settings_of(name, folder, BATCH), "--trainer.limit_train_batches=1", *changes]
 
 
+@pytest.mark.filterwarnings("ignore:epsilon_schedule.shape")  # a shorter test without the ramp
 @pytest.mark.thorough
 @pytest.mark.parametrize(("name", "expected"), BY_HAND)
 def test_passes_equal_a_count_by_hand(name, expected, tmp_path):
