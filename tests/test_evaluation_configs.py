@@ -129,7 +129,7 @@ def assert_figures(name, metrics, callbacks, folder):
             assert all(union <= value <= clean for name, value in metrics.items() if name.startswith(attack))
 
 
-@pytest.mark.thorough_but("digits", "multi_norm_digits", "r2")
+@pytest.mark.thorough_but("digits")
 @pytest.mark.parametrize(
     "name",
     [
@@ -222,6 +222,7 @@ def test_several_add_up_and_the_page_shows_what_runs(method, tmp_path):
     assert record["metrics"]["test/attacked_samples"] == record["metrics"]["test/weighted_accuracy/samples"] == 4
 
 
+@pytest.mark.thorough_but("r2")
 @pytest.mark.parametrize("name", ["pgd_linf_mnist", "r2"])
 def test_two_whose_figures_have_the_same_names_are_an_error(name, method, tmp_path, capsys):
     again = [f"--config={FOLDER / name}.yaml"] * 2

@@ -126,6 +126,7 @@ def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module
         assert prop.violated(np.zeros(10))  # ties count as counterexamples
 
 
+@pytest.mark.thorough
 def test_properties_of_a_radius_are_linf_balls(trained):
     export(trained, "--to=vnnlib", "--indices=[0]", "--epsilon=0.1")
     prop = VNNLIB(trained / "export" / "last-vnnlib" / "image_0_linf_0.1.vnnlib")

@@ -19,6 +19,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", f"{PREPARE}\n{code}"], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.thorough
 def test_the_page_runs_with_torch_alone():
     done = run(
         "import doctest\n"

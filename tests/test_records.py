@@ -27,6 +27,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.thorough
 def test_a_folder_holds_one_run_and_evaluations_of_it_side_by_side(tmp_path, capsys):
     run("fit", [*SMALL, *ONE], tmp_path)
     before = files(tmp_path)
@@ -47,6 +48,7 @@ def test_a_folder_holds_one_run_and_evaluations_of_it_side_by_side(tmp_path, cap
     assert (tmp_path / "config.yaml").read_bytes() == before[(tmp_path / "config.yaml").relative_to(tmp_path)]
 
 
+@pytest.mark.thorough
 def test_a_job_that_starts_two_runs_keeps_them_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "17")  # Lightning's version of the log folder then
     monkeypatch.setenv("SLURM_NTASKS", "1")

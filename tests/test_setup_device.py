@@ -28,6 +28,7 @@ def elsewhere(monkeypatch):
 QUICK = ("contextual_budgets", "learn2perturb", "wasserstein_autoencoder")  # a verifier, noise, another base
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "method", [method if method in QUICK else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
 )

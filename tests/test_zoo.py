@@ -142,6 +142,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_names(capsys):
     assert "ckpt_path: got 'zoo:mine'; the zoo has no such network; it has digits_" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_run_is_added_with_its_card(tmp_path, monkeypatch):
     train.main(["fit", "--config=configs/quickstart.yaml", f"--trainer.default_root_dir={tmp_path / 'run'}", *SHORT])
     add(tmp_path / "run", "mine", tmp_path)

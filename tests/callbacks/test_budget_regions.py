@@ -115,6 +115,7 @@ def test_data_without_regions_are_refused():
         measured(Digits(), Handmade(num_classes=10))
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:ckpt_path. got None")
 def test_two_processes_measure_what_one_does(tmp_path):
     settings = [

@@ -63,6 +63,7 @@ def estimated(score, classify, x, epsilons):
     return metric.compute()
 
 
+@pytest.mark.thorough
 def test_r1_of_two_gaussians_is_the_integral_of_the_distance_to_the_boundary():
     labels = bayes(GRID)
     walls = GRID[1:][labels[1:] != labels[:-1]]

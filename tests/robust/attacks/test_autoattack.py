@@ -49,6 +49,7 @@ def test_the_state_of_one_network_is_not_that_of_another_with_the_same_weights(t
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
+@pytest.mark.thorough_but("linf")
 @pytest.mark.parametrize("ball", [LinfBall(0.1), L2Ball(1.0), L1Ball(6.0)], ids=["linf", "l2", "l1"])
 def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
     network, x, y = (trained[0], trained[1][:40], trained[2][:40])

@@ -57,6 +57,7 @@ def solved(margins, rates, cap=np.inf):
     raise AssertionError(f"the gap is still {upper - lower}")
 
 
+@pytest.mark.thorough_but("settings3-0.1")
 @pytest.mark.parametrize(
     ("settings", "missing"),
     [

@@ -110,6 +110,7 @@ def test_the_methods_become_tighter():
     assert means[0] < means[1] - 0.1 < means[2] - 0.2 < means[3] - 0.3
 
 
+@pytest.mark.thorough
 def test_crown_is_the_same_with_patches_and_with_matrices(monkeypatch):
     network = residual_net()
     results = []
