@@ -114,7 +114,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         weights = [weight for weight in generator.parameters() if weight.requires_grad]
         with torch.autocast(x.device.type, enabled=False):  # second derivatives are too small for half precision
             loss = self.meta_loss(ball, x, x_adv, y, learning_rate(optimizer))
-            self.check_finite(loss)
+            self.check_loss(loss)
             gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         # autograd.grad bypasses the hooks by which DDP averages gradients
         means = [self.mean_over_ranks(gradient) for gradient in gradients]

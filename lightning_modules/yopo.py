@@ -71,7 +71,7 @@ class YOPO(RobustClassifier):
         for _ in range(self.outer):
             hidden, logits = self._full_pass(x_adv)
             loss = F.cross_entropy(logits, y) / self.outer
-            self.check_finite(loss)
+            self.check_loss(loss)
             self.manual_backward(loss)
             losses.append(loss.detach())
             if len(losses) == self.outer:

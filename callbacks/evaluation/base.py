@@ -74,6 +74,7 @@ class Evaluation(StageCallback, ABC):
         self.skipped: dict[str, str] = {}
         self._tried = False
         self.recorded = Outcomes()
+        self.logged: set[str] = set()  # names of the stage's metrics
         self.reset()
 
     # -- methods that subclasses override ---------------------------------------------------------------------------
@@ -187,8 +188,6 @@ class Evaluation(StageCallback, ABC):
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
         """Whether to evaluate this batch."""
         return type(self).__name__ not in self.skipped and super().is_due(stage, trainer, batch_idx)
-
-    logged: set[str] = set()  # noqa: RUF012  # names of the stage's metrics; replaced, not changed
 
     def reset(self) -> None:
         """Reset metrics and verdicts; a stopped evaluation may have left some."""

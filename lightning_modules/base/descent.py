@@ -76,13 +76,13 @@ class Descent(Rebuilding):
         Raises:
             NonFiniteLossError: if the loss is NaN or infinite; no parameter has changed then.
         """
-        self.check_finite(loss)
+        self.check_loss(loss)
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
         self.step(*optimizers, counts=counts)
 
-    def check_finite(self, loss: Tensor) -> None:
+    def check_loss(self, loss: Tensor) -> None:
         """Stop training at a loss that cannot be descended.
 
         Raises:
