@@ -35,12 +35,12 @@ def settings_in(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def settings_in_arguments(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     """Name and value of each setting on a command line, given as ``--name=value`` or as ``--name value``."""
-    found = []
+    settings = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
-            found.append((plain_name(name), value if equals or following.startswith("--") else following))
-    return [(name, value) for name, value in found if name != "config"]
+            settings.append((plain_name(name), value if equals or following.startswith("--") else following))
+    return [(name, value) for name, value in settings if name != "config"]
 
 
 def plain_name(name: str) -> str:

@@ -78,8 +78,8 @@ class AccuracyCurve(Evaluation):
         require(num_samples >= 1, "AccuracyCurve.num_samples", num_samples, "give at least 1")
         self.attacks = attacks
         self.epsilons = sorted(set(epsilons))
-        alike = len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons)
-        require(not alike, "AccuracyCurve.epsilons", epsilons, "give radii with different names in six digits")
+        twice = len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons)
+        require(not twice, "AccuracyCurve.epsilons", epsilons, "give radii with different names in six digits")
         self.balls = {epsilon: ball(norm, epsilon) for epsilon in self.epsilons}
         self.norm = norm
         self.num_samples = num_samples

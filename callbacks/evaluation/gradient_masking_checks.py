@@ -33,13 +33,13 @@ _SQUARE = "random search without gradients is stronger than PGD"
 
 @dataclass
 class _Noise:
-    """Attack that returns, of ``draws`` random images of the threat model, the one with the highest loss."""
+    """Attack that returns, of ``images`` random images of the threat model, the one with the highest loss."""
 
-    draws: int
+    images: int
 
     def __call__(self, network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor) -> Tensor:
         x_adv, highest = x, torch.full_like(y, -torch.inf, dtype=x.dtype)
-        for _ in range(self.draws):
+        for _ in range(self.images):
             noisy = threat_model.sample(x)
             value = margin(network(noisy), y)
             x_adv = torch.where((value > highest)[:, None, None, None], noisy, x_adv)

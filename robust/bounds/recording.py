@@ -151,9 +151,9 @@ class _Recorder(TorchFunctionMode):
 
     def changed(self, values: object) -> bool:
         """Whether a known tensor has changed since its call, in place by way of another view of it."""
-        found: list[bool] = []
-        mapped(values, lambda value: found.append(id(value) in self._versions and self._is_outdated(value)))
-        return any(found)
+        outdated: list[bool] = []
+        mapped(values, lambda value: outdated.append(id(value) in self._versions and self._is_outdated(value)))
+        return any(outdated)
 
     def _is_outdated(self, value: Tensor) -> bool:
         return self._versions[id(value)] != version(value)

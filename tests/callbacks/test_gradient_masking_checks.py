@@ -67,11 +67,11 @@ def test_masked_gradients_are_flagged(trained, kind):
 
 
 def test_noise_is_the_worst_of_as_many_images_as_pgd_has_steps(trained, monkeypatch):
-    draws = []
+    numbers = []
     noise = _Noise.__call__
-    monkeypatch.setattr(_Noise, "__call__", lambda self, *given: draws.append(self.draws) or noise(self, *given))
+    monkeypatch.setattr(_Noise, "__call__", lambda self, *given: numbers.append(self.images) or noise(self, *given))
     check(trained.classifier, steps=7, queries=1)
-    assert draws == [7]
+    assert numbers == [7]
 
 
 def test_each_check_has_its_warning():
