@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from cli.model_card import ExportedModel, model_card, read_records, training_settings
@@ -147,6 +147,9 @@ def _loaded(module: TrainingModule, path: str | None) -> RobustClassifier:
     checkpoint = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
+    weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("classifier.")]
+    if any(weight.dtype == torch.float64 for weight in weights):
+        rank_zero_warn("ckpt_path: its weights are float64; those of the export are rounded to float32")
     return module.eval()
 
 

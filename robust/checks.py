@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from robust.errors import NonFiniteLogitsError, SettingError, require
 
 PRECISE = (torch.float32, torch.float64)
 NEAR = 1e-3  # beyond [0, 1], where rounding is likelier than other units
+ONE_BYTE = 1.001 / 255  # the largest value of images that were divided by 255 twice, and rounding
 _NORMALIZE = "expected values in [0, 1]; divide uint8 by 255, and normalise inside the network"
 _checked: ContextVar[bool] = ContextVar("checked", default=False)
 
@@ -55,6 +57,8 @@ def check_images(x: Tensor, name: str = "images") -> None:
 def check_range(x: Tensor, name: str = "images") -> None:
     """Check that all values of ``x``, of any shape and floating-point type, are finite and in [0, 1].
 
+    Warns if they are in [0, 1/255].
+
     Raises:
         SettingError: naming the range that was found, the expected one and the remedy.
     """
@@ -64,6 +68,8 @@ def check_range(x: Tensor, name: str = "images") -> None:
         if low >= -NEAR and high <= 1 + NEAR:
             raise SettingError(name, f"values from {low:.9g} to {high:.9g}", "rounding left [0, 1]; clamp(0, 1) them")
         raise SettingError(name, f"values from {low:.4g} to {high:.4g}", remedy)
+    if 0 < high <= ONE_BYTE:
+        warnings.warn("images: no value exceeds 1/255; were they divided by 255 twice?", stacklevel=2)
 
 
 def check_points(x_adv: Tensor, x: Tensor, name: str = "x_adv") -> None:

@@ -55,6 +55,14 @@ def session():
 
 
 @pytest.fixture(autouse=True)
+def path():
+    """No test imports from the folder of another: a command line adds that of its files."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
 def seed():
     """The same draws in every run, whichever tests a worker ran before."""
     import torch

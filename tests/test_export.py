@@ -96,6 +96,14 @@ def test_safetensors_hold_the_weights_and_the_card_says_how_they_were_trained(tr
     assert re.search(r"\| val/accuracy/clean \| [01]", card)
 
 
+def test_weights_of_float64_are_said_to_be_rounded(trained, tmp_path):
+    checkpoint = torch.load(last_checkpoint(trained), weights_only=True)
+    checkpoint["state_dict"] = {name: value.double() for name, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, tmp_path / "double.ckpt")
+    with pytest.warns(UserWarning, match="ckpt_path: its weights are float64; those of the export are rounded"):
+        train.main(["export", *TINY, f"--ckpt_path={tmp_path / 'double.ckpt'}", "--to=safetensors"])
+
+
 def test_a_card_without_results_and_licence_says_so(trained, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     shutil.copy(last_checkpoint(trained), last_checkpoint(tmp_path))

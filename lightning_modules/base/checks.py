@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from robust.checks import check_range
@@ -126,6 +127,16 @@ def run_blank(
     require(isinstance(output, Tensor), name, kind, "give a network that returns a tensor")
     assert isinstance(output, Tensor)
     return output
+
+
+def warn_of_probabilities(name: str, output: Tensor) -> None:
+    """Warn if a classifier's output, (B, K), are probabilities: losses and attacks take logits.
+
+    The softmax of a softmax lies in a narrow range, so that a network hardly learns and its gradients nearly vanish.
+    """
+    if bool((output >= 0).all()) and torch.allclose(output.sum(-1), torch.ones_like(output[..., 0])):
+        remedy = "give logits: leave out the softmax at its end"
+        rank_zero_warn(f"{name}: its outputs sum to 1, as probabilities do; {remedy}")
 
 
 def check_training_mode(

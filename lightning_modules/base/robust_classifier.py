@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_modules.base.checks import check_training_mode, images_of, run_blank
+from lightning_modules.base.checks import check_training_mode, images_of, run_blank, warn_of_probabilities
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.bounds import Verifier, choose_verifier
@@ -157,6 +157,7 @@ class RobustClassifier(TrainingModule):
                 logits = run_blank("model.classifier", self.classifier, shape)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
+            warn_of_probabilities("model.classifier", logits)
             self._num_logits = logits.shape[1]
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
 
@@ -177,6 +178,7 @@ class RobustClassifier(TrainingModule):
             f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
+        warn_of_probabilities("model.classifier", logits)
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(self.data_module, "batch_size", None)

@@ -319,6 +319,7 @@ class TestTrainer:
         assert first["evaluated"] == [[0], [2, 4]] * 2
         assert second["evaluated"] == [[1], [3]] * 2
 
+    @pytest.mark.thorough
     def test_three_processes_see_each_image_once(self, tmp_path):
         data = Numbered(batch_size=6, eval_batch_size=3)
         pl.seed_everything(0, verbose=False)

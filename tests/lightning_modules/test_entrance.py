@@ -74,6 +74,20 @@ def test_methods_refuse_normalised_images_and_name_the_remedy(method):
         call("fit", method(small()), (X - 0.1307) / 0.3081, Y)
 
 
+def test_a_network_of_probabilities_is_named_and_one_of_log_probabilities_is_not(recwarn):
+    for last, warned in ((nn.Softmax(1), True), (nn.LogSoftmax(1), False)):
+        recwarn.clear()
+        call("fit", StandardTraining(nn.Sequential(small(), last)), X, Y)
+        assert any("model.classifier: its outputs sum to 1" in str(each.message) for each in recwarn) == warned
+
+
+def test_images_divided_by_255_twice_are_named_and_black_ones_are_not(recwarn):
+    for images, warned in ((X / 255, True), (X, False), (0 * X, False)):
+        recwarn.clear()
+        call("validate", StandardTraining(small()), images, Y)
+        assert any("divided by 255 twice?" in str(each.message) for each in recwarn) == warned
+
+
 def test_the_remedy_works():
     classifier = nn.Sequential(Normalize([0.1307], [0.3081]), small())
     call("fit", AdversarialTraining(classifier, epsilon=0.1, attack=PGD(1)), X, Y)

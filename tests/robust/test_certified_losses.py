@@ -55,7 +55,7 @@ def loss_of(kind, weight, network, x, y, budgets):
     return kind(weight, ATTACK)(network, FeedForwardVerifier(), PixelBox(budgets), x, y, crown_weight=0.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1000), WEIGHTS)
 def test_losses_are_their_formulas(seed, weight):
     network, x, y, budgets = case(seed)
@@ -73,7 +73,7 @@ def test_losses_are_their_formulas(seed, weight):
     torch.testing.assert_close(loss_of(SABR, weight, network, x, y, budgets), small)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1000), WEIGHTS)
 def test_losses_lie_between_the_attacks_and_the_bounds(seed, weight):
     network, x, y, budgets = case(seed)

@@ -108,6 +108,7 @@ def test_layers_are_as_they_were_behind_it_and_within_another():
     assert "_conv_forward" not in vars(layer)
 
 
+@pytest.mark.thorough
 def test_a_compiled_network_is_attacked_as_itself():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3))

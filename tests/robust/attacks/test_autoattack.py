@@ -65,7 +65,7 @@ def test_leaves_no_more_than_pgd(trained, short, ball, capfd):
     assert [name for name, _ in short] == ["APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"]
 
 
-@pytest.mark.thorough_but("linf")
+@pytest.mark.thorough
 @pytest.mark.parametrize("ball", [LinfBall(0.07), L2Ball(0.6), L1Ball(4.0)], ids=["linf", "l2", "l1"])
 def test_what_is_found_for_an_image_depends_on_no_other(trained, short, ball):
     network, x, y = (trained[0], trained[1][:8], trained[2][:8])

@@ -117,6 +117,7 @@ def test_no_corner_of_the_box_flips_the_class_and_no_much_larger_box_is_certifie
     assert (found.budgets.log().flatten(1).sum(1) > uniform.log().flatten(1).sum(1)).all()
 
 
+@pytest.mark.thorough
 def test_a_box_that_is_cut_to_images_may_be_larger():
     network, x, y = convolutional()
     x = (x > 0.5).float()  # half of every pixel's interval is outside

@@ -19,7 +19,7 @@ sizes = st.sampled_from([0.0, 1e-3, 0.03, 0.1, 0.5, 1.0])
 METHODS = ("ibp", "crown-ibp", "tightest")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks, sizes)
 def test_equals_the_plain_reference(network, size):
     network = network.double()
@@ -37,7 +37,7 @@ def test_equals_the_plain_reference(network, size):
     torch.testing.assert_close(verifier().cross_entropy(network, box, y, 0.3), mixed, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(networks, sizes, st.sampled_from([0.0, 0.5, 1.0]))
 def test_no_sampled_or_attacked_point_crosses_a_bound(network, size, crown_weight):
     x, y, budgets = random_case(network, size)
@@ -88,7 +88,7 @@ def test_gradients_agree_with_finite_differences(crown_weight, channels):
         nn.Linear(6, 4),
     )
     network = network.double().eval()
-    x, y = torch.rand(3, channels, 5, 5).double(), torch.tensor([0, 3, 1])
+    x, y = torch.rand(2, channels, 5, 5).double(), torch.tensor([0, 3])
     budgets = (0.02 + 0.2 * torch.rand_like(x)).requires_grad_()
 
     def loss(budgets, *weights):

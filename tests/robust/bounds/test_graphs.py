@@ -87,7 +87,7 @@ def assert_range_holds(seed, size, method):
 ROUNDED = tuple(name for name in ACTIVATIONS if name != "square")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31), sizes, st.sampled_from(METHODS[:3]))
 def test_the_range_of_a_random_graph_holds_what_float64_gives(seed, size, method):
     assert_range_holds(seed, size, method)

@@ -177,6 +177,7 @@ def max_pooled():
     return nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 2), nn.LeakyReLU()
 
 
+@pytest.mark.thorough_but("list", "pooled")
 @pytest.mark.parametrize("body", [list, grouped_and_dilated, pooled, max_pooled])
 def test_other_layers_and_a_linear_network(body):
     network = seeded(lambda: nn.Sequential(*body(), nn.Flatten()))

@@ -269,6 +269,7 @@ def test_the_batch_and_the_network_are_let_go():
     assert not verifier._graphs
 
 
+@pytest.mark.thorough
 def test_bfloat16_autocast_changes_nothing():
     network = conv_net()
     x, y, budgets = case()

@@ -133,7 +133,7 @@ def scaled(network, factor):
     return network
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(networks, st.sampled_from([1e-3, 0.03, 0.5]), st.sampled_from(METHODS))
 def test_no_point_in_float64_is_below_the_least_margin_of_the_range(network, size, method):
     x, y, budgets = random_case(network, size)
