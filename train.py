@@ -23,8 +23,9 @@ from cli.checkpoint_settings import importable, read_model, values_of
 from cli.class_settings import check_classes, check_finite, with_path
 from cli.config_files import RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
-from cli.errors import OneLineParser, causes, known_error, lightnings_choice, refuse_null
+from cli.errors import OneLineParser, refuse_null
 from cli.export import ExportTrainer
+from cli.known_errors import causes, known_error, lightnings_choice
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.sources import settings_in, settings_in_arguments, sources_of
 from cli.trainer_settings import check_trainer, num_processes, read_whole_numbers
@@ -272,7 +273,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         add_folder(Path.cwd())
         RobustCLI(args)
-    except (*ONE_LINE, RuntimeError, ValueError) as error:
+    except (*ONE_LINE, RuntimeError, ValueError, AttributeError) as error:
         known = error if isinstance(error, ONE_LINE) else known_error(error)
         if known is None:
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
@@ -71,6 +72,17 @@ class StageCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Store the log folder here, because :func:`log_folder` must be called in all processes."""
         self.folder = log_folder(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if no validation of the training is due."""
+        every, check, last = self.every_n_epochs, trainer.check_val_every_n_epoch, trainer.max_epochs
+        if "val" not in self.stages or every is None or check is None or last is None or last < 1:
+            return
+        due = {*range(every, last + 1, every), last}
+        if all(epoch % check for epoch in due):
+            given = f"{type(self).__name__}.every_n_epochs: got {every}"
+            after = f"trainer.check_val_every_n_epoch {check} and trainer.max_epochs {last}"
+            rank_zero_warn(f"{given}; with {after} it never runs in this training; give a multiple of {check}")
 
     def _start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         if stage in self.stages:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from callbacks._atomic import AtomicCheckpointIO, remove_unfinished
@@ -128,6 +128,7 @@ class Checkpoint(ModelCheckpoint):
         """Stop a run during its validation; a resumed run repeats the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and (signum := self._interrupted(trainer)):
             self._last_global_step_saved = -1  # Lightning would skip a step that the last training batch saved
+            _restore_averaged(trainer, pl_module)
             self._save_stopped(trainer)
             raise InterruptedRunError(signum)
 
@@ -153,6 +154,9 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_last_of_epoch(self, trainer: Trainer) -> None:
         due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        # on_train_end comes after averages of weights have replaced the weights, which a resumed run needs
+        due = due or trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        due = due or 0 <= trainer.max_steps <= trainer.global_step
         # Lightning's test also skips a step that has been saved
         if self.save_last and due and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -169,4 +173,14 @@ class Checkpoint(ModelCheckpoint):
         """
         finite = all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
         if finite and not isinstance(exception, NonFiniteLossError | InterruptedRunError):
+            if self.save_on_exception and trainer.validating and not trainer.sanity_checking:
+                _restore_averaged(trainer, pl_module)
             super().on_exception(trainer, pl_module, exception)
+
+
+def _restore_averaged(trainer: Trainer, module: LightningModule) -> None:
+    """Give the module its own weights again if it has averages of them, as in a validation of a training."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback.on_validation_epoch_end(trainer, module)

@@ -11,6 +11,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 
+DEFAULTS = {"start_epoch": 1, "length": 1, "middle": 0.25, "exponent": 4.0}
+USED = {"constant": (), "linear": ("start_epoch", "length"), "smoothed": tuple(DEFAULTS)}
+
 
 class EpsilonScheduler(Callback):
     """Sets the module's ``ramp`` before every training batch; it depends on the epoch and the batch alone.
@@ -94,12 +97,14 @@ class EpsilonScheduler(Callback):
         idle = self.shape == "constant" and isinstance(pl_module, RobustClassifier) and pl_module.needs_ramp
         remedy = "alpha_low_start and interval_weight have no effect without a ramp; give linear or smoothed"
         require(not idle, "epsilon_schedule.shape", self.shape, remedy)
-        if self.shape == "constant" and (self.start_epoch, self.length) != (1, 1):
-            ramp = f"start_epoch {self.start_epoch} and length {self.length}"
-            rank_zero_warn(f"epsilon_schedule.shape: got 'constant'; {ramp} have no effect; give linear or smoothed")
+        settings = {name: getattr(self, name) for name in DEFAULTS if name not in USED[self.shape]}
+        unused = ", ".join(f"{name} {value}" for name, value in settings.items() if value != DEFAULTS[name])
+        if unused:
+            remedy = "give linear or smoothed" if self.shape == "constant" else "give smoothed"
+            rank_zero_warn(f"epsilon_schedule.shape: got '{self.shape}', which takes no {unused}; {remedy}")
 
     def on_train_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn if the epochs or steps end before the ramp.
+        """Warn if the epochs or steps end before the ramp, or with it: the first full batch is the one behind it.
 
         Raises:
             SettingError: if there is a ramp and the number of batches in an epoch is not known.
@@ -111,8 +116,9 @@ class EpsilonScheduler(Callback):
         limits = {"trainer.max_epochs": trainer.max_epochs, "trainer.max_steps": trainer.max_steps}
         lengths = {"trainer.max_epochs": 1, "trainer.max_steps": trainer.num_training_batches}
         for setting, limit in limits.items():
-            if self.shape != "constant" and limit is not None and 0 <= limit < end * lengths[setting]:
-                self._warn(f"the ramp ends with epoch {end}, after {setting} {limit}", pl_module)
+            if self.shape != "constant" and limit is not None and 0 <= limit <= end * lengths[setting]:
+                where = "with" if limit == end * lengths[setting] else "after"
+                self._warn(f"the ramp ends with epoch {end}, {where} {setting} {limit}", pl_module)
                 return
 
     def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]

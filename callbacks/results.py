@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
@@ -88,6 +89,12 @@ class Results(Callback):
         if self._fitting:
             self._start -= state_dict["seconds"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if a resumed run asks for another seed, which has no effect."""
+        given, kept = self.config.get("seed_everything"), self._seed(pl_module)
+        if trainer.ckpt_path is not None and given is not None and given != kept:
+            rank_zero_warn(f"seed_everything: got {given}; a resumed training keeps its seed, {kept}")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""
         self._trained = True
@@ -126,7 +133,7 @@ class Results(Callback):
             "method": type(module).__name__,
             "epochs": trainer.current_epoch,
             "checkpoint": None if self._trained else self.config.get("ckpt_path"),
-            "seed": self.config.get("seed_everything"),
+            "seed": self._seed(module),
             "commit": git_commit(),
             "versions": {"python": platform.python_version(), **installed_versions()},
             "device": describe_device(trainer),
@@ -146,6 +153,11 @@ class Results(Callback):
         if not is_dry(trainer):
             Console().print(f"Written to {path}", soft_wrap=True)
 
+    def _seed(self, module: LightningModule) -> Any:
+        """The training's seed, which a resumed run and a test keep; without a training, that of the command."""
+        seed = getattr(module, "training_seed", None)
+        return self.config.get("seed_everything") if seed is None else seed
+
     def _print(self, title: str, metrics: dict[str, float], intervals: dict[str, tuple[float, float]]) -> None:
         of_some = "; 95 % intervals for all test images" if intervals else ""
         table = Table(title=title, caption=f"↑ higher is better, ↓ lower is better{of_some}")
@@ -164,13 +176,15 @@ class Results(Callback):
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:
-    """Number of images, over all processes, that a stage takes from its loader: fewer if its batches are limited."""
+    """Number of images, over all processes, that a stage takes from its loader, in training in each epoch."""
     limits = {"train": trainer.num_training_batches, "val": trainer.num_val_batches, "test": trainer.num_test_batches}
     limit, size = limits[name], getattr(loader.sampler, "size", len(loader.dataset))
     batches = limit[0] if isinstance(limit, list) else limit
     own = (loader.batch_size or 0) * trainer.world_size  # for a loader without our sampler
     batch_size = getattr(loader.sampler, "batch_size", own)
-    return size if batches >= len(loader) or batch_size == 0 else int(batches) * batch_size
+    complete = name == "train" and hasattr(loader.sampler, "size")  # our sampler has no incomplete batch in training
+    every = batch_size == 0 or (batches >= len(loader) and not complete)
+    return size if every else min(int(batches), len(loader)) * batch_size
 
 
 def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, tuple[float, float]]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
-from textwrap import shorten
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -19,6 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from cli import class_changes, class_entries, composition, function_settings, help, user_code
 from cli.config_files import RefusedYAMLError, check_file, dump, load
+from cli.known_errors import causes
 from cli.remedies import KINDS, value_and_remedy
 from cli.sources import settings_in
 from cli.unknown_settings import unknown_section, unknown_setting, unnamed_value
@@ -155,30 +154,3 @@ def types_of_settings(path: str) -> dict[str, Any]:
         if not any(setting.kind is setting.VAR_KEYWORD for setting in inspect.signature(function).parameters.values()):
             break
     return types
-
-
-def lightnings_choice(message: str) -> SettingError | None:
-    """The error for a strategy or an accelerator that Lightning does not have."""
-    match = re.match(
-        r"You selected an invalid (\w+) name: `\w+='(.*?)'`\.? (?:.*?(?:choices|names)[^:]*: )?(.*)", message
-    )
-    return match and SettingError(f"trainer.{match[1]}", match[2], f"give one of {shorten(match[3], 120)}")
-
-
-def known_error(error: BaseException) -> SettingError | None:
-    """The setting behind an error of Lightning or torch that does not name it; None for any other error."""
-    text = str(error)
-    if match := re.search(r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", text):
-        remedy = f"an epoch has {match[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
-        return SettingError("trainer.val_check_interval", int(match[1]), remedy)
-    if match := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", text):
-        needs = f"settings that need {int(match[1]):,} bytes" if match[1] else "settings that fill the GPU"
-        return SettingError("memory", needs, "this machine has less; use a smaller network, padding or batch")
-    return None
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its chain of causes."""
-    while error is not None:
-        yield error
-        error = error.__cause__

@@ -124,8 +124,13 @@ def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[s
         yield "other data than most rows"
     own = _attacks(run, stage)
     every = own | _other_attacks(run, stage)
-    if different := sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name]):
-        yield f"unequal attacks: other settings of {', '.join(different)} than most rows"
+    different = sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name])
+    for what, names in (
+        ("attacks", [name for name in different if name not in settings.PRECISION]),
+        ("evaluations", [name for name in different if name in settings.PRECISION]),
+    ):
+        if names:
+            yield f"unequal {what}: other settings of {', '.join(names)} than most rows"
     expected = {name for name in usual if not name.startswith(settings.OTHER_EVALUATIONS)}
     if own and (absent := sorted(expected - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"

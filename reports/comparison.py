@@ -16,6 +16,7 @@ FEWEST_SEEDS = 3  # for a statement about methods rather than about single netwo
 MCNEMAR = "McNemar's exact test on the same images"
 WELCH = "Welch's t-test over seeds"
 PAIRED = "the paired t-test over seeds"
+NO_VARIANCE = "the seeds of each row have no variance, which a t-test needs"
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Difference:
         test: name of the test; empty if none applies.
         p: p-value, adjusted for the number of rows after :func:`compare`; None without a test.
         networks_only: whether the statement is about two networks, not about the methods that trained them.
+        untested: why there is no test, if there is none.
     """
 
     value: float
     test: str = ""
     p: float | None = None
     networks_only: bool = False
+    untested: str = "this needs three seeds of each row, or records of the same images"
 
     @property
     def exceeds_chance(self) -> bool | None:
@@ -43,7 +46,7 @@ class Difference:
     def sentence(self) -> str:
         """The statement for a reader."""
         if self.p is None:
-            return "not tested: this needs three seeds of each row, or records of the same images"
+            return f"not tested: {self.untested}"
         verdict, test = self.verdict
         return f"{verdict} (p = {self.p:.2g}, {test})"
 
@@ -89,7 +92,9 @@ def between(row: Row, metric: str, baseline: Row, theirs_metric: str) -> Differe
     value = float(np.mean(ours) - np.mean(theirs))
     if min(len(ours), len(theirs)) >= FEWEST_SEEDS:
         p = _paired(ours, theirs) if same else _welch(ours, theirs)
-        return Difference(value) if np.isnan(p) else Difference(value, PAIRED if same else WELCH, p)
+        return (
+            Difference(value, untested=NO_VARIANCE) if np.isnan(p) else Difference(value, PAIRED if same else WELCH, p)
+        )
     pair = row.runs[0].outcomes(metric), baseline.runs[0].outcomes(theirs_metric)
     if pair[0] is None or pair[1] is None or pair[0]["images"] != pair[1]["images"]:
         return Difference(value)

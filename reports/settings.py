@@ -33,6 +33,12 @@ _OWN_CALLBACKS = "callbacks."  # they observe a training; others may change it
 _OBSERVERS = {"ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "RichModelSummary", "DeviceStatsMonitor"}
 _OBSERVERS |= {"TQDMProgressBar", "RichProgressBar"}
 _TRAINING_DATA = ("batch_size", "augmentation")  # these do not matter in an evaluation
+PRECISION = (  # how tight a bound or a distance is, not which attack runs
+    "CertifiedEvaluation.verifier",
+    "CertifiedEvaluation.methods",
+    "CertifiedEvaluation.rounding_safe",
+    "RobustnessScore.halvings",
+)
 OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # see other_attacks
 
 
@@ -106,10 +112,15 @@ def attacks(
 
 
 def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: bool = False) -> dict[str, str]:
-    """Settings of the evaluations with attacks of their own as text, by class and setting; see :func:`attacks`."""
+    """Settings of the evaluations with attacks or bounds of their own, as text, by class and setting.
+
+    The arguments are those of :func:`attacks`. A verifier of None is the module's, whose precision in training does not
+    matter.
+    """
     values: dict[str, Any] = {}
+    model = (config.get("model") or {}).get("init_args") or {}
     for given in _evaluations(config, "WeightedMinimaxEvaluation", in_training) if stage == "test" else ():
-        own_epsilon = ((config.get("model") or {}).get("init_args") or {}).get("epsilon")
+        own_epsilon = model.get("epsilon")
         settings = {name: given.get(name) for name in ("steps", "step_size", "epsilon", "restarts")}
         settings["epsilon"] = own_epsilon if settings["epsilon"] is None else settings["epsilon"]
         values |= {f"WeightedMinimaxEvaluation.{name}": value for name, value in settings.items()}
@@ -117,8 +128,13 @@ def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: b
         default = 5 if stage == "test" else 0
         steps = default if given.get("pgd_steps") is None else given["pgd_steps"]
         values |= {"CertifiedEvaluation.pgd_steps": steps} if steps else {}
+        verifier = flat({"": given.get("verifier") or model.get("verifier") or "auto"})
+        values["CertifiedEvaluation.verifier"] = {n: v for n, v in verifier.items() if n != "training_precision"}
+        values["CertifiedEvaluation.methods"] = given.get("methods")
+        values["CertifiedEvaluation.rounding_safe"] = given.get("rounding_safe", True)
     for given in _evaluations(config, "RobustnessScore", in_training):
         values["RobustnessScore.attacks"] = given.get("attacks")
+        values["RobustnessScore.halvings"] = given.get("halvings", 25)
     return {name: text(value) for name, value in values.items()}
 
 

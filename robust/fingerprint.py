@@ -10,7 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
-from types import ModuleType
+from types import CellType, CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ _OWN = {"training", "_trainer", "_fabric", *vars(nn.Module())}  # of every modul
 def structure(network: nn.Module) -> list[Any]:
     """The modules of a network in order, each with its class, settings and the names of its hooks.
 
-    Weights and buffers are left out. Functions count by their names, not by their code.
+    Weights and buffers are left out. Functions count by their names, lambdas and functions within functions also by
+    their code and the values that it refers to.
 
     >>> structure(nn.ReLU()) == structure(nn.ReLU()), structure(nn.ReLU()) == structure(nn.Tanh())
     (True, False)
@@ -59,10 +60,11 @@ class _Description:
             return repr(value)  # not a number is not equal to itself
         if isinstance(value, Tensor | np.ndarray):
             return [list(value.shape), str(value.dtype), digest([torch.as_tensor(value)])]
-        if inspect.isroutine(value) or isinstance(value, type | ModuleType | logging.Logger):
-            return _named(value)
         if id(value) in self._within:
             return "cyclic"
+        local = inspect.isfunction(value) and "<" in value.__qualname__  # a lambda, or in a function: many have a name
+        if not local and (inspect.isroutine(value) or isinstance(value, type | ModuleType | logging.Logger)):
+            return _named(value)
         self._within.append(id(value))
         result = self._entered(value)
         self._within.pop()
@@ -80,6 +82,10 @@ class _Description:
             return [self(each) for each in value]
         if isinstance(value, set | frozenset):
             return sorted((self(each) for each in value), key=str)
+        if inspect.isfunction(value):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]  # some are empty
+            parts = (value.__defaults__, value.__kwdefaults__, cells)
+            return [_named(value), _code(value.__code__), *(self(part) for part in parts)]
         if isinstance(value, partial):
             return [self(value.func), self(value.args), self(value.keywords)]
         if not hasattr(value, "__dict__"):
@@ -112,6 +118,12 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 def _named(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', getattr(value, '__name__', ''))}"
+
+
+def _code(code: CodeType) -> list[Any]:
+    """The instructions of a function and what they refer to, without names of files and lines."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def _hooks(module: nn.Module) -> list[str]:

@@ -10,7 +10,8 @@ from cli.class_settings import with_path
 from lightning_modules import ContextualBudgets
 from robust.errors import SettingError
 from tests.command_line import CONFIGS, FEW_BATCHES, QUICKSTART, TINY, run
-from tests.testers import ROOT, error_of, last_checkpoint
+from tests.small_run import SMALL
+from tests.testers import QUIET, ROOT, error_of, last_checkpoint
 
 NETWORKS = ROOT / "robust" / "networks" / "__init__.py"
 STEP = "torch.optim.lr_scheduler.MultiStepLR"
@@ -285,3 +286,35 @@ def test_a_ramp_of_a_training_without_epsilon_is_an_error(method, tmp_path, caps
     name = method.title().replace("_", "")
     expected = f"epsilon_schedule.shape: got 'linear'; the training of {name} has no epsilon to ramp; give constant"
     assert error_of([*arguments, f"--trainer.default_root_dir={tmp_path}"], capsys) == expected
+
+
+@pytest.mark.thorough_but("two schedules")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            ["--trainer.callbacks+={class_path: callbacks.EpsilonScheduler, init_args: {shape: linear}}"],
+            "trainer.callbacks: got 'several EpsilonScheduler'; leave it out of trainer.callbacks and set eps",
+        ),
+        (
+            ["--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitor: val/accuracy/clean, mode: max}}"],
+            "trainer.callbacks.EarlyStopping.monitor: got 'val/accuracy/clean'; nothing logs it in this training; give",
+        ),
+        (
+            ["--trainer.callbacks+={class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"],
+            "trainer.callbacks: got 'GradientAccumulationScheduler'; the methods step their optimizers themselves",
+        ),
+        (
+            ["--trainer.callbacks+=LearningRateFinder"],
+            "trainer.callbacks: got 'LearningRateFinder'; the methods have rates of several optimizers",
+        ),
+        (
+            ["--trainer.precision=transformer-engine"],
+            "package: got 'transformer_engine>=0.11.0'; a setting needs it; install it: pip install",
+        ),
+    ],
+    ids=["two schedules", "early stopping", "accumulation", "rates", "package"],
+)
+def test_what_lightning_refuses_is_named(settings, expected, tmp_path, capsys):
+    arguments = [*SMALL, *QUIET, "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
+    assert error_of(["fit", *arguments, *settings], capsys).startswith(expected)

@@ -1,15 +1,19 @@
 """Runs that a limit or a signal stops inside an epoch resume as if they had not stopped."""
 
+import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import EMAWeightAveraging
 
 import train
-from callbacks import InterruptedRunError
+from callbacks import Checkpoint, InterruptedRunError, Interruption
+from lightning_modules.base.inputs import end_averages_last
 from tests.programs import Program
 from tests.small_run import SMALL
 from tests.testers import QUIET, assert_ends_equal, last_checkpoint, outcome, run
@@ -264,3 +268,42 @@ def test_a_run_leaves_no_handler_of_signals(tmp_path):
     before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
     run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path)
     assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+EMA = [*SMALL, "--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    return run("fit", EMA, tmp_path_factory.mktemp("averaged"))
+
+
+def test_averaged_weights_resume_from_a_stop_in_a_validation(averaged, tmp_path):
+    """Regression: the checkpoint had the averages as the weights in training."""
+    stop = [f"--trainer.callbacks+={__name__}.SignalAt", f"--trainer.callbacks.signum={signal.SIGTERM}"]
+    stop += ["--trainer.callbacks.batch=6", "--trainer.callbacks.validating=true"]
+    with pytest.raises(InterruptedRunError):
+        train.main(["fit", *EMA, *stop, *QUIET, f"--trainer.default_root_dir={tmp_path}"])
+    end, _ = run("fit", [*EMA, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path / "end")
+    assert_ends_equal(end, averaged[0])
+
+
+def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, tmp_path):
+    """Regression: the last checkpoint was written when the averages had replaced the weights."""
+    run("fit", [*EMA, "--checkpoint.every_n_epochs=2", "--trainer.max_epochs=3"], tmp_path / "first")
+    end, _ = run("fit", [*EMA, f"--ckpt_path={last_checkpoint(tmp_path / 'first')}"], tmp_path / "end")
+    assert_ends_equal(end, averaged[0])
+
+
+def test_averages_may_be_listed_before_an_evaluation(tmp_path):
+    """Regression: the end of the evaluation had other weights than its batches."""
+    evaluation = "{class_path: CertifiedEvaluation, init_args: {norm: linf, epsilons: [0.01]}}"
+    average = "{class_path: EMAWeightAveraging, init_args: {decay: 0.5}}"
+    for name, listed in (("first", [average, evaluation]), ("last", [evaluation, average])):
+        run("fit", [*SMALL, f"--trainer.callbacks=[{', '.join(listed)}]"], tmp_path / name)
+    first, last = (json.loads((tmp_path / name / "results.json").read_text())["fit"] for name in ("first", "last"))
+    assert first["metrics"] == last["metrics"]
+    trainer = SimpleNamespace(callbacks=[EMAWeightAveraging(), Checkpoint(), EMAWeightAveraging(), Interruption()])
+    end_averages_last(trainer)
+    order = [type(callback).__name__ for callback in trainer.callbacks]
+    assert order == ["Interruption", "EMAWeightAveraging", "EMAWeightAveraging", "Checkpoint"]

@@ -253,6 +253,7 @@ class StopEarly(Callback):
     [
         (["--trainer.max_epochs=2"], "the ramp ends with epoch 3, after trainer.max_epochs 2; epsilon never reaches"),
         (["--trainer.max_steps=7"], "the ramp ends with epoch 3, after trainer.max_steps 7"),
+        (["--trainer.max_epochs=3"], "the ramp ends with epoch 3, with trainer.max_epochs 3; epsilon never reaches"),
         ([f"--trainer.callbacks+={__name__}.StopEarly"], "the training stopped in epoch 2, inside the ramp"),
     ],
 )

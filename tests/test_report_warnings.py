@@ -45,10 +45,25 @@ def test_other_settings_of_an_evaluation_are_unequal_attacks(tmp_path, name, usu
 
 
 @pytest.mark.parametrize(
+    ("name", "changed", "setting"),
+    [
+        ("CertifiedEvaluation", {"verifier": {"class_path": "robust.bounds.LirpaVerifier"}}, "verifier"),
+        ("CertifiedEvaluation", {"methods": ["crown"]}, "methods"),
+        ("CertifiedEvaluation", {"rounding_safe": False}, "rounding_safe"),
+        ("RobustnessScore", {"attacks": {}, "halvings": 3}, "halvings"),
+    ],
+)
+def test_other_bounds_are_unequal_evaluations(tmp_path, name, changed, setting):
+    usual = {"attacks": {}} if name == "RobustnessScore" else {}
+    warnings = three_runs(tmp_path, callback(name, **usual), [callback(name, **changed)])
+    assert warnings == [f"unequal evaluations: other settings of {name}.{setting} than most rows"]
+
+
+@pytest.mark.parametrize(
     ("name", "usual", "changed"),
     [
         ("WeightedMinimaxEvaluation", MINIMAX, MINIMAX | {"epsilon": None, "alphas": [1.0], "seed": 1}),
-        ("CertifiedEvaluation", {"pgd_steps": 5}, {"methods": ["ibp"]}),  # by default tests have 5 steps
+        ("CertifiedEvaluation", {"pgd_steps": 5}, {"margin_samples": 9}),  # by default tests have 5 steps
         ("CertifiedEvaluation", {"pgd_steps": 20}, {"pgd_steps": 0}),  # without attack
     ],
 )

@@ -1,5 +1,7 @@
 """If config and checkpoint differ, a resumed run is refused, or uses the chosen settings."""
 
+import json
+
 import pytest
 import torch
 
@@ -112,3 +114,10 @@ def test_an_old_checkpoint_is_described_by_its_states(first, tmp_path, capsys):
 def test_a_training_that_is_complete_is_warned_of(first, tmp_path):
     with pytest.warns(UserWarning, match="trainer.max_epochs: got 2, and the checkpoint has 2; this run trains no"):
         run("fit", [*SMALL, "--trainer.max_epochs=2", f"--ckpt_path={first}"], tmp_path)
+
+
+def test_a_resumed_run_keeps_its_seed_and_records_it(first, tmp_path):
+    """Regression: the record had the seed of the command, so that one training counted as several seeds."""
+    with pytest.warns(UserWarning, match=r"seed_everything: got 3; a resumed training keeps its seed, 0"):
+        run("fit", [*SMALL, f"--ckpt_path={first}", "--seed_everything=3"], tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["fit"]["seed"] == 0

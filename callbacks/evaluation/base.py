@@ -270,6 +270,7 @@ class Evaluation(StageCallback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Try the evaluation before training, if the data module gives the images' shape."""
+        super().on_fit_start(trainer, pl_module)
         self._try(trainer, pl_module, None)
 
     def on_train_batch_start(  # type: ignore[override]

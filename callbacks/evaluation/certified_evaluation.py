@@ -147,8 +147,7 @@ class CertifiedEvaluation(Evaluation):
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once in each threat model, by each method."""
-        remedy = "its predictions differ from pass to pass, so that no bound holds for them; leave it out"
-        require(not module.stochastic, NAME, type(module).__name__, remedy)
+        _require_no_noise(module)
         verifiers, refusals = self._verifiers(module), {}
         for method, verifier in verifiers.items():
             try:
@@ -165,6 +164,7 @@ class CertifiedEvaluation(Evaluation):
             self.skip(f"{NAME}.{method}", refusal)
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        _require_no_noise(module)  # it may begin in the course of a training
         clean = module(x).argmax(1) == y
         self.note_clean(module, clean)
         index, learned = 0, False
@@ -326,3 +326,8 @@ class CertifiedEvaluation(Evaluation):
             seconds, self._seconds = self._seconds, 0.0
             rank_zero_info(f"{NAME}: verdicts in float64, of margins near 0: {count} ({seconds:.1f} s of process 0)")
         return values
+
+
+def _require_no_noise(module: RobustClassifier) -> None:
+    remedy = "its predictions differ from pass to pass, so that no bound holds for them; leave it out"
+    require(not module.stochastic, NAME, type(module).__name__, remedy)

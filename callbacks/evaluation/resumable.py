@@ -44,8 +44,16 @@ class ResumableTest(Callback):
         self._saved: dict[str, tuple[SavedRows, Rows]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
-        method = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
+        """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon.
+
+        Raises:
+            SettingError: if there are several of these callbacks.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(callback, ResumableTest) for callback in callbacks)
+        require(count == 1, "trainer.callbacks", f"{count} x ResumableTest", "give one: it saves all evaluations")
+        plain = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
+        method = {name: value for name, value in plain.items() if name != "ramp"}  # of the training alone
         weights = digest(pl_module.state_dict().values())
         network = structure(getattr(pl_module, "classifier", pl_module))
         self._tested = {"version": VERSION, "network": network, "weights": weights, "method": method}

@@ -77,11 +77,16 @@ class SampledRobustness(Evaluation):
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Check that the network has no noise, and draw neighbours of a blank image."""
-        remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
-        require(not module.stochastic, "model", type(module).__name__, remedy)
+        self._require_no_noise(module)
         self.score.sampler(x, self._radii(x)[:1], [0])
 
+    @staticmethod
+    def _require_no_noise(module: RobustClassifier) -> None:
+        remedy = "its predictions differ from pass to pass; leave out SampledRobustness"
+        require(not module.stochastic, "model", type(module).__name__, remedy)
+
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        self._require_no_noise(module)  # it may begin in the course of a training
         epsilons = self._radii(x)
         keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 

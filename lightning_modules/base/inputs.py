@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
@@ -22,6 +22,16 @@ def data_module(trainer: Any) -> Any:
         return None
     loop = getattr(trainer, f"{trainer.state.fn.value}_loop")
     return data if loop._data_source.instance is data else None
+
+
+def end_averages_last(trainer: Any) -> None:
+    """Order the callbacks: averages of weights behind the others, checkpoints last, as Lightning has them.
+
+    Where a validation ends, an average gives the module its weights in training again, with which evaluations that end
+    later would contradict their batches.
+    """
+    kinds = (ModelCheckpoint, WeightAveraging)
+    trainer.callbacks.sort(key=lambda callback: [isinstance(callback, kind) for kind in kinds])
 
 
 class CheckedInputs(pl.LightningModule):

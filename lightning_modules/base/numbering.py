@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, RandomSampler
 
 from robust.errors import require
 from robust.random import is_numbered, numbered
@@ -74,14 +74,20 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
         return _as_range(indices(part, batch_idx).tolist(), count)
-    _require_unrepeated(loop._combined_loader.flattened[0])
+    _require_order(loop._combined_loader.flattened[0])
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
 
 
-def _require_unrepeated(loader: Any) -> None:
-    """Refuse a sampler that repeats examples to give all processes the same number: these would count twice."""
+def _require_order(loader: Any) -> None:
+    """Refuse a sampler that repeats examples to give all processes the same number, or that shuffles.
+
+    Repeated examples would count twice, and shuffled ones have other indices than their numbers.
+    """
     sampler = getattr(loader, "sampler", None)
+    shuffles = isinstance(sampler, RandomSampler) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+    remedy = "an evaluation records the images by their order; give shuffle=False"
+    require(not shuffles, "data", f"a loader with {type(sampler).__name__}", remedy)
     if isinstance(sampler, DistributedSampler):
         size = len(loader.dataset)
         given = f"{size} images in {sampler.num_replicas} processes"

@@ -49,6 +49,11 @@ class Resuming(CountedTraining):
         """The seed of the training, which checkpoints contain, else of the evaluation; equal in all processes."""
         return self._evaluation_seed if self._seed is None else self._seed
 
+    @property
+    def training_seed(self) -> int | None:
+        """The seed of the training, which a resumed run and a test keep; None before the training."""
+        return self._seed
+
     def begin_run(self) -> None:
         """Drop an earlier checkpoint, and set the seed of evaluations in all processes."""
         if self.trainer.precision == "64-true":

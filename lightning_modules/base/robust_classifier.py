@@ -13,6 +13,7 @@ from lightning_modules.base.checks import check_training_mode, images_of, run_bl
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.bounds import Verifier, choose_verifier
+from robust.bounds.verifier import full_precision
 from robust.checkpoints import load_weights
 from robust.checks import check_labels, check_logits
 from robust.errors import NonFiniteLogitsError, require
@@ -120,7 +121,8 @@ class RobustClassifier(TrainingModule):
         return {"logits": logits, "prediction": logits.argmax(1)}
 
     def _checked_logits(self, x: Tensor, name: str) -> Tensor:
-        logits: Tensor = self(x)
+        with full_precision(x.device):  # as the other evaluations, whose verdicts are compared with these
+            logits: Tensor = self(x)
         try:
             check_logits(logits, len(x))
         except NonFiniteLogitsError as error:

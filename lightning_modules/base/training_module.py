@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.base.descent import Descent
-from lightning_modules.base.inputs import CheckedInputs
+from lightning_modules.base.inputs import CheckedInputs, end_averages_last
 from lightning_modules.base.numbering import number_steps
 from lightning_modules.base.rates import step_schedules
 from lightning_modules.base.resuming import Resuming
@@ -50,6 +50,7 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         """
         self.check_data()
         self.check_trainer(stage)
+        end_averages_last(self.trainer)
         self.check_strategy(self.partially_used if stage == "fit" else [])
         self.begin_run()
         self._metric_attributes = None  # Lightning caches the identities of metrics, which a copied module must not use

@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from callbacks import BudgetImages, CertifiedEvaluation
+from callbacks._stages import StageCallback
 from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
@@ -87,6 +88,15 @@ def test_validation_is_certified_every_n_epochs_and_at_the_end_on_at_most_m_batc
     trainer = trainer_with(callback, max_epochs=5, limit_train_batches=1, num_sanity_val_steps=2)
     trainer.fit(module, datamodule=Digits(eval_batch_size=16))
     assert seen == [(0, 1)] + [(epoch, 16) for epoch in (1, 3, 4) for _ in range(3)], "first on a blank image"
+
+
+@pytest.mark.parametrize(("every", "check", "last", "warned"), [(3, 2, 5, True), (2, 3, 3, False), (2, 3, 4, True)])
+def test_an_interval_that_no_validation_meets_is_warned_of(every, check, last, warned, recwarn):
+    trainer = trainer_with(max_epochs=last, check_val_every_n_epoch=check)
+    StageCallback.on_fit_start(CertifiedEvaluation(every_n_epochs=every), trainer, None)
+    messages = [str(each.message) for each in recwarn if "it never runs in this training" in str(each.message)]
+    start = f"CertifiedEvaluation.every_n_epochs: got {every}; with trainer.check_val_every_n_epoch {check} and "
+    assert [message.startswith(start) for message in messages] == [True] * warned
 
 
 def test_an_unsound_verifier_is_caught_by_the_attack(module):

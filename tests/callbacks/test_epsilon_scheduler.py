@@ -53,6 +53,22 @@ def test_constant():
 
 
 @pytest.mark.parametrize(
+    ("shape", "settings", "message"),
+    [
+        ("constant", {"length": 3}, "got 'constant', which takes no length 3; give linear or smoothed"),
+        (
+            "linear",
+            {"middle": 0.5, "exponent": 2.0},
+            "got 'linear', which takes no middle 0.5, exponent 2.0; give smoo",
+        ),
+    ],
+)
+def test_settings_that_the_shape_does_not_use_are_named(shape, settings, message):
+    with pytest.warns(UserWarning, match=f"epsilon_schedule.shape: {message}"):
+        EpsilonScheduler(shape, **settings).on_fit_start(None, Plain(nn.Linear(1, 1)))
+
+
+@pytest.mark.parametrize(
     "setting", [{"shape": "step"}, {"start_epoch": 0}, {"length": 0}, {"middle": 1.0}, {"exponent": 1.0}]
 )
 def test_wrong_settings(setting):
@@ -63,8 +79,3 @@ def test_wrong_settings(setting):
 def test_resuming_with_another_schedule_warns():
     with pytest.warns(UserWarning, match="epsilon_schedule.length: .* trained with 60, this run has 30"):
         EpsilonScheduler("linear", length=30).load_state_dict(EpsilonScheduler("linear", length=60).state_dict())
-
-
-def test_a_length_without_a_ramp_is_warned_of():
-    with pytest.warns(UserWarning, match="epsilon_schedule.shape: got 'constant'; start_epoch 1 and length 10 have no"):
-        EpsilonScheduler(length=10).on_fit_start(None, Plain(nn.Flatten()))

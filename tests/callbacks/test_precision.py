@@ -60,3 +60,13 @@ def test_an_evaluation_computes_in_full_precision(evaluation, tmp_path):
     finally:
         torch.set_float32_matmul_precision(before[0])
     assert noting.noted == {("highest", False)}
+
+
+def test_clean_accuracy_is_of_full_precision_too():
+    """Regression: under bf16-mixed it was of another network than certified and attacked accuracies."""
+    module, seen = stored(), set()
+    module.classifier.register_forward_hook(lambda network, images, logits: seen.add(logits.dtype))
+    x, y = images()
+    trainer = trainer_with(precision="bf16-mixed", limit_test_batches=1)
+    trainer.test(module, DataLoader(TensorDataset(x, y), batch_size=4), verbose=False)
+    assert seen == {torch.float32}

@@ -18,7 +18,7 @@ from callbacks import (
 from datamodules import Digits
 from robust.attacks import APGD, PGD, LinearizedBoundary
 from robust.errors import SettingError
-from tests.callbacks.trained import trainer_with
+from tests.callbacks.trained import stored, trainer_with
 
 
 class StoppedError(Exception):
@@ -117,3 +117,9 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
         trainer_with(ResumableTest(str(tmp_path / "state")), weaker, default_root_dir=tmp_path).test(
             trained, Digits(eval_batch_size=10, test_images=20), verbose=False
         )
+
+
+def test_several_are_refused(tmp_path):
+    twice = [ResumableTest(str(tmp_path / name)) for name in "ab"]
+    with pytest.raises(SettingError, match=r"^trainer.callbacks: got '2 x ResumableTest'; give one"):
+        trainer_with(*twice, limit_test_batches=1).test(stored(), Digits())

@@ -88,6 +88,14 @@ def test_images_divided_by_255_twice_are_named_and_black_ones_are_not(recwarn):
         assert any("divided by 255 twice?" in str(each.message) for each in recwarn) == warned
 
 
+@pytest.mark.filterwarnings("ignore:Your `test_dataloader`")
+def test_a_shuffled_evaluation_is_refused():
+    """Regression: outcomes were recorded under the numbers of other images."""
+    loader = DataLoader(TensorDataset(X, Y), 8, shuffle=True)
+    with pytest.raises(SettingError, match=r"^data: got 'a loader with RandomSampler'; .* give shuffle=False"):
+        trainer_with().test(StandardTraining(small()), loader)
+
+
 def test_the_remedy_works():
     classifier = nn.Sequential(Normalize([0.1307], [0.3081]), small())
     call("fit", AdversarialTraining(classifier, epsilon=0.1, attack=PGD(1)), X, Y)

@@ -112,3 +112,25 @@ def test_the_settings_of_every_layer_of_a_large_network_count():
         return torch.nn.Sequential(*layers, torch.nn.Conv2d(1, 1, 3, stride=stride))
 
     assert structure(large(1)) == structure(large(1)) != structure(large(2))
+
+
+def test_lambdas_and_functions_in_functions_are_described_by_their_code():
+    """Regression: the results of one lambda were taken for those of another one."""
+
+    def scaled(size):
+        return lambda logits: size * logits
+
+    def outer(unset):
+        def refers():
+            return later
+
+        if not unset:
+            later = 1
+        return refers
+
+    assert described(scaled(1.0)) == described(scaled(1.0)) != described(scaled(2.0))
+    assert described(lambda z: -z) == described(lambda z: -z) != described(lambda z: z)
+    assert described(lambda z, a=1: z) != described(lambda z, a=2: z)
+    assert described(lambda z: z + 1) != described(lambda z: z + 2)
+    assert described(outer(True)) != described(outer(False))
+    assert described(F.relu) == described(F.relu)

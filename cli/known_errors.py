@@ -1,0 +1,78 @@
+"""The settings behind errors of Lightning and torch that do not name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from textwrap import shorten
+
+from robust.errors import SettingError
+
+Found = re.Match[str]
+
+
+def lightnings_choice(message: str) -> SettingError | None:
+    """The error for a strategy or an accelerator that Lightning does not have."""
+    match = re.match(
+        r"You selected an invalid (\w+) name: `\w+='(.*?)'`\.? (?:.*?(?:choices|names)[^:]*: )?(.*)", message
+    )
+    return match and SettingError(f"trainer.{match[1]}", match[2], f"give one of {shorten(match[3], 120)}")
+
+
+def _validation_interval(found: Found) -> SettingError:
+    remedy = f"an epoch has {found[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
+    return SettingError("trainer.val_check_interval", int(found[1]), remedy)
+
+
+def _memory(found: Found) -> SettingError:
+    needs = f"settings that need {int(found[1]):,} bytes" if found[1] else "settings that fill the GPU"
+    return SettingError("memory", needs, "this machine has less; use a smaller network, padding or batch")
+
+
+def _several(found: Found) -> SettingError:
+    own = {"EpsilonScheduler": "epsilon_schedule", "Checkpoint": "checkpoint"}.get(found[1])
+    remedy = f"leave it out of trainer.callbacks and set {own}" if own else "give one"
+    return SettingError("trainer.callbacks", f"several {found[1]}", remedy)
+
+
+def _stopping(found: Found) -> SettingError:
+    remedy = f"nothing logs it in this training; give one of {found[2]}"
+    return SettingError("trainer.callbacks.EarlyStopping.monitor", found[1], remedy)
+
+
+def _accumulation(found: Found) -> SettingError:
+    remedy = "the methods step their optimizers themselves; leave it out and set data.batch_size to that of a step"
+    return SettingError("trainer.callbacks", "GradientAccumulationScheduler", remedy)
+
+
+def _rate_finder(found: Found) -> SettingError:
+    remedy = "the methods have rates of several optimizers; leave it out and compare values of model.optimizer.lr"
+    return SettingError("trainer.callbacks", "LearningRateFinder", remedy)
+
+
+def _package(found: Found) -> SettingError:
+    return SettingError("package", found[1], f"a setting needs it; install it: pip install '{found[1]}'")
+
+
+_KNOWN: list[tuple[str, Callable[[Found], SettingError]]] = [
+    (r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", _validation_interval),
+    (r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", _memory),
+    (r"more than one stateful callback of type `(\w+)`", _several),
+    (r"Early stopping conditioned on metric `(\S+)` which is not available.*following: (.*)", _stopping),
+    (r"the `GradientAccumulationScheduler` is not supported", _accumulation),
+    (r"When using the learning rate finder", _rate_finder),
+    (r"Requirement '(\S+)' not met", _package),
+]
+
+
+def known_error(error: BaseException) -> SettingError | None:
+    """The setting behind an error of Lightning or torch that does not name it; None for any other error."""
+    found = ((re.search(pattern, str(error)), named) for pattern, named in _KNOWN)
+    return next((named(match) for match, named in found if match), None)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its chain of causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__
