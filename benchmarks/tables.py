@@ -36,13 +36,26 @@ def write_table(
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    commit, rows = git_commit(), []
+    git_commit()  # cached, so that the file names the code with which the measurement began
+    rows: list[dict[str, str]] = []
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for case in ZOO:
         if not only or any(part in case.name for part in only):
             rows.append(dict(zip(titles, [case.name, *cells(case)], strict=True)))
             print(f"| {' | '.join(rows[-1].values())} |", flush=True)
-    about = {"command": command, "commit": commit, "hardware": f"{cpu_name()}, 1 thread"}
+    _write(command, rows, out)
+
+
+def write_rows(command: str, rows: Sequence[dict[str, str]], out: Path | None) -> None:
+    """Print rows as a Markdown table, and write them as JSON; arguments as in :func:`write_table`."""
+    print(f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(row.values())} |")
+    _write(command, rows, out)
+
+
+def _write(command: str, rows: Sequence[dict[str, str]], out: Path | None) -> None:
+    about = {"command": command, "commit": git_commit(), "hardware": f"{cpu_name()}, 1 thread"}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(about | {"versions": installed_versions(), "rows": rows}, indent=1) + "\n")
