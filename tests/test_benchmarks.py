@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import memory, peers, run, shares
+from benchmarks import confidence, memory, peers, run, shares
+from robust import zoo
 from robust.networks import DMSmall
 from tests.testers import ROOT
 
@@ -101,3 +102,15 @@ def test_peak_memory_is_what_tensors_hold_at_a_time():
 @pytest.mark.slow
 def test_nothing_is_slower_than_recorded():
     subprocess.run([sys.executable, "benchmarks/run.py", "--quick"], cwd=ROOT, check=True)
+
+
+def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
+    network = zoo.load("digits_adversarial_training")
+    logits = confidence.logits_of(network, "test")
+    before, scale = confidence.confidence(logits), confidence.scale_for(network, 0.5)
+    assert confidence.confidence(scale * confidence.logits_of(network, "val")) == pytest.approx(0.5, abs=1e-6)
+    plain, scaled = confidence.figures(logits), confidence.figures(scale * logits)
+    assert scaled[0] < plain[0] == pytest.approx(100 * before)
+    assert scaled[1] == plain[1], "A_rob"
+    assert scaled[2] > plain[2], "A_sa: errors weigh less where they are less confident"
+    assert plain[3] == pytest.approx(plain[1] - plain[2])
