@@ -1,11 +1,11 @@
-"""Whether low confidence is why TRADES loses less from A_rob to A_sa than adversarial training, on the digits.
+"""Whether low confidence is why TRADES and weighted minimax lose less from A_rob to A_sa, on the digits.
 
     uv run benchmarks/confidence.py [--out FILE]
 
 The weights of A_sa, exp(-alpha margin) with the margin of probabilities, are nearly equal where a network is nowhere
-confident. TRADES' logits are therefore scaled until its mean confidence on the clean validation images is that of
-adversarial training, seed by seed; no prediction changes. Both have the configs of the leaderboard. The attack is that
-of its protocol, on the 299 test images, once for both rows of TRADES.
+confident. The logits are therefore scaled until the mean confidence on the clean validation images is that of
+adversarial training, seed by seed; no prediction changes. The configs are those of the leaderboard. The attack is that
+of its protocol, on the 299 test images, once for both rows of a training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 
 import train
 from benchmarks.tables import write_rows
+from callbacks.results import git_commit
 from datamodules import Digits
 from datamodules.base import Split
 from robust.attacks import PGD
@@ -35,6 +37,7 @@ from robust.threat_models import LinfBall
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS, ALPHA, LARGEST_SCALE = (0, 1, 2), 2.0, 64.0
 ATTACK, BALL = PGD(10, 0.025, absolute=True, restarts=2), LinfBall(0.1)
+METHODS = {"weighted_minimax": "weighted minimax", "trades": "TRADES"}
 TITLES = ("training", "confidence under attack, %", "A_rob, %", "A_sa, alpha 2, %", "fall, points")
 
 
@@ -45,15 +48,18 @@ def main(arguments: list[str] | None = None) -> None:
     out = parser.parse_args(arguments).out
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    names = ("adversarial training", "TRADES", "TRADES, scaled")
-    measured: dict[str, list[list[float]]] = {name: [] for name in names}
+    git_commit()  # cached, so that the file names the code with which the measurement began
+    measured: dict[str, list[list[float]]] = defaultdict(list)
     for seed in SEEDS:
-        plain, trades = (trained(method, seed) for method in ("adversarial_training", "trades"))
-        scale = scale_for(trades, confidence(logits_of(plain, "val")))
-        under_attack = attacked_logits(plain), attacked_logits(trades)
-        for name, logits in zip(names, (*under_attack, scale * under_attack[1]), strict=True):
+        plain = trained("adversarial_training", seed)
+        measured["adversarial training"].append(figures(attacked_logits(plain)))
+        wanted = confidence(logits_of(plain, "val"))
+        for method, name in METHODS.items():
+            network = trained(method, seed)
+            logits = attacked_logits(network)
             measured[name].append(figures(logits))
-    rows = [dict(zip(TITLES, [name, *mean_and_std(measured[name])], strict=True)) for name in names]
+            measured[f"{name}, scaled"].append(figures(scale_for(network, wanted) * logits))
+    rows = [dict(zip(TITLES, [name, *mean_and_std(seeds)], strict=True)) for name, seeds in measured.items()]
     write_rows("benchmarks/confidence.py", rows, out)
 
 
