@@ -97,6 +97,7 @@ def test_apgd_breaks_the_same_at_every_scale_of_the_logits(scale):
     assert torch.equal(broken[(gap / reach - 1).abs() > 1e-3], (gap < reach)[(gap / reach - 1).abs() > 1e-3])
 
 
+@pytest.mark.filterwarnings("ignore:images. no value exceeds 1/255")  # that is the point
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.integers(-10, 0), st.sampled_from(["linf", "box", "l2", "l1"]))
 def test_projections_and_verdicts_scale_with_image_and_radius(seed, power, kind):
