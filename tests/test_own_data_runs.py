@@ -197,7 +197,7 @@ class TestPredictions:
         with pytest.raises(SettingError, match=message):
             Predictions(**wrong)
 
-    @pytest.mark.filterwarnings("ignore:model.classifier: its outputs sum to 1")
+    @pytest.mark.filterwarnings("ignore:model.classifier. its outputs sum to 1")
     def test_a_network_that_cannot_be_bounded(self, tmp_path):
         module = stored()
         module.classifier.append(torch.nn.Softmax(1))

@@ -99,7 +99,7 @@ def constant():
     return StandardTraining(classifier, epsilon=0.05)
 
 
-@pytest.mark.filterwarnings("ignore:model.classifier: its outputs sum to 1")
+@pytest.mark.filterwarnings("ignore:model.classifier. its outputs sum to 1")
 def test_budgets_above_1_count_as_1_in_the_capped_metrics(tmp_path):
     callback = CertifiedVolume(Fixed(), num_samples=20, epsilons=[0.2, 0.3, 0.5])
     trainer = trainer_with(callback, default_root_dir=tmp_path)

@@ -106,7 +106,7 @@ class Shifted(nn.Module):
         return torch.stack([correct, 1 - correct], 1)
 
 
-@pytest.mark.filterwarnings("ignore:model.classifier: its outputs sum to 1")
+@pytest.mark.filterwarnings("ignore:model.classifier. its outputs sum to 1")
 def test_no_worst_is_above_a_single_attack_or_group():
     """With few passes the attack chosen for an image is often the weaker one; a single attack may then leave less."""
     module = WithNoise(Shifted(), epsilon=0.05)
