@@ -21,6 +21,7 @@ from tests.testers import ROOT, error_of
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.logger=false"]
 FOLDER = ROOT / "robust" / "zoo"
+OF_DIGITS = [name for name in zoo.names() if name.startswith("digits_")]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def wrong_by(accuracy, correct):
 
 
 @pytest.mark.thorough_but("digits_contextual_budgets", "digits_weighted_minimax")
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", OF_DIGITS)
 def test_each_network_has_the_figures_of_its_card(name, digits):
     """Within what other instruction sets and the single draws of networks with noise change."""
     x, y = digits
@@ -70,6 +71,18 @@ def test_each_network_has_the_figures_of_its_card(name, digits):
     assert stochastic == (name == "digits_learn2perturb")
 
 
+@pytest.mark.thorough
+def test_the_network_of_mnist_has_the_figures_of_its_card(mnist_root, tmp_path):
+    """On all 10,000 test images."""
+    settings = ["--ckpt_path=zoo:mnist_contextual_budgets", "--data=MNIST", f"--data.root={mnist_root}"]
+    settings += ["--trainer.callbacks={class_path: CertifiedEvaluation, init_args: {pgd_steps: 0}}"]
+    train.main(["test", *settings, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"])
+    metrics = json.loads((tmp_path / "results.json").read_text())["test"]["metrics"]
+    for metric in ("accuracy/clean", "certified_accuracy/own_budgets", "certified_accuracy/own_budgets/common_map"):
+        difference = abs(metrics[f"test/{metric}"] - stated("mnist_contextual_budgets")[f"test/{metric}"])
+        assert difference * 10_000 <= 3, metric  # by the instructions of the processor
+
+
 def test_the_zoo_is_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 20e6
 
@@ -91,7 +104,7 @@ def test_an_evaluation_needs_no_config(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough_but("digits_learn2perturb")
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", OF_DIGITS)
 def test_the_command_line_evaluates_each(name, tmp_path):
     quiet = ["--trainer.logger=false", "--trainer.callbacks=[]", f"--trainer.default_root_dir={tmp_path}"]
     train.main(["test", f"--ckpt_path=zoo:{name}", "--data=Digits", *quiet])
