@@ -80,6 +80,15 @@ def test_data_without_a_length_trains_by_a_constant_schedule():
     fit(AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4), EpsilonScheduler())
 
 
+def test_the_record_counts_the_images_that_an_epoch_trains_on(tmp_path):
+    """Regression: the incomplete last batch, which our sampler leaves out, was counted."""
+    trainer = trainer_with(Progress(), Results(), default_root_dir=tmp_path, max_epochs=1, limit_val_batches=1)
+    trainer.fit(AdversarialTraining(linear(), epsilon=0.1, attack=PGD(1)), Digits(batch_size=256))
+    record = json.loads((tmp_path / "results.json").read_text())["fit"]
+    assert record["samples"]["train"] == 1280, "of 1,298"
+    assert record["training_cost"]["passes"]["classifier"]["forward"] == 2 * 1280  # one step of the attack
+
+
 def test_data_without_a_length_is_tested_and_recorded(tmp_path):
     """Regression: the record was lost at the end of the test, since the number of images is not known."""
     trainer = trainer_with(Progress(), Results(), default_root_dir=tmp_path)

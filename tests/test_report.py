@@ -108,6 +108,18 @@ def test_old_records_are_read_by_the_names_of_today(tmp_path):
     assert {name: value["mean"] for name, value in row["metrics"].items()} == {CLEAN: 0.75, CERTIFIED: 0.5}
 
 
+def test_seeds_without_variance_are_not_tested_and_the_report_says_why(tmp_path):
+    """Regression: it asked for three seeds, which there were."""
+    pair = []
+    for method, value in (("TRADES", 0.0), ("MSD", 0.5)):
+        for seed in range(3):
+            write_run(tmp_path / method / str(seed), method, seed, {CERTIFIED: value})
+        pair.append(Row(read_runs([tmp_path / method])))
+    difference = between(pair[1], CERTIFIED, pair[0], CERTIFIED)
+    assert (difference.value, difference.p) == (0.5, None)
+    assert difference.sentence == "not tested: the seeds of each row have no variance, which a t-test needs"
+
+
 def test_three_seeds_are_compared_by_welchs_test(tmp_path):
     for seed, (ours, theirs) in enumerate(zip((0.8, 0.81, 0.82), (0.5, 0.52, 0.51), strict=True)):
         write_run(tmp_path / f"a{seed}", "TRADES", seed, {CLEAN: theirs, ATTACKED: theirs})

@@ -123,3 +123,11 @@ def test_several_are_refused(tmp_path):
     twice = [ResumableTest(str(tmp_path / name)) for name in "ab"]
     with pytest.raises(SettingError, match=r"^trainer.callbacks: got '2 x ResumableTest'; give one"):
         trainer_with(*twice, limit_test_batches=1).test(stored(), Digits())
+
+
+def test_the_ramp_of_a_training_changes_no_result(trained, tmp_path):
+    """Regression: a test behind a training that ended inside its ramp was not continued from the checkpoint."""
+    expected, _ = measure(trained, tmp_path)
+    module = copy.deepcopy(trained)
+    module.ramp = 0.5
+    assert measure(module, tmp_path) == (expected, 0)

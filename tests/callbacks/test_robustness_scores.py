@@ -95,6 +95,8 @@ def test_a_stochastic_network_has_no_margin(trained, tmp_path):
     for callback in (RobustnessScore(FAST), SampledRobustness(R4(OnManifold(autoencoder)))):
         with pytest.raises(SettingError, match="model: got 'Plain'; its predictions differ from pass to pass"):
             score(tmp_path, callback, module)
+        with pytest.raises(SettingError, match="its predictions differ from pass to pass"):
+            callback.evaluate(module, torch.zeros(1, 1, 28, 28), torch.zeros(1).long())  # noise that began later
 
 
 @pytest.fixture
