@@ -52,13 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
     measured: dict[str, list[list[float]]] = defaultdict(list)
     for seed in SEEDS:
         plain = trained("adversarial_training", seed)
-        measured["adversarial training"].append(figures(attacked_logits(plain)))
+        measured["adversarial training"].append(metrics_of(attacked_logits(plain)))
         wanted = confidence(logits_of(plain, "val"))
         for method, name in METHODS.items():
             network = trained(method, seed)
             logits = attacked_logits(network)
-            measured[name].append(figures(logits))
-            measured[f"{name}, scaled"].append(figures(scale_for(network, wanted) * logits))
+            measured[name].append(metrics_of(logits))
+            measured[f"{name}, scaled"].append(metrics_of(scale_for(network, wanted) * logits))
     rows = [dict(zip(TITLES, [name, *mean_and_std(seeds)], strict=True)) for name, seeds in measured.items()]
     write_rows("benchmarks/confidence.py", rows, out)
 
@@ -79,7 +79,8 @@ def logits_of(network: nn.Module, split: Split) -> Tensor:
     """Logits of all clean images of a split, (N, K)."""
     x, _ = images(split)
     with torch.no_grad():
-        return network(x)  # type: ignore[no-any-return]
+        logits: Tensor = network(x)
+    return logits
 
 
 def images(split: Split) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,8 @@ def attacked_logits(network: nn.Module) -> Tensor:
     torch.manual_seed(0)
     x_adv = ATTACK(network, BALL, x, y)
     with torch.no_grad():
-        return network(x_adv)  # type: ignore[no-any-return]
+        logits: Tensor = network(x_adv)
+    return logits
 
 
 def confidence(logits: Tensor) -> float:
@@ -113,7 +115,7 @@ def scale_for(network: nn.Module, wanted: float) -> float:
     return high
 
 
-def figures(logits: Tensor) -> list[float]:
+def metrics_of(logits: Tensor) -> list[float]:
     """Confidence, A_rob, A_sa and their difference, in percent, of logits of attacked test images."""
     _, y = images("test")
     correct, metric = logits.argmax(1) == y, WeightedAccuracy([ALPHA])
@@ -123,7 +125,7 @@ def figures(logits: Tensor) -> list[float]:
 
 
 def mean_and_std(of_seeds: list[list[float]]) -> list[str]:
-    """Each figure's mean and standard deviation over the seeds."""
+    """Mean and std of each metric over the seeds."""
     values = torch.tensor(of_seeds, dtype=torch.float64)
     return [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(values.mean(0), values.std(0), strict=True)]
 

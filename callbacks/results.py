@@ -91,9 +91,9 @@ class Results(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if a resumed run asks for another seed, which has no effect."""
-        given, kept = self.config.get("seed_everything"), self._seed(pl_module)
-        if trainer.ckpt_path is not None and given is not None and given != kept:
-            rank_zero_warn(f"seed_everything: got {given}; a resumed training keeps its seed, {kept}")
+        given, trained = self.config.get("seed_everything"), self._seed(pl_module)
+        if trainer.ckpt_path is not None and given is not None and given != trained:
+            rank_zero_warn(f"seed_everything: got {given}; a resumed training keeps its seed, {trained}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record training and the last validation."""

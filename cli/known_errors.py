@@ -8,7 +8,7 @@ from textwrap import shorten
 
 from robust.errors import SettingError
 
-Found = re.Match[str]
+Match = re.Match[str]
 
 
 def lightnings_choice(message: str) -> SettingError | None:
@@ -19,42 +19,42 @@ def lightnings_choice(message: str) -> SettingError | None:
     return match and SettingError(f"trainer.{match[1]}", match[2], f"give one of {shorten(match[3], 120)}")
 
 
-def _validation_interval(found: Found) -> SettingError:
-    remedy = f"an epoch has {found[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
-    return SettingError("trainer.val_check_interval", int(found[1]), remedy)
+def _validation_interval(match: Match) -> SettingError:
+    remedy = f"an epoch has {match[2]} batches; give at most that, or trainer.check_val_every_n_epoch null"
+    return SettingError("trainer.val_check_interval", int(match[1]), remedy)
 
 
-def _memory(found: Found) -> SettingError:
-    needs = f"settings that need {int(found[1]):,} bytes" if found[1] else "settings that fill the GPU"
+def _memory(match: Match) -> SettingError:
+    needs = f"settings that need {int(match[1]):,} bytes" if match[1] else "settings that fill the GPU"
     return SettingError("memory", needs, "this machine has less; use a smaller network, padding or batch")
 
 
-def _several(found: Found) -> SettingError:
-    own = {"EpsilonScheduler": "epsilon_schedule", "Checkpoint": "checkpoint"}.get(found[1])
+def _several(match: Match) -> SettingError:
+    own = {"EpsilonScheduler": "epsilon_schedule", "Checkpoint": "checkpoint"}.get(match[1])
     remedy = f"leave it out of trainer.callbacks and set {own}" if own else "give one"
-    return SettingError("trainer.callbacks", f"several {found[1]}", remedy)
+    return SettingError("trainer.callbacks", f"several {match[1]}", remedy)
 
 
-def _stopping(found: Found) -> SettingError:
-    remedy = f"nothing logs it in this training; give one of {found[2]}"
-    return SettingError("trainer.callbacks.EarlyStopping.monitor", found[1], remedy)
+def _stopping(match: Match) -> SettingError:
+    remedy = f"nothing logs it in this training; give one of {match[2]}"
+    return SettingError("trainer.callbacks.EarlyStopping.monitor", match[1], remedy)
 
 
-def _accumulation(found: Found) -> SettingError:
+def _accumulation(match: Match) -> SettingError:
     remedy = "the methods step their optimizers themselves; leave it out and set data.batch_size to that of a step"
     return SettingError("trainer.callbacks", "GradientAccumulationScheduler", remedy)
 
 
-def _rate_finder(found: Found) -> SettingError:
+def _rate_finder(match: Match) -> SettingError:
     remedy = "the methods have rates of several optimizers; leave it out and compare values of model.optimizer.lr"
     return SettingError("trainer.callbacks", "LearningRateFinder", remedy)
 
 
-def _package(found: Found) -> SettingError:
-    return SettingError("package", found[1], f"a setting needs it; install it: pip install '{found[1]}'")
+def _package(match: Match) -> SettingError:
+    return SettingError("package", match[1], f"a setting needs it; install it: pip install '{match[1]}'")
 
 
-_KNOWN: list[tuple[str, Callable[[Found], SettingError]]] = [
+_KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", _validation_interval),
     (r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", _memory),
     (r"more than one stateful callback of type `(\w+)`", _several),
@@ -67,8 +67,8 @@ _KNOWN: list[tuple[str, Callable[[Found], SettingError]]] = [
 
 def known_error(error: BaseException) -> SettingError | None:
     """The setting behind an error of Lightning or torch that does not name it; None for any other error."""
-    found = ((re.search(pattern, str(error)), named) for pattern, named in _KNOWN)
-    return next((named(match) for match, named in found if match), None)
+    matches = ((re.search(pattern, str(error)), named) for pattern, named in _KNOWN)
+    return next((named(match) for match, named in matches if match), None)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -109,7 +109,7 @@ def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
     logits = confidence.logits_of(network, "test")
     before, scale = confidence.confidence(logits), confidence.scale_for(network, 0.5)
     assert confidence.confidence(scale * confidence.logits_of(network, "val")) == pytest.approx(0.5, abs=1e-6)
-    plain, scaled = confidence.figures(logits), confidence.figures(scale * logits)
+    plain, scaled = confidence.metrics_of(logits), confidence.metrics_of(scale * logits)
     assert scaled[0] < plain[0] == pytest.approx(100 * before)
     assert scaled[1] == plain[1], "A_rob"
     assert scaled[2] > plain[2], "A_sa: errors weigh less where they are less confident"

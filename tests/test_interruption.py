@@ -1,6 +1,5 @@
 """Runs that a limit or a signal stops inside an epoch resume as if they had not stopped."""
 
-import json
 import os
 import signal
 import time
@@ -295,14 +294,7 @@ def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, t
     assert_ends_equal(end, averaged[0])
 
 
-def test_averages_may_be_listed_before_an_evaluation(tmp_path):
-    """Regression: the end of the evaluation had other weights than its batches."""
-    evaluation = "{class_path: CertifiedEvaluation, init_args: {norm: linf, epsilons: [0.01]}}"
-    average = "{class_path: EMAWeightAveraging, init_args: {decay: 0.5}}"
-    for name, listed in (("first", [average, evaluation]), ("last", [evaluation, average])):
-        run("fit", [*SMALL, f"--trainer.callbacks=[{', '.join(listed)}]"], tmp_path / name)
-    first, last = (json.loads((tmp_path / name / "results.json").read_text())["fit"] for name in ("first", "last"))
-    assert first["metrics"] == last["metrics"]
+def test_averages_end_behind_evaluations_and_before_checkpoints():
     trainer = SimpleNamespace(callbacks=[EMAWeightAveraging(), Checkpoint(), EMAWeightAveraging(), Interruption()])
     end_averages_last(trainer)
     order = [type(callback).__name__ for callback in trainer.callbacks]

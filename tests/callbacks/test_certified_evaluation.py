@@ -1,8 +1,14 @@
 """Verified errors equal a direct computation, and the effects of the settings."""
 
+from functools import partial
+
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import BudgetImages, CertifiedEvaluation
 from callbacks._stages import StageCallback
@@ -212,3 +218,23 @@ def test_a_verifier_of_boxes_refuses_a_ball(module):
 def test_sizes_above_1_are_for_balls():
     with pytest.raises(SettingError, match=r"epsilons: got 2; .* above 1 with norm l2 or l1 only"):
         CertifiedEvaluation(norm="linf", epsilons=[2])
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.97])
+def test_averages_of_weights_may_be_listed_before_it(decay):
+    """Regression: at its end, where it bounds in the common map, it had other weights than in its batches."""
+
+    def validated(*callbacks):
+        torch.manual_seed(0)
+        classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+        generator = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Sigmoid())
+        rates = {name: partial(SGD, lr=0.5) for name in ("optimizer", "generator_optimizer")}
+        x = torch.rand(200, 1, 4, 4)
+        loader = DataLoader(TensorDataset(x, (x.flatten(1).sum(1) > 8).long()), batch_size=40)
+        trainer = trainer_with(*callbacks, max_epochs=4, num_sanity_val_steps=0)
+        trainer.fit(ContextualBudgets(classifier, generator, epsilon=0.02, **rates), loader, loader)
+        return trainer.callback_metrics
+
+    last = validated(CertifiedEvaluation(), EMAWeightAveraging(decay=decay))
+    assert last["val/certified_accuracy/own_budgets/common_map"] > 0.3
+    assert validated(EMAWeightAveraging(decay=decay), CertifiedEvaluation()) == last
