@@ -25,7 +25,8 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     """Adversarial training with one radius for each example, as large as the network withstands.
 
     The data module must have a method ``indices``, as all of this project have. Radii start at epsilon and never exceed
-    ``largest_radius``. The threat model is the linf ball.
+    ``largest_radius``. The threat model is the linf ball. A ramp scales the radii of the training images, not those that
+    the selection tries; end it with the warm-up.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
@@ -40,7 +41,6 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         SettingError: if a setting is out of its range, or the data module has no ``indices``.
     """
 
-    ramped = False
     radii: Tensor
 
     def __init__(
@@ -73,7 +73,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         if self.current_epoch >= self.warmup_epochs:
             radii = (1 - self.smoothing) * radii + self.smoothing * self._select(x, y, radii)
             self._store(indices, radii)
-        x_adv = self.attack(self.classifier, _balls(radii), x, y)
+        x_adv = self.attack(self.classifier, _balls(self.ramp * radii), x, y)
         loss = F.cross_entropy(self(x_adv), y)
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)

@@ -145,6 +145,26 @@ def test_a_second_fit_starts_with_radii_of_its_own():
     assert (module.radii - 0.1).abs().max() <= 0.021
 
 
+def test_a_ramp_scales_the_radii_of_training_images_alone():
+    sizes = []
+
+    class Measured(PGD):
+        def __call__(self, network, threat_model, x, y):
+            sizes.append({round(size, 5) for size in threat_model.budgets.flatten().tolist()})
+            return super().__call__(network, threat_model, x, y)
+
+    settings = {"epsilon": 0.2, "discretization": 0.05, "smoothing": 1.0, "warmup_epochs": 1, "attack": Measured(1)}
+    ramp = EpsilonScheduler(shape="linear", start_epoch=1, length=2)
+    trainer = trainer_with(ramp, max_epochs=2, limit_train_batches=2, limit_val_batches=0)
+    trainer.fit(InstanceAdaptiveTraining(linear(), **settings), Digits(batch_size=32))
+    warm, first, second = sizes[:2], sizes[2:5], sizes[5:]
+    assert warm == [{0.0}, {0.05}]
+    assert 0.25 in first[0]
+    assert 0.2 in first[1]
+    assert first[2] <= {0.5 * 0.25, 0.5 * 0.2, 0.5 * 0.15}
+    assert second[2] <= {0.75 * 0.25, round(0.75 * 0.2, 5), round(0.75 * 0.15, 5)}
+
+
 def test_radii_of_another_number_of_images_are_refused(tmp_path):
     module = InstanceAdaptiveTraining(linear(), epsilon=0.1, discretization=0.02, warmup_epochs=0, attack=PGD(1))
     trainer = trainer_with(max_epochs=1, limit_train_batches=1)
