@@ -64,6 +64,7 @@ def run(study_file: StudyFile, processes: int) -> None:
     """Run or continue a sweep that no other process runs."""
     study = open_study(study_file)
     restart_stopped(study)
+    queue_grid(study, study_file)
     seen = len(study.get_trials(deepcopy=False))
     context = get_context("spawn")
     lock = context.Lock()
@@ -119,6 +120,15 @@ def restart_stopped(study: Study) -> None:
         study.enqueue_trial(trial.params)
 
 
+def queue_grid(study: Study, study_file: StudyFile) -> None:
+    """Queue the combinations of a grid that no trial has, or whose trials failed."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != optuna.trial.TrialState.FAIL]
+    known = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    for combination in study_file.grid():
+        if combination not in known:
+            study.enqueue_trial(combination)
+
+
 def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> None:
     """Run trials until the study has enough of them.
 
@@ -149,7 +159,7 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
 def next_trial(study: Study, study_file: StudyFile, lock: Lock) -> Trial | None:
     """A new trial; None if there are enough."""
     with lock:
-        enough = len(study.get_trials(deepcopy=False, states=_COUNTED)) >= study_file.trials
+        enough = len(study.get_trials(deepcopy=False, states=_COUNTED)) >= study_file.count()
         return None if enough else study.ask()
 
 
@@ -193,7 +203,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
 
 def report(study: Study, study_file: StudyFile) -> None:
     """Print the trials of the Pareto front, and write all trials to ``trials.json``."""
-    trials = study.get_trials(deepcopy=False)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != optuna.trial.TrialState.WAITING]
     best = {trial.number for trial in study.best_trials}
     rows = [
         {

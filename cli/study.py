@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ class StudyFile:
             [low, high], or ``choice`` with a list of values.
         objectives: ``maximize`` or ``minimize`` by the name of a validation metric.
         folder: log folder of all runs and of the study's storage.
-        trials: number of trials.
+        trials: number of trials; by default 20, or where every setting is a ``choice``, a grid, all its combinations.
         seeds: seeds; each trial trains once with each of them, and an objective is the mean over them.
         prune: whether to stop trials that are worse than the median of the others at the same epoch; only for a single
             objective.
@@ -39,7 +40,7 @@ class StudyFile:
     settings: dict[str, dict[str, list[Any]]]
     objectives: dict[str, Direction]
     folder: str
-    trials: int = 20
+    trials: int | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     prune: bool = False
 
@@ -55,11 +56,24 @@ class StudyFile:
             remedy = "give a validation metric: settings that are chosen on test images do not generalize"
             require(str(name).startswith("val/"), "objectives", name, remedy)
         require(isinstance(self.folder, str), "folder", self.folder, "give the path of a folder")
-        fits = isinstance(self.trials, int) and self.trials >= 1
+        fits = self.trials is None or (isinstance(self.trials, int) and self.trials >= 1)
         require(fits, "trials", self.trials, "give a whole number of at least 1")
+        fits = not self.grid() or self.count() <= len(self.grid())
+        require(fits, "trials", self.trials, f"the choices have {len(self.grid())} combinations; leave trials out")
         fits = isinstance(self.seeds, list) and bool(self.seeds) and all(isinstance(seed, int) for seed in self.seeds)
         require(fits, "seeds", self.seeds, "give a list of at least one whole number, such as [0, 1, 2]")
         require(not self.prune or len(self.objectives) == 1, "prune", True, "give one objective, or do not prune")
+
+    def count(self) -> int:
+        """Number of trials."""
+        return (len(self.grid()) or 20) if self.trials is None else self.trials
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All combinations of the choices; none if a setting is drawn from an interval."""
+        if any("choice" not in distribution for distribution in self.settings.values()):
+            return []
+        choices = [distribution["choice"] for distribution in self.settings.values()]
+        return [dict(zip(self.settings, values, strict=True)) for values in itertools.product(*choices)]
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """The trial's value of each setting."""

@@ -25,8 +25,8 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     """Adversarial training with one radius for each example, as large as the network withstands.
 
     The data module must have a method ``indices``, as all of this project have. Radii start at epsilon and never exceed
-    ``largest_radius``. The threat model is the linf ball. A ramp scales the radii of the training images, not those that
-    the selection tries; end it with the warm-up.
+    ``largest_radius``. The threat model is the linf ball. A ramp scales the radii of the training images, not those of
+    the selection; end it with the warm-up.
 
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).

@@ -123,6 +123,24 @@ def test_a_sweep_that_goes_on_draws_new_settings(tmp_path, monkeypatch):
     assert [row["settings"] for row in trials(tmp_path)[:2]] == expected, "a fresh study's seed is its worker's number"
 
 
+def test_a_grid_tries_each_combination_once(tmp_path, monkeypatch):
+    rates, steps = [0.1, 0.2, 0.3], [1, 2]
+    given = {
+        "settings": {"model.optimizer.lr": {"choice": rates}, "model.attack.steps": {"choice": steps}},
+        "trials": None,
+    }
+    fake_objectives(monkeypatch, fails={1: ValueError("no memory"), 2: KeyboardInterrupt()})
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error):
+            sweep.main([write(tmp_path, **given)])
+    sweep.main([write(tmp_path, **given)])
+    assert sorted(row["state"] for row in trials(tmp_path)) == ["complete"] * 6 + ["fail"] * 2
+    tried = [tuple(row["settings"].values()) for row in trials(tmp_path) if row["state"] == "complete"]
+    assert sorted(tried) == [(step, rate) for step in steps for rate in rates]
+    sweep.main([write(tmp_path, **given)])
+    assert len(trials(tmp_path)) == 8, "nothing is left to try"
+
+
 def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
     fake_objectives(monkeypatch, fails={1: ValueError("no memory")})
     with pytest.raises(ValueError, match="no memory"):
@@ -231,6 +249,10 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
             "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
         ),
         ({"trials": 0}, "trials: got 0; give a whole number of at least 1"),
+        (
+            {"settings": {"model.epsilon": {"choice": [0, 1]}}, "trials": 3},
+            "trials: got 3; the choices have 2 combinations; leave trials out",
+        ),
         ({"seeds": []}, "seeds: got []; give a list of at least one"),
         (
             {"prune": True, "objectives": {"val/a": "minimize", "val/b": "maximize"}},
