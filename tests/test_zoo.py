@@ -21,6 +21,7 @@ from tests.testers import ROOT, error_of
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.logger=false"]
 FOLDER = ROOT / "robust" / "zoo"
+LEADERBOARD = re.compile(r"/accuracy/(clean|worst/\w+|union|average)$|/certified_accuracy/|/a_rob/|/alpha_[\d.]+$|/r2$")
 OF_DIGITS = [name for name in zoo.names() if name.startswith("digits_")]
 
 
@@ -69,6 +70,26 @@ def test_each_network_has_the_figures_of_its_card(name, digits):
         right = float(passes.float().mean(0).sum())
         assert abs(figures["test/accuracy/pgd/linf_0.1"] * len(x) - right) <= 9
     assert stochastic == (name == "digits_learn2perturb")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name == "digits_robustness_score" else pytest.mark.slow)
+        for name in OF_DIGITS
+    ],
+)
+def test_the_protocol_has_the_figures_of_the_leaderboard(name, tmp_path):
+    """The worst attacks, R2, weighted accuracies and certificates, by the command of the page."""
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"]
+    protocol = "--config=configs/evaluation/protocol_digits.yaml"
+    train.main(["test", f"--ckpt_path=zoo:{name}", "--data=Digits", protocol, *quiet])
+    metrics = json.loads((tmp_path / "results.json").read_text())["test"]["metrics"]
+    figures = {metric: value for metric, value in stated(name).items() if LEADERBOARD.search(metric)}
+    assert len(figures) >= 5
+    for metric, value in figures.items():
+        tolerance = 0.05 if metric == "test/robustness_score/r2" else 6.01 / 299  # other processors, draws of noise
+        assert abs(metrics[metric] - value) <= tolerance, metric
 
 
 @pytest.mark.thorough
