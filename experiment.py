@@ -129,7 +129,8 @@ class Runner:
             if _runs_elsewhere(job):
                 print(f"{job.name} seed {job.seed}: another process runs in {job.folder}; waiting for it", flush=True)
             while not self._stopped:
-                with suppress(Timeout), FileLock(_lock(job), timeout=1):
+                with suppress(Timeout), FileLock(_lock(job), timeout=1), FileLock(_process_lock(job), timeout=1) as own:
+                    own.release()  # no process of a runner that was killed is still there; the next process takes it
                     return None if job.evaluation and job.done else self._run_alone(job)
             return "stopped"
         except (SettingError, OSError) as error:
@@ -155,7 +156,7 @@ class Runner:
         log = job.folder / f"{arguments[0]}.log"
         if self._stopped:
             return "stopped"
-        child = start(TRAIN, arguments, log, self.threads)
+        child = start(TRAIN, arguments, log, self.threads, _process_lock(job))
         self._children.add(child)
         child.join()
         self._children.discard(child)
@@ -178,15 +179,20 @@ class Runner:
 
 
 def _lock(job: Job) -> Path:
-    """The file that is locked while a process runs the job."""
+    """The file that is locked while a runner runs the job."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     return job.folder.with_suffix(".lock")
+
+
+def _process_lock(job: Job) -> Path:
+    """The file that the job's training or test locks, which ends a moment later than a runner that is killed."""
+    return _lock(job).with_suffix(".process.lock")
 
 
 def _runs_elsewhere(job: Job) -> bool:
     """Whether another process, or another thread of this one, runs the job."""
     try:
-        with FileLock(_lock(job), timeout=0):
+        with FileLock(_lock(job), timeout=0), FileLock(_process_lock(job), timeout=0):
             return False
     except Timeout:
         return True

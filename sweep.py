@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 import train
 from cli.composition import content
 from cli.config_files import as_argument
+from cli.processes import end_with_parent
 from cli.pruning import current
 from cli.study import StudyFile, read_study
 from robust.errors import SettingError, require
@@ -138,6 +139,7 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
         worker: number of this process.
         seen: number of trials when the sweep started, by which a continued sweep draws other settings than before.
     """
+    end_with_parent()
     study = open_study(study_file, worker + _MOST_WORKERS * seen)
     while (trial := next_trial(study, study_file, lock)) is not None:
         settings = study_file.suggest(trial)

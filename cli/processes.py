@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
-from multiprocessing import get_context
+import threading
+from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -18,14 +22,32 @@ def available_cpus() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def start(script: Path, arguments: list[str], log: Path, threads: int) -> BaseProcess:
+def end_with_parent() -> None:
+    """End this process by SIGTERM, at which a training writes a checkpoint, when the process that started it has ended.
+
+    A runner that is killed ends none of its processes; they would write into folders that the next runner uses.
+    """
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def start(script: Path, arguments: list[str], log: Path, threads: int, lock: Path) -> BaseProcess:
     """Run a script with arguments in a process of its own, as ``python SCRIPT ARGUMENTS`` does.
+
+    It ends with this process.
 
     Args:
         script: ``train.py``.
         arguments: arguments of the script.
         log: file for its output and errors.
         threads: number of PyTorch's threads.
+        lock: file that the process locks until its end.
 
     Returns:
         The running process; ``join`` it, then read ``exitcode``.
@@ -35,14 +57,17 @@ def start(script: Path, arguments: list[str], log: Path, threads: int) -> BasePr
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if ROOT not in path:  # from which the server imports train.py
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
-    process = context.Process(target=_run, args=(str(script), arguments, str(log), threads))
+    process = context.Process(target=_run, args=(str(script), arguments, str(log), threads, str(lock)))
     process.start()
     return process
 
 
-def _run(script: str, arguments: list[str], log: str, threads: int) -> None:
+def _run(script: str, arguments: list[str], log: str, threads: int, lock: str) -> None:
     import torch  # the server has imported it
 
+    end_with_parent()
+    held = FileLock(lock)
+    held.acquire()
     with Path(log).open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

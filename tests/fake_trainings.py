@@ -9,12 +9,13 @@ import experiment
 from tests.recorded_runs import write_run
 
 FAKE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 
 values = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[2:])
 folder = Path(values["trainer.default_root_dir"])
 if (folder.parent / "slow").exists():
+    (folder.parent / "slow").write_text(str(os.getpid()))
     time.sleep(60)
 if (folder.parent / "fail").exists():
     sys.exit("error: it broke")

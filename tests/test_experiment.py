@@ -121,9 +121,8 @@ def test_without_a_failed_preparation_the_others_run(matrix, tmp_path, capsys):
     assert (tmp_path / "results" / "a_0.json").is_file()
 
 
-@pytest.mark.thorough
-def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
-    path = matrix(seeds=[0], prepare={}, runs={"a": "a.yaml"})
+def started(path, tmp_path):
+    """A runner in a process of its own, when its training, which takes a minute, has begun."""
     (tmp_path / "logs" / "a").mkdir(parents=True)
     (tmp_path / "logs" / "a" / "slow").touch()
     fake = str(tmp_path / "fake" / "train.py")
@@ -136,10 +135,36 @@ def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
         if log.is_file():
             break
         time.sleep(0.1)
+    return runner
+
+
+@pytest.mark.thorough
+def test_a_signal_ends_it_and_its_children(matrix, tmp_path):
+    runner = started(matrix(**ONE), tmp_path)
     runner.send_signal(signal.SIGTERM)
     output, _ = runner.communicate(timeout=120)
     assert (runner.returncode, output) == (130, "Stopped; the same command continues\n")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.thorough
+def test_the_training_of_a_killed_runner_ends_before_the_next_begins(matrix, tmp_path, capsys):
+    """Regression: two trainings wrote into one folder."""
+    runner = started(path := matrix(**ONE), tmp_path)
+    slow = tmp_path / "logs" / "a" / "slow"
+    for _ in range(1200):
+        if slow.read_text():
+            break
+        time.sleep(0.1)
+    runner.kill()
+    runner.wait()
+    training = int(slow.read_text())
+    slow.unlink()
+    status, lines = ended(path, capsys)
+    assert status == 0
+    assert any(line.startswith("a seed 0: done") for line in lines)
+    with pytest.raises(ProcessLookupError):
+        os.kill(training, 0)
 
 
 @pytest.mark.parametrize(
