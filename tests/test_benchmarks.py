@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
-from benchmarks import confidence, memory, peers, run, shares
+from benchmarks import confidence, memory, peers, run, shares, sweeps
 from robust import zoo
+from robust.errors import SettingError
 from robust.networks import DMSmall
 from tests.testers import ROOT
 
@@ -114,3 +117,40 @@ def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
     assert scaled[1] == plain[1], "A_rob"
     assert scaled[2] > plain[2], "A_sa: errors weigh less where they are less confident"
     assert plain[3] == pytest.approx(plain[1] - plain[2])
+
+
+def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = {"model.lr": {"choice": [0.1, 0.2]}, "trainer.max_epochs": {"choice": [3]}}
+    study = {"config": "a.yaml", "settings": settings, "objectives": {"val/accuracy/clean": "maximize"}}
+    Path("study.yaml").write_text(yaml.safe_dump(study | {"folder": "logs", "seeds": [4, 5]}))
+    run = Path("logs/trial_0/seed_4")
+    run.mkdir(parents=True)
+    fit = {"commit": "abc", "device": "1 x AMD EPYC, 1 threads", "versions": {"torch": "2"}}
+    (run / "results.json").write_text(json.dumps({"fit": fit}))
+    trials = [
+        {
+            "trial": number,
+            "state": "complete",
+            "settings": {"model.lr": rate, "trainer.max_epochs": 3},
+            "objectives": {"val/accuracy/clean": sum(values) / 2},
+            "by_seed": [[value] for value in values],
+            "best": number == 1,
+        }
+        for number, rate, values in ((0, 0.1, [0.5, 0.52]), (1, 0.2, [0.9, 0.9]))
+    ]
+    Path("logs/trials.json").write_text(json.dumps([*trials, {"state": "fail"}]))
+    sweeps.main(["study.yaml", "--out", "record.json"])
+    assert json.loads(Path("record.json").read_text()) == {
+        "command": "sweep.py study.yaml --processes 1",
+        "commit": "abc",
+        "hardware": "AMD EPYC, 1 thread",
+        "versions": {"torch": "2"},
+        "rows": [
+            {"lr": "0.2", "clean, %": "90.0 ± 0.0", "on the front": "yes"},
+            {"lr": "0.1", "clean, %": "51.0 ± 1.4", "on the front": ""},
+        ],
+    }
+    Path("logs/trials.json").unlink()
+    with pytest.raises(SettingError, match=r"study: got 'study\.yaml'; there is no logs/trials\.json; run sweep\.py"):
+        sweeps.main(["study.yaml"])

@@ -1,0 +1,78 @@
+"""The record of a finished sweep, as the documentation reads it: mean and std over the seeds of each trial.
+
+    uv run benchmarks/sweeps.py configs/sweeps/r2_weight.yaml [--out FILE]
+
+Settings with one value in all trials are left out. Commit and processor are those of the first trial's training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cli.study import StudyFile, read_study
+from robust.errors import require
+
+SHORT = {"val/accuracy/clean": "clean, %", "val/robustness_score/r2": "R2", "val/accuracy/average": "average, %"}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the trials in the sweep's log folder, and print and write its record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file of the sweep")
+    parser.add_argument("--out", type=Path, help="file; results/benchmarks/sweep_NAME.json by default")
+    given = parser.parse_args(arguments)
+    study, folder = read_study(str(given.study)), Path(read_study(str(given.study)).folder)
+    path = folder / "trials.json"
+    require(path.is_file(), "study", str(given.study), f"there is no {path}; run sweep.py {given.study} to its end")
+    trials = [trial for trial in json.loads(path.read_text()) if trial["state"] == "complete"]
+    run = json.loads((folder / f"trial_{trials[0]['trial']}" / f"seed_{study.seeds[0]}" / "results.json").read_text())
+    about = {"command": f"sweep.py {given.study} --processes 1", "commit": run["fit"]["commit"]}
+    hardware = run["fit"]["device"].removeprefix("1 x ").replace("1 threads", "1 thread")
+    record = about | {"hardware": hardware, "versions": run["fit"]["versions"], "rows": rows(study, trials)}
+    print("\n".join(" | ".join(row.values()) for row in record["rows"]))
+    out = given.out or Path(f"results/benchmarks/sweep_{given.study.stem}.json")
+    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def rows(study: StudyFile, trials: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for each trial, by the first objective, the best first."""
+    varied = [name for name in study.settings if len({str(trial["settings"][name]) for trial in trials}) > 1]
+    first, direction = next(iter(study.objectives.items()))
+    ordered = sorted(trials, key=lambda trial: float(trial["objectives"][first]), reverse=direction == "maximize")
+    return [
+        {name.rsplit(".", 1)[-1]: f"{trial['settings'][name]:.3g}" for name in varied}
+        | {title(name): cell(name, column) for name, column in columns(study, trial)}
+        | {"on the front": "yes" if trial["best"] else ""}
+        for trial in ordered
+    ]
+
+
+def columns(study: StudyFile, trial: dict[str, Any]) -> list[tuple[str, list[float]]]:
+    """Each objective and its values by seed."""
+    return list(zip(study.objectives, map(list, zip(*trial["by_seed"], strict=True)), strict=True))
+
+
+def title(name: str) -> str:
+    """The title of an objective's column."""
+    return SHORT.get(name, f"{name.removeprefix('val/accuracy/')}, %")
+
+
+def cell(name: str, values: list[float]) -> str:
+    """Mean and std over the seeds; accuracies in percent."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    std = float(numbers.std()) if len(values) > 1 else None
+    scale, digits = (100, 1) if "accuracy" in name else (1, 2)
+    mean = f"{scale * float(numbers.mean()):.{digits}f}"
+    return mean if std is None else f"{mean} ± {scale * std:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
