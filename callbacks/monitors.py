@@ -105,7 +105,7 @@ def _matching(setting: str, name: str, logged: dict[str, int]) -> list[str]:
 
 
 def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
-    """Setting, name and interval in epochs of every metric that a callback reads."""
+    """Setting, name and interval in epochs of every metric that a callback reads; 0 if it reads the last alone."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     every = trainer.check_val_every_n_epoch or 1
     uses = []
@@ -116,8 +116,8 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
             uses += [("checkpoint.filename", name, interval) for name in named_metrics(callback.filename)]
         elif isinstance(callback, EarlyStopping):
             uses.append(("EarlyStopping.monitor", callback.monitor, every))
-        else:  # of a sweep: the metrics that it reads at the end
-            uses += [("objectives", name, every) for name in getattr(callback, "objectives", ())]
+        else:  # of a sweep, which reads them after the last epoch, where every evaluation runs
+            uses += [("objectives", name, 0) for name in getattr(callback, "objectives", ())]
     return uses
 
 

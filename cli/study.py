@@ -101,6 +101,8 @@ def _check_distribution(name: str, distribution: Any) -> None:
     ((kind, values),) = distribution.items()
     require(isinstance(values, list) and bool(values), f"{name}.{kind}", values, "give a list")
     if kind == "choice":
+        fits = all(value is None or isinstance(value, int | float | str) for value in values)
+        require(fits, f"{name}.choice", values, "give numbers, strings, true, false or null; others by a config file")
         return
     numbers = all(isinstance(value, int | float) for value in values)
     fits = numbers and len(values) == 2 and values[0] < values[1] and (kind != "log_uniform" or values[0] > 0)

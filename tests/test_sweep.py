@@ -111,6 +111,17 @@ def fake_objectives(monkeypatch, fails=None):
     monkeypatch.setattr(sweep, "objectives", measured)
 
 
+@pytest.mark.thorough
+def test_an_objective_may_be_that_of_the_last_epoch_alone(tmp_path):
+    """Regression: sweeps by robustness_score/sweep.yaml, which scores the last network, were refused."""
+    evaluation = {"class_path": "CertifiedEvaluation", "init_args": {"every_n_epochs": 1000, "max_batches": 1}}
+    (tmp_path / "last.yaml").write_text(yaml.safe_dump({"trainer.callbacks": [evaluation], "trainer.max_epochs": 2}))
+    objectives = {"val/certified_accuracy/linf_0.1": "maximize"}
+    study = {"config": ["small.yaml", "last.yaml"], "settings": {"model.attack.steps": {"choice": [1]}}}
+    sweep.main([write(tmp_path, **study, objectives=objectives, trials=None, seeds=[0])])
+    assert [row["state"] for row in trials(tmp_path)] == ["complete"]
+
+
 def test_a_sweep_that_goes_on_draws_new_settings(tmp_path, monkeypatch):
     fake_objectives(monkeypatch)
     for count in (2, 4, 5):  # each call stops after so many trials
@@ -252,6 +263,10 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
         (
             {"settings": {"model.epsilon": {"choice": [0, 1]}}, "trials": 3},
             "trials: got 3; the choices have 2 combinations; leave trials out",
+        ),
+        (
+            {"settings": {"model.epsilon": {"choice": [[0, 1]]}}},
+            "settings.model.epsilon.choice: got [[0, 1]]; give numbers, strings, true, false or null",
         ),
         ({"seeds": []}, "seeds: got []; give a list of at least one"),
         (
