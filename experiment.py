@@ -40,7 +40,9 @@ def main(args: list[str] | None = None) -> None:
         matrix = read_matrix(given.matrix)
         require(given.processes >= 1, "processes", given.processes, "give at least 1")
         jobs = matrix.jobs()
-        _print_outdated([job for job in jobs if job.done])
+        done = [job for job in jobs if job.done]
+        _print_outdated(done)
+        runner = Runner(given.processes, done)
     except (SettingError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
@@ -49,7 +51,6 @@ def main(args: list[str] | None = None) -> None:
         print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
         return
     prepared = matrix.prepared() if missing else []
-    runner = Runner(given.processes, [job for job in jobs if job.done])
     if runner.run([*prepared, *missing]):
         sys.exit(1)
     sys.exit(_report(Path(matrix.folder), [str(job.result) for job in jobs]))
@@ -146,7 +147,7 @@ class Runner:
             if "test" not in _records(job.folder) and (error := self._call(job, job.test())):
                 return error
             job.result.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(job.folder / "results.json", job.result)
+            _write(job.result, _records(job.folder))
         # for a test whose training had finished before, the record has the time of the training, too
         if job.evaluation or not trained:
             self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - began))
@@ -282,8 +283,13 @@ def _records(folder: Path) -> dict[str, Any]:
 
 
 def _recorded_seconds(job: Job) -> float:
-    records = json.loads(job.result.read_text(encoding="utf-8"))
-    return sum(float(record["wall_time"]) for record in records.values())
+    try:
+        records = json.loads(job.result.read_text(encoding="utf-8"))
+        return sum(float(record["wall_time"]) for record in records.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SettingError(
+            "results", str(job.result), "it is no record of a run; delete it to run this again"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -49,16 +49,18 @@ def main(args: list[str] | None = None) -> None:
         if given.processes < 1:
             raise SettingError("processes", given.processes, "give at least 1")
     except (SettingError, ValueError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        _exit(error)
     folder = Path(study_file.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "sweep.lock", timeout=0):
             run(study_file, given.processes)
     except Timeout:
         remedy = "another process runs a sweep in it; wait for its end, or give another folder"
         raise SettingError("folder", study_file.folder, remedy) from None
+    except OSError as error:
+        reason = f"it cannot be written ({error.strerror}); give another folder"
+        raise SettingError("folder", study_file.folder, reason) from None
 
 
 def run(study_file: StudyFile, processes: int) -> None:
@@ -73,7 +75,7 @@ def run(study_file: StudyFile, processes: int) -> None:
         run_trials(study_file, lock, 0, seen)
     else:
         arguments = [(study_file, lock, worker, seen) for worker in range(processes)]
-        workers = [context.Process(target=run_trials, args=each) for each in arguments]
+        workers = [context.Process(target=_work, args=each) for each in arguments]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -81,6 +83,15 @@ def run(study_file: StudyFile, processes: int) -> None:
         if any(worker.exitcode for worker in workers):
             sys.exit(2)
     report(study, study_file)
+
+
+def _work(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> None:
+    """Run trials in a process of its own, and end with an error in one line."""
+    end_with_parent()
+    try:
+        run_trials(study_file, lock, worker, seen)
+    except SettingError as error:
+        _exit(error)
 
 
 def open_study(study_file: StudyFile, seed: int = 0) -> Study:
@@ -139,7 +150,6 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
         worker: number of this process.
         seen: number of trials when the sweep started, by which a continued sweep draws other settings than before.
     """
-    end_with_parent()
     study = open_study(study_file, worker + _MOST_WORKERS * seen)
     while (trial := next_trial(study, study_file, lock)) is not None:
         settings = study_file.suggest(trial)
@@ -227,11 +237,16 @@ def report(study: Study, study_file: StudyFile) -> None:
         shown = ", ".join(
             f"{name} {value:.4g}" for name, value in zip(study_file.objectives, _values(trial), strict=True)
         )
-        chosen = " ".join(f"--{name} {value}" for name, value in trial.params.items())
+        chosen = " ".join(as_argument(name, value) for name, value in trial.params.items())
         print(f"  trial {trial.number}: {shown}: {chosen}")
     if failed:
         print(f"Failed or stopped: {', '.join(failed)}")
     print(f"Trials: {path}")
+
+
+def _exit(error: Exception) -> NoReturn:
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.exit(2)
 
 
 def _values(trial: FrozenTrial) -> list[float]:
@@ -242,5 +257,4 @@ if __name__ == "__main__":
     try:
         main()
     except SettingError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        _exit(error)

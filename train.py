@@ -216,7 +216,7 @@ class RobustCLI(LightningCLI):
             )
             path = str(checkpoints.find_by_word(word, root, Path(folder)))
             checkpoints.check(path, path, resumes=self.subcommand == "fit")
-            self.config_init[self.subcommand].ckpt_path = path
+            self.config_init[self.subcommand].ckpt_path = self.results.found = path
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Build the trainer, without the checkpoint callback if ``trainer.enable_checkpointing`` is false."""
@@ -254,7 +254,10 @@ class RobustCLI(LightningCLI):
         self.trainer.export(**kwargs, config=self.results.config)
 
     def after_fit(self) -> None:
-        """Test the final weights if ``test_after_fit`` is set."""
+        """Test the final weights if ``test_after_fit`` is set, unless a signal came at the end of the training."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.Interruption):
+                callback.stop(self.trainer)
         if self.config[self.subcommand].test_after_fit:
             self.test(model=self.model, datamodule=self.datamodule)
 

@@ -14,6 +14,7 @@ from pytorch_lightning import Trainer
 from robust.errors import SettingError
 
 RECORDS = ("results.json", "predictions.csv")  # not config.yaml: it may be the user's, and is never replaced
+_OF_RUNS = ("results.json", "config.yaml")
 
 
 def log_folder(trainer: Trainer) -> Path:
@@ -33,7 +34,7 @@ def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
 
     Args:
         trainer: trainer of the run.
-        checkpoint: initial checkpoint of the run: a path, or Lightning's ``last``, ``best`` or ``hpc``.
+        checkpoint: path of the initial checkpoint of the run.
 
     Raises:
         SettingError: if the folder holds another run's record or checkpoints, or is not a folder.
@@ -48,15 +49,19 @@ def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
 
 def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
-    if checkpoint in ("last", "best", "hpc"):
-        return None  # Lightning looks for these in the folder itself
     functions = () if checkpoint is None else (Path.resolve, _normal)
-    if any(absolute(folder) in absolute(Path(checkpoint or "")).parents for absolute in functions):
+    if any(_owner(absolute(Path(checkpoint or "")), absolute(folder)) for absolute in functions):
         return None  # the checkpoint is in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():
             return name
     return next((f"checkpoints/{path.name}" for path in (folder / "checkpoints").glob("*.ckpt")), None)
+
+
+def _owner(checkpoint: Path, folder: Path) -> bool:
+    """Whether the folder is that of the run that wrote the checkpoint: no folder in between is of a run."""
+    between = checkpoint.parents[: checkpoint.parents.index(folder)] if folder in checkpoint.parents else ()
+    return folder in checkpoint.parents and not any((path / name).exists() for path in between for name in _OF_RUNS)
 
 
 def _normal(path: Path) -> Path:

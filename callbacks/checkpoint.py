@@ -135,7 +135,9 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint if it is among the best, and ``last.ckpt`` in any case."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self._should_save_on_train_epoch_end(trainer):
+        every = trainer.check_val_every_n_epoch
+        unvalidated = every is not None and (trainer.current_epoch + 1) % every != 0
+        if self._should_save_on_train_epoch_end(trainer) or unvalidated:
             self._save_last_of_epoch(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -79,8 +79,11 @@ class Interruption(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(getattr(callback, "stops_runs", False) for callback in callbacks):
-            return
+        if not any(getattr(callback, "stops_runs", False) for callback in callbacks):
+            self.stop(trainer)
+
+    def stop(self, trainer: Trainer) -> None:
+        """Raise an :class:`InterruptedRunError` if a signal came."""
         if signum := self.signal_on_any_rank(trainer):
             raise InterruptedRunError(signum)
 

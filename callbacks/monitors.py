@@ -118,6 +118,7 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
             uses.append(("EarlyStopping.monitor", callback.monitor, every))
         else:  # of a sweep, which reads them after the last epoch, where every evaluation runs
             uses += [("objectives", name, 0) for name in getattr(callback, "objectives", ())]
+            uses += [("objectives", name, every) for name in getattr(callback, "pruned", ())]
     return uses
 
 

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from callbacks._atomic import replacing
@@ -37,7 +38,8 @@ class Results(Callback):
     ``test-2``. A record has:
 
     - ``metrics``: value by name; ``robust.metric_names.registry`` has units and meanings
-    - ``method``, ``epochs``, ``seed``, ``command``, ``commit``, ``versions`` and ``device``
+    - ``method``, ``seed``, ``command``, ``commit``, ``versions`` and ``device``
+    - ``epochs`` of the run's own training; null if it had none
     - ``checkpoint``: path of the evaluated weights; null for the weights at the end of the run's own training
     - ``config``: all settings, and ``sources``: where the settings that are not defaults come from
     - ``class_names``: names of the classes; null if the data does not name them
@@ -56,6 +58,7 @@ class Results(Callback):
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
+        found: path of the checkpoint that ``ckpt_path`` names by a word such as ``last``; the command line sets it.
         sources: names of the settings that come from the ``command line``, a ``file`` or a ``checkpoint``; all others
             have their defaults.
     """
@@ -63,6 +66,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self.sources: dict[str, list[str]] = {}
+        self.found: str | None = None
         self._start, self._fitting, self._trained = 0.0, False, False
         self._folder = Path()
         self._own: set[Path] = set()
@@ -77,7 +81,7 @@ class Results(Callback):
         git_commit()  # cached, so that a long training records the code that it started with
         self._folder = log_folder(trainer)
         if self._folder not in self._own:
-            claim_folder(trainer, self.config.get("ckpt_path") or trainer.ckpt_path)
+            claim_folder(trainer, self._checkpoint(trainer))
         self._own.add(self._folder)
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,7 +120,10 @@ class Results(Callback):
         self._record(trainer, pl_module, "test", {"test": trainer.test_dataloaders})
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
-        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        evaluations = _evaluations(trainer)
+        outdated = {f"val/{name}" for each in evaluations for name in each.outdated} if stage == "fit" else ()
+        logged = sorted((name, value) for name, value in trainer.callback_metrics.items() if name not in outdated)
+        metrics = {name: float(value) for name, value in logged}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         sized = {name: loader for name, loader in first.items() if hasattr(getattr(loader, "dataset", None), "__len__")}
@@ -124,15 +131,17 @@ class Results(Callback):
         data = getattr(module, "data_module", None)
         # the first batches of a limited test are no random sample of all images
         drawn = "test" in sized and samples["test"] == getattr(data, "test_images", None)
-        intervals = _intervals(metrics, samples["test"], len(first["test"].dataset)) if drawn else {}
+        limited = {f"test/{name}" for each in evaluations if each.max_test_batches is not None for name in each.logged}
+        covered = {name: value for name, value in metrics.items() if name not in limited}
+        intervals = _intervals(covered, samples["test"], len(first["test"].dataset)) if drawn else {}
         if not trainer.is_global_zero:
             return
         record = {
             "metrics": metrics,
             "command": shlex.join(["python", *sys.argv]).replace(f"{Path.cwd()}/", ""),  # true on other machines too
             "method": type(module).__name__,
-            "epochs": trainer.current_epoch,
-            "checkpoint": None if self._trained else self.config.get("ckpt_path"),
+            "epochs": trainer.current_epoch if self._trained else None,
+            "checkpoint": None if self._trained else self._checkpoint(trainer),
             "seed": self._seed(module),
             "commit": git_commit(),
             "versions": {"python": platform.python_version(), **installed_versions()},
@@ -151,7 +160,12 @@ class Results(Callback):
             add_record(path, stage, record)
         self._print(f"Results of {stage} ({record['wall_time']:.0f} s)", metrics, intervals)
         if not is_dry(trainer):
-            Console().print(f"Written to {path}", soft_wrap=True)
+            Console().print(f"Written to {path}", soft_wrap=True, markup=False)
+
+    def _checkpoint(self, trainer: Trainer) -> str | None:
+        """The initial checkpoint as it was given, unless by a word such as ``last``: then its path."""
+        given = self.found or self.config.get("ckpt_path") or trainer.ckpt_path
+        return None if given is None else str(given)
 
     def _seed(self, module: LightningModule) -> Any:
         """The training's seed, which a resumed run and a test keep; without a training, that of the command."""
@@ -171,7 +185,7 @@ class Results(Callback):
             text = f"{value:.2%}" if info and info.unit == "fraction" else f"{value:.4g}"
             if name in intervals:
                 text += " [{:.1%}, {:.1%}]".format(*intervals[name])
-            table.add_row(f"{name} {arrow}".rstrip(), text, unit)
+            table.add_row(escape(f"{name} {arrow}".rstrip()), escape(text), unit)
         Console().print(table)
 
 
@@ -203,14 +217,18 @@ def _intervals(metrics: dict[str, float], count: int, total: int) -> dict[str, t
 
 def _of_evaluations(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """Outcomes and margins of single images, by metric, and the reasons why evaluations were left out, by name."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
+    evaluations = _evaluations(trainer)
     recorded = [evaluation.recorded for evaluation in evaluations]
     return {
         "outcomes": {name: value for images in recorded for name, value in images.outcomes.items()},
         "margins": {name: value for images in recorded for name, value in images.margins.items()},
         "skipped": {name: why for evaluation in evaluations for name, why in evaluation.skipped.items()},
     }
+
+
+def _evaluations(trainer: Trainer) -> list[Evaluation]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Evaluation)]
 
 
 def add_record(path: Path, stage: str, record: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class Job:
 
     def _common(self) -> list[str]:
         where = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
+        where += [f"--checkpoint.dirpath={self.checkpoint.parent}", "--checkpoint.save_last=true"]
         return [*where, "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
 
 
@@ -110,6 +111,7 @@ class Matrix:
             setattr(self, name, {str(run): parts for run, parts in given.items()})  # a name such as 0.1 is a number
         remedy = "give settings by their full names, such as trainer.max_epochs: 3"
         require(isinstance(self.settings, dict), "settings", self.settings, remedy)
+        require(bool(self.evaluation), "evaluation", self.evaluation, "give a config file, such as protocol.yaml")
         require(bool(self.runs), "runs", self.runs, "give at least one, such as mine: my_config.yaml")
         numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
         fits = numbers and len(self.seeds) == len(set(self.seeds)) > 0

@@ -28,6 +28,10 @@ class Pruning(Callback):
         TrialPruned: if the study's pruner stops the trial.
     """
 
+    def __init__(self) -> None:
+        running = current.get()
+        self.pruned = [] if running is None else running[1][:1]  # which every validation must log
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the metric."""
         running = current.get()

@@ -61,7 +61,8 @@ class StudyFile:
         fits = not self.grid() or self.count() <= len(self.grid())
         require(fits, "trials", self.trials, f"the choices have {len(self.grid())} combinations; leave trials out")
         fits = isinstance(self.seeds, list) and bool(self.seeds) and all(isinstance(seed, int) for seed in self.seeds)
-        require(fits, "seeds", self.seeds, "give a list of at least one whole number, such as [0, 1, 2]")
+        fits = fits and len(set(self.seeds)) == len(self.seeds)
+        require(fits, "seeds", self.seeds, "give a list of at least one whole number, all different, such as [0, 1, 2]")
         require(not self.prune or len(self.objectives) == 1, "prune", True, "give one objective, or do not prune")
 
     def count(self) -> int:
@@ -105,6 +106,8 @@ def _check_distribution(name: str, distribution: Any) -> None:
         require(fits, f"{name}.choice", values, "give numbers, strings, true, false or null; others by a config file")
         return
     numbers = all(isinstance(value, int | float) for value in values)
+    whole = kind != "integer" or all(isinstance(value, int) for value in values)
+    require(whole, f"{name}.integer", values, "give whole numbers, [low, high]")
     fits = numbers and len(values) == 2 and values[0] < values[1] and (kind != "log_uniform" or values[0] > 0)
     if not fits:
         raise SettingError(f"{name}.{kind}", values, "give [low, high], with 0 < low for log_uniform")

@@ -70,7 +70,7 @@ def _few(run: Run, stage: str) -> Iterator[str]:
 
 def _counts(run: Run, stage: str) -> dict[str, int]:
     """Number of images of the stage, and of each of its evaluations that used only some of them, by name."""
-    counts = [int(record["samples"][stage]) for record in run.evaluations if stage in (record.get("samples") or {})]
+    counts = [int(record["samples"][stage]) for record in run.records if stage in (record.get("samples") or {})]
     all_images = {stage: min(counts)} if counts else {}
     of_some = re.compile(f"{stage}/(attacked_samples|.*/samples)")
     return all_images | {
@@ -127,10 +127,12 @@ def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[s
     different = sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name])
     for what, names in (
         ("attacks", [name for name in different if name not in settings.PRECISION]),
-        ("evaluations", [name for name in different if name in settings.PRECISION]),
+        ("evaluations", [name for name in different if name in settings.PRECISION and name != settings.IMAGES]),
     ):
         if names:
             yield f"unequal {what}: other settings of {', '.join(names)} than most rows"
+    if settings.IMAGES in different:
+        yield f"other number of images than most rows: {every[settings.IMAGES]} against {usual[settings.IMAGES]}"
     expected = {name for name in usual if not name.startswith(settings.OTHER_EVALUATIONS)}
     if own and (absent := sorted(expected - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"
@@ -155,6 +157,10 @@ def _other_attacks(run: Run, stage: str) -> dict[str, str]:
         left_out = tuple(f"{name}." for name in record.get("skipped") or {})
         others = settings.other_attacks(config, stage, in_training=in_training)
         texts |= {name: text for name, text in others.items() if not name.startswith(left_out)}
+    if f"{stage}/accuracy/clean/noise_off" not in run.metrics:  # numbers of passes matter to networks with noise alone
+        texts = {name: text for name, text in texts.items() if not name.startswith("AdversarialEvaluation.")}
+    if (images := _counts(run, stage).get(stage)) is not None:
+        texts[settings.IMAGES] = str(images)
     return texts
 
 

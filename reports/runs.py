@@ -109,17 +109,26 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     runs: dict[tuple[Path, str], Run] = {}
     for file in dict.fromkeys(file for path in paths for file in _files(Path(path))):
         records = read_records(file)
-        trained = _folder(records.get("fit") or {})
-        for name, record in records.items():
+        trained = _folder(_training(records) or {})
+        resumed = max((index for index, name in enumerate(records) if name.startswith("fit-")), default=0)
+        for index, (name, record) in enumerate(records.items()):
             kind = name.partition("-")[0]
             owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record, trained)
+            if kind != "fit" and index < resumed and (owner, checkpoint) == (file, "last"):
+                continue  # it evaluated the weights before the training was resumed
             key = (owner.resolve(), checkpoint)
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)
-            training = read_records(owner).get("fit") if run.training is None and owner.is_file() else None
+            training = _training(read_records(owner)) if run.training is None and owner.is_file() else None
             if training is not None:
                 run.training = training | {"wall_time": _training_time(training)}
     return list(runs.values())
+
+
+def _training(records: dict[str, Record]) -> Record | None:
+    """The last record of a training; None if there is none."""
+    trainings = [record for name, record in records.items() if name.partition("-")[0] == "fit"]
+    return trainings[-1] if trainings else None
 
 
 def _files(path: Path) -> list[Path]:
@@ -173,9 +182,11 @@ def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]
     if given is None or given in ("last", "best", "hpc"):
         return file, given or "last"
     checkpoint = Path(given)
-    if folder is not None and checkpoint.is_relative_to(folder):
-        return file, checkpoint.stem
     trained = checkpoint.parent.parent / FILE
+    if folder is not None and checkpoint.is_relative_to(folder):
+        nested = _folder(_training(read_records(trained)) or {}) if trained.is_file() else None
+        if nested in (None, folder):
+            return file, checkpoint.stem
     if trained.is_file():
         return trained, checkpoint.stem
     return file, checkpoint.stem if checkpoint.stem != "last" else str(checkpoint)

@@ -33,13 +33,26 @@ _OWN_CALLBACKS = "callbacks."  # they observe a training; others may change it
 _OBSERVERS = {"ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "RichModelSummary", "DeviceStatsMonitor"}
 _OBSERVERS |= {"TQDMProgressBar", "RichProgressBar"}
 _TRAINING_DATA = ("batch_size", "augmentation")  # these do not matter in an evaluation
+IMAGES = "number of images"
 PRECISION = (  # how tight a bound or a distance is, not which attack runs
     "CertifiedEvaluation.verifier",
     "CertifiedEvaluation.methods",
     "CertifiedEvaluation.rounding_safe",
     "RobustnessScore.halvings",
+    "AdversarialEvaluation.num_samples",
+    "SampledRobustness.score",
+    "SampledRobustness.epsilons",
+    "SampledRobustness.seed",
+    IMAGES,
 )
-OTHER_EVALUATIONS = ("WeightedMinimaxEvaluation.", "CertifiedEvaluation.", "RobustnessScore.")  # see other_attacks
+OTHER_EVALUATIONS = (  # see other_attacks
+    "WeightedMinimaxEvaluation.",
+    "CertifiedEvaluation.",
+    "RobustnessScore.",
+    "AdversarialEvaluation.",
+    "SampledRobustness.",
+    IMAGES,
+)
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -132,6 +145,11 @@ def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: b
         values["CertifiedEvaluation.verifier"] = {n: v for n, v in verifier.items() if n != "training_precision"}
         values["CertifiedEvaluation.methods"] = given.get("methods")
         values["CertifiedEvaluation.rounding_safe"] = given.get("rounding_safe", True)
+    for given in _evaluations(config, "AdversarialEvaluation", in_training):  # of networks with noise
+        values["AdversarialEvaluation.gradient_samples"] = given.get("gradient_samples", 1)
+        values["AdversarialEvaluation.num_samples"] = given.get("num_samples", 1)
+    for given in _evaluations(config, "SampledRobustness", in_training):
+        values |= {f"SampledRobustness.{name}": given.get(name) for name in ("score", "epsilons", "seed")}
     for given in _evaluations(config, "RobustnessScore", in_training):
         values["RobustnessScore.attacks"] = given.get("attacks")
         values["RobustnessScore.halvings"] = given.get("halvings", 25)

@@ -80,6 +80,34 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
+def test_a_broken_result_is_named(matrix, tmp_path, capsys):
+    """Regression: it was a traceback."""
+    path = matrix(**ONE)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a_0.json").touch()
+    with pytest.raises(SystemExit) as end:
+        experiment.main([path])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("a_0.json'; it is no record of a run; delete it to run this again")
+
+
+def test_a_run_without_evaluation_is_refused(matrix, capsys):
+    """Regression: it was trained and never tested."""
+    with pytest.raises(SystemExit):
+        experiment.main([matrix(evaluation={})])
+    assert capsys.readouterr().err == "error: evaluation: got {}; give a config file, such as protocol.yaml\n"
+
+
+def test_checkpoints_are_where_the_test_reads_them(matrix, tmp_path, capsys):
+    """Regression: a config's checkpoint.dirpath put them elsewhere, all seeds in one folder."""
+    path = matrix(**ONE | {"runs": {"a": ["a.yaml", {"checkpoint.dirpath": "elsewhere"}]}})
+    assert ended(path, capsys)[0] == 0
+    own = f"--checkpoint.dirpath={tmp_path / 'logs' / 'a' / 'seed_0' / 'checkpoints'}"
+    fit = commands(tmp_path, "a_0")["fit"]
+    assert fit.index(own) > fit.index("--checkpoint.dirpath=elsewhere")
+
+
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_run_of_another_process_is_waited_for(finishes, matrix, tmp_path, capsys):
     """Its record counts; if it stops without one, the run goes on here."""

@@ -1,5 +1,6 @@
 """Runs that a limit or a signal stops inside an epoch resume as if they had not stopped."""
 
+import json
 import os
 import signal
 import time
@@ -112,6 +113,39 @@ def test_a_run_that_a_signal_stops_resumes_at_its_batch(whole, signum, batch, va
     assert_ends_equal(resumed, whole[0])
     name = "val/accuracy/clean"  # of the last validation, which is repeated
     assert results["metrics"][name] == whole[1]["metrics"][name]
+
+
+class SignalAfterValidation(Callback):
+    """Sends SIGTERM behind the last batch of the last validation, while its metrics are computed."""
+
+    def on_validation_epoch_end(self, trainer, *_):
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_at_the_end_of_the_training_stops_the_run_before_its_test(tmp_path):
+    """Regression: it was announced, but the test ran, and the status was 0."""
+    stop = [f"--trainer.callbacks+={__name__}.SignalAfterValidation", "--test_after_fit=true"]
+    with pytest.raises(InterruptedRunError) as end:
+        run("fit", [*SMALL, *stop], tmp_path)
+    assert end.value.code == 143
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["fit"], "the training has ended"
+
+
+class FailAt(Callback):
+    """Fails in an epoch, as a machine does."""
+
+    def on_train_epoch_start(self, trainer, *_):
+        if trainer.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+
+def test_epochs_without_validation_are_saved(tmp_path):
+    """Regression: a training that was killed before its first validation had no checkpoint."""
+    rare = ["--trainer.check_val_every_n_epoch=5", f"--trainer.callbacks+={__name__}.FailAt"]
+    with pytest.raises(RuntimeError, match="power cut"):
+        run("fit", [*SMALL, *rare], tmp_path)
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
 
 
 def test_a_stopped_run_saves_where_it_keeps_no_last_checkpoint(tmp_path):
@@ -287,9 +321,10 @@ def test_averaged_weights_resume_from_a_stop_in_a_validation(averaged, tmp_path)
     assert_ends_equal(end, averaged[0])
 
 
-def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, tmp_path):
+@pytest.mark.parametrize("rare", ["checkpoint.every_n_epochs", "trainer.check_val_every_n_epoch"])
+def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, rare, tmp_path):
     """Regression: the last checkpoint was written when the averages had replaced the weights."""
-    run("fit", [*EMA, "--checkpoint.every_n_epochs=2", "--trainer.max_epochs=3"], tmp_path / "first")
+    run("fit", [*EMA, f"--{rare}=2", "--trainer.max_epochs=3"], tmp_path / "first")
     end, _ = run("fit", [*EMA, f"--ckpt_path={last_checkpoint(tmp_path / 'first')}"], tmp_path / "end")
     assert_ends_equal(end, averaged[0])
 

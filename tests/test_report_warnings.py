@@ -80,8 +80,26 @@ def test_seeds_that_were_tested_on_other_numbers_of_images_are_named(tmp_path):
     for seed, count in enumerate((10000, 10000, 2000)):
         write_run(tmp_path / f"seed{seed}", "TRADES", seed, samples={"test": count})
     assert caveats(tmp_path)["TRADES"] == [
-        "unequal numbers of images: test of 2000 to 10000; the std is not over seeds alone"
+        "other number of images than most rows: 2000 against 10000",
+        "unequal numbers of images: test of 2000 to 10000; the std is not over seeds alone",
     ]
+
+
+def test_rows_of_other_numbers_of_images_are_named(tmp_path):
+    for name, method, count in (("a", "TRADES", 10000), ("b", "AdversarialTraining", 10000), ("c", "YOPO", 1280)):
+        write_run(tmp_path / name, method, samples={"test": count})
+    assert caveats(tmp_path)["YOPO"] == ["other number of images than most rows: 1280 against 10000"]
+    assert caveats(tmp_path)["TRADES"] == []
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_other_numbers_of_passes_of_networks_with_noise_are_named(tmp_path, stochastic):
+    for name, method, passes in (("a", "TRADES", 10), ("b", "MixedAdversarialTraining", 10), ("c", "Learn2Perturb", 1)):
+        metrics = {CLEAN: 0.9} | ({f"{CLEAN}/noise_off": 0.9} if stochastic else {})
+        evaluation = callback("AdversarialEvaluation", gradient_samples=passes)
+        write_run(tmp_path / name, method, metrics=metrics, callbacks=[evaluation])
+    expected = ["unequal attacks: other settings of AdversarialEvaluation.gradient_samples than most rows"]
+    assert caveats(tmp_path)["Learn2Perturb"] == (expected if stochastic else [])
 
 
 def test_a_score_of_few_images_is_named(tmp_path):

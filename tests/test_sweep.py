@@ -222,6 +222,36 @@ def test_an_objective_that_is_no_number_is_named(tmp_path, monkeypatch):
         sweep.main([write(tmp_path)])
 
 
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "sweep").touch()
+    with pytest.raises(
+        SettingError, match=r"folder: got '.*sweep'; it cannot be written \(File exists\); give another"
+    ):
+        sweep.main([write(tmp_path)])
+
+
+def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, monkeypatch, capsys):
+    def failing(*_):
+        raise SettingError("model.epsilon", -1, "give a size")
+
+    monkeypatch.setattr(sweep, "run_trials", failing)
+    with pytest.raises(SystemExit) as end:
+        sweep._work(read_study(write(tmp_path)), None, 0, 0)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: model.epsilon: got -1; give a size\n"
+
+
+@pytest.mark.thorough
+def test_a_pruner_needs_the_objective_of_every_validation(tmp_path):
+    """Regression: it compared values of earlier epochs."""
+    evaluation = {"class_path": "CertifiedEvaluation", "init_args": {"every_n_epochs": 2, "max_batches": 1}}
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"trainer.callbacks": [evaluation], "trainer.max_epochs": 2}))
+    study = {"config": ["small.yaml", "second.yaml"], "settings": {"model.attack.steps": {"choice": [1]}}}
+    study |= {"objectives": {"val/certified_accuracy/linf_0.1": "maximize"}, "trials": None, "seeds": [0]}
+    with pytest.raises(SettingError, match=r"objectives: .* it is logged only every 2 epochs"):
+        sweep.main([write(tmp_path, **study, prune=True)])
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_trials(tmp_path):
     sweep.main([write(tmp_path, seeds=[0], trials=4), "--processes=2"])
@@ -259,6 +289,8 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
             {"settings": {"a": {"log_uniform": [0, 1]}}},
             "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
         ),
+        ({"seeds": [1, 1]}, "seeds: got [1, 1]; give a list of at least one whole number, all different"),
+        ({"settings": {"a": {"integer": [0.5, 8]}}}, "settings.a.integer: got [0.5, 8]; give whole numbers"),
         ({"trials": 0}, "trials: got 0; give a whole number of at least 1"),
         (
             {"settings": {"model.epsilon": {"choice": [0, 1]}}, "trials": 3},

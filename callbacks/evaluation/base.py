@@ -75,6 +75,7 @@ class Evaluation(StageCallback, ABC):
         self._tried = False
         self.recorded = Outcomes()
         self.logged: set[str] = set()  # names of the stage's metrics
+        self._earlier: set[str] = set()
         self.reset()
 
     # -- methods that subclasses override ---------------------------------------------------------------------------
@@ -200,7 +201,13 @@ class Evaluation(StageCallback, ABC):
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Reset."""
         self.reset()
+        self._earlier |= self.logged
         self.recorded, self.logged = Outcomes(), set()
+
+    @property
+    def outdated(self) -> set[str]:
+        """Names of metrics that an earlier validation logged and the last one did not; Lightning keeps their values."""
+        return self._earlier - self.logged
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Batch, batch_idx: int) -> None:
         """Evaluate a batch."""

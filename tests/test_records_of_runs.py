@@ -1,0 +1,98 @@
+"""Records say which run, weights and images a figure is of; each test is of a figure that was of others."""
+
+import json
+
+import pytest
+
+import train
+from callbacks.evaluation.base import Evaluation
+from reports.runs import read_runs
+from robust.metrics import Accuracy
+from tests.recorded_runs import write_run
+from tests.small_run import SMALL
+from tests.testers import QUIET, error_of, last_checkpoint, run
+
+
+class Few(Evaluation):
+    """Logs the clean accuracy of the first batch."""
+
+    def __init__(self):
+        super().__init__(max_test_batches=1)
+
+    def evaluate(self, module, x, y):
+        self.update("accuracy/few", Accuracy, module(x).argmax(1) == y)
+
+
+ONE = "--trainer.max_epochs=1"
+FGSM = "attacks: {fgsm: {attack: {class_path: robust.attacks.FGSM}}}"
+
+
+def test_a_test_does_not_write_into_another_runs_folder(tmp_path, capsys):
+    """Regression: any folder above the checkpoint was accepted, and the report credited the test to its run."""
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    for folder in (outer, inner):
+        run("fit", [*SMALL, ONE], folder)
+    where = [*QUIET, f"--ckpt_path={last_checkpoint(inner)}", "--trainer.default_root_dir"]
+    error = error_of(["test", *SMALL[:1], *where, str(outer)], capsys)
+    assert error.startswith(f"trainer.default_root_dir: got '{outer}'; it holds results.json of another run")
+    train.main(["test", *SMALL[:1], "--trainer.callbacks=[]", *where, str(inner)])
+    records = json.loads((inner / "results.json").read_text())
+    assert (records["fit"]["epochs"], records["test"]["epochs"]) == (1, None)
+
+
+def test_last_is_the_checkpoint_that_lightning_finds(tmp_path, capsys):
+    """Regression: the word was accepted wherever the checkpoint was."""
+    run("fit", [*SMALL, ONE], tmp_path / "a")
+    run("fit", [*SMALL, ONE], tmp_path / "b")
+    settings = ["test", *SMALL[:1], "--trainer.callbacks=[]", *QUIET, "--ckpt_path=last"]
+    other = [f"--checkpoint.dirpath={tmp_path / 'a' / 'checkpoints'}", f"--trainer.default_root_dir={tmp_path / 'b'}"]
+    assert "it holds results.json of another run" in error_of([*settings, *other], capsys)
+    train.main([*settings, f"--trainer.default_root_dir={tmp_path / 'b'}"])
+    record = json.loads((tmp_path / "b" / "results.json").read_text())["test"]
+    assert record["checkpoint"] == str(last_checkpoint(tmp_path / "b"))
+
+
+def test_tests_before_a_resumed_training_are_not_of_its_weights(tmp_path):
+    """Regression: they were shown beside the resumed training's settings and cost."""
+    path = write_run(tmp_path / "run", metrics={"test/accuracy/clean": 0.1}) / "results.json"
+    records = json.loads(path.read_text())
+    resumed = records["fit"] | {"metrics": {"val/accuracy/clean": 0.9}}
+    path.write_text(json.dumps(records | {"fit-2": resumed}))
+    (resumed_run,) = read_runs([tmp_path])
+    assert resumed_run.metrics == {"val/accuracy/clean": 0.9}
+    assert resumed_run.evaluations == []
+    path.write_text(json.dumps(records | {"fit-2": resumed, "test-2": records["test"]}))
+    (tested,) = read_runs([tmp_path])
+    assert tested.metrics == {"val/accuracy/clean": 0.9, "test/accuracy/clean": 0.1}
+
+
+def test_a_trainings_record_has_the_metrics_of_its_last_validation(tmp_path):
+    """Regression: those of an evaluation two epochs before stood beside them."""
+    evaluation = (
+        f"--trainer.callbacks=[{{class_path: AdversarialEvaluation, init_args: {{every_n_epochs: 2, {FGSM}}}}}]"
+    )
+    for steps, attacked in ((9, False), (6, True)):  # epochs have 3 steps
+        folder = tmp_path / str(steps)
+        run("fit", [*SMALL, evaluation, f"--trainer.max_steps={steps}"], folder)
+        metrics = json.loads((folder / "results.json").read_text())["fit"]["metrics"]
+        assert "val/accuracy/clean" in metrics
+        assert ("val/accuracy/union" in metrics) == attacked
+
+
+def test_intervals_are_of_metrics_on_all_tested_images(tmp_path):
+    """Regression: the accuracy of 10 images had the interval of 250."""
+    run("fit", [*SMALL, ONE], tmp_path)
+    few = f"--trainer.callbacks={__name__}.Few"
+    data = ["--data.test_images=250", "--data.eval_batch_size=10"]
+    where = [*QUIET, f"--ckpt_path={last_checkpoint(tmp_path)}", f"--trainer.default_root_dir={tmp_path}"]
+    train.main(["test", *SMALL[:1], few, *data, *where])
+    record = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert "test/accuracy/few" in record["metrics"]
+    assert list(record["intervals"]) == ["test/accuracy/clean"]
+
+
+@pytest.mark.parametrize("name", ["run [v2]", "x[/b]"])
+def test_brackets_in_a_folders_name_are_printed(name, tmp_path, capsys):
+    """Regression: they were markup; the second ended the run with a traceback."""
+    run("fit", [*SMALL, ONE], tmp_path / name)
+    assert f"{name}/results.json" in capsys.readouterr().out.replace("\n", "")
