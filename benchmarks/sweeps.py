@@ -2,7 +2,8 @@
 
     uv run benchmarks/sweeps.py configs/sweeps/r2_weight.yaml [--out FILE]
 
-Settings with one value in all trials are left out. Commit and processor are those of the first trial's training.
+Settings with one value in all trials are left out. Commit and processor are those of the first trial's training. If
+``train.py validate`` has measured the trainings on more validation images, their clean accuracy is a column.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def rows(study: StudyFile, trials: list[dict[str, Any]]) -> list[dict[str, str]]
     return [
         {name.rsplit(".", 1)[-1]: f"{trial['settings'][name]:.3g}" for name in varied}
         | {title(name): cell(name, column) for name, column in columns(study, trial)}
+        | validated(study, trial)
         | {"on the front": "yes" if trial["best"] else ""}
         for trial in ordered
     ]
@@ -58,6 +60,16 @@ def rows(study: StudyFile, trials: list[dict[str, Any]]) -> list[dict[str, str]]
 def columns(study: StudyFile, trial: dict[str, Any]) -> list[tuple[str, list[float]]]:
     """Each objective and its values by seed."""
     return list(zip(study.objectives, map(list, zip(*trial["by_seed"], strict=True)), strict=True))
+
+
+def validated(study: StudyFile, trial: dict[str, Any]) -> dict[str, str]:
+    """The clean accuracy by ``train.py validate`` in the folders of the trial's trainings, if all have one."""
+    folder = Path(study.folder) / f"trial_{trial['trial']}"
+    records = [json.loads((folder / f"seed_{seed}" / "results.json").read_text()) for seed in study.seeds]
+    if not all("validate" in record for record in records):
+        return {}
+    values = [record["validate"]["metrics"]["val/accuracy/clean"] for record in records]
+    return {f"clean of {records[0]['validate']['samples']['val']}, %": cell("accuracy", values)}
 
 
 def title(name: str) -> str:

@@ -124,10 +124,13 @@ def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypat
     settings = {"model.lr": {"choice": [0.1, 0.2]}, "trainer.max_epochs": {"choice": [3]}}
     study = {"config": "a.yaml", "settings": settings, "objectives": {"val/accuracy/clean": "maximize"}}
     Path("study.yaml").write_text(yaml.safe_dump(study | {"folder": "logs", "seeds": [4, 5]}))
-    run = Path("logs/trial_0/seed_4")
-    run.mkdir(parents=True)
     fit = {"commit": "abc", "device": "1 x AMD EPYC, 1 threads", "versions": {"torch": "2"}}
-    (run / "results.json").write_text(json.dumps({"fit": fit}))
+    validate = {"metrics": {"val/accuracy/clean": 0.75}, "samples": {"val": 5000}}
+    for trial in (0, 1):
+        for seed in (4, 5):
+            path = Path(f"logs/trial_{trial}/seed_{seed}/results.json")
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"fit": fit} | ({"validate": validate} if trial == 1 else {})))
     trials = [
         {
             "trial": number,
@@ -147,7 +150,7 @@ def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypat
         "hardware": "AMD EPYC, 1 thread",
         "versions": {"torch": "2"},
         "rows": [
-            {"lr": "0.2", "clean, %": "90.0 ± 0.0", "on the front": "yes"},
+            {"lr": "0.2", "clean, %": "90.0 ± 0.0", "clean of 5000, %": "75.0 ± 0.0", "on the front": "yes"},
             {"lr": "0.1", "clean, %": "51.0 ± 1.4", "on the front": ""},
         ],
     }
