@@ -46,7 +46,7 @@ def attacking(
     check_label_shape(y, len(x))
     with attack_mode(network, mode), fast_image_gradients(network), checked_before(), part():
         x, y = x.clone(), y.to(torch.int64, copy=True)  # tensors of inference mode cannot enter a graph
-        checked = Checked(network, y, certain=num_samples == 1 and not has_noise(network))
+        checked = Checked(network, y, certain=num_samples == 1 and not (has_noise(network) or _drops(network)))
         yield checked, x, y
         checked.finish()
 
@@ -54,6 +54,12 @@ def attacking(
 def has_noise(network: nn.Module) -> bool:
     """Whether passes of an image differ: by its noise, or because a method's class says so (``stochastic``)."""
     return getattr(network, "stochastic", False) or any(source.enabled for source in noise_sources(network))
+
+
+def _drops(network: nn.Module) -> bool:
+    """Whether a module draws at random, as dropout does in the modes ``keep`` and ``frozen`` of a training."""
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
+    return any(isinstance(module, kinds) and module.training for module in network.modules())
 
 
 class Checked(nn.Module):

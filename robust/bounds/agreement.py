@@ -40,7 +40,9 @@ def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Gra
     """
     seen = _COMPARED.get(network)
     structure, states = _structure(network, like), attributes(network)
-    if seen is None or not seen.holds(structure, states, _versions(network) if weights_too else None):
+    # nothing notes each change of a weight that a pass takes as a number: one through ``data``, one in a training
+    held = seen is not None and not seen.recording.reads_weights
+    if seen is None or not held or not seen.holds(structure, states, _versions(network) if weights_too else None):
         recording = _recorded(network, like)
         _COMPARED[network] = seen = Seen.of(network, like, recording, states)
     return bind(seen.recording, network, like.dtype)
@@ -100,6 +102,7 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
             remedy = f"its operations differ from one pass to the next; {REMEDY}"
             raise UnsupportedLayerError("network", type(network).__name__, remedy)
         _compare(network, bind(recording, network, dtype), values, others)
+        _require_precise(network, again, values, dtype)
         _require_alone(network, logits, others)
     return recording
 
@@ -113,6 +116,14 @@ def _compare(network: nn.Module, graph: Graph, values: list[Tensor], images: Ten
         tolerance = 1e-3 * (1 + given.abs().amax()) if error is None else 2 * error
         if given.shape != interval.center.shape or bool(((given - interval.center).abs() > tolerance).any()):
             raise node.call.error(network, "its forward pass computes something else than its bound (a hook?)")
+
+
+def _require_precise(network: nn.Module, recording: Recording, values: list[Tensor], dtype: torch.dtype) -> None:
+    """Raise if a value on which the logits depend has a lower precision than the bounds."""
+    for index in recording.needed:
+        call, given = recording.calls[index], values[index].dtype
+        if call.dynamic and (not given.is_floating_point or torch.finfo(given).eps > torch.finfo(dtype).eps):
+            raise call.error(network, f"its result has the lower precision {given}")
 
 
 def _require_alone(network: nn.Module, logits: Tensor, images: Tensor) -> None:

@@ -41,7 +41,7 @@ def _exact(graph: Graph) -> set[int]:
     for value, (operation, inputs, *_) in enumerate(graph.nodes, 1):
         if isinstance(operation, Affine) and boxes.issuperset(inputs) and len(inputs) == 1:
             exact.add(value)
-            boxes |= {value} if isinstance(operation, (Scale, Reshape)) else set()
+            boxes |= {value} if isinstance(operation, (Scale, Reshape)) and operation.diagonal else set()
     return exact
 
 

@@ -90,11 +90,15 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """All calls, the tensor that is the network's result, and the shape of an image."""
+    """All calls, the tensor that is the network's result, and the shape of an image.
+
+    ``reads_weights`` says whether the pass took a weight as a number, on which its calls may depend.
+    """
 
     calls: list[Call]
     result: Ref
     image_shape: torch.Size
+    reads_weights: bool = False
 
     @cached_property
     def needed(self) -> dict[int, list[Ref]]:
@@ -130,7 +134,7 @@ def record(network: nn.Module, images: Tensor) -> tuple[Recording, list[Tensor]]
         raise UnsupportedLayerError("network", type(network).__name__, remedy)
     if recorder.changed(result):
         raise UnsupportedLayerError("network", type(network).__name__, f"{CHANGED}; {REMEDY}")
-    return Recording(recorder.calls, reference, images.shape[1:]), recorder.values
+    return Recording(recorder.calls, reference, images.shape[1:], recorder.reads_weights), recorder.values
 
 
 class _Recorder(TorchFunctionMode):
@@ -144,6 +148,7 @@ class _Recorder(TorchFunctionMode):
         self._kept = [images]
         self._versions = {id(images): version(images)}
         self._layers, self._paused, self._batch = [""], False, len(images)
+        self.reads_weights = False
 
     def ref(self, value: object) -> Ref | None:
         """The reference to a known tensor; None for a constant and for anything else."""
@@ -203,6 +208,7 @@ class _Recorder(TorchFunctionMode):
         if dynamic and getattr(function, "__name__", "") in READERS:
             reason = "the network's operations must not depend on an image's values"
             raise self._refusal(function, reason)
+        self.reads_weights |= getattr(function, "__name__", "") in READERS
 
     def _refusal(self, function: Callable[..., Any] | str, reason: str) -> UnsupportedLayerError:
         call = function if isinstance(function, str) else name_of(function)

@@ -113,7 +113,7 @@ def _by_decision(
     decision: Decision,
 ) -> Verdicts:
     certified, refused = decision
-    again = ~certified & ~refused & (bound_precision(network) != torch.float64)
+    again = ~certified & ~refused & (x.dtype != torch.float64)
 
     def in_float64(box: Region, labels: Tensor) -> Tensor:
         precise = verifier.decide(network, box, labels)
@@ -132,7 +132,7 @@ def _by_range(
 ) -> Verdicts:
     low, high = ends
     certified = (low > 0).all(1)
-    again = ~certified & (high > 0).all(1) & (bound_precision(network) != torch.float64)
+    again = ~certified & (high > 0).all(1) & (x.dtype != torch.float64)
     verdicts = Verdicts(certified, again, low.amin(1))
     return _recomputed(verdicts, partial(_certified_precisely, verifier, network), threat_model, x, y)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.bounds.operations.activation import Activation
-from robust.bounds.operations.base import Interval  # noqa: F401  (in examples)
+from robust.bounds.operations.base import Arithmetic, Interval
 from robust.bounds.operations.piecewise import Abs, Clamp, Hardsigmoid, LeakyReLU
 from robust.bounds.operations.powers import Square
 from robust.bounds.operations.registry import Operand, UnboundedError, register
@@ -209,13 +209,27 @@ class Softplus(Activation):
 
     pieces, lipschitz = ((-math.inf, math.inf, 1),), 1.0
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float, threshold: float = 20.0) -> None:
         if beta <= 0:
             raise UnboundedError("give a positive beta")
-        self.beta = beta
+        if threshold < 20:
+            raise UnboundedError("give a threshold of at least 20: PyTorch's function falls at a lower one")
+        self.beta, self._fall = beta, math.log1p(math.exp(-threshold)) / beta  # PyTorch gives h above the threshold
+
+    def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
+        """As of every activation, and the fall of PyTorch's function at its threshold."""
+        error = super().error(inputs, errors, arithmetic)
+        return None if error is None else error + self._fall
+
+    def row_error(
+        self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
+    ) -> Tensor | None:
+        """As of every activation, and the fall."""
+        error = super().row_error(inputs, errors, arithmetic)
+        return None if error is None else error + self._fall
 
     def value(self, x: Tensor) -> Tensor:
-        """f, without PyTorch's threshold, which is within rounding."""
+        """f, without PyTorch's threshold."""
         scaled = torch.logaddexp(self.beta * x, torch.zeros_like(x))
         return scaled / self.beta
 
@@ -282,7 +296,7 @@ def _elu(x: Operand, alpha: float = 1.0, inplace: bool = False) -> ELU:
 
 @register("softplus")
 def _softplus(x: Operand, beta: float = 1, threshold: float = 20) -> Softplus:
-    return Softplus(beta)
+    return Softplus(beta, threshold)
 
 
 @register("relu6")

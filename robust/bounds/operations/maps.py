@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.bounds.operations.base import Affine
-from robust.bounds.operations.registry import Operand, UnboundedError, register
+from robust.bounds.operations.registry import Operand, UnboundedError, name_of, register
 from robust.convolution import pair
 
 
@@ -99,21 +99,45 @@ def _reshape(x: Operand, *shape: Any, **named: Any) -> Reshape:
 
 
 @register("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "requires_grad")
-@register("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "identity")
+@register("identity")
 def _identity(x: Operand, *arguments: Any, **named: Any) -> None:
-    """The identity in evaluation mode; the comparison of values finds a change of precision and noise."""
+    """The identity; a lower precision is refused where values are compared."""
+
+
+def _dropout(x: Operand, p: float = 0.5, training: bool = True, inplace: bool = False) -> None:
+    """The identity in evaluation mode."""
+    if training and p > 0:
+        raise UnboundedError("it drops activations in evaluation mode, too; pass training=self.training")
+
+
+register("dropout", "dropout1d", "dropout2d", "dropout3d")(_dropout)
+
+
+@register("alpha_dropout", "feature_alpha_dropout")
+def _alpha_dropout(x: Operand, p: float = 0.5, training: bool = False, inplace: bool = False) -> None:
+    _dropout(x, p, training)
 
 
 def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = None, **named: Any) -> LinearMap:
-    """A function that moves the values of its first argument, or picks some."""
-    _, *rest = arguments
+    """A function that moves the values of its first argument, or picks some, perhaps several times."""
+    x, *rest = arguments
 
     def moved(h: Tensor) -> Tensor:
         result = function(h, *rest, **named)
         moved: Tensor = result if part is None else result[part]
         return moved
 
-    return LinearMap(moved)
+    # the coefficients of a value's copies are added up
+    return LinearMap(moved, _copies(name_of(function), x, rest, named))
+
+
+def _copies(name: str, x: Operand, arguments: list[Any], named: dict[str, Any]) -> int:
+    """The number of times that a value can be in the result, at most; 0 if each is there once at most."""
+    if name in ("expand", "repeat", "repeat_interleave", "tile"):
+        return math.prod(x.output)
+    chosen = [part for each in (*arguments, *named.values()) for part in (each if isinstance(each, tuple) else (each,))]
+    by_indices = name in ("getitem", "index_select") and any(isinstance(part, Tensor | list) for part in chosen)
+    return math.prod(x.output) if by_indices else 0
 
 
 MOVES = (
@@ -140,8 +164,10 @@ def _cat(tensors: Any, dim: int = 0) -> LinearMap:
 def _pad(x: Operand, pad: Any, mode: str = "constant", value: float | None = None) -> LinearMap:
     if mode == "constant" and value:
         raise UnboundedError("it pads with another value than 0")
-    # a value is copied to three places at most
-    return LinearMap(lambda h: F.pad(h, pad, mode), terms=4, diagonal=mode == "constant")
+    copies = math.prod(1 + max(sides) for sides in zip(pad[::2], pad[1::2], strict=True))  # replicated into a corner
+    copies = max(copies, 3 ** (len(pad) // 2))  # reflected: three places along each axis
+    terms = 1 if mode == "constant" else copies + 1
+    return LinearMap(lambda h: F.pad(h, pad, mode), terms, diagonal=mode == "constant")
 
 
 def _reduced(function: Callable[..., Tensor], x: Operand, *arguments: Any, **named: Any) -> LinearMap:
