@@ -280,7 +280,7 @@ def test_an_error_that_names_an_argument_gets_its_path(name, value, expected):
     assert str(with_path(SettingError(name, value, "remedy"), config)) == expected
 
 
-@pytest.mark.parametrize("method", ["standard_training", "instance_adaptive_training", "wasserstein_autoencoder"])
+@pytest.mark.parametrize("method", ["standard_training", "wasserstein_autoencoder"])
 def test_a_ramp_of_a_training_without_epsilon_is_an_error(method, tmp_path, capsys):
     arguments = ["fit", f"--config={CONFIGS / method / 'digits.yaml'}", "--epsilon_schedule.shape=linear"]
     name = method.title().replace("_", "")
