@@ -286,3 +286,14 @@ def test_bounds_are_decimals_without_exponent(tmp_path):
     assert np.array_equal(VNNLIB(tmp_path / "property.vnnlib").lower, x.flatten().numpy())
     write_instances(tmp_path / "instances.csv", [])
     assert (tmp_path / "instances.csv").read_text() == ""
+
+
+def test_a_written_box_contains_one_of_float64(tmp_path):
+    """Regression: its ends were rounded to the nearest float32."""
+    ends = torch.rand(2, 1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).sort(0).values
+    write_property(tmp_path / "property.vnnlib", Box(ends[0], ends[1]), 0, 2)
+    read = VNNLIB(tmp_path / "property.vnnlib")
+    lower, upper = (torch.from_numpy(np.asarray(end, np.float32)).double() for end in (read.lower, read.upper))
+    assert (lower <= ends[0].flatten()).all()
+    assert (upper >= ends[1].flatten()).all()
+    assert (ends[0].flatten() - lower).max() < 1e-7

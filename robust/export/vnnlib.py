@@ -51,7 +51,9 @@ def write_property(path: str | Path, box: Box, label: int, num_classes: int, com
     require(lower.shape == upper.shape and len(lower) == 1, "box", tuple(lower.shape), "give a box of one image")
     require(bool((lower <= upper).all()), "box", "lower above upper", "give a box with lower <= upper")
     require(0 <= label < num_classes, "label", label, f"give a class in [0, {num_classes})")
-    bounds = [(_decimal(low), _decimal(high)) for low, high in zip(_flat(lower), _flat(upper), strict=True)]
+    bounds = [
+        (_decimal(low), _decimal(high)) for low, high in zip(_flat(lower, -np.inf), _flat(upper, np.inf), strict=True)
+    ]
     others = [k for k in range(num_classes) if k != label]
     lines = [
         *(f"; {line}" for line in comment.splitlines()),
@@ -71,8 +73,12 @@ def write_instances(path: str | Path, properties: Iterable[Property]) -> None:
         csv.writer(file, lineterminator="\n").writerows(properties)
 
 
-def _flat(image: Tensor) -> np.ndarray:  # type: ignore[type-arg]
-    return image.detach().cpu().float().flatten().numpy()
+def _flat(ends: Tensor, outwards: float) -> np.ndarray:  # type: ignore[type-arg]
+    """The ends in float32; those of float64 are rounded outwards, so that the written box contains the given one."""
+    exact = ends.detach().cpu().flatten().double().numpy()
+    single = exact.astype(np.float32)
+    inside = single.astype(np.float64) > exact if outwards < 0 else single.astype(np.float64) < exact
+    return np.where(inside, np.nextafter(single, np.float32(outwards)), single)
 
 
 def _decimal(value: np.float32) -> str:
