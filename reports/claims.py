@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reports.comparison import FEWEST_SEEDS, Difference, between, holm
+from reports.comparison import FEWEST_SEEDS, Difference, between, holm, shown_p
 from reports.rows import Row, Value
 from reports.runs import read_runs
 from robust.errors import SettingError, require
@@ -87,7 +87,7 @@ def _decision(expected: str, difference: Difference, seeds: int) -> str:
     """Whether the difference agrees with the paper's, in words."""
     if difference.p is None or difference.networks_only:
         return f"not decided: {'no variance' if seeds >= FEWEST_SEEDS else f'fewer than {FEWEST_SEEDS} seeds'}"
-    how = f"p = {difference.p:.2g}, {seeds} seeds"
+    how = f"p = {shown_p(difference.p)}, {seeds} seeds"
     if not difference.exceeds_chance:
         return f"{'no difference found' if expected == 'equal' else 'not decided: within chance'} ({how})"
     agrees = (difference.value > 0) == (expected == "higher") and expected != "equal"

@@ -19,6 +19,16 @@ PAIRED = "the paired t-test over seeds"
 NO_VARIANCE = "the seeds of each row have no variance, which a t-test needs"
 
 
+def shown_p(p: float) -> str:
+    """A p-value with two digits, or as many as tell it from the level.
+
+    >>> shown_p(0.0123), shown_p(0.04987), shown_p(0.05004)
+    ('0.012', '0.0499', '0.05004')
+    """
+    digits = next(digits for digits in range(2, 18) if float(f"{p:.{digits}g}") != LEVEL or p == LEVEL)
+    return f"{p:.{digits}g}"
+
+
 @dataclass(frozen=True)
 class Difference:
     """A row's metric minus the baseline's.
@@ -48,7 +58,7 @@ class Difference:
         if self.p is None:
             return f"not tested: {self.untested}"
         verdict, test = self.verdict
-        return f"{verdict} (p = {self.p:.2g}, {test})"
+        return f"{verdict} (p = {shown_p(self.p)}, {test})"
 
     @property
     def verdict(self) -> tuple[str, str]:

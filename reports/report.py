@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from reports.caveats import add_caveats
-from reports.comparison import Difference, compare
+from reports.comparison import Difference, compare, shown_p
 from reports.rows import Row, columns, group, is_detail
 from reports.runs import read_runs
 from robust.errors import SettingError
@@ -45,7 +45,7 @@ class Report:
         for name, _ in self.columns:
             difference = self.differences[name].get(index)
             if difference is not None and difference.p is not None and not is_detail(name):
-                by_test.setdefault(difference.verdict, []).append(f"{self.short(name)} (p = {difference.p:.2g})")
+                by_test.setdefault(difference.verdict, []).append(f"{self.short(name)} (p = {shown_p(difference.p)})")
         for (verdict, test), metrics in by_test.items():
             yield f"{verdict[0].upper()}{verdict[1:]} by {test}: {', '.join(metrics)}"
 
