@@ -53,14 +53,16 @@ def main(args: list[str] | None = None) -> None:
     folder = Path(study_file.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "sweep.lock").touch()
+    except OSError as error:
+        reason = f"it cannot be written ({error.strerror}); give another folder"
+        raise SettingError("folder", study_file.folder, reason) from None
+    try:
         with FileLock(folder / "sweep.lock", timeout=0):
             run(study_file, given.processes)
     except Timeout:
         remedy = "another process runs a sweep in it; wait for its end, or give another folder"
         raise SettingError("folder", study_file.folder, remedy) from None
-    except OSError as error:
-        reason = f"it cannot be written ({error.strerror}); give another folder"
-        raise SettingError("folder", study_file.folder, reason) from None
 
 
 def run(study_file: StudyFile, processes: int) -> None:

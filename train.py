@@ -216,7 +216,7 @@ class RobustCLI(LightningCLI):
             )
             path = str(checkpoints.find_by_word(word, root, Path(folder)))
             checkpoints.check(path, path, resumes=self.subcommand == "fit")
-            self.config_init[self.subcommand].ckpt_path = self.results.found = path
+            self.config_init[self.subcommand].ckpt_path = self.results.initial_checkpoint = path
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Build the trainer, without the checkpoint callback if ``trainer.enable_checkpointing`` is false."""

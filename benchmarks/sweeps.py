@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path, help="YAML file of the sweep")
     parser.add_argument("--out", type=Path, help="file; results/benchmarks/sweep_NAME.json by default")
     given = parser.parse_args(arguments)
-    study, folder = read_study(str(given.study)), Path(read_study(str(given.study)).folder)
+    study = read_study(str(given.study))
+    folder = Path(study.folder)
     path = folder / "trials.json"
     require(path.is_file(), "study", str(given.study), f"there is no {path}; run sweep.py {given.study} to its end")
     trials = [trial for trial in json.loads(path.read_text()) if trial["state"] == "complete"]

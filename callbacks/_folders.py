@@ -50,7 +50,7 @@ def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
 def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
     functions = () if checkpoint is None else (Path.resolve, _normal)
-    if any(_owner(absolute(Path(checkpoint or "")), absolute(folder)) for absolute in functions):
+    if any(_is_of_run(absolute(Path(checkpoint or "")), absolute(folder)) for absolute in functions):
         return None  # the checkpoint is in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():
@@ -58,7 +58,7 @@ def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     return next((f"checkpoints/{path.name}" for path in (folder / "checkpoints").glob("*.ckpt")), None)
 
 
-def _owner(checkpoint: Path, folder: Path) -> bool:
+def _is_of_run(checkpoint: Path, folder: Path) -> bool:
     """Whether the folder is that of the run that wrote the checkpoint: no folder in between is of a run."""
     between = checkpoint.parents[: checkpoint.parents.index(folder)] if folder in checkpoint.parents else ()
     return folder in checkpoint.parents and not any((path / name).exists() for path in between for name in _OF_RUNS)

@@ -58,7 +58,8 @@ class Results(Callback):
 
     Attributes:
         config: the run's settings as plain data; the command line sets it.
-        found: path of the checkpoint that ``ckpt_path`` names by a word such as ``last``; the command line sets it.
+        initial_checkpoint: path of the checkpoint that ``ckpt_path`` names by a word such as ``last``; the command line
+            sets it.
         sources: names of the settings that come from the ``command line``, a ``file`` or a ``checkpoint``; all others
             have their defaults.
     """
@@ -66,7 +67,7 @@ class Results(Callback):
     def __init__(self) -> None:
         self.config: dict[str, Any] = {}
         self.sources: dict[str, list[str]] = {}
-        self.found: str | None = None
+        self.initial_checkpoint: str | None = None
         self._start, self._fitting, self._trained = 0.0, False, False
         self._folder = Path()
         self._own: set[Path] = set()
@@ -164,7 +165,7 @@ class Results(Callback):
 
     def _checkpoint(self, trainer: Trainer) -> str | None:
         """The initial checkpoint as it was given, unless by a word such as ``last``: then its path."""
-        given = self.found or self.config.get("ckpt_path") or trainer.ckpt_path
+        given = self.initial_checkpoint or self.config.get("ckpt_path") or trainer.ckpt_path
         return None if given is None else str(given)
 
     def _seed(self, module: LightningModule) -> Any:

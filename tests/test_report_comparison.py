@@ -37,9 +37,9 @@ def test_two_networks_are_compared_on_the_same_images(tmp_path, images, p):
     first, second = [1] * 8 + [1, 0], [0] * 8 + [1, 0]
     write_run(tmp_path / "a", "TRADES", metrics={CLEAN: 0.9}, outcomes={CLEAN: outcomes(first)})
     write_run(tmp_path / "b", "MSD", metrics={CLEAN: 0.1}, outcomes={CLEAN: outcomes(second, images)})
-    found = rows(tmp_path)["MSD"]["metrics"][CLEAN]
-    assert found["p"] == (None if p is None else pytest.approx(p))
-    assert found["test"].startswith("McNemar" if p else "")
+    recorded = rows(tmp_path)["MSD"]["metrics"][CLEAN]
+    assert recorded["p"] == (None if p is None else pytest.approx(p))
+    assert recorded["test"].startswith("McNemar" if p else "")
 
 
 def test_equal_numbers_of_images_of_other_data_are_not_the_same_images(tmp_path):
@@ -67,5 +67,5 @@ def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
     write_run(tmp_path / "a", "TRADES", outcomes={CLEAN: outcomes([1] * 10)})
     for index, method in enumerate(("MSD", "MNGAC")):
         write_run(tmp_path / f"b{index}", method, outcomes={CLEAN: outcomes([0] * 8 + [1] * 2)})
-    found = rows(tmp_path, "--baseline", "TRADES")
-    assert [found[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)
+    recorded = rows(tmp_path, "--baseline", "TRADES")
+    assert [recorded[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)

@@ -130,6 +130,7 @@ class APGD:
             return climb.run(threat_model.sample(x), self.steps)
         start = x + randn_like(x)
         for fraction, multiple in _RADII_OF_L1:
+            # 1e6 is the largest radius of a ball
             wide = ball("l1", min(multiple * float(threat_model.radius), 1e6))
             climb = _Climb(network, wide, x, y, loss, self.num_samples)
             steps = max(round(fraction * self.steps), 1)

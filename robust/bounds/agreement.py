@@ -41,8 +41,8 @@ def checked_graph(network: nn.Module, like: Tensor, *, weights_too: bool) -> Gra
     seen = _COMPARED.get(network)
     structure, states = _structure(network, like), attributes(network)
     # nothing notes each change of a weight that a pass takes as a number: one through ``data``, one in a training
-    held = seen is not None and not seen.recording.reads_weights
-    if seen is None or not held or not seen.holds(structure, states, _versions(network) if weights_too else None):
+    versions = _versions(network) if weights_too else None
+    if seen is None or seen.recording.reads_weights or not seen.holds(structure, states, versions):
         recording = _recorded(network, like)
         _COMPARED[network] = seen = Seen.of(network, like, recording, states)
     return bind(seen.recording, network, like.dtype)

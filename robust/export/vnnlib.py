@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robust.checks import check_images
@@ -73,7 +74,7 @@ def write_instances(path: str | Path, properties: Iterable[Property]) -> None:
         csv.writer(file, lineterminator="\n").writerows(properties)
 
 
-def _flat(ends: Tensor, outwards: float) -> np.ndarray:  # type: ignore[type-arg]
+def _flat(ends: Tensor, outwards: float) -> NDArray[np.float32]:
     """The ends in float32; those of float64 are rounded outwards, so that the written box contains the given one."""
     exact = ends.detach().cpu().flatten().double().numpy()
     single = exact.astype(np.float32)

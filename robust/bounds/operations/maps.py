@@ -164,10 +164,9 @@ def _cat(tensors: Any, dim: int = 0) -> LinearMap:
 def _pad(x: Operand, pad: Any, mode: str = "constant", value: float | None = None) -> LinearMap:
     if mode == "constant" and value:
         raise UnboundedError("it pads with another value than 0")
-    copies = math.prod(1 + max(sides) for sides in zip(pad[::2], pad[1::2], strict=True))  # replicated into a corner
-    copies = max(copies, 3 ** (len(pad) // 2))  # reflected: three places along each axis
-    terms = 1 if mode == "constant" else copies + 1
-    return LinearMap(lambda h: F.pad(h, pad, mode), terms, diagonal=mode == "constant")
+    # along an axis a value is in its own place and at most in all that are added; its copies' coefficients are added up
+    copies = math.prod(1 + max(before, 0) + max(after, 0) for before, after in zip(pad[::2], pad[1::2], strict=True))
+    return LinearMap(lambda h: F.pad(h, pad, mode), copies + 1, diagonal=mode == "constant")
 
 
 def _reduced(function: Callable[..., Tensor], x: Operand, *arguments: Any, **named: Any) -> LinearMap:
