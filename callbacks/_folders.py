@@ -34,7 +34,7 @@ def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
 
     Args:
         trainer: trainer of the run.
-        checkpoint: path of the initial checkpoint of the run.
+        checkpoint: initial checkpoint of the run: a path, or Lightning's ``last``, ``best`` or ``hpc``.
 
     Raises:
         SettingError: if the folder holds another run's record or checkpoints, or is not a folder.
@@ -49,6 +49,8 @@ def claim_folder(trainer: Trainer, checkpoint: str | Path | None) -> Path:
 
 def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
+    if checkpoint in ("last", "best", "hpc"):
+        return None  # without the command line, which gives their paths: Lightning looks for these in the folder itself
     functions = () if checkpoint is None else (Path.resolve, _normal)
     if any(_is_of_run(absolute(Path(checkpoint or "")), absolute(folder)) for absolute in functions):
         return None  # the checkpoint is in the folder, or in a linked part of it
