@@ -70,7 +70,7 @@ def validated(study: StudyFile, trial: dict[str, Any]) -> dict[str, str]:
     if not all("validate" in record for record in records):
         return {}
     values = [record["validate"]["metrics"]["val/accuracy/clean"] for record in records]
-    return {f"clean of {records[0]['validate']['samples']['val']}, %": cell("accuracy", values)}
+    return {f"clean of {records[0]['validate']['samples']['val']}, %": cell("accuracy", values, digits=2)}
 
 
 def title(name: str) -> str:
@@ -78,11 +78,12 @@ def title(name: str) -> str:
     return SHORT.get(name, f"{name.removeprefix('val/accuracy/')}, %")
 
 
-def cell(name: str, values: list[float]) -> str:
-    """Mean and std over the seeds; accuracies in percent."""
+def cell(name: str, values: list[float], digits: int | None = None) -> str:
+    """Mean and std over the seeds; accuracies in percent, by default to a tenth."""
     numbers = torch.tensor(values, dtype=torch.float64)
     std = float(numbers.std()) if len(values) > 1 else None
-    scale, digits = (100, 1) if "accuracy" in name else (1, 2)
+    scale, usual = (100, 1) if "accuracy" in name else (1, 2)
+    digits = usual if digits is None else digits
     mean = f"{scale * float(numbers.mean()):.{digits}f}"
     return mean if std is None else f"{mean} ± {scale * std:.{digits}f}"
 

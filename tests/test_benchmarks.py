@@ -150,7 +150,7 @@ def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypat
         "hardware": "AMD EPYC, 1 thread",
         "versions": {"torch": "2"},
         "rows": [
-            {"lr": "0.2", "clean, %": "90.0 ± 0.0", "clean of 5000, %": "75.0 ± 0.0", "on the front": "yes"},
+            {"lr": "0.2", "clean, %": "90.0 ± 0.0", "clean of 5000, %": "75.00 ± 0.00", "on the front": "yes"},
             {"lr": "0.1", "clean, %": "51.0 ± 1.4", "on the front": ""},
         ],
     }
