@@ -190,7 +190,8 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         arguments = ["fit", *(f"--config={path}" for path in study_file.config)]
         arguments += [as_argument(*each) for each in settings.items()]
         arguments += [f"--seed_everything={seed}", f"--trainer.default_root_dir={folder}", "--trainer.logger=false"]
-        arguments += ["--test_after_fit=false", "--trainer.callbacks+=cli.pruning.Objectives"]
+        arguments += [f"--checkpoint.dirpath={folder / 'checkpoints'}", "--test_after_fit=false"]
+        arguments += ["--trainer.callbacks+=cli.pruning.Objectives"]
         if study_file.prune and seed == study_file.seeds[0]:
             arguments.append("--trainer.callbacks+=cli.pruning.Pruning")
         token = current.set((trial, list(study_file.objectives)))

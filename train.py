@@ -153,7 +153,7 @@ class RobustCLI(LightningCLI):
         self.results.sources = sources_of(plain, given)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
-        check_trainer(config.trainer, str(self.subcommand))
+        check_trainer(config.trainer, str(self.subcommand), test_after_fit=bool(config.get("test_after_fit")))
         check_checkpoint_settings(config.checkpoint)
         for part in ("model", "data", "epsilon_schedule", "checkpoint"):
             check_finite(plain[part].get("init_args", {}) if "class_path" in plain[part] else plain[part], part)
@@ -276,7 +276,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         add_folder(Path.cwd())
         RobustCLI(args)
-    except (*ONE_LINE, RuntimeError, ValueError, AttributeError) as error:
+    except (*ONE_LINE, RuntimeError, ValueError, AttributeError, ImportError) as error:
         known = error if isinstance(error, ONE_LINE) else known_error(error)
         if known is None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +16,17 @@ from robust.errors import require
 from robust.progress import advance
 
 Stage = Literal["val", "test"]
+
+
+def in_last_epoch(trainer: Trainer) -> bool:
+    """Whether a validation at the end of an epoch is the last of the training, by its epochs or steps."""
+    return trainer.current_epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step
+
+
+def num_tested_images(trainer: Trainer) -> int | None:
+    """Number of images of a test's first loader, over all processes; None if it has no length."""
+    loader: Any = trainer.test_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
+    return len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else None
 
 
 class StageCallback(Callback):
@@ -66,23 +78,32 @@ class StageCallback(Callback):
             return False
         if stage == "test" or trainer.state.fn == "validate":
             return True
-        epoch, every = trainer.current_epoch + 1, self.every_n_epochs
-        return not trainer.sanity_checking and every is not None and (epoch % every == 0 or epoch == trainer.max_epochs)
+        every = self.every_n_epochs
+        if trainer.sanity_checking or every is None:
+            return False
+        return (trainer.current_epoch + 1) % every == 0 or in_last_epoch(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Store the log folder here, because :func:`log_folder` must be called in all processes."""
         self.folder = log_folder(trainer)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if no validation of the training is due."""
-        every, check, last = self.every_n_epochs, trainer.check_val_every_n_epoch, trainer.max_epochs
-        if "val" not in self.stages or every is None or check is None or last is None or last < 1:
+        every, check, batches = self.every_n_epochs, trainer.check_val_every_n_epoch, trainer.num_training_batches
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs or 0
+        by_steps = trainer.max_steps / max(batches, 1) if trainer.max_steps >= 0 else math.inf
+        length = min(epochs, by_steps)
+        if "val" not in self.stages or every is None or check is None or not 0 < length < math.inf:
             return
-        due = {*range(every, last + 1, every), last}
+        last = math.floor(length)
+        due = {*range(every, last + 1, every), *([last] if last == length else [])}
         if all(epoch % check for epoch in due):
             given = f"{type(self).__name__}.every_n_epochs: got {every}"
-            after = f"trainer.check_val_every_n_epoch {check} and trainer.max_epochs {last}"
-            rank_zero_warn(f"{given}; with {after} it never runs in this training; give a multiple of {check}")
+            limit = f"max_epochs {last}" if length == epochs else f"max_steps {trainer.max_steps}"
+            after = f"trainer.check_val_every_n_epoch {check} and trainer.{limit}"
+            whole = f"give a multiple of {check}"
+            remedy = whole if due else f"the last of {length:.2f} epochs has no validation; end with an epoch"
+            rank_zero_warn(f"{given}; with {after} it never runs in this training; {remedy}")
 
     def _start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         if stage in self.stages:

@@ -135,10 +135,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint if it is among the best, and ``last.ckpt`` in any case."""
         super().on_train_epoch_end(trainer, pl_module)
-        every = trainer.check_val_every_n_epoch
-        unvalidated = every is not None and (trainer.current_epoch + 1) % every != 0
-        if self._should_save_on_train_epoch_end(trainer) or unvalidated:
-            self._save_last_of_epoch(trainer)
+        self._save_last_of_epoch(trainer)  # a validation at the end of the epoch is over, and has saved this step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save as in :meth:`on_train_epoch_end`, if Lightning saves after validation."""

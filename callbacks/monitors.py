@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks.checkpoint import named_metrics
 from callbacks.evaluation.base import Evaluation
-from lightning_modules.base import Batch, RobustClassifier
+from lightning_modules.base import Batch, RobustClassifier, monitored_names
 from robust.errors import SettingError, require
 from robust.metric_names.old_names import new_name
 from robust.metric_names.registry import find
@@ -20,7 +20,7 @@ from robust.modes import attack_mode
 
 
 class Monitors(Callback):
-    """Checks that the metrics of checkpoints, of their names and of early stopping are logged, and the modes.
+    """Checks that the metrics of checkpoints, their names, early stopping and schedules are logged, and the modes.
 
     The mode, ``min`` or ``max``, must prefer the better values. Names are checked after Lightning's sanity check.
     Evaluations that run only after some epochs are run on two images, to learn the names that they log. With
@@ -108,7 +108,7 @@ def _monitored(trainer: Trainer) -> list[tuple[str, str, int]]:
     """Setting, name and interval in epochs of every metric that a callback reads; 0 if it reads the last alone."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     every = trainer.check_val_every_n_epoch or 1
-    uses = []
+    uses = [("lr_scheduler.monitor", name, every) for name in monitored_names(trainer)]
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint):
             interval = max(callback._every_n_epochs, every)

@@ -141,7 +141,7 @@ class Results(Callback):
             "metrics": metrics,
             "command": shlex.join(["python", *sys.argv]).replace(f"{Path.cwd()}/", ""),  # true on other machines too
             "method": type(module).__name__,
-            "epochs": trainer.current_epoch if self._trained else None,
+            "epochs": _epochs(trainer) if self._trained else None,
             "checkpoint": None if self._trained else self._checkpoint(trainer),
             "seed": self._seed(module),
             "commit": git_commit(),
@@ -188,6 +188,13 @@ class Results(Callback):
                 text += " [{:.1%}, {:.1%}]".format(*intervals[name])
             table.add_row(escape(f"{name} {arrow}".rstrip()), escape(text), unit)
         Console().print(table)
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Epochs of a training; a part of one in which it ended, which Lightning counts as whole, to two decimals."""
+    ready, batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
+    inside = 0 < ready < batches < float("inf")
+    return round(trainer.current_epoch - 1 + ready / batches, 2) if inside else trainer.current_epoch
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:

@@ -62,6 +62,7 @@ _KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"the `GradientAccumulationScheduler` is not supported", _accumulation),
     (r"When using the learning rate finder", _rate_finder),
     (r"Requirement '(\S+)' not met", _package),
+    (r"cannot log CPU stats as `(\S+)` is not installed", _package),
 ]
 
 

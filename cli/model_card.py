@@ -89,11 +89,14 @@ def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[s
 
 
 def _results(records: dict[str, Any]) -> list[str]:
-    """A table for each record, with the checkpoint that was measured."""
+    """A table for each record, with the checkpoint that was measured, without those of weights that trained on."""
     parts = []
-    for name, record in records.items():
+    last = max((index for index, name in enumerate(records) if name.split("-")[0] == "fit"), default=0)
+    for index, (name, record) in enumerate(records.items()):
         checkpoint = record.get("checkpoint", record["config"].get("ckpt_path"))
         trained = name.split("-")[0] == "fit"
+        if index < last and (trained or not checkpoint or Path(checkpoint).name == "last.ckpt"):
+            continue
         weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
         rows = [_row(metric, value) for metric, value in record["metrics"].items()]
         about = f"Commit {record['commit']}, seed {record['seed']}, on {record['device']}."

@@ -33,12 +33,13 @@ def read_whole_numbers(parser: ArgumentParser) -> None:
             action._typehint = reduce(or_, sorted(kinds, key=lambda kind: kind is not int))
 
 
-def check_trainer(trainer: Namespace, command: str) -> None:
+def check_trainer(trainer: Namespace, command: str, *, test_after_fit: bool = False) -> None:
     """Check settings that Lightning checks late, without naming them, or not at all.
 
     Args:
         trainer: parsed settings of the trainer.
         command: the subcommand.
+        test_after_fit: whether a training ends with a test.
 
     Raises:
         SettingError: at the first wrong setting.
@@ -50,10 +51,17 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         name = f"limit_{part}_batches"
         value = trainer.get(name)
         require(value is None or _is_limit(value), f"trainer.{name}", value, _FRACTION_OR_COUNT)
-    if command in _LIMITS:
-        name = f"limit_{_LIMITS[command]}_batches"
-        remedy = f"there would be nothing to {command}; {_FRACTION_OR_COUNT}"
-        require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
+    for each in (command, *(["test"] if test_after_fit else [])):
+        if each in _LIMITS:
+            name = f"limit_{_LIMITS[each]}_batches"
+            without = ", or leave test_after_fit out" if each != command else ""
+            remedy = f"there would be nothing to {each}; {_FRACTION_OR_COUNT}{without}"
+            require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
+    given = trainer.get("callbacks") or []
+    for callback in given if isinstance(given, list) else [given]:
+        remedy = "a smaller or larger batch is another training; leave it out and choose data.batch_size"
+        finds = isinstance(callback, Namespace) and str(callback.get("class_path")).endswith("BatchSizeFinder")
+        require(not finds, "trainer.callbacks", "BatchSizeFinder", remedy)
     _check_length(trainer, command)
     _check_devices(trainer)
     strategy = trainer.get("strategy")

@@ -29,6 +29,7 @@ _OTHER_TRAINER = (
 )
 _OTHER_DATA = ("seed", "download", "num_workers", "eval_batch_size")
 _OWN_DATA = ("ImageFolder", "Table")  # their root is the data; that of published data says only where these are
+_PUBLISHED = {"torch", "torchvision", "pytorch_lightning", "robust", "datamodules", "lightning_modules", "callbacks"}
 _OWN_CALLBACKS = "callbacks."  # they observe a training; others may change it
 _OBSERVERS = {"ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "RichModelSummary", "DeviceStatsMonitor"}
 _OBSERVERS |= {"TQDMProgressBar", "RichProgressBar"}
@@ -56,17 +57,25 @@ OTHER_EVALUATIONS = (  # see other_attacks
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, without the levels ``init_args``; a class has its last name.
+    """Nested settings by dotted name, without the levels ``init_args``.
 
-    >>> flat({"model": {"class_path": "a.Net", "init_args": {"width": 3}}})
-    {'model': 'Net', 'model.width': 3}
+    A published class has its last name; a user's has its path, since two files may define one name.
+
+    >>> flat({"model": {"class_path": "robust.networks.DMSmall", "init_args": {"width": 3}}})
+    {'model': 'DMSmall', 'model.width': 3}
+    >>> flat({"model": {"class_path": "my_networks.Net"}})
+    {'model': 'my_networks.Net'}
     """
     if isinstance(value, dict) and "class_path" in value:
-        return {name: str(value["class_path"]).rpartition(".")[2]} | flat(value.get("init_args") or {}, name)
+        return {name: _short_class(str(value["class_path"]))} | flat(value.get("init_args") or {}, name)
     if isinstance(value, dict):
         nested = [flat(inner, f"{name}.{part}".strip(".")) for part, inner in value.items()]
         return {key: plain for settings in nested for key, plain in settings.items()}
     return {name: value}
+
+
+def _short_class(path: str) -> str:
+    return path.rpartition(".")[2] if path.partition(".")[0] in _PUBLISHED else path
 
 
 def experiment(config: dict[str, Any]) -> dict[str, Any]:

@@ -312,9 +312,24 @@ def test_a_ramp_of_a_training_without_epsilon_is_an_error(method, tmp_path, caps
             ["--trainer.precision=transformer-engine"],
             "package: got 'transformer_engine>=0.11.0'; a setting needs it; install it: pip install",
         ),
+        (
+            ["--trainer.callbacks+=BatchSizeFinder"],
+            "trainer.callbacks: got 'BatchSizeFinder'; a smaller or larger batch is another training; leave it out",
+        ),
+        (
+            ["--test_after_fit=true", "--trainer.limit_test_batches=0"],
+            "trainer.limit_test_batches: got 0; there would be nothing to test; ",
+        ),
     ],
-    ids=["two schedules", "early stopping", "accumulation", "rates", "package"],
+    ids=["two schedules", "early stopping", "accumulation", "rates", "package", "batch size", "no test"],
 )
 def test_what_lightning_refuses_is_named(settings, expected, tmp_path, capsys):
     arguments = [*SMALL, *QUIET, "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]
     assert error_of(["fit", *arguments, *settings], capsys).startswith(expected)
+
+
+def test_the_package_that_device_stats_need_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pytorch_lightning.accelerators.cpu._PSUTIL_AVAILABLE", False)
+    arguments = [*SMALL, *QUIET, f"--trainer.default_root_dir={tmp_path}", "--trainer.callbacks+=DeviceStatsMonitor"]
+    error = error_of(["fit", *arguments, "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path}"], capsys)
+    assert error == "package: got 'psutil'; a setting needs it; install it: pip install 'psutil'"

@@ -329,6 +329,24 @@ def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, r
     assert_ends_equal(end, averaged[0])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=4", "--trainer.max_epochs=3"],
+        ["--trainer.val_check_interval=00:01:00:00", "--trainer.max_epochs=3"],
+        ["--trainer.val_check_interval=1", "--trainer.max_steps=8"],
+        ["--trainer.check_val_every_n_epoch=2", "--trainer.max_steps=4"],
+    ],
+    ids=["batches", "time", "steps", "steps in an epoch with a validation"],
+)
+@pytest.mark.thorough_but("steps in an epoch with a validation")
+def test_averaged_weights_resume_from_an_end_without_a_validation(averaged, settings, tmp_path):
+    """Regression: the checkpoint had the averages as the weights in training."""
+    run("fit", [*EMA, *settings], tmp_path / "first")
+    end, _ = run("fit", [*EMA, f"--ckpt_path={last_checkpoint(tmp_path / 'first')}"], tmp_path / "end")
+    assert_ends_equal(end, averaged[0])
+
+
 def test_averages_end_behind_evaluations_and_before_checkpoints():
     trainer = SimpleNamespace(callbacks=[EMAWeightAveraging(), Checkpoint(), EMAWeightAveraging(), Interruption()])
     end_averages_last(trainer)

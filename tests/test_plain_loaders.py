@@ -5,9 +5,18 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from callbacks import CertifiedEvaluation, EpsilonScheduler, Progress, Results
+from callbacks import CertifiedEvaluation, CertifiedVolume, EpsilonScheduler, Progress, Results
 from datamodules import Digits
 from lightning_modules import (
     MNGAC,
@@ -125,6 +134,37 @@ def test_a_sampler_that_repeats_images_is_refused(stage):
             continue
         with pytest.raises(SettingError, match=r"^data: got '5 images in 2 processes'; the loader's sampler"):
             getattr(trainer, stage)(AdversarialTraining(linear(), epsilon=0.1), given, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda data: DataLoader(data, 2, shuffle=True),
+        lambda data: DataLoader(data, 2, sampler=SubsetRandomSampler(range(4))),
+        lambda data: DataLoader(data, 2, sampler=WeightedRandomSampler([1.0] * 4, 4)),
+        lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
+        lambda data: DataLoader(data, None, sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
+def test_a_loader_that_shuffles_is_refused_in_evaluations(loader):
+    """Regression: samplers of batches and of subsets were not seen; their verdicts had other images' indices."""
+    data = TensorDataset(X[:4], Y[:4])
+    with pytest.raises(SettingError, match=r"^data: got 'a loader with (Random|SubsetRandom|WeightedRandom)Sampler'"):
+        trainer_with().test(AdversarialTraining(linear(), epsilon=0.1), loader(data), verbose=False)
+
+
+def test_certificates_of_data_without_a_length():
+    """Regression: the number of images whose margins are recorded needs a length, as does a draw of images."""
+    trainer = trainer_with(CertifiedEvaluation())
+    trainer.test(AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4), verbose=False)
+    assert any(name.startswith("test/certified_accuracy/") for name in trainer.callback_metrics)
+    named = {"one": DataLoader(TensorDataset(X, Y), 4)}
+    trainer_with(CertifiedEvaluation()).test(AdversarialTraining(linear(), epsilon=0.1), named, verbose=False)
+    with pytest.raises(SettingError, match=r"^data: got 'a test loader without a length'; CertifiedVolume draws its"):
+        trainer_with(CertifiedVolume(num_samples=3)).test(
+            AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4), verbose=False
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])

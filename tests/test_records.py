@@ -113,6 +113,7 @@ def test_checkpoints_can_be_turned_off(tmp_path):
 CERTIFIED = "--trainer.callbacks=[{class_path: CertifiedEvaluation, init_args: {every_n_epochs: 2}}]"
 SANITY = "--trainer.num_sanity_val_steps=1"
 BETTER = ["--checkpoint.mode=max"]
+PLATEAU = "{class_path: pytorch_lightning.cli.ReduceLROnPlateau, init_args: {monitor: val/accuracy/claen}}"
 SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
 
 
@@ -123,6 +124,10 @@ SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
         (
             ["--checkpoint.monitor=val/accuracy/claen"],
             "checkpoint.monitor: got 'val/accuracy/claen'; did you mean val/accuracy/clean",
+        ),
+        (
+            [f"--model.lr_scheduler={PLATEAU}"],
+            "lr_scheduler.monitor: got 'val/accuracy/claen'; did you mean val/accuracy/clean",
         ),
         (
             ["--checkpoint.monitor=val/certified_accuracy/linf_0.1", "--checkpoint.mode=max"],

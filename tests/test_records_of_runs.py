@@ -6,9 +6,10 @@ import pytest
 
 import train
 from callbacks.evaluation.base import Evaluation
+from cli.model_card import ExportedModel, model_card
 from reports.runs import read_runs
 from robust.metrics import Accuracy
-from tests.recorded_runs import write_run
+from tests.recorded_runs import CLEAN, write_run
 from tests.small_run import SMALL
 from tests.testers import QUIET, error_of, last_checkpoint, run
 
@@ -66,12 +67,29 @@ def test_tests_before_a_resumed_training_are_not_of_its_weights(tmp_path):
     assert tested.metrics == {"val/accuracy/clean": 0.9, "test/accuracy/clean": 0.1}
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(4, 1.33), (6, 2)])
+def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
+    """Regression: Lightning counts it as whole."""
+    run("fit", [*SMALL, f"--trainer.max_steps={steps}"], tmp_path)  # epochs have 3 steps
+    assert json.loads((tmp_path / "results.json").read_text())["fit"]["epochs"] == epochs
+
+
+def test_a_model_card_has_no_tests_of_weights_that_trained_on():
+    """Regression: they stood there as those at the end of the training."""
+    record = {"config": {}, "metrics": {CLEAN: 0.2}, "commit": "a", "seed": 0, "device": "cpu"}
+    records = {"fit": record, "test": record, "test-2": record | {"checkpoint": "runs/epoch=3.ckpt"}}
+    resumed = {"fit-2": record, "test-3": record | {"metrics": {CLEAN: 0.4}}}
+    about = {"method": "TRADES", "data": "Digits", "image_shape": (1, 28, 28), "num_classes": 10, "license": None}
+    card = model_card(ExportedModel("last.onnx", settings={}, records=records | resumed, notes=[], **about))
+    assert [name for name in (*records, *resumed) if f"`{name}`, weights" in card] == ["test-2", "fit-2", "test-3"]
+
+
 def test_a_trainings_record_has_the_metrics_of_its_last_validation(tmp_path):
     """Regression: those of an evaluation two epochs before stood beside them."""
     evaluation = (
         f"--trainer.callbacks=[{{class_path: AdversarialEvaluation, init_args: {{every_n_epochs: 2, {FGSM}}}}}]"
     )
-    for steps, attacked in ((9, False), (6, True)):  # epochs have 3 steps
+    for steps, attacked in ((10, False), (6, True)):  # epochs have 3 steps
         folder = tmp_path / str(steps)
         run("fit", [*SMALL, evaluation, f"--trainer.max_steps={steps}"], folder)
         metrics = json.loads((folder / "results.json").read_text())["fit"]["metrics"]

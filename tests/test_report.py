@@ -79,6 +79,14 @@ def test_callbacks_that_may_change_a_training_distinguish_rows(tmp_path, callbac
     assert len(rows(tmp_path)) == count
 
 
+def test_networks_of_one_name_in_two_files_are_two_rows(tmp_path):
+    """Regression: their figures were averaged as seeds of one experiment."""
+    for seed, file in enumerate(("net_v1", "net_v2", "net_v2")):
+        model = {"classifier": {"class_path": f"{file}.Net"}}
+        write_run(tmp_path / str(seed), seed=seed, metrics={CLEAN: 0.9}, model=model)
+    assert sorted(len(row["runs"]) for row in rows(tmp_path).values()) == [1, 2]
+
+
 def test_mean_and_std_over_seeds(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
         write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})

@@ -2,6 +2,7 @@
 
 import pytest
 
+from reports import settings
 from reports.comparison import between
 from reports.rows import Row
 from reports.runs import read_runs
@@ -47,6 +48,8 @@ def test_equal_numbers_of_images_of_other_data_are_not_the_same_images(tmp_path)
     for method, right, data in (("TRADES", [1] * 10, {}), ("MSD", [0] * 9 + [1], {"padding": 2})):
         write_run(tmp_path / method, method, data=data, outcomes={CLEAN: outcomes(right)})
     assert rows(tmp_path, "--baseline", "TRADES")["MSD"]["metrics"][CLEAN]["p"] is None
+    names = ({"data": {"class_path": path}} for path in ("datamodules.Digits", "my_data.Digits"))
+    assert len({settings.data(config) for config in names}) == 2, "nor are those of a user's module of our name"
 
 
 @pytest.mark.parametrize("absent", [[], [0], [1, 2]])

@@ -35,7 +35,7 @@ def write(folder, /, **changes):
     settings = dict(argument.removeprefix("--").split("=", 1) for argument in SMALL)
     base = settings.pop("config")
     plain = {name: yaml.safe_load(value) for name, value in settings.items()}
-    plain |= {"trainer.enable_progress_bar": False, "trainer.max_epochs": 1}
+    plain |= {"trainer.enable_progress_bar": False, "trainer.max_epochs": 1, "checkpoint.dirpath": str(folder / "all")}
     (folder / "small.yaml").write_text(yaml.safe_dump({"config": base} | plain))
     study = STUDY | {"objectives": {"val/accuracy/clean": "maximize"}, "folder": str(folder / "sweep")} | changes
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
@@ -52,7 +52,9 @@ def test_every_trial_trains_with_its_settings_and_all_seeds(tmp_path, capsys):
     rows = trials(tmp_path)
     assert len(rows) == 3
     assert "Best of 3 trials" in capsys.readouterr().out
+    assert not (tmp_path / "all").exists(), "checkpoints of all trials in one folder"
     for row in rows:
+        assert (tmp_path / "sweep" / f"trial_{row['trial']}" / "seed_0" / "checkpoints" / "last.ckpt").is_file()
         records = [
             json.loads((tmp_path / "sweep" / f"trial_{row['trial']}" / f"seed_{seed}" / "results.json").read_text())[
                 "fit"

@@ -72,6 +72,7 @@ def test_each_network_has_the_figures_of_its_card(name, digits):
     assert stochastic == (name == "digits_learn2perturb")
 
 
+@pytest.mark.filterwarnings("ignore:\\w+ is left out")  # of networks with noise
 @pytest.mark.parametrize(
     "name",
     [

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
+from callbacks._stages import num_tested_images
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.common_map import SeenExamples
 from callbacks.evaluation.order import Verdict, check_order
@@ -272,10 +273,9 @@ class CertifiedEvaluation(Evaluation):
 
     def _with_margins(self, module: RobustClassifier) -> Tensor:
         """Whether the margins of each example of the batch are recorded, bool (B,)."""
-        loader: Any = module.trainer.test_dataloaders if module.trainer.testing else None
-        if loader is None or self.margin_samples == 0:
+        count = num_tested_images(module.trainer) if module.trainer.testing else None
+        if count is None or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
-        count = len((loader[0] if isinstance(loader, list) else loader).dataset)
         tested = getattr(module.data_module, "test_images", None) or count  # these are evenly spaced, too
         return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from callbacks._stages import Stage
+from callbacks._stages import Stage, num_tested_images
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
@@ -108,8 +108,10 @@ class CertifiedVolume(Evaluation):
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
-        loader: Any = trainer.test_dataloaders
-        count = len((loader[0] if isinstance(loader, list) else loader).dataset)
+        count = num_tested_images(trainer)
+        remedy = f"{NAME} draws its images from all; give a loader with a length"
+        require(count is not None, "data", "a test loader without a length", remedy)
+        assert count is not None
         num_samples = count if self.num_samples is None else self.num_samples
         remedy = f"the test has {count} images; give at most that"
         require(num_samples <= count, f"{NAME}.num_samples", num_samples, remedy)

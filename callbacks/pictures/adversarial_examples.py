@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from callbacks._stages import Stage
+from callbacks._stages import Stage, in_last_epoch
 from callbacks.pictures.base import Picture, class_name
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
@@ -57,7 +57,7 @@ class AdversarialExamples(Picture):
         shown = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         if batch_idx > 0 or not shown or first is not self:  # the command line's default comes after the user's
             return False
-        last = trainer.current_epoch + 1 == trainer.max_epochs and not trainer.sanity_checking
+        last = not trainer.sanity_checking and in_last_epoch(trainer)
         return last or super().is_due(stage, trainer, batch_idx)
 
     def on_batch(self, stage: Stage, trainer: Trainer, module: RobustClassifier, batch: Any, batch_idx: int) -> None:

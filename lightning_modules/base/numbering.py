@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DistributedSampler, RandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from robust.errors import require
 from robust.random import is_numbered, numbered
@@ -17,6 +17,7 @@ from robust.random import is_numbered, numbered
 if TYPE_CHECKING:
     from lightning_modules.base.training_module import TrainingModule
 
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _KEYS = {"validation_step": 1, "test_step": 2, "predict_step": 3}
 _SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_step": "test", "predict_step": "test"}
 
@@ -84,16 +85,27 @@ def _require_order(loader: Any) -> None:
 
     Repeated examples would count twice, and shuffled ones have other indices than their numbers.
     """
-    sampler = getattr(loader, "sampler", None)
-    shuffles = isinstance(sampler, RandomSampler) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
-    remedy = "an evaluation records the images by their order; give shuffle=False"
-    require(not shuffles, "data", f"a loader with {type(sampler).__name__}", remedy)
-    if isinstance(sampler, DistributedSampler):
-        size = len(loader.dataset)
-        given = f"{size} images in {sampler.num_replicas} processes"
-        remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give one "
-        remedy += "of our data modules, a multiple of the number of processes, or one process"
-        require(sampler.total_size <= size, "data", given, remedy)
+    for sampler in _samplers(loader):
+        shuffles = isinstance(sampler, _SHUFFLING) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+        remedy = "an evaluation records the images by their order; give shuffle=False"
+        require(not shuffles, "data", f"a loader with {type(sampler).__name__}", remedy)
+        if isinstance(sampler, DistributedSampler):
+            size = len(loader.dataset)
+            given = f"{size} images in {sampler.num_replicas} processes"
+            remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give "
+            remedy += "one of our data modules, a multiple of the number of processes, or one process"
+            require(sampler.total_size <= size, "data", given, remedy)
+
+
+def _samplers(loader: Any) -> Iterator[Any]:
+    """The samplers of a loader, and those inside them: of batches, and behind Lightning's distributed ones."""
+    waiting = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    while waiting:
+        sampler = waiting.pop()
+        if sampler is not None:
+            yield sampler
+            waiting.append(getattr(sampler, "sampler", None))
+            waiting.append(getattr(getattr(sampler, "dataset", None), "_sampler", None))
 
 
 def _as_range(indices: list[int], count: int) -> range:

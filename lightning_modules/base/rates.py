@@ -75,6 +75,7 @@ def check_schedules(trainer: Trainer) -> None:
         if isinstance(schedule, ReduceLROnPlateau):
             remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
             require(isinstance(getattr(schedule, "monitor", None), str), "lr_scheduler", "ReduceLROnPlateau", remedy)
+            _require_validations(trainer)
         remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)
         inner = schedule.schedule if isinstance(schedule, EachStep) else schedule
@@ -82,6 +83,19 @@ def check_schedules(trainer: Trainer) -> None:
             total = inner.total_steps
             remedy = f"the training has {planned} steps; give at least that"
             require(total >= planned, "lr_scheduler.total_steps", total, remedy)
+
+
+def _require_validations(trainer: Trainer) -> None:
+    """Check that the validations of a schedule by a metric follow from the number of epochs."""
+    remedy = "ReduceLROnPlateau steps after validated epochs; {}, or choose a schedule without a metric"
+    seconds = getattr(trainer, "_val_check_time_interval", None)
+    wrong: dict[str, tuple[Any, bool, str]] = {
+        "limit_val_batches": (trainer.limit_val_batches, trainer.limit_val_batches == 0, "validate some batches"),
+        "check_val_every_n_epoch": (None, trainer.check_val_every_n_epoch is None, "give a number"),
+        "val_check_interval": (f"{seconds} seconds", seconds is not None, "give a number"),
+    }
+    for name, (value, is_wrong, what) in wrong.items():
+        require(not is_wrong, f"trainer.{name}", value, remedy.format(what))
 
 
 def _is_plateau(config: LRSchedulerConfig) -> bool:

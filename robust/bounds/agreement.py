@@ -92,6 +92,7 @@ def _versions(network: nn.Module) -> object:
 def _recorded(network: nn.Module, like: Tensor) -> Recording:
     """The recording of a network, whose graph gives the values that the network has for other images."""
     dtype = bound_precision(network)
+    _require_not_compiled(network)
     images = torch.rand(BATCH + 2, *like.shape[1:], generator=generator(0), dtype=torch.float64).to(like.device, dtype)
     with torch.inference_mode(False), torch.no_grad(), in_mode(network, "eval"), uncounted():
         recording, _ = record(network, images[:BATCH])
@@ -107,13 +108,27 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
     return recording
 
 
+def _require_not_compiled(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        what = f"network layer '{name}'" if name else "network"
+        remedy = f"torch.compile hides its operations; give the network without it; {REMEDY}"
+        if compiled:
+            raise UnsupportedLayerError(what, type(module).__name__, remedy)
+
+
 def _compare(network: nn.Module, graph: Graph, values: list[Tensor], images: Tensor) -> None:
     """Raise unless each operation gives, for these images, the value that the network had."""
-    intervals = graph.propagate(Box(images, images))
+    try:
+        intervals = graph.propagate(Box(images, images))
+    except (RuntimeError, IndexError) as error:  # a shape that was recorded for another number of images
+        what = str(error).partition("\n")[0]
+        remedy = f"its bound fails for {len(images)} images ({what}); {REMEDY}"
+        raise UnsupportedLayerError("network", type(network).__name__, remedy) from error
     errors = RoundingErrors(graph, intervals).errors
-    for node, interval, error in zip(graph.nodes, intervals[1:], errors[1:], strict=True):
+    for node, interval, rounding in zip(graph.nodes, intervals[1:], errors[1:], strict=True):
         given = values[node.number]
-        tolerance = 1e-3 * (1 + given.abs().amax()) if error is None else 2 * error
+        tolerance = 1e-3 * (1 + given.abs().amax()) if rounding is None else 2 * rounding
         if given.shape != interval.center.shape or bool(((given - interval.center).abs() > tolerance).any()):
             raise node.call.error(network, "its forward pass computes something else than its bound (a hook?)")
 

@@ -99,10 +99,21 @@ def test_validation_is_certified_every_n_epochs_and_at_the_end_on_at_most_m_batc
 @pytest.mark.parametrize(("every", "check", "last", "warned"), [(3, 2, 5, True), (2, 3, 3, False), (2, 3, 4, True)])
 def test_an_interval_that_no_validation_meets_is_warned_of(every, check, last, warned, recwarn):
     trainer = trainer_with(max_epochs=last, check_val_every_n_epoch=check)
-    StageCallback.on_fit_start(CertifiedEvaluation(every_n_epochs=every), trainer, None)
+    StageCallback.on_train_start(CertifiedEvaluation(every_n_epochs=every), trainer, None)
     messages = [str(each.message) for each in recwarn if "it never runs in this training" in str(each.message)]
     start = f"CertifiedEvaluation.every_n_epochs: got {every}; with trainer.check_val_every_n_epoch {check} and "
     assert [message.startswith(start) for message in messages] == [True] * warned
+
+
+@pytest.mark.parametrize(("steps", "runs"), [(6, True), (5, False)])
+def test_it_runs_in_the_last_epoch_by_steps(module, steps, runs, recwarn):
+    """Regression: without max_epochs it never ran, and without a warning."""
+    trainer = trainer_with(CertifiedEvaluation(every_n_epochs=5), max_epochs=-1, max_steps=steps, limit_train_batches=2)
+    trainer.fit(module, datamodule=Digits(batch_size=16, eval_batch_size=16))
+    assert any(name.startswith("val/certified_accuracy/") for name in trainer.callback_metrics) == runs
+    warned = [str(each.message) for each in recwarn if "never runs in this training" in str(each.message)]
+    after = "trainer.max_steps 5 it never runs in this training; the last of 2.50 epochs has no validation; end with"
+    assert [after in message for message in warned] == [True] * (not runs)
 
 
 def test_an_unsound_verifier_is_caught_by_the_attack(module):

@@ -147,3 +147,20 @@ def test_impossible_schedules_are_refused_before_training():
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/nothing"))
     with pytest.raises(SettingError, match=r"got 'val/clean_error'; it is now called val/accuracy/clean; the last val"):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/clean_error"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"limit_val_batches": 0}, r"trainer\.limit_val_batches: got 0; ReduceLROnPlateau steps after"),
+        (
+            {"check_val_every_n_epoch": None, "val_check_interval": 4},
+            r"trainer\.check_val_every_n_epoch: got None; Reduce",
+        ),
+        ({"val_check_interval": "00:00:10:00"}, r"trainer\.val_check_interval: got .*; ReduceLROnPlateau steps after"),
+    ],
+)
+def test_a_plateau_needs_a_validation_in_a_known_epoch(settings, expected):
+    """Regression: the training stopped at its second epoch, and said that the last validation logged nothing."""
+    with pytest.raises(SettingError, match=expected):
+        fitted(lambda o: ReduceLROnPlateau(o, monitor="val/wanted"), WorseAndWorse, **settings)

@@ -133,17 +133,23 @@ def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = Non
 
 def _copies(name: str, x: Operand, arguments: list[Any], named: dict[str, Any]) -> int:
     """The number of times that a value can be in the result, at most; 0 if each is there once at most."""
-    if name in ("expand", "repeat", "repeat_interleave", "tile"):
+    if name in ("repeat", "repeat_interleave", "tile"):
         return math.prod(x.output)
     chosen = [part for each in (*arguments, *named.values()) for part in (each if isinstance(each, tuple) else (each,))]
     by_indices = name in ("getitem", "index_select") and any(isinstance(part, Tensor | list) for part in chosen)
     return math.prod(x.output) if by_indices else 0
 
 
+@register("expand", "expand_as", "broadcast_to")
+def _expand(x: Operand, *sizes: Any, **named: Any) -> LinearMap:
+    """Copies along axes of size 1; the sizes may name the number of images, which differs from batch to batch."""
+    return LinearMap(lambda h: h.expand(len(h), *x.output), math.prod(x.output))
+
+
 MOVES = (
     *("permute", "transpose", "swapaxes", "movedim", "T", "mT", "flip", "roll"),
     *("__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "tensor_split"),
-    *("expand", "repeat", "repeat_interleave", "tile"),
+    *("repeat", "repeat_interleave", "tile"),
 )
 for _name in MOVES:
     _method = getattr(torch.Tensor, _name)

@@ -138,3 +138,43 @@ def test_apgd_in_a_large_l1_ball():
     """Regression: its wider start was above the largest radius that balls may have."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     assert APGD(steps=5)(network, L1Ball(5e5), X, torch.zeros(2).long()).shape == X.shape
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda x: x.expand(len(x), 3, 4, 4),
+        lambda x: x.broadcast_to(len(x), 3, 4, 4),
+        lambda x: x.expand_as(torch.zeros(len(x), 3, 4, 4)),
+    ],
+)
+def test_copies_for_any_number_of_images(copied, method):
+    """Regression: the number of images of the recording was kept, and the comparison ended in a shape error."""
+    layers = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    network, same = nn.Sequential(Apply(copied), *layers).eval(), nn.Sequential(Apply(repeated), *layers).eval()
+    torch.testing.assert_close(margins(network, method=method, epsilon=0.1), margins(same, method=method, epsilon=0.1))
+
+
+def repeated(x):
+    return x.repeat(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda h: h.narrow(0, 0, len(h)), lambda h: h.index_select(0, torch.arange(len(h)))]
+)
+def test_an_operation_that_depends_on_the_number_of_images_is_refused(function):
+    with pytest.raises(UnsupportedLayerError, match=r"^network: got 'Sequential'; its bound fails for 2 images"):
+        margins(ending_in(function))
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_compiled_network_is_refused_by_name(part):
+    """Regression: the recording ended in an error inside the compiler."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+    if part:
+        network = nn.Sequential(torch.compile(network, backend="eager"))
+    else:
+        network.compile(backend="eager")
+    with pytest.raises(UnsupportedLayerError, match=r"torch\.compile hides its operations; give the netw"):
+        margins(network)
