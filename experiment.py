@@ -50,8 +50,8 @@ def main(args: list[str] | None = None) -> None:
     if given.missing:
         print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
         return
-    prepared = matrix.prepared() if missing else []
-    if runner.run([*prepared, *missing]):
+    needed = {name for job in missing for name in job.needs}
+    if runner.run([*(job for job in matrix.prepared() if job.name in needed), *missing]):
         sys.exit(1)
     sys.exit(_report(Path(matrix.folder), [str(job.result) for job in jobs]))
 

@@ -87,7 +87,8 @@ class Matrix:
         folder: log folder of all runs.
         results: folder of the records.
         seeds: seeds; each run trains once with each of them.
-        prepare: runs that others need, as in ``runs``; they train first, with the first seed alone.
+        prepare: runs as in ``runs`` that others need; those that a missing run needs train first, with the first seed
+            alone.
         settings: settings of all runs, by their full names; a run's own settings override them.
         base: folder to which paths are relative.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert end.value.code == 0
     assert next(line.partition(":")[0] for line in capsys.readouterr().out.splitlines()) == "b seed 0"
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
+
+
+def test_a_prepared_run_trains_only_if_a_missing_run_needs_it(matrix, tmp_path, capsys):
+    """Regression: it trained for runs that did not need it."""
+    runs = {"a": "a.yaml", "b": ["b.yaml", {"model.start": "{base}"}]}
+    assert ended(matrix(runs=runs, seeds=[0]), capsys)[0] == 0
+    (tmp_path / "results" / "a_0.json").unlink()
+    shutil.rmtree(tmp_path / "logs")
+    assert ended(matrix(runs=runs, seeds=[0]), capsys)[0] == 0
+    assert not (tmp_path / "logs" / "base").exists()
+    (tmp_path / "results" / "b_0.json").unlink()
+    assert ended(matrix(runs=runs, seeds=[0]), capsys)[0] == 0
+    assert (tmp_path / "logs" / "base" / "seed_0" / "checkpoints").exists()
 
 
 def test_a_broken_result_is_named(matrix, tmp_path, capsys):

@@ -1,7 +1,4 @@
-"""Verdicts by as few bounds as decide them: interval bounds first, then one row of a linear bound after another.
-
-The rounding errors of all images are bounded at once, by those of a box that is as large as the largest of them.
-"""
+"""Verdicts by as few bounds as decide them: interval bounds first, then one row of a linear bound after another."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ class Cascade(NamedTuple):
         Args:
             network: network that the graph represents.
             method: see :class:`robust.bounds.FeedForwardVerifier`.
-            errors: rounding errors of each image, or of one that stands for all; None: take bounds as computed.
+            errors: rounding errors of each image; None: take bounds as computed.
         """
         error = self._error(errors)
         certified, refused = (self.margins - error > 0).all(1), (self.margins + error <= 0).any(1)
@@ -100,12 +97,11 @@ class Cascade(NamedTuple):
         low, order = (self.margins - error)[images].sort(1)
         rows = (low <= 0).sum(1) if both else torch.full_like(images, low.shape[1])
         certain, refused = torch.ones_like(images, dtype=torch.bool), torch.zeros_like(images, dtype=torch.bool)
-        weights = None if errors is None else errors.row_weights()
         left, start = (rows > 0).nonzero().squeeze(1), 0
         while len(left) > 0:
             stop = max(2 * start, 1)
             chosen, columns = images[left], order[left, start:stop]
-            low, high = self._linear_range(chosen, columns, weights)
+            low, high = self._linear_range(chosen, columns, errors)
             if both:
                 margins, rounding = self.margins[chosen].gather(1, columns), error[chosen].gather(1, columns)
                 low, high = torch.maximum(low, margins - rounding), torch.maximum(high, margins + rounding)
@@ -114,14 +110,11 @@ class Cascade(NamedTuple):
             left, start = left[~refused[left] & (rows[left] > stop)], stop
         return Decision(certain & ~refused, refused)
 
-    def _linear_range(
-        self, images: Tensor, columns: Tensor, weights: list[Tensor | None] | None
-    ) -> tuple[Tensor, Tensor]:
+    def _linear_range(self, images: Tensor, columns: Tensor, errors: RoundingErrors | None) -> tuple[Tensor, Tensor]:
         """Lower and upper limits of the linear bounds of margins (b, s) of images (b,) in exact arithmetic."""
         part = self.select(images)
         classes = other_classes(part.y, self.graph.num_classes).gather(1, columns)
-        if weights is not None and any(weight is not None and len(weight) > 1 for weight in weights):
-            weights = [weight if weight is None else weight[images] for weight in weights]
+        weights = None if errors is None else errors.select(images).row_weights()
         parts = []
         for rows in margin_rows(self.graph, part.y, classes, self.rows_at_once(len(images))):
             if weights is None:

@@ -195,19 +195,13 @@ class FeedForwardVerifier:
         values = _propagated(graph, box, y)
         margins, rows_at_once = -self._highest(graph, values, y), partial(self._rows_at_once, graph, _largest(values))
         cascade = Cascade(graph, values, y, margins, rows_at_once)
-        errors = RoundingErrors(graph, [value.envelope() for value in values]) if rounding_safe else None
+        errors = RoundingErrors(graph, values) if rounding_safe else None
         certified, refused = cascade.verdicts(network, self.method, errors)
         near = (~certified & ~refused).nonzero().squeeze(1)
-        if len(near) == 0:
-            return certified, refused
-        if self.method == "crown":
+        if self.method == "crown" and len(near) > 0:
             positive = (self._margins(graph, box.map(itemgetter(near)), y[near])[0] > 0).all(1)
             final = not rounding_safe or graph.dtype == torch.float64
             certified[near], refused[near] = positive if final else False, ~positive
-        elif rounding_safe:  # each image's own rounding errors
-            cascade = cascade.select(near)
-            errors = RoundingErrors(graph, cascade.values)
-            certified[near], refused[near] = cascade.verdicts(network, self.method, errors)
         return certified, refused
 
     def _highest(self, graph: Graph, values: list[Interval], y: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ exp, erf, tanh and their like are within a few units in the last place, as their
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 from torch import Tensor
@@ -43,14 +44,17 @@ class RoundingErrors:
         """Whether the rounding of every operation is known."""
         return all(error is not None for error in (*self.errors, *self.row_weights()))
 
-    def of_margins(self, y: Tensor) -> Tensor:
-        """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y.
+    def select(self, images: Tensor) -> RoundingErrors:
+        """Select the errors of the images (b,)."""
+        chosen = copy.copy(self)
+        chosen._values = [value.select(images) for value in self._values]
+        chosen.errors = [error if error is None else error[images] for error in self.errors]
+        return chosen
 
-        The values are of as many images as there are labels, or of one that stands for all.
-        """
+    def of_margins(self, y: Tensor) -> Tensor:
+        """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y."""
         error = self.errors[self._graph.output]
         assert error is not None
-        error = error.expand(len(y), -1)
         both = error + error.gather(1, y[:, None])
         return both.scatter(1, y[:, None], 0.0)
 

@@ -26,7 +26,7 @@ MARGIN = 0.1  # of 299 images, where an accuracy's standard error is 0.03; with 
 
 
 def robust_accuracy(method, folder, *settings, attack="pgd"):
-    wrapped = method in ("learn2perturb", "parametric_noise_injection")  # a network inside their own
+    wrapped = method in ("learn2perturb", "parametric_noise_injection", "adversarial_bnn")  # a network inside their own
     network = f"--model.classifier.network={COARSE}" if wrapped else f"--model.classifier={COARSE}"
     arguments = [f"--config={ROOT / 'configs' / method / 'digits.yaml'}", *QUICK, network]
     arguments += ["--model.optimizer.init_args.lr=0.05", *settings]

@@ -86,11 +86,6 @@ class BallInterval(Interval):
         """Select the balls of the images (b,)."""
         return self.build(super().select(images), self.point[images], self.epsilon[images], self.scale, self.norm)
 
-    def envelope(self) -> BallInterval:
-        """A box around 0 of one image, as an interval's, with a ball that is a point."""
-        box = super().envelope()
-        return self.build(box, box.center, self.epsilon[:1] * 0, self.scale, self.norm)
-
 
 def _dual_norm(rows: Tensor, norm: Norm) -> Tensor:
     """The dual norm (B, S) of rows (B, S, n): l2 for l2, the largest absolute entry for l1."""

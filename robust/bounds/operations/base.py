@@ -56,11 +56,6 @@ class Interval(NamedTuple):
         """Select the intervals of the images (b,)."""
         return Interval(self.center[images], self.radius[images])
 
-    def envelope(self) -> Interval:
-        """An interval around 0 (1, *shape) that holds the intervals of all images: rounding errors grow with size."""
-        size = self.center.abs().amax(0, keepdim=True) + self.radius.amax(0, keepdim=True)
-        return Interval(torch.zeros_like(size), size)
-
 
 class Arithmetic(NamedTuple):
     """Rounding of one precision, in a graph of so many operations.
@@ -117,8 +112,8 @@ class Operation(ABC):
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """Upper bound of how far an exact output lies outside the computed interval, (B, *out); None: not known.
 
-        It depends only on the sizes of the intervals and on the errors, and grows with both: the error of an interval
-        around 0 that is as large as the largest of several intervals holds for each of them.
+        It grows with the intervals and with the errors: the error of an interval that holds several intervals holds for
+        each of them.
 
         Args:
             inputs: the computed intervals of h_1, ..., h_n.
@@ -133,7 +128,7 @@ class Operation(ABC):
         """Weights of the absolute coefficients of a row on the output in the error bound, (B, *out); None: not known.
 
         The weighted sum bounds by how much the exact ``A f(h)`` may exceed the linear bound on the inputs. The weights
-        of an interval around 0 hold for smaller intervals, as in ``error``. The arguments are those of ``error``.
+        of an interval hold for intervals inside it, as in ``error``. The arguments are those of ``error``.
         """
         return None
 
@@ -201,8 +196,9 @@ class Affine(Operation):
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """|W| e, and the rounding of the sums."""
         terms = self.terms(*(error.shape[1:] for error in errors))
-        rounded = arithmetic.gamma(terms + 8) * (self._sizes(inputs, errors) + self.offset())
-        return arithmetic.inflated(self.radius(*errors) + rounded, terms)
+        gamma = arithmetic.gamma(terms + 8)
+        rounded = (error + gamma * (h.size + error) for h, error in zip(inputs, errors, strict=True))
+        return arithmetic.inflated(self.radius(*rounded) + gamma * self.offset(), terms)
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic

@@ -122,16 +122,19 @@ class ReLU(Operation):
         return (rows,), constant
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """The error of the input, and the rounding of the ends."""
-        return errors[0] + 8 * arithmetic.gamma(1) * inputs[0].size
+        """The error of the input and the rounding of the ends; less where nearly all inputs are negative, or all."""
+        h = inputs[0]
+        error = errors[0] + 8 * arithmetic.gamma(1) * h.size
+        return torch.minimum(error, (h.upper + error).clamp(min=0))
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
     ) -> Tensor | None:
-        """An activation outside of its interval is above the upper line by at most its distance from it."""
+        """Distance from the interval by which an activation may be above the upper line; 0 where ReLU is linear."""
         h = inputs[0]
-        intercept = (h.radius - h.center.abs()).clamp(min=0)
-        return errors[0] + 8 * arithmetic.gamma(1) * h.size + arithmetic.of_sum(intercept) * intercept
+        bend = h.radius - h.center.abs()  # distance of 0 from the nearer end, if it is inside
+        error = errors[0] + 8 * arithmetic.gamma(1) * h.size
+        return torch.minimum(error, (bend + error).clamp(min=0)) + arithmetic.of_sum(bend) * bend.clamp(min=0)
 
 
 @register("relu")

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
+from robust.bounds.operations.base import Arithmetic, Interval
+from robust.bounds.operations.relu import ReLU
 from robust.threat_models import Box, LinfBall, PixelBox
 from tests.random_networks import corners_and_points, networks, random_case
 
@@ -146,6 +148,51 @@ def test_no_point_in_float64_is_below_the_least_margin_of_the_range(network, siz
     for i, label in enumerate(y):
         others = [k for k in range(logits.shape[2]) if k != label]
         assert (low[i].double() <= margins[:, i, others].amin(0)).all()
+
+
+def bent_at_an_end(seed, epsilon):
+    """A network whose ReLUs bend at an end of their interval or close to it, a label, and a box."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(1, 1, 2, 3), torch.tensor([0])
+    box = LinfBall(epsilon).interval(x)
+    lower, upper = (end.flatten(1) for end in box)
+    with torch.no_grad():
+        for module in network[1:-1]:
+            if isinstance(module, nn.ReLU):
+                lower, upper = lower.clamp(min=0), upper.clamp(min=0)
+                continue
+            center = module((lower + upper) / 2)
+            radius = (upper - lower) / 2 @ module.weight.abs().T
+            shift = torch.where(torch.rand(8) < 0.7, -(center + radius)[0], (radius - center)[0])
+            module.bias += shift + torch.randint(-2, 3, (8,)) * 1e-7
+            lower, upper = center - radius + shift, center + radius + shift
+    return network, y, box
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.1, 0.5]))
+def test_the_range_holds_the_exact_value_where_relus_bend_at_an_end(seed, epsilon):
+    network, y, box = bent_at_an_end(seed, epsilon)
+    low, high = FeedForwardVerifier().margin_range(network, box, y)
+    exact_margins = exact_ibp(network, box.lower[0], box.upper[0], 0)
+    for computed_low, value, computed_high in zip(low[0].tolist(), exact_margins, high[0].tolist(), strict=True):
+        assert Fraction(computed_low) <= value <= Fraction(computed_high)
+    low, _ = FeedForwardVerifier("crown-ibp").margin_range(network, box, y)
+    ends = torch.stack([box.lower, box.upper]).double()
+    corners = torch.cartesian_prod(*[torch.tensor([0, 1])] * 6)
+    points = torch.where(corners.view(-1, 1, 2, 3) == 1, ends[1], ends[0])
+    logits = network.double()(points)
+    assert (low.double() <= logits[:, :1] - logits[:, 1:]).all()
+
+
+def test_a_relu_adds_no_error_where_it_is_linear_over_all_exact_inputs():
+    h = Interval.between(torch.tensor([[-3.0, -1.0, 1.0, -1.0, 0.0]]), torch.tensor([[-1.0, -0.25, 3.0, 1.0, 2.0]]))
+    errors, arithmetic = (torch.full((1, 5), 0.5),), Arithmetic(torch.float32, 1)
+    error, row_error = ReLU().error((h,), errors, arithmetic), ReLU().row_error((h,), errors, arithmetic)
+    torch.testing.assert_close(error, torch.tensor([[0.0, 0.25, 0.5, 0.5, 0.5]]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(row_error, torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.5]]), rtol=0, atol=1e-5)
+    assert error[0, 0] == row_error[0, 0] == row_error[0, 2] == 0
 
 
 @pytest.mark.parametrize("factor", [1e-10, 1e-5, 1.0, 1e5, 1e10])
