@@ -99,7 +99,8 @@ def of_attacks(rounds: int, quick: bool, device: str) -> Columns:
 
 def of_certification(rounds: int, quick: bool, device: str) -> Columns:
     """Verdicts and margins of test images."""
-    return {"DM-small, digits": certification.measure(rounds, peers=not quick, device=device)}
+    of_digits = {"DM-small, digits": certification.measure_digits(rounds, peers=not quick, device=device)}
+    return of_digits | ({} if quick else {"learned budgets, MNIST": certification.measure_mnist(rounds, device)})
 
 
 def of_noise(rounds: int, quick: bool, device: str) -> Columns:
