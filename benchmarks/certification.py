@@ -38,9 +38,7 @@ def train(network: nn.Module, epochs: int = 12) -> None:
     network.eval()
 
 
-def cases(
-    network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, peers: bool = True
-) -> dict[str, Case]:
+def cases(network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, peers: bool = True) -> dict[str, Case]:
     """What is measured, by its name in the table; the first one is the unit."""
     own, lirpa = FeedForwardVerifier("tightest"), LirpaVerifier(method="crown-ibp")
     safe = partial(certify, own, network, threat_model, x, y)

@@ -92,7 +92,7 @@ class Graph(NamedTuple):
         """
         bound, error = self._upper_bound(values, A, self.output if value is None else value, weights)
         largest = max(interval.center[0].numel() for interval in values)
-        return bound, Arithmetic(A.dtype, len(self.nodes)).inflated(error, largest)
+        return bound, Arithmetic(A.dtype, len(self.nodes)).inflation(largest) * error
 
     def _upper_bound(
         self, values: list[Interval], A: Tensor, value: int, weights: list[Tensor | None] | None

@@ -35,7 +35,7 @@ class Interval(NamedTuple):
     @property
     def size(self) -> Tensor:
         """The largest absolute value inside."""
-        return self.center.abs() + self.radius
+        return self.center.abs().add_(self.radius)
 
     @property
     def point(self) -> Tensor:
@@ -76,9 +76,9 @@ class Arithmetic(NamedTuple):
         """Relative error of a sum over an example's values (B, *shape), and over the operations."""
         return self.gamma(values[0].numel() + self.depth + 8)
 
-    def inflated(self, error: Tensor, count: int) -> Tensor:
-        """An upper bound of an error that is itself a rounded sum of ``count`` terms, none of them negative."""
-        return error * (1 + 4 * self.gamma(count + 8))
+    def inflation(self, count: int) -> float:
+        """Factor by which a rounded sum of ``count`` terms, none of them negative, is an upper bound of the exact one."""
+        return 1 + 4 * self.gamma(count + 8)
 
 
 class Operation(ABC):
@@ -182,7 +182,7 @@ class Affine(Operation):
         """
 
     def offset(self) -> Tensor | float:
-        """Sum of the absolute terms that b is summed from; broadcasts to (B, *out)."""
+        """Sum of the absolute terms that b is summed from; broadcasts to (B, *out); 0.0 without b."""
         return 0.0
 
     def interval(self, *inputs: Interval) -> Interval:
@@ -194,22 +194,25 @@ class Affine(Operation):
         return self.rows(A, *(h.center.shape[1:] for h in inputs))
 
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
-        """|W| e, and the rounding of the sums."""
+        """|W| e, and the rounding of the sums, inflated by that of this bound itself."""
         terms = self.terms(*(error.shape[1:] for error in errors))
-        gamma = arithmetic.gamma(terms + 8)
-        rounded = (error + gamma * (h.size + error) for h, error in zip(inputs, errors, strict=True))
-        return arithmetic.inflated(self.radius(*rounded) + gamma * self.offset(), terms)
+        gamma, inflation = arithmetic.gamma(terms + 8), arithmetic.inflation(terms)
+        # in place: new memory takes longer than the sums
+        rounded = (
+            h.size.add_(error).mul_(gamma * inflation).add_(error, alpha=inflation)
+            for h, error in zip(inputs, errors, strict=True)
+        )
+        error, offset = self.radius(*rounded), self.offset()
+        return error if isinstance(offset, float) else error + gamma * inflation * offset
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
     ) -> Tensor | None:
         """The rounding of the coefficients and of the constants."""
         terms = self.terms(*(error.shape[1:] for error in errors))
-        products = arithmetic.gamma(terms + 8) * self._sizes(inputs, errors)
+        sizes = (h.size.add_(error) for h, error in zip(inputs, errors, strict=True))
+        products = arithmetic.gamma(terms + 8) * self.radius(*sizes)
         return products + arithmetic.of_sum(products) * self.offset()
-
-    def _sizes(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...]) -> Tensor:
-        return self.radius(*(h.size + error for h, error in zip(inputs, errors, strict=True)))
 
 
 def broadcast(*shapes: torch.Size) -> torch.Size:

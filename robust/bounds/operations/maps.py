@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust.bounds.operations.base import Affine
+from robust.bounds.operations.base import Affine, Arithmetic, Interval
 from robust.bounds.operations.registry import Operand, UnboundedError, name_of, register
 from robust.convolution import pair
 
@@ -91,6 +91,16 @@ class Reshape(Affine):
     def rows(self, A: Tensor, *shapes: torch.Size) -> tuple[tuple[Tensor, ...], Tensor | float]:
         """The same rows."""
         return (A.reshape(*A.shape[:2], *shapes[0]),), 0.0
+
+    def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
+        """The same errors."""
+        return self.center(errors[0])
+
+    def row_error(
+        self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
+    ) -> Tensor | None:
+        """Nothing is rounded."""
+        return self.center(torch.zeros_like(errors[0]))
 
 
 @register("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")

@@ -124,8 +124,8 @@ class ReLU(Operation):
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """The error of the input and the rounding of the ends; less where nearly all inputs are negative, or all."""
         h = inputs[0]
-        error = errors[0] + 8 * arithmetic.gamma(1) * h.size
-        return torch.minimum(error, (h.upper + error).clamp(min=0))
+        error = torch.add(errors[0], h.size, alpha=8 * arithmetic.gamma(1))
+        return torch.minimum(error, h.upper.add_(error).clamp_(min=0), out=error)
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
@@ -133,7 +133,7 @@ class ReLU(Operation):
         """Distance from the interval by which an activation may be above the upper line; 0 where ReLU is linear."""
         h = inputs[0]
         bend = h.radius - h.center.abs()  # distance of 0 from the nearer end, if it is inside
-        error = errors[0] + 8 * arithmetic.gamma(1) * h.size
+        error = torch.add(errors[0], h.size, alpha=8 * arithmetic.gamma(1))
         return torch.minimum(error, (bend + error).clamp(min=0)) + arithmetic.of_sum(bend) * bend.clamp(min=0)
 
 

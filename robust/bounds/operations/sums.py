@@ -75,7 +75,7 @@ class Product(Operation):
         """The errors' part in the product, and its rounding."""
         (first, second), (e, f) = _aligned(*inputs), aligned(*errors)
         error = first.size * f + second.size * e + e * f + arithmetic.gamma(8) * first.size * second.size
-        return arithmetic.inflated(error, 8)
+        return arithmetic.inflation(8) * error
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
@@ -85,7 +85,7 @@ class Product(Operation):
         spread = first.size[0].numel()
         whole = (first.size + e) * (second.size + f)
         rounded = (arithmetic.gamma(8 + spread) + 4 * arithmetic.of_sum(whole)) * whole
-        return arithmetic.inflated(first.radius * f + second.radius * e + e * f + rounded, 8)
+        return arithmetic.inflation(8) * (first.radius * f + second.radius * e + e * f + rounded)
 
 
 def aligned(*values: Tensor) -> tuple[Tensor, ...]:
