@@ -1,7 +1,7 @@
 """Time of certifying images over that of a plain forward pass: verdicts alone, all margins, and auto_LiRPA's.
 
-Two DM-small: one trained for a few epochs by interval bounds on the embedded digits, and their test images; the zoo's on
-MNIST in the budgets that its generator gives, and the first 1,000 test images.
+Two DM-small: one trained for a few epochs by interval bounds on the embedded digits, and their test images; the zoo's
+on MNIST in the budgets that its generator gives, and the first 1,000 test images.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Arithmetic(NamedTuple):
         return self.gamma(values[0].numel() + self.depth + 8)
 
     def inflation(self, count: int) -> float:
-        """Factor by which a rounded sum of ``count`` terms, none of them negative, is an upper bound of the exact one."""
+        """Factor that makes a rounded sum of ``count`` terms, none negative, an upper bound of the exact one."""
         return 1 + 4 * self.gamma(count + 8)
 
 
