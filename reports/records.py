@@ -55,6 +55,13 @@ def read_records(file: Path) -> dict[str, Record]:
     return dict(records)
 
 
+def superseded(records: dict[str, Any]) -> set[str]:
+    """Names of the records from before the last training; those of its ``last.ckpt`` are of earlier weights."""
+    names = list(records)
+    last = max((index for index, name in enumerate(names) if name.partition("-")[0] == "fit"), default=0)
+    return set(names[:last])
+
+
 def _fields(record: Record) -> Iterator[tuple[str, Any, type]]:
     """Name, value and type of each field that may be null; the caller checks each one before it takes the next."""
     for metric, number in record["metrics"].items():

@@ -67,6 +67,15 @@ def test_tests_before_a_resumed_training_are_not_of_its_weights(tmp_path):
     assert tested.metrics == {"val/accuracy/clean": 0.9, "test/accuracy/clean": 0.1}
 
 
+def test_a_test_before_the_first_record_of_a_training_is_not_of_its_weights(tmp_path):
+    """Regression: a test of a stopped training, which records nothing, was shown as the result of the resumed one."""
+    path = write_run(tmp_path / "run", metrics={CLEAN: 0.1}) / "results.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps({"test": records["test"], "fit": records["fit"] | {"metrics": {}}}))
+    (run,) = read_runs([tmp_path])
+    assert (run.metrics, run.evaluations) == ({}, [])
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(4, 1.33), (6, 2)])
 def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     """Regression: Lightning counts it as whole."""
