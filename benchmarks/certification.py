@@ -1,7 +1,7 @@
 """Time of certifying images over that of a plain forward pass: verdicts alone, all margins, and auto_LiRPA's.
 
-Two DM-small: one trained for a few epochs by interval bounds on the embedded digits, and their test images; the zoo's on
-MNIST in the budgets that its generator gives, and the first 1,000 test images.
+Two DM-small: one trained for a few epochs by interval bounds on the embedded digits, and their test images; the zoo's
+on MNIST in the budgets that its generator gives, and the first 1,000 test images.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def train(network: nn.Module, epochs: int = 12) -> None:
     network.eval()
 
 
-def cases(
-    network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, peers: bool = True
-) -> dict[str, Case]:
+def cases(network: nn.Module, threat_model: ThreatModel, x: Tensor, y: Tensor, peers: bool = True) -> dict[str, Case]:
     """What is measured, by its name in the table; the first one is the unit."""
     own, lirpa = FeedForwardVerifier("tightest"), LirpaVerifier(method="crown-ibp")
     safe = partial(certify, own, network, threat_model, x, y)
