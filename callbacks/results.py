@@ -23,6 +23,7 @@ from rich.table import Table
 
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
+from callbacks._own_code import own_code
 from callbacks.evaluation.base import Evaluation
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
@@ -43,6 +44,7 @@ class Results(Callback):
     - ``checkpoint``: path of the evaluated weights; null for the weights at the end of the run's own training
     - ``config``: all settings, and ``sources``: where the settings that are not defaults come from
     - ``class_names``: names of the classes; null if the data does not name them
+    - ``own_code``: hash of the file of each class and function of the user's, by its path
     - ``optimizers``: optimizers and schedules with the settings that the training used
     - ``training_cost``: parameters, seconds and passes (``lightning_modules.base.training_cost``); null if not known
     - ``samples``: number of images of each stage
@@ -154,6 +156,7 @@ class Results(Callback):
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
             "sources": self.sources,
+            "own_code": own_code(self.config),
             **(_of_evaluations(trainer) | {"intervals": intervals} if stage == "test" else {}),
         }
         path = self._folder / "results.json"

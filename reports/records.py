@@ -23,13 +23,14 @@ _FIELDS: dict[str, type] = {
     "command": str,
     "wall_time": float,
     "samples": dict,
+    "own_code": dict,
     "training_cost": dict,
     "training_cost.seconds": float,
     "outcomes": dict,
     "margins": dict,
     "skipped": dict,
 }  # a field comes after the field of which it is a part
-_PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str}
+_PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str, "own_code": str}
 
 
 def read_records(file: Path) -> dict[str, Record]:

@@ -64,7 +64,7 @@ class Run:
     @property
     def data(self) -> str:
         """The evaluated data as text that is equal for equal data; empty if no record names any."""
-        return settings.data((self.evaluations or self.records)[-1].get("config") or {})
+        return settings.data((self.evaluations or self.records)[-1])
 
     def add(self, kind: str, record: Record) -> None:
         """Add a record of ``fit``, ``validate`` or ``test``."""

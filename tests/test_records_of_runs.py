@@ -1,5 +1,6 @@
 """Records say which run, weights and images a figure is of; each test is of a figure that was of others."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from callbacks.evaluation.base import Evaluation
 from cli.model_card import ExportedModel, model_card
 from reports.runs import read_runs
 from robust.metrics import Accuracy
+from tests.callbacks.trained import FILE
 from tests.recorded_runs import CLEAN, write_run
 from tests.small_run import SMALL
 from tests.testers import QUIET, error_of, last_checkpoint, run
@@ -81,6 +83,14 @@ def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     """Regression: Lightning counts it as whole."""
     run("fit", [*SMALL, f"--trainer.max_steps={steps}"], tmp_path)  # epochs have 3 steps
     assert json.loads((tmp_path / "results.json").read_text())["fit"]["epochs"] == epochs
+
+
+def test_a_record_has_the_hash_of_the_users_file(tmp_path):
+    """Regression: two files that define one path were one network in reports."""
+    network = "tests.callbacks.trained.Small"
+    run("fit", [*SMALL, ONE, f"--model.classifier={network}"], tmp_path)
+    expected = hashlib.sha256(FILE.with_name("trained.py").read_bytes()).hexdigest()[:12]
+    assert json.loads((tmp_path / "results.json").read_text())["fit"]["own_code"] == {network: expected}
 
 
 def test_a_model_card_has_no_tests_of_weights_that_trained_on():
