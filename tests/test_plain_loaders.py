@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -11,6 +12,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -134,6 +136,15 @@ def test_a_sampler_that_repeats_images_is_refused(stage):
             continue
         with pytest.raises(SettingError, match=r"^data: got '5 images in 2 processes'; the loader's sampler"):
             getattr(trainer, stage)(AdversarialTraining(linear(), epsilon=0.1), given, verbose=False)
+
+
+def test_a_wrapped_sampler_of_a_part_that_repeats_images_is_refused():
+    """Regression: three of four images in two processes passed, since the data has four; one counted twice."""
+    data, part = TensorDataset(X[:4], Y[:4]), TensorDataset(X[:3], Y[:3])
+    sampler = DistributedSamplerWrapper(SequentialSampler(part), num_replicas=2, rank=0, shuffle=False)
+    trainer = trainer_with(use_distributed_sampler=False)
+    with pytest.raises(SettingError, match=r"^data: got '3 images in 2 processes'; the loader's sampler repeats images"):
+        trainer.test(AdversarialTraining(linear(), epsilon=0.1), DataLoader(data, 1, sampler=sampler), verbose=False)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def _require_order(loader: Any) -> None:
         remedy = "an evaluation records the images by their order; give shuffle=False"
         require(not shuffles, "data", f"a loader with {type(sampler).__name__}", remedy)
         if isinstance(sampler, DistributedSampler):
-            size = len(loader.dataset)
+            size = len(sampler.dataset)  # Lightning's wrapper of another sampler has that sampler's length
             given = f"{size} images in {sampler.num_replicas} processes"
             remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give "
             remedy += "one of our data modules, a multiple of the number of processes, or one process"
