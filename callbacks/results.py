@@ -194,10 +194,14 @@ class Results(Callback):
 
 
 def _epochs(trainer: Trainer) -> float:
-    """Epochs of a training; a part of one in which it ended, which Lightning counts as whole, to two decimals."""
+    """Epochs of a training; a part of one in which it ended, to two decimals.
+
+    Lightning counts such an epoch as whole, but not if a resumed training has no step left; the epochs that have begun
+    are right in both cases.
+    """
     ready, batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
-    inside = 0 < ready < batches < float("inf")
-    return round(trainer.current_epoch - 1 + ready / batches, 2) if inside else trainer.current_epoch
+    begun: int = trainer.fit_loop.epoch_progress.current.ready
+    return round(begun - 1 + ready / batches, 2) if 0 < ready < batches < float("inf") else trainer.current_epoch
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:

@@ -85,6 +85,16 @@ def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["fit"]["epochs"] == epochs
 
 
+@pytest.mark.filterwarnings("ignore:trainer.max_steps. got 4, and the checkpoint has 4")
+def test_a_part_of_an_epoch_stays_a_part_if_nothing_is_left_to_train(tmp_path):
+    """Regression: the record of a resumed training without a step had an epoch less."""
+    end = [*SMALL, "--trainer.max_steps=4"]  # epochs have 3 steps
+    run("fit", end, tmp_path)
+    run("fit", [*end, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert {name: record["epochs"] for name, record in records.items()} == {"fit": 1.33, "fit-2": 1.33}
+
+
 def test_a_record_has_the_hash_of_the_users_file(tmp_path):
     """Regression: two files that define one path were one network in reports."""
     network = "tests.callbacks.trained.Small"
