@@ -12,6 +12,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
@@ -143,8 +144,31 @@ def test_a_wrapped_sampler_of_a_part_that_repeats_images_is_refused():
     data, part = TensorDataset(X[:4], Y[:4]), TensorDataset(X[:3], Y[:3])
     sampler = DistributedSamplerWrapper(SequentialSampler(part), num_replicas=2, rank=0, shuffle=False)
     trainer = trainer_with(use_distributed_sampler=False)
-    with pytest.raises(SettingError, match=r"^data: got '3 images in 2 processes'; the loader's sampler repeats images"):
+    with pytest.raises(
+        SettingError, match=r"^data: got '3 images in 2 processes'; the loader's sampler repeats images"
+    ):
         trainer.test(AdversarialTraining(linear(), epsilon=0.1), DataLoader(data, 1, sampler=sampler), verbose=False)
+
+
+class Chosen(Sampler):
+    def __init__(self, indices):
+        self.indices = indices
+
+    def __iter__(self):
+        return iter(self.indices)
+
+    def __len__(self):
+        return len(self.indices)
+
+
+class Pairs(BatchSampler):
+    def __iter__(self):
+        return iter([[1, 0], [3, 2]])
+
+
+def shuffles(loader):
+    inner = getattr(loader.batch_sampler or loader.sampler, "sampler", None)
+    return isinstance(inner, RandomSampler)
 
 
 @pytest.mark.parametrize(
@@ -155,14 +179,30 @@ def test_a_wrapped_sampler_of_a_part_that_repeats_images_is_refused():
         lambda data: DataLoader(data, 2, sampler=WeightedRandomSampler([1.0] * 4, 4)),
         lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
         lambda data: DataLoader(data, None, sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
+        lambda data: DataLoader(data, 2, sampler=Chosen([3, 1, 0, 2])),
+        lambda data: DataLoader(data, 2, sampler=range(2, 4)),
+        lambda data: DataLoader(data, batch_sampler=[[3, 1], [0, 2]]),
+        lambda data: DataLoader(data, batch_sampler=Pairs(SequentialSampler(data), 2, drop_last=False)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
 def test_a_loader_that_shuffles_is_refused_in_evaluations(loader):
-    """Regression: samplers of batches and of subsets were not seen; their verdicts had other images' indices."""
-    data = TensorDataset(X[:4], Y[:4])
-    with pytest.raises(SettingError, match=r"^data: got 'a loader with (Random|SubsetRandom|WeightedRandom)Sampler'"):
-        trainer_with().test(AdversarialTraining(linear(), epsilon=0.1), loader(data), verbose=False)
+    """Regression: samplers of batches, of subsets and of the user were not seen; verdicts had other images' indices."""
+    given = loader(TensorDataset(X[:4], Y[:4]))
+    remedy = "shuffle=False" if shuffles(given) else "no sampler, and torch.utils.data.Subset for some of the images"
+    with pytest.raises(SettingError, match=rf"^data: got 'a loader with \w+'; .* order; give {remedy}$"):
+        trainer_with().test(AdversarialTraining(linear(), epsilon=0.1), given, verbose=False)
+
+
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_our_samplers_and_batches_of_ordered_samplers_are_taken_without_a_data_module(stage):
+    data = Digits(eval_batch_size=64)
+    data.prepare_data()
+    data.setup("test")
+    ordered = TensorDataset(X, Y)
+    batches = DataLoader(ordered, batch_sampler=BatchSampler(SequentialSampler(ordered), 4, drop_last=False))
+    for given in (data.test_dataloader(), batches, DataLoader(torch.utils.data.Subset(ordered, [5, 2]), 1)):
+        assert getattr(trainer_with(), stage)(AdversarialTraining(linear(), epsilon=0.1), given)
 
 
 def test_certificates_of_data_without_a_length():
