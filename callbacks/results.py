@@ -24,6 +24,7 @@ from rich.table import Table
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 from callbacks._own_code import own_code
+from callbacks._stages import num_images
 from callbacks.evaluation.base import Evaluation
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
@@ -129,7 +130,7 @@ class Results(Callback):
         metrics = {name: float(value) for name, value in logged}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
-        sized = {name: loader for name, loader in first.items() if hasattr(getattr(loader, "dataset", None), "__len__")}
+        sized = {name: loader for name, loader in first.items() if num_images(loader) is not None}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         data = getattr(module, "data_module", None)
         # the first batches of a limited test are no random sample of all images
@@ -207,9 +208,11 @@ def _epochs(trainer: Trainer) -> float:
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:
     """Number of images, over all processes, that a stage takes from its loader, in training in each epoch."""
     limits = {"train": trainer.num_training_batches, "val": trainer.num_val_batches, "test": trainer.num_test_batches}
-    limit, size = limits[name], getattr(loader.sampler, "size", len(loader.dataset))
+    limit, size = limits[name], num_images(loader) or 0
     batches = limit[0] if isinstance(limit, list) else limit
-    own = (loader.batch_size or 0) * trainer.world_size  # for a loader without our sampler
+    own = (
+        loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
+    ) * trainer.world_size  # for a loader without our sampler
     batch_size = getattr(loader.sampler, "batch_size", own)
     complete = name == "train" and hasattr(loader.sampler, "size")  # our sampler has no incomplete batch in training
     every = batch_size == 0 or (batches >= len(loader) and not complete)
