@@ -58,6 +58,18 @@ def monitored_names(trainer: Trainer) -> list[str]:
     return [config.scheduler.monitor for config in trainer.lr_scheduler_configs if _is_plateau(config)]  # type: ignore
 
 
+def check_monitors(trainer: Trainer) -> None:
+    """Check that the schedules by a metric have a monitor, before Lightning's sanity check asks for it.
+
+    Raises:
+        SettingError: if one of them is PyTorch's own class.
+    """
+    remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
+    for config in filter(_is_plateau, trainer.lr_scheduler_configs):
+        given = isinstance(getattr(config.scheduler, "monitor", None), str)
+        require(given, "lr_scheduler", type(config.scheduler).__name__, remedy)
+
+
 def check_schedules(trainer: Trainer) -> None:
     """Check that the schedules last until the end of the training and can be resumed.
 
@@ -73,8 +85,6 @@ def check_schedules(trainer: Trainer) -> None:
         remedy = "the loader has no length, and this schedule counts batches; set trainer.limit_train_batches"
         require(not (by_batch and uncounted), "lr_scheduler", type(schedule).__name__, remedy)
         if isinstance(schedule, ReduceLROnPlateau):
-            remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
-            require(isinstance(getattr(schedule, "monitor", None), str), "lr_scheduler", "ReduceLROnPlateau", remedy)
             _require_validations(trainer)
         remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)

@@ -15,6 +15,8 @@ from lightning_modules.base.rates import step_schedules
 from robust.errors import SettingError
 from robust.networks import SmallCNN
 from robust.schedules import EachStep
+from tests.small_run import SMALL
+from tests.testers import QUIET, error_of
 
 BATCHES, EPOCHS = 3, 4
 
@@ -147,6 +149,15 @@ def test_impossible_schedules_are_refused_before_training():
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/nothing"))
     with pytest.raises(SettingError, match=r"got 'val/clean_error'; it is now called val/accuracy/clean; the last val"):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/clean_error"))
+
+
+def test_torchs_own_plateau_is_refused_before_the_sanity_check(tmp_path, capsys):
+    """Regression: the sanity check ended in an AttributeError, as the schedule has no monitor."""
+    schedule = "--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    error = error_of(["fit", *SMALL[:-2], schedule, *QUIET, f"--trainer.default_root_dir={tmp_path}"], capsys)
+    assert error.startswith(
+        "model.lr_scheduler: got 'ReduceLROnPlateau'; it depends on a metric; give pytorch_lightning.cli."
+    )
 
 
 @pytest.mark.parametrize(
