@@ -19,13 +19,13 @@ BY_STEP = (EachStep, OneCycleLR, CyclicLR)
 def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]) -> None:
     """Step every schedule to its state before batch ``batch_idx`` of the current epoch.
 
-    Some schedules advance with every batch, those of a metric with every validated epoch, and all others with every
-    epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues them.
+    Some schedules advance with every batch, those of a validation's metric with every validated epoch, and all others
+    with every epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues them.
 
     Args:
         trainer: trainer that holds the schedules.
         batch_idx: index of the next batch in the epoch.
-        monitored: metrics of the last validation, by name.
+        monitored: metrics of the last epoch and validation, by name.
 
     Raises:
         SettingError: if a monitored metric is missing.
@@ -36,9 +36,9 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
         if isinstance(schedule, PiecewiseLinear):
             schedule.move_to(epoch + (batch_idx + 1) / batches)
         elif isinstance(schedule, ReduceLROnPlateau):
-            validated = epoch // (trainer.check_val_every_n_epoch or 1)
-            if schedule.last_epoch < validated:
-                schedule.last_epoch = validated - 1  # in a resumed run, a new schedule has not seen earlier metrics
+            measured = epoch if _is_of_training(schedule) else epoch // (trainer.check_val_every_n_epoch or 1)
+            if schedule.last_epoch < measured:
+                schedule.last_epoch = measured - 1  # in a resumed run, a new schedule has not seen earlier metrics
                 schedule.step(_value(schedule, monitored))
         else:
             done = epoch * int(batches) + batch_idx if by_step(config) else epoch
@@ -84,7 +84,7 @@ def check_schedules(trainer: Trainer) -> None:
         by_batch = isinstance(schedule, PiecewiseLinear) or by_step(config)
         remedy = "the loader has no length, and this schedule counts batches; set trainer.limit_train_batches"
         require(not (by_batch and uncounted), "lr_scheduler", type(schedule).__name__, remedy)
-        if isinstance(schedule, ReduceLROnPlateau):
+        if isinstance(schedule, ReduceLROnPlateau) and not _is_of_training(schedule):
             _require_validations(trainer)
         remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)
@@ -106,6 +106,11 @@ def _require_validations(trainer: Trainer) -> None:
     }
     for name, (value, is_wrong, what) in wrong.items():
         require(not is_wrong, f"trainer.{name}", value, remedy.format(what))
+
+
+def _is_of_training(schedule: Any) -> bool:
+    """Whether a schedule by a metric needs no validation."""
+    return str(schedule.monitor).startswith("train/")
 
 
 def _is_plateau(config: LRSchedulerConfig) -> bool:

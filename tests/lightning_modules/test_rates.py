@@ -175,3 +175,23 @@ def test_a_plateau_needs_a_validation_in_a_known_epoch(settings, expected):
     """Regression: the training stopped at its second epoch, and said that the last validation logged nothing."""
     with pytest.raises(SettingError, match=expected):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/wanted"), WorseAndWorse, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"limit_val_batches": 0},
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 5},
+    ],
+)
+def test_a_plateau_of_a_training_metric_needs_no_validation(settings):
+    """Regression: it was refused."""
+
+    def schedule(optimizer):  # no epoch is better by 10
+        return ReduceLROnPlateau(
+            optimizer, monitor="train/loss", factor=0.1, patience=0, threshold=10.0, threshold_mode="abs"
+        )
+
+    expected = [0.1] * (2 * BATCHES) + [0.01] * BATCHES + [0.001] * BATCHES
+    assert fitted(schedule, **settings) == pytest.approx(expected)
