@@ -20,7 +20,8 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
     """Step every schedule to its state before batch ``batch_idx`` of the current epoch.
 
     Some schedules advance with every batch, those of a validation's metric with every validated epoch, and all others
-    with every epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues them.
+    with every epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues
+    them.
 
     Args:
         trainer: trainer that holds the schedules.
@@ -96,7 +97,7 @@ def check_schedules(trainer: Trainer) -> None:
 
 
 def _require_validations(trainer: Trainer) -> None:
-    """Check that the validations of a schedule by a metric follow from the number of epochs."""
+    """Check that there are validations for a schedule by a metric, in epochs that are known."""
     remedy = "ReduceLROnPlateau steps after validated epochs; {}, or choose a schedule without a metric"
     seconds = getattr(trainer, "_val_check_time_interval", None)
     wrong: dict[str, tuple[Any, bool, str]] = {
@@ -106,6 +107,9 @@ def _require_validations(trainer: Trainer) -> None:
     }
     for name, (value, is_wrong, what) in wrong.items():
         require(not is_wrong, f"trainer.{name}", value, remedy.format(what))
+    counts = trainer.num_val_batches
+    batches = sum(counts) if isinstance(counts, list) else counts
+    require(batches > 0, "data", "no validation batches", remedy.format("give a loader for validation"))
 
 
 def _is_of_training(schedule: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch.optim import SGD
 from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import Digits
 from lightning_modules import StandardTraining
@@ -31,7 +32,7 @@ class NoteRates(pl.Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def fitted(schedule, module_class=StandardTraining, **settings):
+def fitted(schedule, module_class=StandardTraining, data=None, **settings):
     torch.manual_seed(0)
     note = NoteRates()
     module = module_class(SmallCNN(), optimizer=lambda p: SGD(p, lr=0.1), lr_scheduler=schedule)
@@ -47,7 +48,7 @@ def fitted(schedule, module_class=StandardTraining, **settings):
         callbacks=[note],
         **settings,
     )
-    trainer.fit(module, datamodule=Digits(batch_size=8))
+    trainer.fit(module, **({"datamodule": Digits(batch_size=8)} if data is None else {"train_dataloaders": data}))
     return note.rates
 
 
@@ -195,3 +196,10 @@ def test_a_plateau_of_a_training_metric_needs_no_validation(settings):
 
     expected = [0.1] * (2 * BATCHES) + [0.01] * BATCHES + [0.001] * BATCHES
     assert fitted(schedule, **settings) == pytest.approx(expected)
+
+
+def test_a_plateau_of_a_validations_metric_needs_a_loader_for_validation():
+    """Regression: the training stopped at its second epoch, and said that the last validation logged nothing."""
+    data = DataLoader(TensorDataset(torch.rand(8, 1, 28, 28), torch.arange(8)), 4)
+    with pytest.raises(SettingError, match=r"^data: got 'no validation batches'; ReduceLROnPlateau steps after"):
+        fitted(lambda o: ReduceLROnPlateau(o, monitor="val/accuracy/clean"), data=data)
