@@ -348,10 +348,11 @@ def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, r
         ["--trainer.val_check_interval=00:01:00:00", "--trainer.max_epochs=3"],
         ["--trainer.val_check_interval=1", "--trainer.max_steps=8"],
         ["--trainer.check_val_every_n_epoch=2", "--trainer.max_steps=4"],
+        ["--checkpoint.every_n_epochs=3", "--trainer.max_steps=6"],
     ],
-    ids=["batches", "time", "steps", "steps in an epoch with a validation"],
+    ids=["batches", "time", "steps", "steps in an epoch with a validation", "steps between two checkpoints"],
 )
-@pytest.mark.thorough_but("steps in an epoch with a validation")
+@pytest.mark.thorough_but("steps in an epoch with a validation", "steps between two checkpoints")
 def test_averaged_weights_resume_from_an_end_without_a_validation(averaged, settings, tmp_path):
     """Regression: the checkpoint had the averages as the weights in training."""
     run("fit", [*EMA, *settings], tmp_path / "first")
