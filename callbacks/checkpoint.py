@@ -135,7 +135,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint if it is among the best, and ``last.ckpt`` in any case."""
         super().on_train_epoch_end(trainer, pl_module)
-        self._save_last_of_epoch(trainer)  # a validation at the end of the epoch is over, and has saved this step
+        self._save_last_of_epoch(trainer)  # if there was a validation, it has saved this step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save as in :meth:`on_train_epoch_end`, if Lightning saves after validation."""
