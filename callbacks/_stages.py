@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import DistributedSampler, IterableDataset
 
 from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
@@ -23,10 +24,46 @@ def in_last_epoch(trainer: Trainer) -> bool:
     return trainer.current_epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step
 
 
-def num_tested_images(trainer: Trainer) -> int | None:
-    """Number of images of a test's first loader, over all processes; None if it has no length."""
-    loader: Any = trainer.test_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
-    return len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else None
+def num_images(loader: Any) -> int | None:
+    """Number of images that a loader gives in an epoch, over all processes; None if it is not known."""
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader, "sampler", None) if sampler is None else sampler
+    if sampler is None or isinstance(dataset, IterableDataset) or _length(dataset) is None:
+        return _length(dataset)
+    if isinstance(sampler, list | tuple):
+        return sum(len(batch) for batch in sampler)
+    sampler = getattr(sampler, "sampler", sampler)  # behind a sampler of batches
+    # our sampler has a size; another distributed one has the length of a process's part
+    distributed = isinstance(sampler, DistributedSampler)
+    return getattr(sampler, "size", None) or _length(sampler.dataset if distributed else sampler)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if hasattr(value, "__len__") else None
+
+
+def tested_loader(trainer: Trainer) -> Any:
+    """The first loader of a test."""
+    return trainer.test_loop._combined_loader.flattened[0]  # type: ignore[union-attr]
+
+
+def due_epochs(trainer: Trainer, every: int) -> set[int] | None:
+    """The epochs, from 1, in which something is due that is due every so many epochs and at the end of the training.
+
+    It is due in validations, which this takes to be in every epoch. None if the length of the training or the times of
+    the validations are not known.
+    """
+    batches, max_steps = trainer.num_training_batches, trainer.max_steps
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs or 0
+    by_steps = max_steps / max(batches, 1) if max_steps >= 0 else math.inf
+    length = min(epochs, by_steps)
+    if not 0 < length < math.inf or getattr(trainer, "_val_check_time_interval", None) is not None:
+        return None
+    due, last = set(range(every, math.floor(length) + 1, every)), math.ceil(length)
+    interval = min(trainer.val_check_batch or batches, batches)
+    trained = max_steps - (last - 1) * batches  # batches of the last epoch, if steps end it
+    in_last = trained >= interval and (last % every == 0 or last == epochs)
+    return due | {last} if length == epochs or in_last or trained % interval == 0 else due
 
 
 class StageCallback(Callback):
@@ -89,21 +126,18 @@ class StageCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if no validation of the training is due."""
-        every, check, batches = self.every_n_epochs, trainer.check_val_every_n_epoch, trainer.num_training_batches
-        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs or 0
-        by_steps = trainer.max_steps / max(batches, 1) if trainer.max_steps >= 0 else math.inf
-        length = min(epochs, by_steps)
-        if "val" not in self.stages or every is None or check is None or not 0 < length < math.inf:
+        every, check = self.every_n_epochs, trainer.check_val_every_n_epoch
+        if "val" not in self.stages or every is None or check is None:
             return
-        last = math.floor(length)
-        due = {*range(every, last + 1, every), *([last] if last == length else [])}
-        if all(epoch % check for epoch in due):
-            given = f"{type(self).__name__}.every_n_epochs: got {every}"
-            limit = f"max_epochs {last}" if length == epochs else f"max_steps {trainer.max_steps}"
-            after = f"trainer.check_val_every_n_epoch {check} and trainer.{limit}"
-            whole = f"give a multiple of {check}"
-            remedy = whole if due else f"the last of {length:.2f} epochs has no validation; end with an epoch"
-            rank_zero_warn(f"{given}; with {after} it never runs in this training; {remedy}")
+        due = due_epochs(trainer, every)
+        if due is None or any(epoch % check == 0 for epoch in due):
+            return
+        limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        ends = [f"trainer.{name} {value}" for name, value in limits.items() if value not in (None, -1)]
+        remedy = f"give a multiple of {check}" if due else "no validation is at its last step; end with a validation"
+        given = f"{type(self).__name__}.every_n_epochs: got {every}"
+        after = " and ".join([f"trainer.check_val_every_n_epoch {check}", *ends])
+        rank_zero_warn(f"{given}; with {after} it never runs in this training; {remedy}")
 
     def _start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         if stage in self.stages:

@@ -135,13 +135,23 @@ class Checkpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint if it is among the best, and ``last.ckpt`` in any case."""
         super().on_train_epoch_end(trainer, pl_module)
-        self._save_last_of_epoch(trainer)  # a validation at the end of the epoch is over, and has saved this step
+        self._save_last_of_epoch(trainer)  # if there was a validation, it has saved this step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save as in :meth:`on_train_epoch_end`, if Lightning saves after validation."""
         super().on_validation_end(trainer, pl_module)
         if not self._should_save_on_train_epoch_end(trainer):
             self._save_last_of_epoch(trainer)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Save ``last.ckpt``: a file where ``save_last: link`` would link to the checkpoint of an earlier step."""
+        save_last = self.save_last
+        if save_last == "link" and self._last_global_step_saved != trainer.global_step:
+            self.save_last = True
+        try:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+        finally:
+            self.save_last = save_last
 
     def _save_stopped(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` of a stopped run even if ``save_last`` is false, since the run continues from it."""

@@ -23,6 +23,8 @@ from rich.table import Table
 
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
+from callbacks._own_code import own_code
+from callbacks._stages import num_images
 from callbacks.evaluation.base import Evaluation
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
@@ -43,6 +45,7 @@ class Results(Callback):
     - ``checkpoint``: path of the evaluated weights; null for the weights at the end of the run's own training
     - ``config``: all settings, and ``sources``: where the settings that are not defaults come from
     - ``class_names``: names of the classes; null if the data does not name them
+    - ``own_code``: hash of the file of each class and function of the user's, by its path
     - ``optimizers``: optimizers and schedules with the settings that the training used
     - ``training_cost``: parameters, seconds and passes (``lightning_modules.base.training_cost``); null if not known
     - ``samples``: number of images of each stage
@@ -127,7 +130,7 @@ class Results(Callback):
         metrics = {name: float(value) for name, value in logged}
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
-        sized = {name: loader for name, loader in first.items() if hasattr(getattr(loader, "dataset", None), "__len__")}
+        sized = {name: loader for name, loader in first.items() if num_images(loader) is not None}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         data = getattr(module, "data_module", None)
         # the first batches of a limited test are no random sample of all images
@@ -154,6 +157,7 @@ class Results(Callback):
             "wall_time": round(time.perf_counter() - self._start, 1),
             "config": self.config,
             "sources": self.sources,
+            "own_code": own_code(self.config),
             **(_of_evaluations(trainer) | {"intervals": intervals} if stage == "test" else {}),
         }
         path = self._folder / "results.json"
@@ -191,18 +195,24 @@ class Results(Callback):
 
 
 def _epochs(trainer: Trainer) -> float:
-    """Epochs of a training; a part of one in which it ended, which Lightning counts as whole, to two decimals."""
+    """Epochs of a training; a part of one in which it ended, to two decimals.
+
+    Lightning counts such an epoch as whole, but not if a resumed training has no step left; the epochs that have begun
+    are right in both cases.
+    """
     ready, batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
-    inside = 0 < ready < batches < float("inf")
-    return round(trainer.current_epoch - 1 + ready / batches, 2) if inside else trainer.current_epoch
+    begun: int = trainer.fit_loop.epoch_progress.current.ready
+    return round(begun - 1 + ready / batches, 2) if 0 < ready < batches < float("inf") else trainer.current_epoch
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:
     """Number of images, over all processes, that a stage takes from its loader, in training in each epoch."""
     limits = {"train": trainer.num_training_batches, "val": trainer.num_val_batches, "test": trainer.num_test_batches}
-    limit, size = limits[name], getattr(loader.sampler, "size", len(loader.dataset))
+    limit, size = limits[name], num_images(loader) or 0
     batches = limit[0] if isinstance(limit, list) else limit
-    own = (loader.batch_size or 0) * trainer.world_size  # for a loader without our sampler
+    own = (
+        loader.batch_size or getattr(loader.batch_sampler, "batch_size", 0)
+    ) * trainer.world_size  # for a loader without our sampler
     batch_size = getattr(loader.sampler, "batch_size", own)
     complete = name == "train" and hasattr(loader.sampler, "size")  # our sampler has no incomplete batch in training
     every = batch_size == 0 or (batches >= len(loader) and not complete)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from reports.records import superseded
 from robust.errors import SettingError
 from robust.metric_names.registry import find
 
@@ -91,11 +92,11 @@ def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[s
 def _results(records: dict[str, Any]) -> list[str]:
     """A table for each record, with the checkpoint that was measured, without those of weights that trained on."""
     parts = []
-    last = max((index for index, name in enumerate(records) if name.split("-")[0] == "fit"), default=0)
-    for index, (name, record) in enumerate(records.items()):
+    earlier = superseded(records)
+    for name, record in records.items():
         checkpoint = record.get("checkpoint", record["config"].get("ckpt_path"))
         trained = name.split("-")[0] == "fit"
-        if index < last and (trained or not checkpoint or Path(checkpoint).name == "last.ckpt"):
+        if name in earlier and (trained or not checkpoint or Path(checkpoint).name == "last.ckpt"):
             continue
         weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
         rows = [_row(metric, value) for metric, value in record["metrics"].items()]

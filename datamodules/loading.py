@@ -252,6 +252,11 @@ class ShardedBatches(DistributedSampler[Indices]):
             remedy = f"use at most {self.size}, as many as there are images to evaluate"
             require(self.size >= processes, "number of processes", processes, remedy)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether it gives all images, and example i of process r of n is image r + i n."""
+        return not self.shuffle and self.size == len(self.dataset)  # type: ignore[arg-type]
+
     def __len__(self) -> int:
         """Number of batches in an epoch, equal in all processes."""
         full, rest = divmod(self.size, self.batch_size)

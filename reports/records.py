@@ -23,13 +23,14 @@ _FIELDS: dict[str, type] = {
     "command": str,
     "wall_time": float,
     "samples": dict,
+    "own_code": dict,
     "training_cost": dict,
     "training_cost.seconds": float,
     "outcomes": dict,
     "margins": dict,
     "skipped": dict,
 }  # a field comes after the field of which it is a part
-_PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str}
+_PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str, "own_code": str}
 
 
 def read_records(file: Path) -> dict[str, Record]:
@@ -53,6 +54,13 @@ def read_records(file: Path) -> dict[str, Record]:
         for field, value, kind in _parts(record):
             require(_is(value, kind), f"{file}, {name}, {field}", value, f"give {_KINDS[kind]}")
     return dict(records)
+
+
+def superseded(records: dict[str, Any]) -> set[str]:
+    """Names of the records from before the last training; those of its ``last.ckpt`` are of earlier weights."""
+    names = list(records)
+    last = max((index for index, name in enumerate(names) if name.partition("-")[0] == "fit"), default=0)
+    return set(names[:last])
 
 
 def _fields(record: Record) -> Iterator[tuple[str, Any, type]]:

@@ -111,7 +111,7 @@ def _experiment(run: Run, checkpoint: str) -> str:
     """What was trained, as text that is equal for runs that differ by their seed alone, and which weights."""
     record = run.identity
     config = record.get("config") or {}
-    what = settings.experiment(config) if config else record.get("command")
+    what = settings.experiment(record) if config else record.get("command")
     unknown = None if run.training else run.checkpoint  # two such checkpoints may differ in more than the seed
     return settings.text([record.get("method"), what, checkpoint, unknown, run.path if not config else None])
 
@@ -136,7 +136,7 @@ def _of_one_label(rows: list[Row]) -> list[tuple[str, list[Row]]]:
 
 def _add_settings(rows: list[Row], start: str, alone: str) -> None:
     """Label each row with ``start`` and the settings in which the rows differ, or with ``alone`` if it has none."""
-    flat = [settings.experiment(row.runs[0].identity.get("config") or {}) for row in rows]
+    flat = [settings.experiment(row.runs[0].identity) for row in rows]
     differing = _differing(flat)
     for row, each in zip(rows, flat, strict=True):
         details = [

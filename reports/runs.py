@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reports import settings
-from reports.records import FILE, Record, read_records
+from reports.records import FILE, Record, read_records, superseded
 from robust.errors import SettingError, require
 from robust.metric_names.old_names import new_metrics
 
@@ -64,7 +64,7 @@ class Run:
     @property
     def data(self) -> str:
         """The evaluated data as text that is equal for equal data; empty if no record names any."""
-        return settings.data((self.evaluations or self.records)[-1].get("config") or {})
+        return settings.data((self.evaluations or self.records)[-1])
 
     def add(self, kind: str, record: Record) -> None:
         """Add a record of ``fit``, ``validate`` or ``test``."""
@@ -110,12 +110,12 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     for file in dict.fromkeys(file for path in paths for file in _files(Path(path))):
         records = read_records(file)
         trained = _folder(_training(records) or {})
-        resumed = max((index for index, name in enumerate(records) if name.startswith("fit-")), default=0)
-        for index, (name, record) in enumerate(records.items()):
+        earlier = superseded(records)
+        for name, record in records.items():
             kind = name.partition("-")[0]
             owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record, trained)
-            if kind != "fit" and index < resumed and (owner, checkpoint) == (file, "last"):
-                continue  # it evaluated the weights before the training was resumed
+            if kind != "fit" and name in earlier and (owner, checkpoint) == (file, "last"):
+                continue  # it evaluated the weights before the training went on
             key = (owner.resolve(), checkpoint)
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)

@@ -78,15 +78,27 @@ def _short_class(path: str) -> str:
     return path.rpartition(".")[2] if path.partition(".")[0] in _PUBLISHED else path
 
 
-def experiment(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat settings that define a training, without its seed."""
+def experiment(record: dict[str, Any]) -> dict[str, Any]:
+    """The flat settings that define a record's training, without its seed."""
+    config = record.get("config") or {}
     ignored = {f"data.{name}" for name in (*_ignored_data(config), "test_images")}
     parts = {name: part for name, part in config.items() if name not in _OTHER}
     given = config.get("trainer") or {}
     trainer = {name: value for name, value in given.items() if name not in _OTHER_TRAINER}
     changing = [each for each in given.get("callbacks") or [] if not _observes(_class_path(each))]
     settings = flat(parts | {"trainer": trainer | ({"callbacks": changing} if changing else {})})
-    return {name: value for name, value in settings.items() if name not in ignored}
+    marked: dict[str, Any] = _marked({name: value for name, value in settings.items() if name not in ignored}, record)
+    return marked
+
+
+def _marked(value: Any, record: dict[str, Any]) -> Any:
+    """Settings in which the user's classes have the hash of their file, since two files may define one path."""
+    code: dict[str, str] = record.get("own_code") or {}
+    if isinstance(value, dict):
+        return {name: _marked(part, record) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_marked(part, record) for part in value]
+    return f"{value} (file {code[value]})" if isinstance(value, str) and value in code else value
 
 
 def _observes(path: str) -> bool:
@@ -104,10 +116,11 @@ def _class_path(part: Any) -> str:
     return str(part.get("class_path", "") if isinstance(part, dict) else part or "")
 
 
-def data(config: dict[str, Any]) -> str:
-    """The evaluated data as text that is equal for equal data; empty if the settings do not name any."""
+def data(record: dict[str, Any]) -> str:
+    """The evaluated data as text that is equal for equal data; empty if the record's settings do not name any."""
+    config = record.get("config") or {}
     ignored = {f"data.{name}" for name in (*_ignored_data(config), *_TRAINING_DATA)}
-    settings = flat({"data": config.get("data") or {}})
+    settings = _marked(flat({"data": config.get("data") or {}}), record)
     return text({name: value for name, value in settings.items() if name not in ignored and value is not None})
 
 

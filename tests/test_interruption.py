@@ -18,6 +18,8 @@ from tests.programs import Program
 from tests.small_run import SMALL
 from tests.testers import QUIET, assert_ends_equal, last_checkpoint, outcome, run
 
+LINK = "--checkpoint.save_last=link"
+
 
 class SignalAt(Callback):
     """Sends a signal to the process in a training or validation batch."""
@@ -146,6 +148,16 @@ def test_epochs_without_validation_are_saved(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         run("fit", [*SMALL, *rare], tmp_path)
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
+
+
+@pytest.mark.parametrize("rare", ["check_val_every_n_epoch=2", "val_check_interval=2"])
+def test_a_link_to_the_last_checkpoint_is_of_the_last_step(rare, tmp_path):
+    """Regression: it was a link to the checkpoint of the last validation, and the training since was lost."""
+    checkpoint, _ = run("fit", [*SMALL, f"--trainer.{rare}", "--trainer.max_epochs=3", LINK], tmp_path / "rare")
+    assert checkpoint["global_step"] == 9
+    checkpoint, _ = run("fit", [*SMALL, "--trainer.max_epochs=1", LINK], tmp_path / "saved")
+    assert checkpoint["global_step"] == 3
+    assert last_checkpoint(tmp_path / "saved").is_symlink()
 
 
 def test_a_stopped_run_saves_where_it_keeps_no_last_checkpoint(tmp_path):
@@ -336,10 +348,11 @@ def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, r
         ["--trainer.val_check_interval=00:01:00:00", "--trainer.max_epochs=3"],
         ["--trainer.val_check_interval=1", "--trainer.max_steps=8"],
         ["--trainer.check_val_every_n_epoch=2", "--trainer.max_steps=4"],
+        ["--checkpoint.every_n_epochs=3", "--trainer.max_steps=6"],
     ],
-    ids=["batches", "time", "steps", "steps in an epoch with a validation"],
+    ids=["batches", "time", "steps", "steps in an epoch with a validation", "steps between two checkpoints"],
 )
-@pytest.mark.thorough_but("steps in an epoch with a validation")
+@pytest.mark.thorough_but("steps in an epoch with a validation", "steps between two checkpoints")
 def test_averaged_weights_resume_from_an_end_without_a_validation(averaged, settings, tmp_path):
     """Regression: the checkpoint had the averages as the weights in training."""
     run("fit", [*EMA, *settings], tmp_path / "first")

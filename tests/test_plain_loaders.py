@@ -5,16 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from callbacks import CertifiedEvaluation, CertifiedVolume, EpsilonScheduler, Progress, Results
 from datamodules import Digits
@@ -120,38 +111,6 @@ def test_what_counts_batches_needs_their_number(schedule, lr_scheduler, message)
         fit(AdversarialTraining(linear(), epsilon=0.1, **given), DataLoader(Stream(), 4), schedule)
     module = AdversarialTraining(linear(), epsilon=0.1, **given)
     fit(module, DataLoader(Stream(), 4), schedule, limit_train_batches=2)
-
-
-@pytest.mark.parametrize("stage", ["validate", "test"])
-def test_a_sampler_that_repeats_images_is_refused(stage):
-    """Regression: with five images in two processes, one counted twice."""
-    for count in (4, 5):
-        data = TensorDataset(X[:count], Y[:count])
-        sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
-        trainer, given = trainer_with(use_distributed_sampler=False), DataLoader(data, 2, sampler=sampler)
-        if count == 4:
-            getattr(trainer, stage)(AdversarialTraining(linear(), epsilon=0.1), given, verbose=False)
-            continue
-        with pytest.raises(SettingError, match=r"^data: got '5 images in 2 processes'; the loader's sampler"):
-            getattr(trainer, stage)(AdversarialTraining(linear(), epsilon=0.1), given, verbose=False)
-
-
-@pytest.mark.parametrize(
-    "loader",
-    [
-        lambda data: DataLoader(data, 2, shuffle=True),
-        lambda data: DataLoader(data, 2, sampler=SubsetRandomSampler(range(4))),
-        lambda data: DataLoader(data, 2, sampler=WeightedRandomSampler([1.0] * 4, 4)),
-        lambda data: DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
-        lambda data: DataLoader(data, None, sampler=BatchSampler(RandomSampler(data), 2, drop_last=False)),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Your `test_dataloader`'s sampler has shuffling enabled")
-def test_a_loader_that_shuffles_is_refused_in_evaluations(loader):
-    """Regression: samplers of batches and of subsets were not seen; their verdicts had other images' indices."""
-    data = TensorDataset(X[:4], Y[:4])
-    with pytest.raises(SettingError, match=r"^data: got 'a loader with (Random|SubsetRandom|WeightedRandom)Sampler'"):
-        trainer_with().test(AdversarialTraining(linear(), epsilon=0.1), loader(data), verbose=False)
 
 
 def test_certificates_of_data_without_a_length():

@@ -1,5 +1,6 @@
 """Records say which run, weights and images a figure is of; each test is of a figure that was of others."""
 
+import hashlib
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from callbacks.evaluation.base import Evaluation
 from cli.model_card import ExportedModel, model_card
 from reports.runs import read_runs
 from robust.metrics import Accuracy
+from tests.callbacks.trained import FILE
 from tests.recorded_runs import CLEAN, write_run
 from tests.small_run import SMALL
 from tests.testers import QUIET, error_of, last_checkpoint, run
@@ -67,11 +69,38 @@ def test_tests_before_a_resumed_training_are_not_of_its_weights(tmp_path):
     assert tested.metrics == {"val/accuracy/clean": 0.9, "test/accuracy/clean": 0.1}
 
 
+def test_a_test_before_the_first_record_of_a_training_is_not_of_its_weights(tmp_path):
+    """Regression: a test of a stopped training, which records nothing, was shown as the result of the resumed one."""
+    path = write_run(tmp_path / "run", metrics={CLEAN: 0.1}) / "results.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps({"test": records["test"], "fit": records["fit"] | {"metrics": {}}}))
+    (run,) = read_runs([tmp_path])
+    assert (run.metrics, run.evaluations) == ({}, [])
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(4, 1.33), (6, 2)])
 def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     """Regression: Lightning counts it as whole."""
     run("fit", [*SMALL, f"--trainer.max_steps={steps}"], tmp_path)  # epochs have 3 steps
     assert json.loads((tmp_path / "results.json").read_text())["fit"]["epochs"] == epochs
+
+
+@pytest.mark.filterwarnings("ignore:trainer.max_steps. got 4, and the checkpoint has 4")
+def test_a_part_of_an_epoch_stays_a_part_if_nothing_is_left_to_train(tmp_path):
+    """Regression: the record of a resumed training without a step had an epoch less."""
+    end = [*SMALL, "--trainer.max_steps=4"]  # epochs have 3 steps
+    run("fit", end, tmp_path)
+    run("fit", [*end, f"--ckpt_path={last_checkpoint(tmp_path)}"], tmp_path)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert {name: record["epochs"] for name, record in records.items()} == {"fit": 1.33, "fit-2": 1.33}
+
+
+def test_a_record_has_the_hash_of_the_users_file(tmp_path):
+    """Regression: two files that define one path were one network in reports."""
+    network = "tests.callbacks.trained.Small"
+    run("fit", [*SMALL, ONE, f"--model.classifier={network}"], tmp_path)
+    expected = hashlib.sha256(FILE.with_name("trained.py").read_bytes()).hexdigest()[:12]
+    assert json.loads((tmp_path / "results.json").read_text())["fit"]["own_code"] == {network: expected}
 
 
 def test_a_model_card_has_no_tests_of_weights_that_trained_on():

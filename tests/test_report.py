@@ -87,6 +87,16 @@ def test_networks_of_one_name_in_two_files_are_two_rows(tmp_path):
     assert sorted(len(row["runs"]) for row in rows(tmp_path).values()) == [1, 2]
 
 
+def test_networks_of_one_path_in_two_files_are_two_rows(tmp_path):
+    """Regression: v0/my_networks.py and v1/my_networks.py were averaged as seeds."""
+    for seed, code in enumerate(("0a", "1b", "1b")):
+        model = {"classifier": {"class_path": "my_networks.Net"}}
+        write_run(tmp_path / str(seed), seed=seed, model=model, own_code={"my_networks.Net": code})
+    table = rows(tmp_path)
+    label = "TRADES: classifier my_networks.Net (file {})"
+    assert {name: len(row["runs"]) for name, row in table.items()} == {label.format("0a"): 1, label.format("1b"): 2}
+
+
 def test_mean_and_std_over_seeds(tmp_path):
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
         write_run(tmp_path / f"seed{seed}", seed=seed, metrics={CLEAN: accuracy})

@@ -48,8 +48,11 @@ def test_equal_numbers_of_images_of_other_data_are_not_the_same_images(tmp_path)
     for method, right, data in (("TRADES", [1] * 10, {}), ("MSD", [0] * 9 + [1], {"padding": 2})):
         write_run(tmp_path / method, method, data=data, outcomes={CLEAN: outcomes(right)})
     assert rows(tmp_path, "--baseline", "TRADES")["MSD"]["metrics"][CLEAN]["p"] is None
-    names = ({"data": {"class_path": path}} for path in ("datamodules.Digits", "my_data.Digits"))
-    assert len({settings.data(config) for config in names}) == 2, "nor are those of a user's module of our name"
+    names = (("datamodules.Digits", ""), ("my_data.Digits", "a"), ("my_data.Digits", "b"))  # class and hash of its file
+    records = [
+        {"config": {"data": {"class_path": path}}, "own_code": {path: code} if code else {}} for path, code in names
+    ]
+    assert len({settings.data(record) for record in records}) == 3, "nor are those of modules of the user"
 
 
 @pytest.mark.parametrize("absent", [[], [0], [1, 2]])

@@ -114,7 +114,7 @@ class AdversarialEvaluation(Evaluation):
     Args:
         attacks: cases by name.
         balls: radius by norm; a case without a threat model attacks in each of these balls, and each ball is a group.
-        every_n_epochs: also evaluate in validation at this interval, in epochs, and in the last of max_epochs;
+        every_n_epochs: also evaluate in validation at this interval, in epochs, and at the end of the training;
             by default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation. ``--trainer.limit_test_batches`` limits
             the test; ``attacked_samples`` gives the number of examples.

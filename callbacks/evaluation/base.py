@@ -38,7 +38,7 @@ class Evaluation(StageCallback, ABC):
         seed: seed of the random draws, which depend on it, the example's index in the data and the attack; draws that
             an attack takes from torch directly depend on batch and process too. Torch's global generators do not
             change.
-        every_n_epochs: evaluate in validation at this interval, in epochs, and in the last of max_epochs; by
+        every_n_epochs: evaluate in validation at this interval, in epochs, and at the end of the training; by
             default only in tests and in ``train.py validate``.
         max_batches: maximum number of batches of each process in validation; None for all.
         max_test_batches: maximum number of batches of each process in a test; None for all.

@@ -33,7 +33,7 @@ class BudgetRegions(Evaluation):
     4.3, which show images of budgets instead (figures 4, 5).
 
     Args:
-        every_n_epochs: also measure in validation at this interval, in epochs, and in the last of max_epochs.
+        every_n_epochs: also measure in validation at this interval, in epochs, and at the end of the training.
         max_batches: maximum number of batches of each process in validation.
 
     Raises:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
-from callbacks._stages import num_tested_images
+from callbacks._stages import num_images, tested_loader
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.common_map import SeenExamples
 from callbacks.evaluation.order import Verdict, check_order
@@ -273,11 +273,12 @@ class CertifiedEvaluation(Evaluation):
 
     def _with_margins(self, module: RobustClassifier) -> Tensor:
         """Whether the margins of each example of the batch are recorded, bool (B,)."""
-        count = num_tested_images(module.trainer) if module.trainer.testing else None
-        if count is None or self.margin_samples == 0:
+        loader: Any = tested_loader(module.trainer) if module.trainer.testing else None
+        tested = num_images(loader)
+        if not tested or self.margin_samples == 0:
             return torch.zeros_like(self.indices, dtype=torch.bool)
-        tested = getattr(module.data_module, "test_images", None) or count  # these are evenly spaced, too
-        return self.indices // (count // tested) % max(tested // self.margin_samples, 1) == 0
+        step = max(len(loader.dataset) // tested, 1)  # data.test_images are evenly spaced, too
+        return self.indices // step % max(tested // self.margin_samples, 1) == 0
 
     def _attack(
         self, module: RobustClassifier, attack: PGD, threat_model: ThreatModel, x: Tensor, y: Tensor, clean: Tensor

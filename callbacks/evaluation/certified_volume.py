@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from callbacks._stages import Stage, num_tested_images
+from callbacks._stages import Stage, num_images, tested_loader
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
@@ -108,7 +108,7 @@ class CertifiedVolume(Evaluation):
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
-        count = num_tested_images(trainer)
+        count = num_images(tested_loader(trainer))
         remedy = f"{NAME} draws its images from all; give a loader with a length"
         require(count is not None, "data", "a test loader without a length", remedy)
         assert count is not None
@@ -130,6 +130,9 @@ class CertifiedVolume(Evaluation):
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Store the chosen images."""
+        last, count = int(self.indices.max()), len(self._chosen)
+        remedy = f"the test has {count} images; {NAME} needs a data set of these alone, such as torch.utils.data.Subset"
+        require(last < count, "data", f"index {last}", remedy)
         chosen = self._chosen.to(x.device)[self.indices]
         self.update("images", partial(Gathered, ["image", "label"]), self.indices[chosen], x[chosen], y[chosen])
 

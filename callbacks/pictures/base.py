@@ -29,7 +29,7 @@ class Picture(StageCallback, ABC):
 
     Args:
         count: number of images.
-        every_n_epochs: draw in validation at this interval, in epochs, and in the last of max_epochs; by default
+        every_n_epochs: draw in validation at this interval, in epochs, and at the end of the training; by default
             only in tests and in ``train.py validate``.
 
     Attributes:

@@ -7,9 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.overrides.distributed import (
+    UnrepeatedDistributedSampler,
+    UnrepeatedDistributedSamplerWrapper,
+    _IndexBatchSamplerWrapper,
+)
 from torch import Tensor
-from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from robust.errors import require
 from robust.random import is_numbered, numbered
@@ -17,7 +23,14 @@ from robust.random import is_numbered, numbered
 if TYPE_CHECKING:
     from lightning_modules.base.training_module import TrainingModule
 
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+# without subclasses, which may have another order; a sampler can also say that it is ``in_order``
+_IN_ORDER = (
+    SequentialSampler,
+    DistributedSampler,
+    DistributedSamplerWrapper,
+    UnrepeatedDistributedSampler,
+    UnrepeatedDistributedSamplerWrapper,
+)
 _KEYS = {"validation_step": 1, "test_step": 2, "predict_step": 3}
 _SPLITS: dict[str, Literal["val", "test"]] = {"validation_step": "val", "test_step": "test", "predict_step": "test"}
 
@@ -81,16 +94,20 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
 
 
 def _require_order(loader: Any) -> None:
-    """Refuse a sampler that repeats examples to give all processes the same number, or that shuffles.
+    """Refuse all samplers but those that are known to give each example once and in order.
 
-    Repeated examples would count twice, and shuffled ones have other indices than their numbers.
+    Repeated examples would count twice, and shuffled or chosen ones have other indices than their numbers.
     """
     for sampler in _samplers(loader):
-        shuffles = isinstance(sampler, _SHUFFLING) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
-        remedy = "an evaluation records the images by their order; give shuffle=False"
-        require(not shuffles, "data", f"a loader with {type(sampler).__name__}", remedy)
-        if isinstance(sampler, DistributedSampler):
-            size = len(loader.dataset)
+        shuffles = isinstance(sampler, RandomSampler) or bool(getattr(sampler, "shuffle", False))
+        ordered = getattr(sampler, "in_order", type(sampler) in _IN_ORDER and not shuffles)
+        remedy = (
+            "give shuffle=False" if shuffles else "give no sampler, and torch.utils.data.Subset for some of the images"
+        )
+        remedy = f"an evaluation records the images by their order; {remedy}"
+        require(ordered, "data", f"a loader with {type(sampler).__name__}", remedy)
+        if type(sampler) in _IN_ORDER[1:]:
+            size = len(sampler.dataset)  # Lightning's wrapper of another sampler has that sampler's length
             given = f"{size} images in {sampler.num_replicas} processes"
             remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give "
             remedy += "one of our data modules, a multiple of the number of processes, or one process"
@@ -98,14 +115,19 @@ def _require_order(loader: Any) -> None:
 
 
 def _samplers(loader: Any) -> Iterator[Any]:
-    """The samplers of a loader, and those inside them: of batches, and behind Lightning's distributed ones."""
-    waiting = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    while waiting:
-        sampler = waiting.pop()
-        if sampler is not None:
+    """The samplers of a loader, inside those of batches, and those behind Lightning's distributed ones."""
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return
+    sampler = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader, "sampler", None) if sampler is None else sampler
+    while sampler is not None:
+        if isinstance(sampler, _IndexBatchSamplerWrapper):
+            sampler = sampler._batch_sampler
+        elif type(sampler) is BatchSampler:
+            sampler = sampler.sampler
+        else:
             yield sampler
-            waiting.append(getattr(sampler, "sampler", None))
-            waiting.append(getattr(getattr(sampler, "dataset", None), "_sampler", None))
+            sampler = getattr(getattr(sampler, "dataset", None), "_sampler", None)
 
 
 def _as_range(indices: list[int], count: int) -> range:

@@ -19,13 +19,14 @@ BY_STEP = (EachStep, OneCycleLR, CyclicLR)
 def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]) -> None:
     """Step every schedule to its state before batch ``batch_idx`` of the current epoch.
 
-    Some schedules advance with every batch, those of a metric with every validated epoch, and all others with every
-    epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues them.
+    Some schedules advance with every batch, those of a validation's metric with every validated epoch, and all others
+    with every epoch. Only the schedules' own counts determine how many steps are due, so that a resumed run continues
+    them.
 
     Args:
         trainer: trainer that holds the schedules.
         batch_idx: index of the next batch in the epoch.
-        monitored: metrics of the last validation, by name.
+        monitored: metrics of the last epoch and validation, by name.
 
     Raises:
         SettingError: if a monitored metric is missing.
@@ -36,9 +37,9 @@ def step_schedules(trainer: Trainer, batch_idx: int, monitored: dict[str, float]
         if isinstance(schedule, PiecewiseLinear):
             schedule.move_to(epoch + (batch_idx + 1) / batches)
         elif isinstance(schedule, ReduceLROnPlateau):
-            validated = epoch // (trainer.check_val_every_n_epoch or 1)
-            if schedule.last_epoch < validated:
-                schedule.last_epoch = validated - 1  # in a resumed run, a new schedule has not seen earlier metrics
+            measured = epoch if _is_of_training(schedule) else epoch // (trainer.check_val_every_n_epoch or 1)
+            if schedule.last_epoch < measured:
+                schedule.last_epoch = measured - 1  # in a resumed run, a new schedule has not seen earlier metrics
                 schedule.step(_value(schedule, monitored))
         else:
             done = epoch * int(batches) + batch_idx if by_step(config) else epoch
@@ -58,6 +59,18 @@ def monitored_names(trainer: Trainer) -> list[str]:
     return [config.scheduler.monitor for config in trainer.lr_scheduler_configs if _is_plateau(config)]  # type: ignore
 
 
+def check_monitors(trainer: Trainer) -> None:
+    """Check that the schedules by a metric have a monitor, before Lightning's sanity check asks for it.
+
+    Raises:
+        SettingError: if one of them is PyTorch's own class.
+    """
+    remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
+    for config in filter(_is_plateau, trainer.lr_scheduler_configs):
+        given = isinstance(getattr(config.scheduler, "monitor", None), str)
+        require(given, "lr_scheduler", type(config.scheduler).__name__, remedy)
+
+
 def check_schedules(trainer: Trainer) -> None:
     """Check that the schedules last until the end of the training and can be resumed.
 
@@ -72,9 +85,7 @@ def check_schedules(trainer: Trainer) -> None:
         by_batch = isinstance(schedule, PiecewiseLinear) or by_step(config)
         remedy = "the loader has no length, and this schedule counts batches; set trainer.limit_train_batches"
         require(not (by_batch and uncounted), "lr_scheduler", type(schedule).__name__, remedy)
-        if isinstance(schedule, ReduceLROnPlateau):
-            remedy = "it depends on a metric; give pytorch_lightning.cli.ReduceLROnPlateau with its monitor"
-            require(isinstance(getattr(schedule, "monitor", None), str), "lr_scheduler", "ReduceLROnPlateau", remedy)
+        if isinstance(schedule, ReduceLROnPlateau) and not _is_of_training(schedule):
             _require_validations(trainer)
         remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)
@@ -86,7 +97,7 @@ def check_schedules(trainer: Trainer) -> None:
 
 
 def _require_validations(trainer: Trainer) -> None:
-    """Check that the validations of a schedule by a metric follow from the number of epochs."""
+    """Check that there are validations for a schedule by a metric, in epochs that are known."""
     remedy = "ReduceLROnPlateau steps after validated epochs; {}, or choose a schedule without a metric"
     seconds = getattr(trainer, "_val_check_time_interval", None)
     wrong: dict[str, tuple[Any, bool, str]] = {
@@ -96,6 +107,14 @@ def _require_validations(trainer: Trainer) -> None:
     }
     for name, (value, is_wrong, what) in wrong.items():
         require(not is_wrong, f"trainer.{name}", value, remedy.format(what))
+    counts = trainer.num_val_batches
+    batches = sum(counts) if isinstance(counts, list) else counts
+    require(batches > 0, "data", "no validation batches", remedy.format("give a loader for validation"))
+
+
+def _is_of_training(schedule: Any) -> bool:
+    """Whether a schedule by a metric needs no validation."""
+    return str(schedule.monitor).startswith("train/")
 
 
 def _is_plateau(config: LRSchedulerConfig) -> bool:

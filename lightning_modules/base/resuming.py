@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.base.progress import correct_progress, warn_of_ended_training
-from lightning_modules.base.rates import check_schedules, monitored_names
+from lightning_modules.base.rates import check_monitors, check_schedules, monitored_names
 from lightning_modules.base.resumed_optimizers import ResumedOptimizers
 from lightning_modules.base.settings import (
     Description,
@@ -65,8 +65,9 @@ class Resuming(CountedTraining):
         """Set the run's seed unless a checkpoint set it, and compare the optimizers with the checkpoint's.
 
         Raises:
-            SettingError: if the optimizers differ and ``resume_settings`` is None.
+            SettingError: if the optimizers differ and ``resume_settings`` is None, or a schedule has no monitor.
         """
+        check_monitors(self.trainer)
         if self._seed is None:
             self._seed = self.common_seed()
         self.used_optimizers = describe_optimizers(self.trainer)

@@ -36,6 +36,14 @@ READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__co
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
 # what depends on the shape of activations only: constants
 SHAPED = {"new_tensor", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like"}
+# what takes the shape, or device and type, of another tensor
+PATTERNS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    "expand_as": (Tensor.expand, ("shape",)),
+    "view_as": (Tensor.view, ("shape",)),
+    "reshape_as": (Tensor.reshape, ("shape",)),
+    "type_as": (Tensor.to, ("device", "dtype")),
+    "to": (Tensor.to, ("device", "dtype")),
+}
 OWN_CODE = (*(f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__)), "<")
 IMAGES = -1  # the key of what the network is given
 
@@ -166,7 +174,7 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        named = kwargs or {}
+        func, args, named = _without_pattern(func, args, kwargs or {})
         simpler = None if self._paused else rewritten(name_of(func))
         if simpler is not None and any(ref.dynamic for ref in self._refs_in((args, named))):
             with self:
@@ -238,6 +246,18 @@ class _Recorder(TorchFunctionMode):
 
         with patch.object(nn.Module, "__call__", call):
             yield
+
+
+def _without_pattern(
+    function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The call ``h.view(x.shape)`` for ``h.view_as(x)``: what x holds does not matter."""
+    method, attributes = PATTERNS.get(name_of(function), (function, ()))
+    other = args[1] if len(args) > 1 else named.get("other")
+    if not attributes or not isinstance(other, Tensor):
+        return function, args, named
+    taken = (getattr(other, attribute) for attribute in attributes)
+    return method, (args[0], *taken, *args[2:]), {name: value for name, value in named.items() if name != "other"}
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -112,8 +112,33 @@ def test_it_runs_in_the_last_epoch_by_steps(module, steps, runs, recwarn):
     trainer.fit(module, datamodule=Digits(batch_size=16, eval_batch_size=16))
     assert any(name.startswith("val/certified_accuracy/") for name in trainer.callback_metrics) == runs
     warned = [str(each.message) for each in recwarn if "never runs in this training" in str(each.message)]
-    after = "trainer.max_steps 5 it never runs in this training; the last of 2.50 epochs has no validation; end with"
+    after = (
+        "trainer.max_steps 5 it never runs in this training; no validation is at its last step; end with a validation"
+    )
     assert [after in message for message in warned] == [True] * (not runs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        ({"max_steps": 5, "val_check_interval": 2}, True),  # the last step is a validation
+        ({"max_steps": 6, "val_check_interval": 2}, False),
+        ({"max_steps": 3, "val_check_interval": 2}, False),
+        ({"max_steps": 5, "val_check_interval": 2, "max_epochs": 2}, True),
+        ({"max_steps": 4, "val_check_interval": 2, "max_epochs": 2}, False),
+        ({"max_steps": 15, "val_check_interval": 2}, True),  # in the fifth epoch
+        ({"max_steps": 13, "val_check_interval": 2}, False),
+        ({"max_steps": 14, "val_check_interval": 2, "check_val_every_n_epoch": 2}, False),
+    ],
+)
+def test_validations_inside_an_epoch_are_known(settings, runs, module, recwarn):
+    """Regression: a warning said that it never runs."""
+    trainer = trainer_with(
+        CertifiedEvaluation(every_n_epochs=5), limit_train_batches=3, **{"max_epochs": -1} | settings
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=16, eval_batch_size=16))
+    assert any(name.startswith("val/certified_accuracy/") for name in trainer.callback_metrics) == runs
+    assert any("never runs in this training" in str(each.message) for each in recwarn) != runs
 
 
 def test_an_unsound_verifier_is_caught_by_the_attack(module):

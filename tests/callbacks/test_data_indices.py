@@ -1,14 +1,15 @@
 """Indices in the data of an evaluation batch: from the data module, or counted for other loaders."""
 
 import copy
+import json
 from itertools import chain
 
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
-from callbacks import Predictions
+from callbacks import CertifiedEvaluation, CertifiedVolume, Predictions, Results
 from callbacks.evaluation.base import Evaluation
 from datamodules import Digits
 from robust.errors import SettingError
@@ -119,3 +120,37 @@ def test_a_stopped_prediction_leaves_no_rows(trained, tmp_path):
     trainer.predict(trained, datamodule=Digits(eval_batch_size=100))
     (table,) = tmp_path.rglob("predictions.csv")
     assert len(table.read_text().splitlines()) == 1 + 299
+
+
+class OfSome(Shifted):
+    """Images 100 to 119 of all, chosen by a sampler."""
+
+    def __init__(self, batches=False):
+        super().__init__()
+        self.by_batches = batches
+
+    def test_dataloader(self):
+        data, chosen = TensorDataset(*images()), range(100, 120)
+        if self.by_batches:
+            return DataLoader(data, batch_sampler=BatchSampler(chosen, 8, drop_last=False))
+        return DataLoader(data, 8, sampler=chosen)
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_images_that_a_sampler_chooses_are_counted(batches, trained, tmp_path):
+    """Regression: records and certificates counted all images of the data set."""
+    certified, results = CertifiedEvaluation(margin_samples=20), Results()
+    trainer_with(certified, results, default_root_dir=tmp_path).test(trained, datamodule=OfSome(batches), verbose=False)
+    record = json.loads((tmp_path / "results.json").read_text())["test"]
+    assert record["samples"] == {"test": 20}
+    assert record["margins"]
+    trainer = trainer_with(results, default_root_dir=tmp_path, limit_test_batches=2)
+    trainer.test(trained, datamodule=OfSome(batches), verbose=False)
+    assert json.loads((tmp_path / "results.json").read_text())["test-2"]["samples"] == {"test": 16}
+
+
+def test_volumes_are_drawn_from_all_images_of_the_data(trained):
+    """Regression: they were drawn from images that the sampler left out, too."""
+    message = r"^data: got 'index 107'; the test has 20 images; CertifiedVolume needs a data set of these alone"
+    with pytest.raises(SettingError, match=message):
+        trainer_with(CertifiedVolume(num_samples=6)).test(trained, datamodule=OfSome(), verbose=False)

@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.cli import ReduceLROnPlateau
 from torch.optim import SGD
 from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader, TensorDataset
 
 from datamodules import Digits
 from lightning_modules import StandardTraining
@@ -15,6 +16,8 @@ from lightning_modules.base.rates import step_schedules
 from robust.errors import SettingError
 from robust.networks import SmallCNN
 from robust.schedules import EachStep
+from tests.small_run import SMALL
+from tests.testers import QUIET, error_of
 
 BATCHES, EPOCHS = 3, 4
 
@@ -29,7 +32,7 @@ class NoteRates(pl.Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def fitted(schedule, module_class=StandardTraining, **settings):
+def fitted(schedule, module_class=StandardTraining, data=None, **settings):
     torch.manual_seed(0)
     note = NoteRates()
     module = module_class(SmallCNN(), optimizer=lambda p: SGD(p, lr=0.1), lr_scheduler=schedule)
@@ -45,7 +48,7 @@ def fitted(schedule, module_class=StandardTraining, **settings):
         callbacks=[note],
         **settings,
     )
-    trainer.fit(module, datamodule=Digits(batch_size=8))
+    trainer.fit(module, **({"datamodule": Digits(batch_size=8)} if data is None else {"train_dataloaders": data}))
     return note.rates
 
 
@@ -149,6 +152,15 @@ def test_impossible_schedules_are_refused_before_training():
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/clean_error"))
 
 
+def test_torchs_own_plateau_is_refused_before_the_sanity_check(tmp_path, capsys):
+    """Regression: the sanity check ended in an AttributeError, as the schedule has no monitor."""
+    schedule = "--model.lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau"
+    error = error_of(["fit", *SMALL[:-2], schedule, *QUIET, f"--trainer.default_root_dir={tmp_path}"], capsys)
+    assert error.startswith(
+        "model.lr_scheduler: got 'ReduceLROnPlateau'; it depends on a metric; give pytorch_lightning.cli."
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -164,3 +176,30 @@ def test_a_plateau_needs_a_validation_in_a_known_epoch(settings, expected):
     """Regression: the training stopped at its second epoch, and said that the last validation logged nothing."""
     with pytest.raises(SettingError, match=expected):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/wanted"), WorseAndWorse, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"limit_val_batches": 0},
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 5},
+    ],
+)
+def test_a_plateau_of_a_training_metric_needs_no_validation(settings):
+    """Regression: it was refused."""
+
+    def schedule(optimizer):  # no epoch is better by 10
+        return ReduceLROnPlateau(
+            optimizer, monitor="train/loss", factor=0.1, patience=0, threshold=10.0, threshold_mode="abs"
+        )
+
+    expected = [0.1] * (2 * BATCHES) + [0.01] * BATCHES + [0.001] * BATCHES
+    assert fitted(schedule, **settings) == pytest.approx(expected)
+
+
+def test_a_plateau_of_a_validations_metric_needs_a_loader_for_validation():
+    """Regression: the training stopped at its second epoch, and said that the last validation logged nothing."""
+    data = DataLoader(TensorDataset(torch.rand(8, 1, 28, 28), torch.arange(8)), 4)
+    with pytest.raises(SettingError, match=r"^data: got 'no validation batches'; ReduceLROnPlateau steps after"):
+        fitted(lambda o: ReduceLROnPlateau(o, monitor="val/accuracy/clean"), data=data)

@@ -103,12 +103,12 @@ class Reshape(Affine):
         return self.center(torch.zeros_like(errors[0]))
 
 
-@register("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+@register("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze")
 def _reshape(x: Operand, *shape: Any, **named: Any) -> Reshape:
     return Reshape(x.output)
 
 
-@register("contiguous", "clone", "detach", "to", "float", "double", "type", "type_as", "requires_grad")
+@register("contiguous", "clone", "detach", "to", "float", "double", "type", "requires_grad")
 @register("identity")
 def _identity(x: Operand, *arguments: Any, **named: Any) -> None:
     """The identity; a lower precision is refused where values are compared."""
@@ -150,7 +150,7 @@ def _copies(name: str, x: Operand, arguments: list[Any], named: dict[str, Any]) 
     return math.prod(x.output) if by_indices else 0
 
 
-@register("expand", "expand_as", "broadcast_to")
+@register("expand", "broadcast_to")
 def _expand(x: Operand, *sizes: Any, **named: Any) -> LinearMap:
     """Copies along axes of size 1; the sizes may name the number of images, which differs from batch to batch."""
     return LinearMap(lambda h: h.expand(len(h), *x.output), math.prod(x.output))

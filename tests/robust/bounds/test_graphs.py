@@ -176,10 +176,38 @@ class Residual(nn.Module):
         return self.last(torch.flatten(F.relu(self.other(h) + self.short(h)), 1))
 
 
+class Patterned(nn.Module):
+    """Activations and a weight in the shape and type of other activations."""
+
+    shape = (1, 4, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.scale, self.last = nn.Linear(16, 16), nn.Parameter(torch.rand(1, 4, 4)), nn.Linear(16, 3)
+
+    def forward(self, x):
+        h = F.relu(self.hidden(x.flatten(1)).view_as(x))
+        h = h - torch.sigmoid(h.mean((2, 3), keepdim=True)).expand_as(other=h) + F.relu(x).flatten(1).reshape_as(h)
+        return self.last((h * self.scale.to(x).expand_as(x)).type_as(x).flatten(1))
+
+
+def test_operands_that_give_a_shape_or_a_type_alone_have_no_bounds():
+    """Regression: they were inputs of the operation, which ended in a TypeError, ValueError or AttributeError."""
+    torch.manual_seed(0)
+    for size in (1e-3, 0.03, 0.2):
+        assert_sound(Patterned().eval(), size)
+    for crown_weight in (0.0, 1.0):
+        assert_gradients(Patterned().double(), 0, crown_weight)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("crown_weight", [0.0, 1.0])
 def test_gradients_to_weights_and_budgets_agree_with_finite_differences(seed, crown_weight):
-    network = RandomGraph(seed, kinds=("residual", "gated", "joined")).double()
+    assert_gradients(RandomGraph(seed, kinds=("residual", "gated", "joined")).double(), seed, crown_weight)
+
+
+def assert_gradients(network, seed, crown_weight):
+    """Gradients of the training loss are those of finite differences."""
     x, y, budgets = case(network, 0.1, batch=1)
     budgets = (budgets + 0.02).requires_grad_()
     parameters = list(network.parameters())
