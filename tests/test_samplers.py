@@ -119,3 +119,10 @@ def test_a_random_order_behind_lightnings_sampler_is_refused_in_two_processes(tm
     trainer = trainer_with(devices=2, strategy="ddp_fork")
     with pytest.raises(ProcessException, match="data: got 'a loader with SubsetRandomSampler'; an evaluation records"):
         trainer.test(module(), loader, verbose=False)
+
+
+def test_a_loader_that_gives_all_images_to_each_of_two_processes_is_refused():
+    """Regression: each image counted twice, with the index of another."""
+    trainer = trainer_with(devices=2, strategy="ddp_fork", use_distributed_sampler=False)
+    with pytest.raises(ProcessException, match="data: got 'a loader with SequentialSampler'; each of the 2 processes"):
+        trainer.test(module(), DataLoader(TensorDataset(X, Y), 2), verbose=False)

@@ -88,17 +88,18 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
         return _as_range(indices(part, batch_idx).tolist(), count)
-    _require_order(loop._combined_loader.flattened[0])
+    _require_order(loop._combined_loader.flattened[0], trainer.world_size)
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
 
 
-def _require_order(loader: Any) -> None:
+def _require_order(loader: Any, processes: int) -> None:
     """Refuse all samplers but those that are known to give each example once and in order.
 
     Repeated examples would count twice, and shuffled or chosen ones have other indices than their numbers.
     """
-    for sampler in _samplers(loader):
+    samplers = list(_samplers(loader))
+    for sampler in samplers:
         shuffles = isinstance(sampler, RandomSampler) or bool(getattr(sampler, "shuffle", False))
         ordered = getattr(sampler, "in_order", type(sampler) in _IN_ORDER and not shuffles)
         remedy = (
@@ -112,6 +113,10 @@ def _require_order(loader: Any) -> None:
             remedy = f"the loader's sampler repeats images up to {sampler.total_size}, which would count twice; give "
             remedy += "one of our data modules, a multiple of the number of processes, or one process"
             require(sampler.total_size <= size, "data", given, remedy)
+    divided = any(isinstance(sampler, DistributedSampler) or hasattr(sampler, "in_order") for sampler in samplers)
+    remedy = f"each of the {processes} processes would evaluate all images; give trainer.use_distributed_sampler: true"
+    if samplers:
+        require(divided or processes == 1, "data", f"a loader with {type(samplers[0]).__name__}", remedy)
 
 
 def _samplers(loader: Any) -> Iterator[Any]:
