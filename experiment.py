@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cli.experiment import Job, read_matrix
-from cli.processes import available_cpus, start
+from cli.processes import start, threads_of_each
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -78,7 +78,7 @@ class Runner:
 
     def __init__(self, processes: int, done: list[Job]) -> None:
         self.processes = processes
-        self.threads = max(available_cpus() // processes, 1)
+        self.threads = threads_of_each(processes)
         self._seconds = [(job.name, _recorded_seconds(job)) for job in done]
         self._children: set[BaseProcess] = set()
         self._stopped = False

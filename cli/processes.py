@@ -16,10 +16,16 @@ from filelock import FileLock
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use; a scheduler may bind it to some of the machine's."""
+def threads_of_each(processes: int) -> int:
+    """Return the number of threads of each of several processes that run at the same time.
+
+    They share the CPUs that this process may use: a scheduler may bind it to some of the machine's. An
+    ``OMP_NUM_THREADS`` that is set is the most: other work may be on the same CPUs, where threads wait for each other.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(min(cpus // processes, int(given) if given.isdecimal() else cpus), 1)
 
 
 def end_with_parent() -> None:

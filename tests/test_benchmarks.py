@@ -109,10 +109,11 @@ def test_nothing_is_slower_than_recorded():
 
 def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
     network = zoo.load("digits_adversarial_training")
-    logits = confidence.logits_of(network, "test")
-    before, scale = confidence.confidence(logits), confidence.scale_for(network, 0.5)
-    assert confidence.confidence(scale * confidence.logits_of(network, "val")) == pytest.approx(0.5, abs=1e-6)
-    plain, scaled = confidence.metrics_of(logits), confidence.metrics_of(scale * logits)
+    problem = confidence.PROBLEMS["digits"]
+    logits, y = confidence.attacked_logits(problem, network)
+    before, scale = confidence.confidence(logits), confidence.scale_for(problem, network, 0.5)
+    assert confidence.confidence(scale * confidence.logits_of(problem, network)) == pytest.approx(0.5, abs=1e-6)
+    plain, scaled = confidence.metrics_of(logits, y), confidence.metrics_of(scale * logits, y)
     assert scaled[0] < plain[0] == pytest.approx(100 * before)
     assert scaled[1] == plain[1], "A_rob"
     assert scaled[2] > plain[2], "A_sa: errors weigh less where they are less confident"

@@ -299,8 +299,9 @@ def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")
-def test_runs_have_the_threads_of_the_cpus_that_they_may_use():
+def test_runs_have_the_threads_of_the_cpus_that_they_may_use(monkeypatch):
     """Regression: a run bound to one CPU had the threads of all, which waited for each other."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -308,3 +309,11 @@ def test_runs_have_the_threads_of_the_cpus_that_they_may_use():
     finally:
         os.sched_setaffinity(0, before)
     assert experiment.Runner(1, []).threads == len(before)
+
+
+@pytest.mark.parametrize(("given", "threads"), [("1", 1), ("2", 2), ("100", 4), ("4,1", 4), ("0", 1)])
+def test_no_run_has_more_threads_than_the_environment_allows(given, threads, monkeypatch):
+    """Regression: the CPUs' number replaced OMP_NUM_THREADS, and runs of two commands waited for each other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert experiment.Runner(2, []).threads == threads

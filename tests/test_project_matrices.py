@@ -1,11 +1,14 @@
 """The matrices in experiments/: they can be read, and the page says which are complete."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import train
+from cli.composition import expanded, merged
 from cli.experiment import read_matrix
 from tests.testers import ROOT
 
@@ -28,6 +31,40 @@ def test_nothing_is_missing_in_the_matrices_that_the_page_calls_complete(monkeyp
     for name in incomplete:
         assert not all(job.done for job in read_matrix(f"experiments/{name}").jobs()), f"{name} is complete"
     assert {path.name for path in MATRICES} >= {*complete, *incomplete}
+
+
+def numbers(settings, path=()):
+    """Numbers in nested settings, by their path without ``init_args``."""
+    if isinstance(settings, dict | list):
+        pairs = settings.items() if isinstance(settings, dict) else enumerate(settings)
+        for key, value in pairs:
+            yield from numbers(value, path if key == "init_args" else (*path, key))
+    elif isinstance(settings, int | float):
+        yield path, settings
+
+
+def trained_with(job):
+    """Numbers in a job's settings of the training."""
+    training = job.settings()["fit"]
+    pairs = (other.removeprefix("--").partition("=") for other in training["others"])
+    own = expanded({name: yaml.safe_load(value) for name, _, value in pairs})
+    whole = merged(training["files"], own)
+    return dict(numbers({name: whole.get(name) for name in ("model", "epsilon_schedule", "seed_everything")}))
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_records_were_trained_with_the_settings_that_their_matrix_has_now(path, monkeypatch):
+    """A name alone does not say so: after a change of a config, results of the former one would pass as its own."""
+    monkeypatch.chdir(ROOT)
+    for job in read_matrix(f"experiments/{path.name}").jobs():
+        if job.done:
+            records = json.loads(job.result.read_text(encoding="utf-8"))
+            recorded = dict(numbers(records.get("fit", records["test"])["config"]))
+            given = trained_with(job)
+            other = {
+                name: (value, recorded[name]) for name, value in given.items() if recorded.get(name, value) != value
+            }
+            assert other == {}, job.result
 
 
 def test_no_two_matrices_train_different_runs_in_one_folder():
