@@ -1,4 +1,4 @@
-"""Experiments: ``experiment.py MATRIX.yaml [--processes N]`` runs those whose results are missing, and compares all.
+"""Experiments: ``experiment.py MATRIX.yaml ... [--processes N]`` runs what is missing, and compares all runs.
 
 The same command continues after a stop: finished runs remain, trainings resume from their last checkpoints, and tests
 continue after the images that they have measured.
@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cli.experiment import Job, read_matrix
+from cli.experiment import Job, Matrix, read_matrix
 from cli.processes import start, threads_of_each
 from robust.errors import SettingError, require
 
@@ -32,28 +32,38 @@ TRAIN = Path(__file__).with_name("train.py")
 def main(args: list[str] | None = None) -> None:
     """Run the missing runs, or print them; exit with 2 and one line for a wrong setting, with 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("matrix", help="YAML file, such as experiments/digits.yaml")
+    parser.add_argument("matrices", nargs="+", metavar="matrix", help="YAML file, such as experiments/digits.yaml")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time; default: 2")
     parser.add_argument("--missing", action="store_true", help="print the missing runs, and run nothing")
     given = parser.parse_args(args)
     try:
-        matrix = read_matrix(given.matrix)
+        matrices = {path: read_matrix(path) for path in given.matrices}
         require(given.processes >= 1, "processes", given.processes, "give at least 1")
-        jobs = matrix.jobs()
-        done = [job for job in jobs if job.done]
-        _print_outdated(done)
-        runner = Runner(given.processes, done)
+        runners = {}
+        for path, matrix in matrices.items():
+            done = [job for job in matrix.jobs() if job.done]
+            _print_outdated(done)
+            runners[path] = Runner(given.processes, done)
     except (SettingError, ValueError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
-    missing = [job for job in jobs if not job.done]
     if given.missing:
-        print("\n".join(f"{job.name} seed {job.seed}" for job in missing) or "nothing missing")
+        for path, matrix in matrices.items():
+            before = f"{path}: " if len(matrices) > 1 else ""
+            missing = [f"{before}{job.name} seed {job.seed}" for job in matrix.jobs() if not job.done]
+            print("\n".join(missing) or f"{before}nothing missing")
         return
+    sys.exit(max([_run(matrices[path], runner) for path, runner in runners.items()]))
+
+
+def _run(matrix: Matrix, runner: Runner) -> int:
+    """Run what is missing of a matrix and compare all its runs; return 1 if a run or the report failed."""
+    jobs = matrix.jobs()
+    missing = [job for job in jobs if not job.done]
     needed = {name for job in missing for name in job.needs}
     if runner.run([*(job for job in matrix.prepared() if job.name in needed), *missing]):
-        sys.exit(1)
-    sys.exit(_report(Path(matrix.folder), [str(job.result) for job in jobs]))
+        return 1
+    return _report(Path(matrix.folder), [str(job.result) for job in jobs])
 
 
 def _report(folder: Path, results: list[str]) -> int:

@@ -44,7 +44,7 @@ TITLES = ("training", "confidence under attack, %", "A_rob, %", "A_sa, alpha 2, 
 
 
 class Problem(NamedTuple):
-    """Data, config files of the trainings by method, relative to ``configs/``, attack, ball and number of test images."""
+    """Data, config files of the training by a method, below ``configs/``, attack, ball and number of test images."""
 
     data: Callable[[], ImageDataModule]
     files: Callable[[str], list[str]]

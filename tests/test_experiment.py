@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -93,6 +94,24 @@ def test_a_prepared_run_trains_only_if_a_missing_run_needs_it(matrix, tmp_path, 
     (tmp_path / "results" / "b_0.json").unlink()
     assert ended(matrix(runs=runs, seeds=[0]), capsys)[0] == 0
     assert (tmp_path / "logs" / "base" / "seed_0" / "checkpoints").exists()
+
+
+def test_several_matrices_run_one_after_the_other(matrix, tmp_path, capsys):
+    paths = []
+    for name in ("first", "second"):
+        written = Path(matrix(**ONE | {"folder": str(tmp_path / name), "results": str(tmp_path / name / "results")}))
+        paths.append(str(written.rename(tmp_path / f"{name}.yaml")))
+    (tmp_path / "first" / "a").mkdir(parents=True)
+    (tmp_path / "first" / "a" / "fail").touch()
+    with pytest.raises(SystemExit) as end:
+        experiment.main(paths)
+    assert end.value.code == 1, "the first one failed"
+    capsys.readouterr()
+    experiment.main([*paths, "--missing"])
+    assert capsys.readouterr().out.splitlines() == [f"{paths[0]}: a seed 0", f"{paths[1]}: nothing missing"]
+    with pytest.raises(SystemExit):
+        experiment.main([paths[1], str(tmp_path / "none.yaml")])
+    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_a_broken_result_is_named(matrix, tmp_path, capsys):
