@@ -21,7 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli.study import StudyFile, read_study
 from robust.errors import require
 
-SHORT = {"val/accuracy/clean": "clean, %", "val/robustness_score/r2": "R2", "val/accuracy/average": "average, %"}
+SHORT = {
+    "val/certified_accuracy/own_budgets": "certified, own budgets, %",
+    "val/accuracy/clean": "clean, %",
+    "val/robustness_score/r2": "R2",
+    "val/accuracy/average": "average, %",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,12 +55,23 @@ def rows(study: StudyFile, trials: list[dict[str, Any]]) -> list[dict[str, str]]
     first, direction = next(iter(study.objectives.items()))
     ordered = sorted(trials, key=lambda trial: float(trial["objectives"][first]), reverse=direction == "maximize")
     return [
-        {name.rsplit(".", 1)[-1]: f"{trial['settings'][name]:.3g}" for name in varied}
+        {short(name, varied): f"{trial['settings'][name]:.3g}" for name in varied}
         | {title(name): cell(name, column) for name, column in columns(study, trial)}
         | validated(study, trial)
         | {"on the front": "yes" if trial["best"] else ""}
         for trial in ordered
     ]
+
+
+def short(name: str, names: list[str]) -> str:
+    """The last part of a setting's name, and so many before it that no other setting has them."""
+    parts = [part for part in name.split(".") if part != "init_args"]
+    others = [[part for part in other.split(".") if part != "init_args"] for other in names if other != name]
+    return next(
+        ".".join(parts[-size:])
+        for size in range(1, len(parts) + 1)
+        if size == len(parts) or all(other[-size:] != parts[-size:] for other in others)
+    )
 
 
 def columns(study: StudyFile, trial: dict[str, Any]) -> list[tuple[str, list[float]]]:

@@ -120,6 +120,13 @@ def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
     assert plain[3] == pytest.approx(plain[1] - plain[2])
 
 
+def test_two_settings_of_one_last_name_have_columns_of_their_own():
+    """Regression: the second one replaced the first."""
+    names = ["model.optimizer.init_args.lr", "model.generator_optimizer.init_args.lr", "model.epsilon"]
+    assert [sweeps.short(name, names) for name in names] == ["optimizer.lr", "generator_optimizer.lr", "epsilon"]
+    assert sweeps.short("lr", ["lr", "model.lr"]) == "lr"
+
+
 def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = {"model.lr": {"choice": [0.1, 0.2]}, "trainer.max_epochs": {"choice": [3]}}
