@@ -39,6 +39,16 @@ def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
     assert "fake, small, own: 3.1, recorded 2" in capsys.readouterr().out
 
 
+def test_ratios_of_another_processor_are_not_compared(fake, tmp_path, capsys):
+    """Regression: on a processor with faster plain passes, certification counted as slower."""
+    assert run.main(["--quick", "--record"], tmp_path) == 0
+    path = tmp_path / "quick" / "fake.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": "another, 1 thread"}))
+    fake["own"] = 9.0
+    assert run.main(["--quick"], tmp_path) == 0
+    assert "fake: not compared; recorded on another, 1 thread, this is" in capsys.readouterr().out
+
+
 def test_without_a_record_there_is_nothing_to_compare_with(fake, tmp_path, capsys):
     assert run.main(["--quick"], tmp_path) == 2
     assert capsys.readouterr().err == "fake: there is no fake.json; record it by --quick --record\n"
