@@ -198,7 +198,7 @@ def _epochs(trainer: Trainer) -> float:
     """Epochs of a training; a part of one in which it ended, to two decimals.
 
     Lightning counts such an epoch as whole, but not if a resumed training has no step left; the epochs that have begun
-    are right in both cases.
+    are correct in both cases.
     """
     ready, batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
     begun: int = trainer.fit_loop.epoch_progress.current.ready

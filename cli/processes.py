@@ -19,7 +19,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 def threads_of_each(processes: int) -> int:
     """Return the number of threads of each of several processes that run at the same time.
 
-    They share the CPUs that this process may use: a scheduler may bind it to some of the machine's. An
+    They divide the CPUs that this process may use: a scheduler may bind it to some of the machine's. An
     ``OMP_NUM_THREADS`` that is set is the most: other work may be on the same CPUs, where threads wait for each other.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
