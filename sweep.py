@@ -23,7 +23,7 @@ from cli.config_files import as_argument
 from cli.processes import end_with_parent
 from cli.pruning import current
 from cli.study import StudyFile, read_study
-from robust.errors import SettingError, require
+from robust.errors import NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Lock
@@ -159,6 +159,9 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
             values = objectives(study_file, trial, settings)
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except DivergedError as error:
+            trial.set_user_attr("diverged", str(error))
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt) or (
                 isinstance(error, SystemExit) and error.code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -182,8 +185,17 @@ _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 _COUNTED = (*_FINISHED, optuna.trial.TrialState.RUNNING)
 
 
+class DivergedError(RuntimeError):
+    """A loss, logits or an objective of a trial are NaN or infinite."""
+
+
 def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) -> list[float]:
-    """Mean of each objective over the seeds; the values of single seeds become an attribute of the trial."""
+    """Mean of each objective over the seeds; the values of single seeds become an attribute of the trial.
+
+    Raises:
+        DivergedError: if a training diverges.
+        SettingError: if a training does not log an objective.
+    """
     measured: list[list[float]] = []
     for seed in study_file.seeds:
         folder = Path(study_file.folder) / f"trial_{trial.number}" / f"seed_{seed}"
@@ -197,16 +209,17 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         token = current.set((trial, list(study_file.objectives)))
         try:
             train.main(arguments)
+        except SystemExit as end:
+            if isinstance(end.__context__, NonFiniteLossError | NonFiniteLogitsError):
+                raise DivergedError(f"seed {seed}: {end.__context__}") from end
+            raise
         finally:
             current.reset(token)
         record = json.loads((folder / "results.json").read_text())["fit"]
         metrics = record["metrics"]
         for name in study_file.objectives:
-            value = record["not_finite"].get(f"metrics.{name}")
-            remedy = (
-                f"it is {value} in {folder}; run the same command to continue, or give other settings and a new folder"
-            )
-            require(value is None, "objectives", name, remedy)
+            if value := record["not_finite"].get(f"metrics.{name}"):
+                raise DivergedError(f"seed {seed}: {name} is {value}")
         missing = [name for name in study_file.objectives if metrics.get(name) is None]
         if missing:
             logged = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
@@ -223,7 +236,7 @@ def report(study: Study, study_file: StudyFile) -> None:
     rows = [
         {
             "trial": trial.number,
-            "state": trial.state.name.lower(),
+            "state": "diverged" if "diverged" in trial.user_attrs else trial.state.name.lower(),
             "settings": trial.params,
             "objectives": dict(zip(study_file.objectives, trial.values or [], strict=False)),
             "by_seed": trial.user_attrs.get("by_seed"),
@@ -242,6 +255,9 @@ def report(study: Study, study_file: StudyFile) -> None:
         )
         chosen = " ".join(as_argument(name, value) for name, value in trial.params.items())
         print(f"  trial {trial.number}: {shown}: {chosen}")
+    for trial in finished:
+        if "diverged" in trial.user_attrs:
+            print(f"Diverged: trial {trial.number}: {trial.user_attrs['diverged']}")
     if failed:
         print(f"Failed or stopped: {', '.join(failed)}")
     print(f"Trials: {path}")

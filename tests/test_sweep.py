@@ -212,16 +212,35 @@ def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
     sweep.main([path])
 
 
-def test_an_objective_that_is_no_number_is_named(tmp_path, monkeypatch):
-    def diverged(arguments):
+def test_a_sweep_goes_on_after_a_trial_whose_objective_is_no_number(tmp_path, monkeypatch, capsys):
+    """Regression: the first such trial ended the sweep."""
+    seen = []
+
+    def diverged_once(arguments):
         folder = next(Path(each.partition("=")[2]) for each in arguments if "default_root_dir" in each)
         folder.mkdir(parents=True)
-        fit = {"metrics": {"val/accuracy/clean": None}, "not_finite": {"metrics.val/accuracy/clean": "nan"}}
-        (folder / "results.json").write_text(json.dumps({"fit": fit}))
+        seen.append(folder)
+        nan = {"metrics": {"val/accuracy/clean": None}, "not_finite": {"metrics.val/accuracy/clean": "nan"}}
+        finite = {"metrics": {"val/accuracy/clean": 0.5}, "not_finite": {}}
+        (folder / "results.json").write_text(json.dumps({"fit": nan if len(seen) == 1 else finite}))
 
-    monkeypatch.setattr(sweep.train, "main", diverged)
-    with pytest.raises(SettingError, match=r"^objectives: got 'val/accuracy/clean'; it is nan in .*seed_0; run the"):
-        sweep.main([write(tmp_path)])
+    monkeypatch.setattr(sweep.train, "main", diverged_once)
+    for _ in range(2):
+        sweep.main([write(tmp_path, trials=3)])
+        assert "Diverged: trial 0: seed 0: val/accuracy/clean is nan" in capsys.readouterr().out.splitlines()
+    assert [row["state"] for row in trials(tmp_path)] == ["diverged", "complete", "complete"]
+    assert not trials(tmp_path)[0]["best"]
+    assert len(seen) == 5, "a diverged trial ends with its first seed that diverged, and is not tried again"
+
+
+@pytest.mark.thorough
+def test_a_sweep_goes_on_after_a_training_that_diverges(tmp_path, capsys):
+    """Regression: the error of the first training that diverged ended the sweep."""
+    rates = {"model.optimizer.lr": {"choice": [0.01, 1e30]}}
+    sweep.main([write(tmp_path, settings=rates, trials=None, seeds=[0])])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:26] for line in lines if line.startswith("Diverged")] == ["Diverged: trial 1: seed 0:"]
+    assert [row["state"] for row in trials(tmp_path)] == ["complete", "diverged"]
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path):
