@@ -159,10 +159,24 @@ def record(name: str, rounds: int, quick: bool, device: str = "cpu") -> dict[str
         "unit": benchmark.unit,
         "columns": rounded,
         **({"rounds": rounds} if benchmark.quantity == "time" else {}),
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, 1 thread",
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "commit": git_commit(),
         "versions": installed_versions(),
     }
+
+
+def processor() -> str:
+    """The processor and its instruction set, on which the times of plain passes depend.
+
+    >>> processor().endswith(", 1 thread")
+    True
+    """
+    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread"
+
+
+def read_quick(path: Path) -> dict[str, Any]:
+    """Records of the quick variant of a benchmark by their hardware; none if there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def run_peers(rounds: int, path: Path) -> None:
@@ -195,18 +209,17 @@ def compare(names: list[str], rounds: int, results: Path) -> int:
     """The quick variant: print what is slower than recorded on this processor, measured twice; the exit status."""
     worse = []
     for name in names:
-        path = results / "quick" / f"{name}.json"
-        if not path.is_file():
-            print(f"{name}: there is no {path.name}; record it by --quick --record", file=sys.stderr)
+        recorded = read_quick(results / "quick" / f"{name}.json")
+        if not recorded:
+            print(f"{name}: there is no {name}.json; record it by --quick --record", file=sys.stderr)
             return 2
-        before = json.loads(path.read_text())
-        if before["hardware"] != (here := f"{cpu_name()}, 1 thread"):  # plain passes are faster on some processors
-            print(f"{name}: not compared; recorded on {before['hardware']}, this is {here}", flush=True)
+        if (here := processor()) not in recorded:  # plain passes are faster on some processors
+            print(f"{name}: not compared; recorded on {'; '.join(recorded)}, this is {here}", flush=True)
             continue
-        recorded = before["columns"]
-        found = slower(record(name, rounds, True)["columns"], recorded)
+        columns = recorded[here]["columns"]
+        found = slower(record(name, rounds, True)["columns"], columns)
         if found:  # other load may have come in between
-            found = slower(record(name, 3 * rounds, True)["columns"], recorded)
+            found = slower(record(name, 3 * rounds, True)["columns"], columns)
         print(f"{name}: {'slower than recorded' if found else 'as recorded'}", flush=True)
         worse += [f"{name}, {line}" for line in found]
     print("\n".join(worse))
@@ -241,7 +254,9 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
         if name == PEERS:
             run_peers(rounds, path)
         else:
-            path.write_text(json.dumps(record(name, rounds, options.quick, options.device), indent=1) + "\n")
+            measured = record(name, rounds, options.quick, options.device)
+            content = read_quick(path) | {measured["hardware"]: measured} if options.quick else measured
+            path.write_text(json.dumps(content, indent=1) + "\n")
         print(path, flush=True)
     return 0
 

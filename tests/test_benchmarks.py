@@ -30,7 +30,7 @@ def fake(monkeypatch):
 
 def test_a_slower_ratio_fails_and_a_faster_one_does_not(fake, tmp_path, capsys):
     assert run.main(["--quick", "--record"], tmp_path) == 0
-    recorded = json.loads((tmp_path / "quick" / "fake.json").read_text())
+    (recorded,) = json.loads((tmp_path / "quick" / "fake.json").read_text()).values()
     assert recorded["columns"] == {"small": {"own": 2.0}}
     assert recorded.keys() == {"quantity", "unit", "columns", "rounds", "hardware", "commit", "versions"}
     for ratio, status in ((0.5, 0), (2.9, 0), (3.1, 1)):
@@ -43,10 +43,15 @@ def test_ratios_of_another_processor_are_not_compared(fake, tmp_path, capsys):
     """Regression: on a processor with faster plain passes, certification counted as slower."""
     assert run.main(["--quick", "--record"], tmp_path) == 0
     path = tmp_path / "quick" / "fake.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": "another, 1 thread"}))
+    (here,) = json.loads(path.read_text()).values()
+    path.write_text(json.dumps({"another, AVX2, 1 thread": here}))
     fake["own"] = 9.0
     assert run.main(["--quick"], tmp_path) == 0
-    assert "fake: not compared; recorded on another, 1 thread, this is" in capsys.readouterr().out
+    assert "fake: not compared; recorded on another, AVX2, 1 thread, this is" in capsys.readouterr().out
+    assert run.main(["--quick", "--record"], tmp_path) == 0
+    assert list(json.loads(path.read_text())) == ["another, AVX2, 1 thread", here["hardware"]]
+    fake["own"] = 14.0
+    assert run.main(["--quick"], tmp_path) == 1
 
 
 def test_without_a_record_there_is_nothing_to_compare_with(fake, tmp_path, capsys):
