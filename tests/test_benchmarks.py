@@ -1,8 +1,7 @@
-"""The benchmarks' quick variant finds what has become slower; the slow test runs it as a user does."""
+"""The benchmarks' quick variant, which .ci/run runs, finds what has become slower."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from benchmarks import confidence, memory, peers, run, shares, sweeps
 from robust import zoo
 from robust.errors import SettingError
 from robust.networks import DMSmall
-from tests.testers import ROOT
 
 
 @pytest.fixture
@@ -115,11 +113,6 @@ def test_peak_memory_is_what_tensors_hold_at_a_time():
     assert memory.peak(lambda: (x + 1).sum() + (x + 2).sum()) == pytest.approx(4e6, rel=0.01)
     ratios = memory.ratios({"one": lambda: x + 1, "three": lambda: (x + 1, x + 2, x + 3)})
     assert ratios["three"] == pytest.approx(3, rel=0.01)
-
-
-@pytest.mark.slow
-def test_nothing_is_slower_than_recorded():
-    subprocess.run([sys.executable, "benchmarks/run.py", "--quick"], cwd=ROOT, check=True)
 
 
 def test_scaled_logits_have_the_wanted_confidence_and_the_same_predictions():
