@@ -1,9 +1,10 @@
-"""The matrices for a GPU in small, on a CPU: each run trains and is tested, in two pieces and two folders."""
+"""The matrices for a GPU in small, on a CPU, by the docs' command: each run trains and is tested, in two pieces."""
 
+import os
+import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from tests.testers import ROOT
 
-SHAPES = {"mnist_gpu": (1, 28), "cifar10_half": (3, 16), "cifar10_half_noise": (3, 16), "cifar10": (3, 32)}
+SHAPES = {"mnist_gpu": (1, 28), "cifar10": (3, 8), "cifar10_half": (3, 16), "cifar10_half_noise": (3, 16)}
 EVALUATION = {
     "trainer.callbacks": [
         {
@@ -20,11 +21,10 @@ EVALUATION = {
         }
     ]
 }
-pytestmark = pytest.mark.slow
 
 
 def small(name, folder):
-    """Write the matrix with one seed, a step an epoch and images of random pixels; return the number of its runs."""
+    """Write the matrix with one seed, a step an epoch and images of random pixels; return the names of its runs."""
     path = ROOT / "experiments" / f"{name}.yaml"
     matrix = yaml.safe_load(path.read_text())
     channels, size = SHAPES[name]
@@ -33,8 +33,8 @@ def small(name, folder):
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = draws.integers(0, 256, (20, channels, size, size), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(20) % 10
-    np.savez(folder / "images.npz", **arrays)
-    data = {"class_path": "Arrays", "init_args": {"path": "images.npz", "batch_size": 4, "eval_batch_size": 4}}
+    np.savez(folder / f"{name}.npz", **arrays)
+    data = {"class_path": "Arrays", "init_args": {"path": f"{name}.npz", "batch_size": 2, "eval_batch_size": 2}}
     short = {"data": data, "trainer.callbacks": [], "trainer.limit_train_batches": 1, "trainer.limit_val_batches": 0}
 
     def shortened(parts):
@@ -43,37 +43,52 @@ def small(name, folder):
 
     matrix |= {"runs": {run: shortened(parts) for run, parts in matrix["runs"].items()}, "seeds": [0]}
     precision = [part for part in matrix["evaluation"] if part == {"trainer.precision": "32-true"}]
-    matrix |= {"folder": "logs", "results": "results", "evaluation": [EVALUATION, *precision]}
-    (folder / "matrix.yaml").write_text(yaml.safe_dump(matrix))
-    return len(matrix["runs"])
+    matrix |= {"evaluation": [EVALUATION, *precision]}
+    (folder / "experiments" / f"{name}.yaml").write_text(yaml.safe_dump(matrix))
+    return [f"{matrix['results']}/{run}_0.json" for run in matrix["runs"]]
 
 
-def started(folder):
-    command = [sys.executable, str(ROOT / "experiment.py"), "matrix.yaml", "--processes", "1"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def checkout(folder):
+    """A folder with the matrices and their data; return the folder and the files of all results."""
+    (folder / "experiments").mkdir(parents=True)
+    (folder / "data").mkdir()
+    (folder / "data" / "cifar10_half.npz").touch()
+    return folder, [path for name in SHAPES for path in small(name, folder)]
 
 
-def ended(matrix, seconds):
-    """The output of a process at its end; it is killed if it takes longer."""
-    try:
-        return matrix.communicate(timeout=seconds)[0]
-    finally:
-        matrix.kill()
+def piece(folder, seconds):
+    """Run the docs' block, with two processes; return its output."""
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    (block,) = re.findall(r"```bash\n([^`]*timeout -s TERM[^`]*)```", text)
+    for former, new in (
+        ("uv run experiment.py", f"{sys.executable} {ROOT / 'experiment.py'}"),
+        ("TERM 9m", f"TERM {seconds}s"),
+        ("--processes 5", "--processes 2"),
+    ):
+        assert block.count(former) == 1
+        block = block.replace(former, new)
+    run = subprocess.run(
+        ["bash", "-c", block],
+        cwd=folder,
+        env=os.environ | {"ROBUST_DATA": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr  # of tar
+    return run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_every_run_trains_and_is_tested_in_pieces(name, tmp_path):
-    (tmp_path / "first").mkdir()
-    runs = small(name, tmp_path / "first")
-    matrix = started(tmp_path / "first")
-    while not list((tmp_path / "first" / "logs").glob("*/seed_0/checkpoints/last.ckpt")):
-        assert matrix.poll() is None, matrix.stdout.read()
-        time.sleep(0.1)
-    matrix.terminate()
-    output = ended(matrix, 120)
-    assert matrix.returncode == 130, output
-    shutil.move(tmp_path / "first", tmp_path / "second")
-    matrix = started(tmp_path / "second")
-    output = ended(matrix, 1800)
-    assert matrix.returncode == 0, output
-    assert len(list((tmp_path / "second" / "results").glob("*_0.json"))) == runs
+@pytest.mark.slow
+def test_every_run_trains_and_is_tested_in_pieces(tmp_path):
+    first, expected = checkout(tmp_path / "first")
+    output = piece(first, 120)
+    found = {path: (first / path).read_bytes() for path in expected if (first / path).is_file()}
+    assert 0 < len(found) < len(expected), output
+    second, _ = checkout(tmp_path / "second")
+    shutil.move(first / "pieces.tgz", second)
+    shutil.rmtree(first)
+    output = piece(second, 3600)
+    missing = [path for path in expected if not (second / path).is_file()]
+    assert not missing, output
+    assert all((second / path).read_bytes() == content for path, content in found.items()), "finished runs ran again"

@@ -38,7 +38,8 @@ class GroupAccuracy(Evaluation):
         remedy = "GroupAccuracy needs data in groups: give MNISTC, or leave it out"
         require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)
         limit = trainer.limit_test_batches
-        require(limit == 1.0, "trainer.limit_test_batches", limit, "leave it out: the mean is over all groups")
+        whole = isinstance(limit, float) and limit == 1  # the whole number 1 is one batch
+        require(whole, "trainer.limit_test_batches", limit, "leave it out: the mean is over all groups")
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         self.update("correct", partial(Gathered, ["correct"]), self.indices, module(x).argmax(1) == y)

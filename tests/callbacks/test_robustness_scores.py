@@ -199,9 +199,10 @@ def test_accuracy_of_each_corruption_and_their_mean(written, tmp_path):
 
 
 def test_a_part_of_the_corruptions_or_other_data_is_an_error(written, trained, tmp_path):
-    trainer = trainer_with(GroupAccuracy(), default_root_dir=tmp_path, limit_test_batches=2)
-    with pytest.raises(SettingError, match=r"trainer\.limit_test_batches: got 2"):
-        trainer.test(trained, datamodule=MNISTC(root=str(written)), verbose=False)
+    for limit in (1, 2):
+        trainer = trainer_with(GroupAccuracy(), default_root_dir=tmp_path, limit_test_batches=limit)
+        with pytest.raises(SettingError, match=rf"trainer\.limit_test_batches: got {limit}"):
+            trainer.test(trained, datamodule=MNISTC(root=str(written)), verbose=False)
     with pytest.raises(SettingError, match="data: got 'Digits'; GroupAccuracy needs data in groups"):
         trainer_with(GroupAccuracy()).test(trained, datamodule=Digits(), verbose=False)
     with pytest.raises(SettingError, match=r"mnist_c.*shot_noise"):
