@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(study.folder)
     path = folder / "trials.json"
     require(path.is_file(), "study", str(given.study), f"there is no {path}; run sweep.py {given.study} to its end")
-    trials = [trial for trial in json.loads(path.read_text()) if trial["state"] == "complete"]
-    run = json.loads((folder / f"trial_{trials[0]['trial']}" / f"seed_{study.seeds[0]}" / "results.json").read_text())
+    trials = [trial for trial in json.loads(path.read_text()) if trial["state"] in ("complete", "diverged")]
+    first = next(trial for trial in trials if trial["state"] == "complete")
+    run = json.loads((folder / f"trial_{first['trial']}" / f"seed_{study.seeds[0]}" / "results.json").read_text())
     about = {"command": f"sweep.py {given.study} --processes 1", "commit": run["fit"]["commit"]}
     hardware = run["fit"]["device"].removeprefix("1 x ").replace("1 threads", "1 thread")
     record = about | {"hardware": hardware, "versions": run["fit"]["versions"], "rows": rows(study, trials)}
@@ -50,17 +51,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def rows(study: StudyFile, trials: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each trial, by the first objective, the best first."""
+    """A row for each trial, by the first objective, the best first, and those that diverged last."""
     varied = [name for name in study.settings if len({str(trial["settings"][name]) for trial in trials}) > 1]
     first, direction = next(iter(study.objectives.items()))
-    ordered = sorted(trials, key=lambda trial: float(trial["objectives"][first]), reverse=direction == "maximize")
-    return [
-        {short(name, varied): f"{trial['settings'][name]:.3g}" for name in varied}
-        | {title(name): cell(name, column) for name, column in columns(study, trial)}
-        | validated(study, trial)
-        | {"on the front": "yes" if trial["best"] else ""}
-        for trial in ordered
-    ]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    ordered = sorted(complete, key=lambda trial: float(trial["objectives"][first]), reverse=direction == "maximize")
+    return [row(study, trial, varied) for trial in ordered + [trial for trial in trials if trial not in complete]]
+
+
+def row(study: StudyFile, trial: dict[str, Any], varied: list[str]) -> dict[str, str]:
+    """The settings and objectives of a trial."""
+    settings = {short(name, varied): f"{trial['settings'][name]:.3g}" for name in varied}
+    if trial["state"] == "diverged":
+        return settings | {title(name): "diverged" for name in study.objectives} | {"on the front": ""}
+    means = {title(name): cell(name, column) for name, column in columns(study, trial)}
+    return settings | means | validated(study, trial) | {"on the front": "yes" if trial["best"] else ""}
 
 
 def short(name: str, names: list[str]) -> str:

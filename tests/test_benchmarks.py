@@ -158,7 +158,8 @@ def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypat
         }
         for number, rate, values in ((0, 0.1, [0.5, 0.52]), (1, 0.2, [0.9, 0.9]))
     ]
-    Path("logs/trials.json").write_text(json.dumps([*trials, {"state": "fail"}]))
+    diverged = {"state": "diverged", "settings": {"model.lr": 0.4, "trainer.max_epochs": 3}, "best": False}
+    Path("logs/trials.json").write_text(json.dumps([diverged, *trials, {"state": "fail"}]))
     sweeps.main(["study.yaml", "--out", "record.json"])
     assert json.loads(Path("record.json").read_text()) == {
         "command": "sweep.py study.yaml --processes 1",
@@ -168,6 +169,7 @@ def test_the_record_of_a_sweep_has_the_trials_and_the_commit(tmp_path, monkeypat
         "rows": [
             {"lr": "0.2", "clean, %": "90.0 ± 0.0", "clean of 5000, %": "75.00 ± 0.00", "on the front": "yes"},
             {"lr": "0.1", "clean, %": "51.0 ± 1.4", "on the front": ""},
+            {"lr": "0.4", "clean, %": "diverged", "on the front": ""},
         ],
     }
     Path("logs/trials.json").unlink()
