@@ -139,11 +139,12 @@ def _loaded(module: TrainingModule, path: str | None) -> RobustClassifier:
 
     Raises:
         SettingError: if there is no checkpoint, the checkpoint is of another method or network, or the method does not
-            train a classifier.
+            train a classifier, or has a ``forward`` of its own.
     """
     require(path is not None, "ckpt_path", path, "give a checkpoint that fit wrote")
     require(isinstance(module, RobustClassifier), "model", type(module).__name__, "it is not a classifier; give one")
     assert isinstance(module, RobustClassifier)
+    module.require_own_forward("model")
     checkpoint = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

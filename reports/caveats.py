@@ -55,6 +55,8 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
             yield f"{name} was left out: {reason.partition('; leave')[0]}"  # without the remedy
     if missing := sorted(name for name, value in run.metrics.items() if value is None):
         yield f"not finite: {', '.join(missing)}"
+    if len({settings.data(record) for record in run.evaluations if record in _of_stage(run, stage)} - {""}) > 1:
+        yield "tests of different data: each metric is of the last that has it"
     if run.repeated:
         yield f"measured again with another value, the last one counts: {', '.join(sorted(run.repeated))}"
     yield from _few(run, stage)
@@ -159,6 +161,9 @@ def _other_attacks(run: Run, stage: str) -> dict[str, str]:
         texts |= {name: text for name, text in others.items() if not name.startswith(left_out)}
     if f"{stage}/accuracy/clean/noise_off" not in run.metrics:  # numbers of passes matter to networks with noise alone
         texts = {name: text for name, text in texts.items() if not name.startswith("AdversarialEvaluation.")}
+    budgets = re.compile(f"{stage}/certified_accuracy/(?!(linf|l2|l1)_)[^/]+")  # their names have no sizes
+    if not any(budgets.fullmatch(name) for name in run.metrics):
+        texts.pop("CertifiedEvaluation.epsilons", None)
     if (images := _counts(run, stage).get(stage)) is not None:
         texts[settings.IMAGES] = str(images)
     return texts

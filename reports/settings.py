@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Two runs are one experiment if they differ only in these: seeds, folders, and settings that only observe the run.
@@ -39,19 +39,12 @@ PRECISION = (  # how tight a bound or a distance is, not which attack runs
     "CertifiedEvaluation.verifier",
     "CertifiedEvaluation.methods",
     "CertifiedEvaluation.rounding_safe",
+    "CertifiedEvaluation.epsilons",
     "RobustnessScore.halvings",
     "AdversarialEvaluation.num_samples",
     "SampledRobustness.score",
     "SampledRobustness.epsilons",
     "SampledRobustness.seed",
-    IMAGES,
-)
-OTHER_EVALUATIONS = (  # see other_attacks
-    "WeightedMinimaxEvaluation.",
-    "CertifiedEvaluation.",
-    "RobustnessScore.",
-    "AdversarialEvaluation.",
-    "SampledRobustness.",
     IMAGES,
 )
 
@@ -149,33 +142,61 @@ def attacks(
 def other_attacks(config: dict[str, Any], stage: str = "test", *, in_training: bool = False) -> dict[str, str]:
     """Settings of the evaluations with attacks or bounds of their own, as text, by class and setting.
 
-    The arguments are those of :func:`attacks`. A verifier of None is the module's, whose precision in training does not
-    matter.
+    The arguments are those of :func:`attacks`. Of several evaluations of a class, each setting has a list of values. A
+    verifier of None is the module's, whose precision in training does not matter.
     """
-    values: dict[str, Any] = {}
     model = (config.get("model") or {}).get("init_args") or {}
-    for given in _evaluations(config, "WeightedMinimaxEvaluation", in_training) if stage == "test" else ():
-        own_epsilon = model.get("epsilon")
-        settings = {name: given.get(name) for name in ("steps", "step_size", "epsilon", "restarts")}
-        settings["epsilon"] = own_epsilon if settings["epsilon"] is None else settings["epsilon"]
-        values |= {f"WeightedMinimaxEvaluation.{name}": value for name, value in settings.items()}
-    for given in _evaluations(config, "CertifiedEvaluation", in_training):
-        default = 5 if stage == "test" else 0
-        steps = default if given.get("pgd_steps") is None else given["pgd_steps"]
-        values |= {"CertifiedEvaluation.pgd_steps": steps} if steps else {}
-        verifier = flat({"": given.get("verifier") or model.get("verifier") or "auto"})
-        values["CertifiedEvaluation.verifier"] = {n: v for n, v in verifier.items() if n != "training_precision"}
-        values["CertifiedEvaluation.methods"] = given.get("methods")
-        values["CertifiedEvaluation.rounding_safe"] = given.get("rounding_safe", True)
-    for given in _evaluations(config, "AdversarialEvaluation", in_training):  # of networks with noise
-        values["AdversarialEvaluation.gradient_samples"] = given.get("gradient_samples", 1)
-        values["AdversarialEvaluation.num_samples"] = given.get("num_samples", 1)
-    for given in _evaluations(config, "SampledRobustness", in_training):
-        values |= {f"SampledRobustness.{name}": given.get(name) for name in ("score", "epsilons", "seed")}
-    for given in _evaluations(config, "RobustnessScore", in_training):
-        values["RobustnessScore.attacks"] = given.get("attacks")
-        values["RobustnessScore.halvings"] = given.get("halvings", 25)
-    return {name: text(value) for name, value in values.items()}
+    values: dict[str, list[Any]] = {}
+    for name, read in _READ.items():
+        given = _evaluations(config, name, in_training)
+        several = sorted((read(each, model, stage) for each in given), key=text)
+        for each in several:
+            for setting, value in each.items():
+                values.setdefault(f"{name}.{setting}", []).append(value)
+    return {name: text(of_all[0] if len(of_all) == 1 else of_all) for name, of_all in values.items()}
+
+
+def _weighted(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    if stage != "test":
+        return {}
+    epsilon = model.get("epsilon") if given.get("epsilon") is None else given["epsilon"]
+    return {name: given.get(name) for name in ("steps", "step_size", "restarts")} | {"epsilon": epsilon}
+
+
+def _certified(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    default = 5 if stage == "test" else 0
+    steps = default if given.get("pgd_steps") is None else given["pgd_steps"]
+    verifier = flat({"": given.get("verifier") or model.get("verifier") or "auto"})
+    return {
+        **({"pgd_steps": steps} if steps else {}),
+        "verifier": {name: value for name, value in verifier.items() if name != "training_precision"},
+        "methods": given.get("methods"),
+        "rounding_safe": given.get("rounding_safe", True),
+        "epsilons": given.get("epsilons") or [model.get("epsilon")],
+    }
+
+
+def _adversarial(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {name: given.get(name, 1) for name in ("gradient_samples", "num_samples")}  # of networks with noise
+
+
+def _sampled(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {name: given.get(name) for name in ("score", "epsilons", "seed")}
+
+
+def _score(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {"attacks": given.get("attacks"), "halvings": given.get("halvings", 25)}
+
+
+# what each evaluation compares: its own settings, those of the model and the stage give values by name
+_READ: dict[str, Callable[[dict[str, Any], dict[str, Any], str], dict[str, Any]]] = {
+    "WeightedMinimaxEvaluation": _weighted,
+    "CertifiedEvaluation": _certified,
+    "AdversarialEvaluation": _adversarial,
+    "SampledRobustness": _sampled,
+    "RobustnessScore": _score,
+}
+OTHER_EVALUATIONS = (*(f"{name}." for name in _READ), IMAGES)  # see other_attacks
 
 
 def _evaluations(config: dict[str, Any], name: str, in_training: bool) -> Iterator[dict[str, Any]]:

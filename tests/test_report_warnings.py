@@ -1,9 +1,11 @@
 """Warnings of a report: unequal evaluations, figures that contradict each other, several runs of a row."""
 
+import json
+
 import pytest
 
 from reports.report import make_report
-from tests.recorded_runs import CLEAN, write_run
+from tests.recorded_runs import ATTACKED, CERTIFIED, CLEAN, write_run
 
 PGD = {"class_path": "robust.attacks.PGD", "init_args": {"steps": 20}}
 MINIMAX = {"steps": 10, "step_size": 0.025, "epsilon": 0.1, "restarts": 2}
@@ -69,6 +71,51 @@ def test_other_bounds_are_unequal_evaluations(tmp_path, name, changed, setting):
 )
 def test_settings_that_decide_no_compared_figure_are_not_warned_of(tmp_path, name, usual, changed):
     assert three_runs(tmp_path, callback(name, **usual), [callback(name, **changed)]) == []
+
+
+@pytest.mark.parametrize(("changed", "named"), [(0.2, True), (0.1, False)])
+@pytest.mark.parametrize("metric", ["test/certified_accuracy/own_budgets", CERTIFIED])
+def test_learned_budgets_of_other_sizes_are_named(tmp_path, metric, changed, named):
+    """Regression: their metrics, whose names have no size, were averaged as seeds without a warning."""
+    for seed, epsilon in enumerate((0.1, 0.1, changed)):
+        evaluation = callback("CertifiedEvaluation", epsilons=None)
+        metrics = {CLEAN: 0.9, metric: 0.5}
+        write_run(tmp_path / f"{seed}", seed=seed, metrics=metrics, callbacks=[evaluation], model={"epsilon": epsilon})
+    warned = [text for texts in caveats(tmp_path).values() for text in texts]
+    expected = "unequal evaluations: other settings of CertifiedEvaluation.epsilons than most rows"
+    assert warned == ([expected] if named and metric != CERTIFIED else [])
+
+
+def sampled(sigma, score="R4"):
+    sampler = {"class_path": f"robust.scores.{score}", "init_args": {"sigma": sigma}}
+    return callback("SampledRobustness", score=sampler, epsilons=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [([sampled(0.6), sampled(1, "R3")], True), ([sampled(1, "R3"), sampled(0.06)], False)]
+)
+def test_every_one_of_several_evaluations_of_a_class_is_compared(tmp_path, other, named):
+    """Regression: the last one alone was."""
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed="ab".index(name), callbacks=[sampled(0.06), sampled(1, "R3")])
+    write_run(tmp_path / "c", "MSD", callbacks=other)
+    expected = "unequal evaluations: other settings of SampledRobustness.score than most rows"
+    assert caveats(tmp_path) == {"TRADES": [], "MSD": [expected] if named else []}
+
+
+def test_tests_of_one_training_on_different_data_are_named(tmp_path):
+    """Regression: clean accuracy of one data set stood beside an attacked one of another."""
+    write_run(tmp_path / "a", metrics={CLEAN: 0.9, ATTACKED: 0.5})
+    path = tmp_path / "a" / "results.json"
+    records = json.loads(path.read_text())
+    again = records["test"] | {"metrics": {CLEAN: 0.1}}
+    again["config"] = again["config"] | {"data": {"class_path": "datamodules.MNIST", "init_args": {"batch_size": 32}}}
+    path.write_text(json.dumps(records | {"test-1": again}))
+    warned = "tests of different data: each metric is of the last that has it"
+    assert warned in caveats(tmp_path)["TRADES"]
+    again["config"] = records["test"]["config"]
+    path.write_text(json.dumps(records | {"test-1": again}))
+    assert warned not in caveats(tmp_path)["TRADES"]
 
 
 def test_rows_that_lack_an_evaluation_are_not_warned_of(tmp_path):

@@ -173,11 +173,12 @@ class AdversarialEvaluation(Evaluation):
         )
         refusals: dict[str, SettingError] = {}
         for key, case in self.attacks.items():
-            check: Any = getattr(case.attack, "check", None)  # such as AutoAttack's
+            check: Any = getattr(case.attack, "check", None)
             try:
                 for _, threat_model, _ in self._threat_models(key, case, module, x) if check else ():
                     check(module, threat_model, x)
             except SettingError as error:
+                error.args = (f"{NAME}.attacks.{key}.attack.{error}",)
                 refusals[key] = error
         if refusals and not (self.where_possible and refusals.keys() < self.attacks.keys()):
             raise next(iter(refusals.values()))

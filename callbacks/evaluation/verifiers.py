@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lightning_modules.base import RobustClassifier
 from robust.bounds import LirpaVerifier, Verifier, without_bound
+from robust.bounds.verdicts import RangeVerifier, double_copy
 from robust.errors import SettingError
 from robust.threat_models import Region
 
@@ -14,10 +15,14 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     """Bound the module's classifier over a box or a ball around one image.
 
     Raises:
-        SettingError: if it cannot be bounded; the message names ``setting``.
+        SettingError: if it cannot be bounded, or the module's predictions are not those of its classifier alone; the
+            message names ``setting``.
     """
+    module.require_own_forward(setting)
     try:
         verifier.margins(module.classifier, box, y)
+        if not isinstance(verifier, RangeVerifier):  # its certificates are checked in float64
+            double_copy(module.classifier, box)
     except SettingError as error:
         unnamed = isinstance(verifier, LirpaVerifier) and "network layer" not in str(error)
         _, channels, height, width = box.lower.shape

@@ -88,6 +88,22 @@ def blank_images(network: nn.Module, batch: int, image_shape: tuple[int, int, in
     return torch.zeros(batch, *image_shape, device=weight.device, dtype=weight.dtype)
 
 
+def check_double(name: str, network: nn.Module, image_shape: tuple[int, int, int], trainer: Trainer | None) -> None:
+    """Check that a network with weights of float64 takes the images, which are float32 unless the trainer converts.
+
+    Raises:
+        SettingError: if it does not.
+    """
+    blank = blank_images(network, 2, image_shape)
+    if blank.dtype != torch.float64 or (trainer is not None and trainer.precision == "64-true"):
+        return
+    try:
+        run_blank(name, network, image_shape, dtype=torch.float32)
+    except SettingError as error:
+        remedy = "the data's images are float32; call float() on the network, or give trainer.precision 64-true"
+        raise SettingError(name, f"{type(network).__name__} with weights of float64", remedy) from error
+
+
 def run_blank(
     name: str,
     network: nn.Module,
@@ -95,6 +111,7 @@ def run_blank(
     *,
     training: bool = False,
     batch: int = 2,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The network's output on blank images; modes, running statistics and random generators do not change.
 
@@ -104,12 +121,13 @@ def run_blank(
         image_shape: shape of the images, (C, H, W).
         training: whether to run the network in training mode.
         batch: number of images.
+        dtype: type of the images; that of the network's weights by default.
 
     Raises:
         SettingError: if the network fails on such images, or does not return a tensor.
     """
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
-    blank = blank_images(network, batch, image_shape)
+    blank = blank_images(network, batch, image_shape).to(dtype)
     try:
         devices = [blank.device] if blank.is_cuda else []
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices):

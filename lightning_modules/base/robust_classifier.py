@@ -9,7 +9,13 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_modules.base.checks import check_training_mode, images_of, run_blank, warn_of_probabilities
+from lightning_modules.base.checks import (
+    check_double,
+    check_training_mode,
+    images_of,
+    run_blank,
+    warn_of_probabilities,
+)
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.bounds import Verifier, choose_verifier
@@ -100,6 +106,15 @@ class RobustClassifier(TrainingModule):
         logits: Tensor = self.classifier(x)
         return logits
 
+    def require_own_forward(self, setting: str) -> None:
+        """Check that the module's predictions are those of ``classifier``, of which bounds and exports are.
+
+        Raises:
+            SettingError: if a subclass overrides :meth:`forward`; the message names ``setting``.
+        """
+        remedy = "its forward is not that of model.classifier, which is bounded and exported; move it into that network"
+        require(type(self).forward is RobustClassifier.forward, setting, type(self).__name__, remedy)
+
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """Threat models of size ``epsilon`` around ``x`` that evaluations use, by their names in metrics."""
         return {threat_model_name("linf", epsilon): LinfBall(epsilon)}
@@ -159,6 +174,7 @@ class RobustClassifier(TrainingModule):
                 logits = run_blank("model.classifier", self.classifier, shape)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
+            check_double("model.classifier", self.classifier, shape, self._trainer)
             warn_of_probabilities("model.classifier", logits)
             self._num_logits = logits.shape[1]
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
@@ -180,6 +196,7 @@ class RobustClassifier(TrainingModule):
             f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
+        check_double("model.classifier", self.classifier, image_shape, self._trainer)
         warn_of_probabilities("model.classifier", logits)
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust.checks import check_images, check_label_shape, check_labels, check_logits, check_precision, checked_before
 from robust.convolution import fast_image_gradients
-from robust.errors import GradientError, NonFiniteLogitsError, ZeroGradientError, require
+from robust.errors import GradientError, NonFiniteLogitsError, SettingError, ZeroGradientError, require
 from robust.losses import Loss, cross_entropy, dlr, margin
 from robust.modes import Mode, attack_mode
 from robust.networks import noise_sources
@@ -81,8 +81,19 @@ class Checked(nn.Module):
         self._logits = self._gradients = torch.zeros((), device=y.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, K)."""
-        logits: Tensor = self.network(x)
+        """Images (B, C, H, W) to logits (B, K).
+
+        Raises:
+            SettingError: if the network fails on images of another type than its weights'.
+        """
+        try:
+            logits: Tensor = self.network(x)
+        except RuntimeError as error:
+            types = {weight.dtype for weight in self.network.parameters()} - {x.dtype}
+            if self._first_pass and types:
+                remedy = f"the network has weights of {types.pop()}, and failed; convert the images or the network"
+                raise SettingError("images", x.dtype, remedy) from error
+            raise
         if self._first_pass:
             check_logits(logits, len(x))
             check_labels(self._y, len(self._y), logits.shape[1])
@@ -229,6 +240,16 @@ def named_loss(loss: Loss | str) -> Loss:
         require(loss in LOSSES, "loss", loss, f"give one of {', '.join(LOSSES)} or a function (logits, y) -> (B,)")
         return LOSSES[loss]
     return loss
+
+
+def check_loss(loss: Loss, network: nn.Module, x: Tensor) -> None:
+    """Check, by a pass of images ``x`` (B, C, H, W), that the network has enough classes for the loss.
+
+    Raises:
+        SettingError: if it has not.
+    """
+    logits = network(x)
+    loss(logits, logits.argmax(1))
 
 
 def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:

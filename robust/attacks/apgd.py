@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
+from robust.attacks._checked import Checked, attacking, check_loss, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss, margin, targeted_dlr
 from robust.modes import MODES, Mode
@@ -107,6 +107,17 @@ class APGD:
                 remaining = remaining[~wrong]
             return x_adv
 
+    def check(self, network: nn.Module, threat_model: ThreatModel, x: Tensor) -> None:
+        """Check, by a pass of images ``x`` (B, C, H, W), that the network has enough classes for the loss.
+
+        Raises:
+            SettingError: if it has not.
+        """
+        if self.loss is None:
+            _require_classes(network(x).shape[1])
+        else:
+            check_loss(self.loss, network, x)
+
     def _losses(self, network: Checked, x: Tensor, y: Tensor) -> Iterator[Callable[[Tensor], Loss]]:
         """Yield, for each run, a function from example indices to their loss."""
         logits = network(x)
@@ -115,7 +126,7 @@ class APGD:
             for _ in range(self.restarts):
                 yield lambda remaining: same
             return
-        require(classes >= 4, "loss", "targeted_dlr", f"take cross_entropy or margin: there are only {classes} classes")
+        _require_classes(classes)
         order = logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
         for rank in range(min(self.targets, classes - 1)):
             for _ in range(self.restarts):
@@ -136,6 +147,10 @@ class APGD:
             steps = max(round(fraction * self.steps), 1)
             start, wrong = climb.run(wide.project(start, x), steps, stop=multiple == 1)
         return start, wrong
+
+
+def _require_classes(classes: int) -> None:
+    require(classes >= 4, "loss", "targeted_dlr", f"take cross_entropy or margin: there are only {classes} classes")
 
 
 def _of(loss: Callable[[Tensor], Loss], remaining: Tensor, examples: Tensor) -> Loss:

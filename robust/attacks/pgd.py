@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robust.attacks._checked import Checked, attacking, input_gradient, judge, named_loss
+from robust.attacks._checked import Checked, attacking, check_loss, input_gradient, judge, named_loss
 from robust.errors import require
 from robust.losses import Loss
 from robust.modes import MODES, Mode
@@ -113,6 +113,14 @@ class PGD:
             if self.restarts == 1 and not (self.early_stop and checked.certain):
                 return self.ascend(checked, threat_model, x, y, loss)
             return self._strongest(checked, threat_model, x, y, loss)
+
+    def check(self, network: nn.Module, threat_model: ThreatModel, x: Tensor) -> None:
+        """Check, by a pass of images ``x`` (B, C, H, W), that the network has enough classes for the loss.
+
+        Raises:
+            SettingError: if it has not.
+        """
+        check_loss(self.loss, network, x)
 
     def _strongest(self, network: Checked, threat_model: ThreatModel, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         """Best of no perturbation and all restarts: misclassified first, loss second."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust.errors import UnsupportedLayerError
 
@@ -46,7 +46,7 @@ def _remedy(module: nn.Module) -> str | None:
         return "auto_LiRPA cannot trace a padding that is a word; give it as a number"
     if isinstance(module, nn.MaxPool2d) and module.ceil_mode:
         return "auto_LiRPA cannot trace ceil_mode; set it to false and pad instead"
-    if isinstance(module, _NormBase) and not module.track_running_stats:
+    if isinstance(module, _BatchNorm) and not module.track_running_stats:
         return "an image's logits depend on the others in its batch; set track_running_stats to true"
     return None
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from robust.bounds.cascade import Decision
 from robust.bounds.verifier import Verifier, bound_precision
+from robust.errors import SettingError
+from robust.modes import keep_modes
 from robust.threat_models import Region, ThreatModel
 
 
@@ -142,8 +144,28 @@ def _certified_precisely(verifier: Verifier, network: nn.Module, box: Region, y:
     ends = None
     if isinstance(verifier, RangeVerifier) and _is_own(verifier, "margin_range"):
         ends = verifier.margin_range(network, box, y)
-    margins = verifier.margins(copy.deepcopy(network).double(), box, y) if ends is None else ends[0]
+    margins = verifier.margins(double_copy(network, box), box, y) if ends is None else ends[0]
     return (margins > 0).all(1)
+
+
+def double_copy(network: nn.Module, region: Region) -> nn.Module:
+    """A copy of the network in float64, with the tensors that are plain attributes of its modules.
+
+    Raises:
+        SettingError: if it fails on the region's images: its code has other constants.
+    """
+    copied = copy.deepcopy(network).double()
+    for module in copied.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(module, name, value.double())
+    try:
+        with keep_modes(copied), torch.no_grad():
+            copied.eval()(region.lower.double())
+    except RuntimeError as error:
+        remedy = f"a copy in float64, by which certificates are checked, fails: {error}; register constants as buffers"
+        raise SettingError("network", type(network).__name__, remedy) from error
+    return copied
 
 
 def _recomputed(

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import AdversarialEvaluation, AttackCase, CorruptedAccuracy, GroupAccuracy, SampledRobustness
 from datamodules import MNIST, MNISTC, Digits
 from datamodules.loading import spread
 from datamodules.mnist_c import CORRUPTIONS
-from robust.attacks import PGD, AutoAttack
+from robust.attacks import APGD, PGD, AutoAttack
 from robust.errors import SettingError
 from robust.networks import Autoencoder
 from robust.scores import R4, OnManifold
@@ -156,3 +157,23 @@ def test_copies_are_downloaded(mnist, corrupted):
     evaluation = CorruptedAccuracy(Unreachable(root=str(corrupted / "none"), download=True), where_possible=True)
     with pytest.warns(UserWarning, match="^CorruptedAccuracy is left out: the download failed .no network.; set data"):
         measured(stored(), evaluation, data=mnist())
+
+
+CASES = {"targeted": APGD(1, loss="targeted_dlr"), "dlr": PGD(1, loss="dlr"), "pgd": PGD(1)}
+
+
+@pytest.mark.parametrize(("classes", "refused"), [(4, ()), (3, ("targeted",)), (2, ("targeted", "dlr"))])
+def test_losses_that_need_more_classes_are_known_before_the_training(classes, refused, recwarn):
+    """Regression: they failed in the first batch of a test, also where they may be left out."""
+    module = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, classes)), epsilon=0.1)
+    data = TensorDataset(torch.rand(4, 1, 28, 28), torch.arange(4) % classes)
+    cases = {name: AttackCase(attack) for name, attack in CASES.items()}
+    evaluation = AdversarialEvaluation(cases, where_possible=True)
+    metrics = trainer_with(evaluation).test(module, DataLoader(data, 4), verbose=False)[0]
+    assert sorted(evaluation.skipped) == sorted(f"AdversarialEvaluation.{name}" for name in refused)
+    measured = {name.split("/")[2] for name in metrics if name.endswith("linf_0.1")}
+    assert measured == CASES.keys() - set(refused)
+    if refused:
+        message = rf"^AdversarialEvaluation\.attacks\.{refused[0]}\.attack\.loss: got .*{classes}? classes"
+        with pytest.raises(SettingError, match=message):
+            trainer_with(AdversarialEvaluation(cases), max_epochs=1).fit(module, DataLoader(data, 4))

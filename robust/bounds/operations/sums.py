@@ -136,8 +136,12 @@ def _sub(x: Any, y: Any, *, alpha: float = 1) -> Operation:
 
 
 @register("rsub")
-def _rsub(x: Any, y: Any) -> Operation:
-    return scale(x, -1, y)
+def _rsub(x: Any, y: Any, *, alpha: float = 1) -> Operation:
+    if isinstance(x, Operand) and isinstance(y, Operand):
+        raise UnboundedError("write it as a difference: y - x")
+    if alpha != 1:
+        raise UnboundedError("give alpha as a factor of its own")
+    return scale(x, -1, y) if isinstance(x, Operand) else scale(y, shift=-x)
 
 
 @register("neg", "negative")

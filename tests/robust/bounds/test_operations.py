@@ -297,3 +297,18 @@ def test_a_wrong_operation_of_ones_own_is_found(monkeypatch):
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Softsign(), nn.Linear(8, 3))
     with pytest.raises(UnsupportedLayerError, match=r"layer '2': got 'Softsign\(\)'; .*something else than its bound"):
         FeedForwardVerifier().margins(network, LinfBall(0.1).interval(torch.rand(1, 1, 2, 2)), torch.tensor([0]))
+
+
+def test_the_reversed_difference_takes_a_constant_on_either_side():
+    """Regression: with the constant first, an AttributeError."""
+    one, x, y = nn.Parameter(torch.ones(4)), torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2])
+    for reversed_, plain in (
+        (lambda h: torch.rsub(one, h.flatten(1)), lambda h: h.flatten(1) - one),
+        (lambda h: torch.rsub(h.flatten(1), one), lambda h: one - h.flatten(1)),
+    ):
+        head = nn.Linear(4, 3)
+        box = LinfBall(0.1).interval(x)
+        expected = FeedForwardVerifier().margins(nn.Sequential(Lambda(plain), head), box, y)
+        torch.testing.assert_close(
+            FeedForwardVerifier().margins(nn.Sequential(Lambda(reversed_), head), box, y), expected
+        )
