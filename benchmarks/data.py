@@ -17,7 +17,8 @@ from torchvision import datasets, transforms
 
 from datamodules import CropAndFlip, ImageDataModule
 from datamodules.base import Split
-from datamodules.loading import RawImages, ResumableLoader, ShardedBatches, TensorImages, scaled
+from datamodules.batches import ResumableLoader, ShardedBatches
+from datamodules.loading import RawImages, TensorImages, scaled
 
 BATCH = 128
 SHAPES = {"MNIST": (1, 28, 28), "CIFAR-10 with crop and flip": (3, 32, 32)}

@@ -12,18 +12,8 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 
 from datamodules.augmentation import CropAndFlip, Placement
-from datamodules.loading import (
-    Batch,
-    LabelledImages,
-    RawImages,
-    ResumableLoader,
-    ShardedBatches,
-    Unlabelled,
-    part_of_batch,
-    scaled,
-    seeded,
-    spread,
-)
+from datamodules.batches import ResumableLoader, ShardedBatches, part_of_batch, spread
+from datamodules.loading import Batch, LabelledImages, RawImages, Unlabelled, scaled, seeded
 from robust.errors import require
 
 Split = Literal["train", "val", "test"]

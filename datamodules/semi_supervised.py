@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, Part, Split
-from datamodules.loading import LabelledImages, ShardedBatches, TensorImages, scaled, seeded
+from datamodules.batches import ShardedBatches
+from datamodules.loading import LabelledImages, TensorImages, scaled, seeded
 from datamodules.pickles import read_trusted
 from robust.errors import SettingError, require
 

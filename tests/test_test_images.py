@@ -16,7 +16,7 @@ from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, Gr
 from callbacks.progress import Progress
 from callbacks.results import _intervals
 from datamodules import Digits
-from datamodules.loading import spread
+from datamodules.batches import spread
 from robust.attacks import PGD, Square
 from robust.errors import SettingError
 from robust.metrics.confidence import wilson_interval

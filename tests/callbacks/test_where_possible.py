@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import AdversarialEvaluation, AttackCase, CorruptedAccuracy, GroupAccuracy, SampledRobustness
 from datamodules import MNIST, MNISTC, Digits
-from datamodules.loading import spread
+from datamodules.batches import spread
 from datamodules.mnist_c import CORRUPTIONS
 from robust.attacks import APGD, PGD, AutoAttack
 from robust.errors import SettingError

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pytorch_lightning.strategies import DDPStrategy
 
 from datamodules import ImageDataModule
-from datamodules.loading import ShardedBatches, TensorImages
+from datamodules.batches import ShardedBatches
+from datamodules.loading import TensorImages
 from robust.errors import SettingError
 from tests.two_processes import forkserver
 
