@@ -174,7 +174,8 @@ class RobustClassifier(TrainingModule):
                 logits = run_blank("model.classifier", self.classifier, shape)
             remedy = "give a network from images to logits (B, K)"
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
-            check_double("model.classifier", self.classifier, shape, self._trainer)
+            if x.dtype != torch.float64:
+                check_double("model.classifier", self.classifier, shape)
             warn_of_probabilities("model.classifier", logits)
             self._num_logits = logits.shape[1]
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
@@ -196,7 +197,8 @@ class RobustClassifier(TrainingModule):
             f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
             f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
         )
-        check_double("model.classifier", self.classifier, image_shape, self._trainer)
+        if self._trainer is not None and self.trainer.precision != "64-true":
+            check_double("model.classifier", self.classifier, image_shape)
         warn_of_probabilities("model.classifier", logits)
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":

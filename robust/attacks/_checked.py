@@ -243,13 +243,14 @@ def named_loss(loss: Loss | str) -> Loss:
 
 
 def check_loss(loss: Loss, network: nn.Module, x: Tensor) -> None:
-    """Check, by a pass of images ``x`` (B, C, H, W), that the network has enough classes for the loss.
+    """Check, by a pass of images ``x`` (B, C, H, W), that the network has enough classes for the loss ``dlr``.
 
     Raises:
         SettingError: if it has not.
     """
-    logits = network(x)
-    loss(logits, logits.argmax(1))
+    if loss is dlr:
+        logits = network(x)
+        dlr(logits, logits.argmax(1))
 
 
 def judge(network: Checked, loss: Loss, x: Tensor, y: Tensor, num_samples: int) -> tuple[Tensor, Tensor]:
