@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cli.experiment import Job, Matrix, read_matrix
-from cli.processes import start, threads_of_each
+from cli.processes import start, threads_of_each, wait_for
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -169,12 +170,12 @@ class Runner:
             return "stopped"
         child = start(TRAIN, arguments, log, self.threads, _process_lock(job))
         self._children.add(child)
-        child.join()
+        status = wait_for(child)
         self._children.discard(child)
-        if child.exitcode == 0:
+        if status == 0:
             return None
         lines = log.read_text(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else f'status {child.exitcode}'} ({log})"
+        return f"{lines[-1] if lines else f'status {status}'} ({log})"
 
     def _remaining(self, jobs: Sequence[Job]) -> str:
         """Return the number of remaining jobs and their time, estimated from other seeds of a run, else from all."""
@@ -243,7 +244,14 @@ def _claim(job: Job) -> None:
 
 def _noted(job: Job) -> dict[str, Any] | None:
     """The settings of the training and the test in the log folder; None if there is no note."""
-    return dict(json.loads(job.note.read_text(encoding="utf-8"))) if job.note.is_file() else None
+    if not job.note.is_file():
+        return None
+    try:
+        noted = json.loads(job.note.read_text(encoding="utf-8"))
+        return {name: noted[name] for name in ("fit", "test")}
+    except (ValueError, KeyError, TypeError):
+        remedy = "it does not say with which settings the folder's training ran; delete the folder to run this again"
+        raise SettingError("folder", str(job.note), remedy) from None
 
 
 def _require_unfinished(job: Job) -> None:
@@ -283,13 +291,21 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically: a process that is killed leaves the previous file."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # without this, a crash may leave an empty file of the final name
     unfinished.replace(path)
 
 
 def _records(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError):
+        raise SettingError(
+            "folder", str(path), "it is no record of a run; delete the folder to run this again"
+        ) from None
 
 
 def _recorded_seconds(job: Job) -> float:

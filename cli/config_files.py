@@ -18,6 +18,14 @@ from robust.errors import SettingError, require
 MOST_BYTES = 4_000_000
 MOST_NODES = 100_000
 MOST_LEVELS = 100
+OF_RUNNERS = {
+    "seed_everything": "give seeds",
+    "trainer.default_root_dir": "give folder",
+    "checkpoint.dirpath": "give folder",
+    "ckpt_path": "leave it out",
+    "trainer.logger": "leave it out",
+    "test_after_fit": "leave it out",
+}
 _plain = get_loader("yaml")
 
 
@@ -54,6 +62,15 @@ def load(text: str) -> Any:
     except _RefusalError as error:
         raise RefusedYAMLError(text, str(error)) from None
     return _plain(text)
+
+
+def require_free(name: str, setting: str, value: Any) -> None:
+    """Refuse a setting that experiments and sweeps set themselves, so that a value would be ignored.
+
+    Raises:
+        SettingError: naming the remedy.
+    """
+    require(setting not in OF_RUNNERS, name, value, f"each run gets a value of its own; {OF_RUNNERS.get(setting)}")
 
 
 def load_settings(name: str, path: str, known: set[str], required: Sequence[str], example: str) -> dict[str, Any]:

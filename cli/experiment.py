@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.composition import content
-from cli.config_files import as_argument, load_settings
+from cli.config_files import as_argument, load_settings, require_free
 from robust.errors import require
 
 Part = str | dict[str, Any]  # path of a config file, or settings by their full names
@@ -118,7 +118,9 @@ class Matrix:
         fits = numbers and len(self.seeds) == len(set(self.seeds)) > 0
         require(fits, "seeds", self.seeds, "give a list of different whole numbers, such as [0, 1, 2]")
         for name in ("folder", "results"):
-            path = Path(str(getattr(self, name)))
+            given = getattr(self, name)
+            require(isinstance(given, str), name, given, "give the path of a folder")
+            path = Path(given)
             require(path.is_dir() or not path.exists(), name, str(path), "this is a file; give a folder")
         twice = sorted(self.runs.keys() & self.prepare.keys())
         require(not twice, "prepare", ", ".join(twice), "a run in runs has this name, too; rename one")
@@ -152,6 +154,8 @@ class Matrix:
         for path in paths:
             require(path.is_file(), name, str(path), "this is not a file; paths are relative to the matrix' folder")
         settings = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+        for key in settings:
+            require_free(f"{name}.{key}", key, settings[key])
         given = {key: _filled(f"{name}.{key}", value, checkpoints) for key, value in settings.items()}
         return [*(f"--config={path.resolve()}" for path in paths), *(as_argument(*pair) for pair in given.items())]
 
@@ -178,7 +182,11 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:
-    """The value, or the path of the checkpoint for which it stands."""
+    """The value, in which each ``{NAME}`` at any depth is the path of the checkpoint for which it stands."""
+    if isinstance(value, dict):
+        return {key: _filled(f"{name}.{key}", part, checkpoints) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(f"{name}.{index}", part, checkpoints) for index, part in enumerate(value)]
     if not (isinstance(value, str) and value.startswith("{") and value.endswith("}")):
         return value
     remedy = f"prepare has no such run; it has {', '.join(checkpoints) or 'none'}"

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from cli.model_card import ExportedModel, model_card, read_records, training_settings
+from cli.model_card import ExportedModel, data_name, model_card, read_records, training_settings
 from datamodules import ImageDataModule
 from lightning_modules import RobustClassifier, TrainingModule
 from robust.checkpoints import read_saved
@@ -58,7 +58,7 @@ class ExportTrainer(pl.Trainer):
             timeout: time limit of each property in ``instances.csv``, in seconds.
             license: licence of the weights for the model card, an SPDX identifier such as mit.
         """
-        module = _loaded(model, ckpt_path)
+        module = _loaded(model, datamodule, ckpt_path)
         require(hasattr(datamodule, "image_shape"), "data", type(datamodule).__name__, "give one with an image_shape")
         checkpoint = Path(str(ckpt_path))
         run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
@@ -95,13 +95,14 @@ class _Export:
         about = {"method": type(self.module).__name__, "network": f"{kind.__module__}.{kind.__qualname__}"}
         write_safetensors(self.module.classifier, path, about | ({"license": license} if license else {}))
         noise = "The network has noise; the weights include its scales." if self.module.stochastic else None
+        settings = training_settings(records, config)
         model = ExportedModel(
             file=path.name,
             method=type(self.module).__name__,
-            data=type(self.data).__name__,
+            data=data_name(settings) or type(self.data).__name__,
             image_shape=self.data.image_shape,
             num_classes=self.data.num_classes,
-            settings=training_settings(records, config),
+            settings=settings,
             records=records,
             license=license,
             notes=[f"**Network**: `{about['network']}`.", *([noise] if noise else [])],
@@ -134,12 +135,12 @@ class _Export:
         rank_zero_info(f"VNN-LIB: {len(properties)} properties in {folder / 'instances.csv'}")
 
 
-def _loaded(module: TrainingModule, path: str | None) -> RobustClassifier:
+def _loaded(module: TrainingModule, data: ImageDataModule, path: str | None) -> RobustClassifier:
     """The module in evaluation mode with the weights of a checkpoint.
 
     Raises:
-        SettingError: if there is no checkpoint, the checkpoint is of another method or network, or the method does not
-            train a classifier, or has a ``forward`` of its own.
+        SettingError: if there is no checkpoint, the checkpoint is of another method or network, the data have other
+            classes, or the method does not train a classifier, or has a ``forward`` of its own.
     """
     require(path is not None, "ckpt_path", path, "give a checkpoint that fit wrote")
     require(isinstance(module, RobustClassifier), "model", type(module).__name__, "it is not a classifier; give one")
@@ -148,6 +149,8 @@ def _loaded(module: TrainingModule, path: str | None) -> RobustClassifier:
     checkpoint = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
+    if (state := checkpoint.get(type(data).__qualname__)) is not None:
+        data.load_state_dict(state)
     weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("classifier.")]
     if any(weight.dtype == torch.float64 for weight in weights):
         rank_zero_warn("ckpt_path: its weights are float64; those of the export are rounded to float32")

@@ -89,6 +89,12 @@ def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[s
     return settings
 
 
+def data_name(settings: dict[str, Any]) -> str:
+    """The class of the data module in a run's settings; empty if they have none."""
+    data = settings.get("data") or {}
+    return str(data.get("class_path", "") if isinstance(data, dict) else data).rpartition(".")[2]
+
+
 def _results(records: dict[str, Any]) -> list[str]:
     """A table for each record, with the checkpoint that was measured, without those of weights that trained on."""
     parts = []
@@ -100,7 +106,9 @@ def _results(records: dict[str, Any]) -> list[str]:
             continue
         weights = f"`{Path(checkpoint).name}`" if checkpoint and not trained else "those at the end of training"
         rows = [_row(metric, value) for metric, value in record["metrics"].items()]
-        about = f"Commit {record['commit']}, seed {record['seed']}, on {record['device']}."
+        images = ", ".join(f"{part} {count}" for part, count in (record.get("samples") or {}).items())
+        about = f"Data: `{data_name(record['config'])}`, images: {images or 'not recorded'}. "
+        about += f"Commit {record['commit']}, seed {record['seed']}, on {record['device']}."
         parts.append(
             f"`{name}`, weights: {weights}. {about}\n\n| metric | value | unit | meaning |\n| --- | --- | --- | --- |"
         )

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def start(script: Path, arguments: list[str], log: Path, threads: int, lock: Pat
         lock: file that the process locks until its end.
 
     Returns:
-        The running process; ``join`` it, then read ``exitcode``.
+        The running process, for :func:`wait_for`.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["train", "sklearn.datasets"])  # sklearn has the digits
@@ -64,8 +65,23 @@ def start(script: Path, arguments: list[str], log: Path, threads: int, lock: Pat
     if ROOT not in path:  # from which the server imports train.py
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
     process = context.Process(target=_run, args=(str(script), arguments, str(log), threads, str(lock)))
-    process.start()
+    with _one_thread:
+        process.start()
     return process
+
+
+# multiprocessing reads the exit status from a pipe, also of other processes when one starts; of two threads that read at
+# the same time, one finds the pipe empty and takes the status for 255
+_one_thread = threading.Lock()
+
+
+def wait_for(process: BaseProcess) -> int:
+    """Wait for the end of a process, and return its exit status. Several threads may wait and start processes."""
+    wait([process.sentinel])
+    with _one_thread:
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
 
 
 def _run(script: str, arguments: list[str], log: str, threads: int, lock: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.config_files import load_settings
+from cli.config_files import load_settings, require_free
 from robust.errors import SettingError, require
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class StudyFile:
         remedy = "name at least one setting, such as model.epsilon: {uniform: [0, 1]}"
         require(isinstance(self.settings, dict) and bool(self.settings), "settings", self.settings, remedy)
         for name, distribution in self.settings.items():
+            require_free(f"settings.{name}", name, distribution)
             _check_distribution(f"settings.{name}", distribution)
         remedy = "name at least one metric, such as val/accuracy/clean: maximize"
         require(isinstance(self.objectives, dict) and bool(self.objectives), "objectives", self.objectives, remedy)

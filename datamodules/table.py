@@ -58,7 +58,7 @@ class Table(OwnImages):
         samples = [self._sample(row, column) for row in rows]
         lines: dict[str, str] = {}
         for row, sample in zip(rows, samples, strict=True):
-            first = lines.setdefault(os.path.normpath(sample.path), row.where)  # a/../b is b
+            first = lines.setdefault(os.path.realpath(sample.path), row.where)  # a/../b and a link to b are b
             remedy = f"this image is already in {first}; remove one of the rows"
             require(first == row.where, row.where, row[self.path_column], remedy)
         return samples

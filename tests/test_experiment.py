@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 import experiment
-from cli.experiment import Job
+from cli.experiment import Job, Matrix
 from tests.fake_trainings import ONE, commands, ended, fake_matrix
 from tests.testers import ROOT
 
@@ -135,11 +135,55 @@ def test_a_run_without_evaluation_is_refused(matrix, capsys):
 
 def test_checkpoints_are_where_the_test_reads_them(matrix, tmp_path, capsys):
     """Regression: a config's checkpoint.dirpath put them elsewhere, all seeds in one folder."""
-    path = matrix(**ONE | {"runs": {"a": ["a.yaml", {"checkpoint.dirpath": "elsewhere"}]}})
+    path = matrix(**ONE | {"runs": {"a": ["a.yaml", {"checkpoint": {"dirpath": "elsewhere"}}]}})
     assert ended(path, capsys)[0] == 0
     own = f"--checkpoint.dirpath={tmp_path / 'logs' / 'a' / 'seed_0' / 'checkpoints'}"
     fit = commands(tmp_path, "a_0")["fit"]
-    assert fit.index(own) > fit.index("--checkpoint.dirpath=elsewhere")
+    assert fit.index(own) > next(fit.index(each) for each in fit if "elsewhere" in each)
+
+
+@pytest.mark.parametrize("setting", ["seed_everything", "trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path"])
+def test_settings_that_each_run_gets_are_refused(setting, matrix, capsys):
+    """Regression: they were accepted and ignored."""
+    for change in ({"runs": {"a": ["a.yaml", {setting: 5}]}}, {"settings": {setting: 5}}):
+        with pytest.raises(SystemExit):
+            experiment.main([matrix(**ONE | change)])
+        assert f"{setting}: got 5; each run gets a value of its own; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["folder", "results"])
+@pytest.mark.parametrize("value", [None, 5])
+def test_a_folder_that_is_no_path_is_named(name, value, matrix, capsys):
+    """Regression: a TypeError."""
+    with pytest.raises(SystemExit):
+        experiment.main([matrix(**ONE | {name: value})])
+    assert capsys.readouterr().err.endswith(f"error: {name}: got {value}; give the path of a folder\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_damaged_note_fails_its_run_alone(text, matrix, tmp_path, capsys):
+    """Regression: it ended the matrix in a traceback."""
+    path = matrix(seeds=[0])
+    note = tmp_path / "logs" / "a" / "seed_0" / "run.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        experiment.main([path])
+    assert end.value.code == 1
+    assert f"a seed 0: failed: error: folder: got '{note}'; it does not say with which" in capsys.readouterr().out
+    assert [each.name for each in (tmp_path / "results").iterdir()] == ["b_0.json"]
+
+
+def test_a_prepared_checkpoint_is_found_at_any_depth(tmp_path):
+    """Regression: within a nested setting the text reached the training, and the run was not prepared."""
+    (tmp_path / "a.yaml").touch()
+    for nested in ({"weights": "{base}"}, ["{base}"], {"a": [{"b": "{base}"}]}):
+        runs = {"a": ["a.yaml", {"model": nested}]}
+        matrix = Matrix(runs, "a.yaml", "logs", "results", prepare={"base": "a.yaml"}, base=tmp_path)
+        (job,) = matrix.jobs()
+        assert job.needs == ("base",)
+        assert "logs/base/seed_0/checkpoints/last.ckpt" in job.training[-1]
+        assert "{base}" not in job.training[-1]
 
 
 @pytest.mark.parametrize("finishes", [True, False])

@@ -200,6 +200,13 @@ def test_another_sweep_in_the_same_folder_is_refused(change, name, tmp_path, mon
     assert len(trials(tmp_path)) == 4
 
 
+def test_settings_that_each_trial_gets_are_refused(tmp_path):
+    """Regression: a sweep of seeds recommended one with which nothing had run."""
+    for name in ("seed_everything", "trainer.default_root_dir"):
+        with pytest.raises(SettingError, match=rf"^settings\.{name}: got .*; each run gets a value of its own; give "):
+            read_study(write(tmp_path, settings={name: {"choice": [0, 1]}}))
+
+
 def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
     fake_objectives(monkeypatch)
     path = write(tmp_path)
