@@ -38,6 +38,9 @@ class Checkpoint(ModelCheckpoint):
     """
 
     stops_runs = True  # Interruption then lets this callback stop the run, after the save
+    _continues = False  # whether the run resumes from a checkpoint in its own folder
+    _given = False  # whether the user gave the folder
+    _has_run = False  # whether the folder is its own
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder, and remove temporary files of killed processes.
@@ -48,11 +51,32 @@ class Checkpoint(ModelCheckpoint):
         parts = Path(self.filename or "").parts
         inside = not Path(self.filename or "").is_absolute() and ".." not in parts
         require(inside, "checkpoint.filename", self.filename, "give a name inside checkpoint.dirpath")
+        self._given = self.dirpath is not None and not self._has_run
         super().setup(trainer, pl_module, stage)
+        self._continues = False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit" and trainer.is_global_zero and self.dirpath is not None and "://" not in str(self.dirpath):
             remove_unfinished(Path(self.dirpath))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether the run continues in the folder of its checkpoint, before :meth:`load_state_dict`."""
+        parent = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve().parent
+        self._continues = trainer.state.fn == "fit" and parent == Path(self.dirpath or "").resolve()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that a ``dirpath`` that was given holds no checkpoints of another run.
+
+        Raises:
+            SettingError: if it does.
+        """
+        folder = Path(self.dirpath or "")
+        if self._given and not self._continues and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            found = min((path.name for path in folder.glob("*.ckpt")), default=None) if trainer.is_global_zero else None
+            found = trainer.strategy.broadcast(found)
+            remedy = f"it holds {found} of another run; give an empty folder, or resume from a checkpoint in it"
+            require(found is None, "checkpoint.dirpath", str(folder), remedy)
+        self._has_run = True
 
     def format_checkpoint_name(
         self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
@@ -68,10 +92,28 @@ class Checkpoint(ModelCheckpoint):
         return super().format_checkpoint_name(metrics, filename, ver, prefix)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the list of the best checkpoints; those in another folder stay with the run that wrote them."""
+        """Restore the list of the best checkpoints; those in another folder stay with the run that wrote them.
+
+        A run that continues in the folder of its checkpoint, perhaps after this was moved, replaces its ``last.ckpt``.
+        """
+        if self._continues:
+            state_dict = self._in_this_folder(state_dict)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The dirpath has changed")
             super().load_state_dict(state_dict)
+
+    def _in_this_folder(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state with the paths of the files that are in the folder now."""
+        assert self.dirpath is not None
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else path
+
+        names = ("best_model_path", "kth_best_model_path")
+        paths = {name: here(state_dict.get(name, "")) for name in names}
+        best = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        last = here(f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        return state_dict | paths | {"dirpath": self.dirpath, "best_k_models": best, "last_model_path": last}
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -70,8 +70,8 @@ def start(script: Path, arguments: list[str], log: Path, threads: int, lock: Pat
     return process
 
 
-# multiprocessing reads the exit status from a pipe, also of other processes when one starts; of two threads that read at
-# the same time, one finds the pipe empty and takes the status for 255
+# multiprocessing reads an exit status from a pipe, also that of others when one starts; of two threads that
+# read it at the same time, one finds the pipe empty and takes the status for 255
 _one_thread = threading.Lock()
 
 
