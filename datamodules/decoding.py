@@ -107,7 +107,7 @@ def _decoded(path: Path, setting: str) -> Tensor:
             image = _turned(image, content)
         elif png and len(image) == 3:
             image = _without_colour(image, content)
-        if image.ndim != 3:
+        if image.ndim != 3 or (png and 0 < content.find(b"acTL") < content.find(b"IDAT")):
             raise ValueError("it has several frames")
     except (OSError, RuntimeError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).split("\n")[0]

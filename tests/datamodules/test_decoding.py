@@ -148,6 +148,13 @@ class TestDamage:
         with pytest.raises(SettingError, match="it has several frames"):
             read(tmp_path / "a.png")
 
+    def test_an_animated_png(self, tmp_path):
+        """Regression: its first frame was taken without a word."""
+        frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+        frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+        with pytest.raises(SettingError, match="it has several frames"):
+            read(tmp_path / "a.png")
+
     def test_an_absent_file(self, tmp_path):
         with pytest.raises(SettingError, match="No such file or directory"):
             read(tmp_path / "a.png")
