@@ -54,6 +54,10 @@ def _package(match: Match) -> SettingError:
     return SettingError("package", match[1], f"a setting needs it; install it: pip install '{match[1]}'")
 
 
+def _connection(match: Match) -> SettingError:
+    return SettingError("processes", "a lost connection", "another process has ended; its error is above")
+
+
 _KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"`val_check_interval` \((\d+)\) must be less than or equal to .* batches \((\d+)\)", _validation_interval),
     (r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", _memory),
@@ -62,6 +66,7 @@ _KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"the `GradientAccumulationScheduler` is not supported", _accumulation),
     (r"When using the learning rate finder", _rate_finder),
     (r"Requirement '(\S+)' not met", _package),
+    (r"gloo.*(?:Connection closed by peer|Connection reset by peer)", _connection),
     (r"cannot log CPU stats as `(\S+)` is not installed", _package),
 ]
 
