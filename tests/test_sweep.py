@@ -10,6 +10,7 @@ import yaml
 from filelock import FileLock
 
 import sweep
+from cli.config_files import as_argument
 from cli.study import StudyFile, read_study
 from robust.errors import SettingError
 from tests.command_line import CONFIGS
@@ -365,6 +366,6 @@ def test_the_examples_settings_exist(path, capsys):
     values = {name: next(iter(kind.values()))[0] for name, kind in study.settings.items()}
     with pytest.raises(SystemExit) as end:
         train.main(["fit", *(f"--config={file}" for file in study.config),
-                    *(f"--{name}={value}" for name, value in values.items()), "--print_config"])  # fmt: skip
+                    *(as_argument(*each) for each in values.items()), "--print_config"])  # fmt: skip
     assert end.value.code == 0
     assert str(ROOT) not in study.folder
