@@ -136,6 +136,10 @@ class ImageDataModule(LightningDataModule, ABC):
             self._indices[split] = order, sampler.of_epoch()
         return self._indices[split][1][batch_idx]
 
+    def spacing(self, split: Part) -> int:
+        """Distance of neighbouring images' indices in an evaluation of a split: 1, or more with ``test_images``."""
+        return self._batches(split).chosen.step
+
     def train_dataloader(self) -> ResumableLoader | CombinedLoader:
         """Shuffled training batches, or lists of independently shuffled ones if the module sets ``training_batches``.
 

@@ -1,7 +1,7 @@
 """Random numbers for the examples of a batch, which are the same on any number of processes.
 
-Inside :func:`numbered` every example has a number: its place in the global batch of a training step, or its index in
-the data of an evaluation. What is drawn for it depends on the key, its number, and which draw it is. It does not depend
+Inside :func:`numbered` every example has a number: its index in the global batch of a training step, or in the
+data of an evaluation. What is drawn for it depends on the key, its number, and which draw it is. It does not depend
 on the process that has it, on the other examples there, or on how many of them an attack still works on. To that end
 numbers are drawn in blocks of 64 examples, each from a seed of its own, and an example takes its row. Elsewhere, as in
 the use of this library without a trainer, all functions draw as torch does, from its global generators.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class _Draws:
     key: int
     rows: range
     total: int | None
+    spacing: int = 1
     chosen: Tensor | None = None  # positions in rows
     count: int = 0
 
@@ -51,16 +52,18 @@ class _Draws:
         before = torch.arange(len(self.rows), device=chosen.device) if self.chosen is None else self.chosen
         return before.to(chosen.device)[chosen]
 
-    def pieces(self) -> Iterator[tuple[int, int, slice, slice]]:
+    def pieces(self, dense: bool) -> Iterator[tuple[int, int, slice, slice]]:
         """For each block: its index and size, which of its examples there are, and their positions in ``rows``."""
-        first, step = self.rows.start, self.rows.step
-        for block in range(first // BLOCK, self.rows[-1] // BLOCK + 1):
+        spacing = self.spacing if dense else 1
+        rows = range(self.rows.start // spacing, self.rows[-1] // spacing + 1, max(self.rows.step // spacing, 1))
+        total = None if dense and spacing > 1 else self.total
+        for block in range(rows.start // BLOCK, rows[-1] // BLOCK + 1):
             start = block * BLOCK
-            size = BLOCK if self.total is None else min(BLOCK, self.total - start)
-            low = max(-(-(start - first) // step), 0)
-            high = min(-(-(start + size - first) // step), len(self.rows))
+            size = BLOCK if total is None else min(BLOCK, total - start)
+            low = max(-(-(start - rows.start) // rows.step), 0)
+            high = min(-(-(start + size - rows.start) // rows.step), len(rows))
             if low < high:
-                own = slice(self.rows[low] - start, self.rows[high - 1] - start + 1, step)
+                own = slice(rows[low] - start, rows[high - 1] - start + 1, rows.step)
                 yield block, size, own, slice(low, high)
 
 
@@ -69,15 +72,16 @@ _generators: dict[torch.device, torch.Generator] = {}
 
 
 @contextmanager
-def numbered(key: Sequence[int], rows: range, total: int | None = None) -> Iterator[None]:
+def numbered(key: Sequence[int], rows: range, total: int | None = None, spacing: int = 1) -> Iterator[None]:
     """Let what is drawn inside depend on ``key``, the examples' numbers and the order of the draws alone.
 
     Args:
         key: integers of at least 0, such as (seed, epoch, batch): equal in all processes.
         rows: the numbers of the batch's examples on this process, in their order; rising.
         total: number of all examples, if known; nothing is drawn for numbers from ``total`` on.
+        spacing: distance of neighbours' numbers, over all processes; :func:`channel_noise_like` counts in it.
     """
-    token = _active.set(_Draws(hash(tuple(key)), rows, total))
+    token = _active.set(_Draws(hash(tuple(key)), rows, total, spacing))
     try:
         yield
     finally:
@@ -102,7 +106,7 @@ def part(chosen: Tensor | None = None) -> Iterator[None]:
     if outer is None:
         yield
         return
-    token = _active.set(_Draws(outer.next_key(), outer.rows, outer.total, outer.choose(chosen)))
+    token = _active.set(replace(outer, key=outer.next_key(), chosen=outer.choose(chosen), count=0))
     try:
         yield
     finally:
@@ -178,6 +182,9 @@ def channel_noise_like(x: Tensor) -> Tensor:
     Each block of examples has one row of maps. An example's channels are a window of it, one further than that of the
     example before, with random signs. So all numbers of an example are independent, as are those of one unit in all
     examples. Numbers of other units in other examples are uncorrelated, while their sizes may be equal.
+
+    Where an evaluation takes few of many images, its neighbours share a block, whatever their indices; otherwise most
+    maps would be drawn for images that are not there. So an image's noise depends on which images are evaluated.
     """
 
     def fill(out: Tensor, generator: torch.Generator | None) -> None:
@@ -190,7 +197,7 @@ def channel_noise_like(x: Tensor) -> Tensor:
         windows = row.unfold(0, channels, 1)[:count].movedim(-1, 1)
         torch.mul(windows, signs.view(count, channels, *[1] * len(rest)), out=maps)
 
-    return _drawn(fill, x.shape, x)
+    return _drawn(fill, x.shape, x, dense=True)
 
 
 def exponential_like(x: Tensor) -> Tensor:
@@ -227,7 +234,7 @@ def _normal(out: Tensor, generator: torch.Generator | None) -> None:
     out.normal_(generator=generator)
 
 
-def _drawn(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
+def _drawn(fill: Fill, shape: Sequence[int], like: Tensor, dense: bool = False) -> Tensor:
     draws = _active.get()
     count = 0 if draws is None else len(draws.rows if draws.chosen is None else draws.chosen)
     key = 0 if draws is None else draws.next_key()
@@ -235,14 +242,14 @@ def _drawn(fill: Fill, shape: Sequence[int], like: Tensor) -> Tensor:
         # outside of numbered, or the first dimension does not hold the examples
         return _filled(fill, shape, like, None)
     each = shape[0] // count  # several of each example, one behind the other
-    rows = _rows(draws, key, fill, (each, *shape[1:]), like)
+    rows = _rows(draws, key, fill, (each, *shape[1:]), like, dense)
     return (rows if draws.chosen is None else rows[draws.chosen.to(rows.device)]).flatten(0, 1)
 
 
-def _rows(draws: _Draws, key: int, fill: Fill, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """The numbers of each of ``draws.rows``, of that shape each."""
+def _rows(draws: _Draws, key: int, fill: Fill, shape: tuple[int, ...], like: Tensor, dense: bool) -> Tensor:
+    """The numbers of each of ``draws.rows``, of that shape each; ``dense`` blocks have no room for other examples."""
     out = torch.empty((len(draws.rows), *shape), dtype=like.dtype, device=like.device)
-    for block, size, own, positions in draws.pieces():
+    for block, size, own, positions in draws.pieces(dense):
         generator = _seeded(key, block, like.device)
         if own == slice(0, size, 1):
             fill(out[positions], generator)

@@ -19,6 +19,7 @@ from callbacks.evaluation.outcomes import Outcomes
 from callbacks.evaluation.resumable import saved_or_computed
 from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import Batch, RobustClassifier, check_precision
+from lightning_modules.base.numbering import index_spacing
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.metric_names.registry import find
@@ -158,8 +159,8 @@ class Evaluation(StageCallback, ABC):
     @contextmanager
     def seeded(self, x: Tensor, *key: int) -> Iterator[None]:
         """Make random draws for the batch ``x`` (B, C, H, W) depend on the seed, ``key`` and the examples' indices."""
-        rows = self._rows
-        with global_seed(x.device, self.seed, rows.start, self._batch_idx, *key), numbered((self.seed, *key), rows):
+        of_process = global_seed(x.device, self.seed, self._rows.start, self._batch_idx, *key)
+        with of_process, numbered((self.seed, *key), self._rows, spacing=self._spacing):
             yield
 
     def note_misclassified(
@@ -196,7 +197,7 @@ class Evaluation(StageCallback, ABC):
         self.certified: list[Verdict] = []
         self.misclassified: list[Verdict] = []
         self.indices = torch.zeros(0, dtype=torch.long)
-        self._rows, self._batch_idx = range(0), 0
+        self._rows, self._spacing, self._batch_idx = range(0), 1, 0
 
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Reset."""
@@ -222,6 +223,7 @@ class Evaluation(StageCallback, ABC):
         x, y = batch
         self.certified, self.misclassified = [], []
         self._rows, self._batch_idx = indices, batch_idx
+        self._spacing = index_spacing(indices, module.trainer.world_size)
         self.indices = torch.tensor(indices, device=x.device)
         with torch.inference_mode(False), torch.no_grad(), full_precision(x.device):  # TF32 can contradict a bound
             self.evaluate(module, x.clone(), y.clone())  # autograd rejects tensors of inference mode

@@ -72,7 +72,17 @@ def _numbering(module: TrainingModule, name: str, batch: Any, batch_idx: int) ->
         key = (module.run_seed(), module.current_epoch, batch_idx)
         return numbered(key, module.batch_indices(count), module.trainer.world_size * count)
     module.data_indices = _evaluated(module, _SPLITS[name], batch_idx, count)
-    return numbered((module.run_seed(), _KEYS[name]), module.data_indices)
+    spacing = index_spacing(module.data_indices, module.trainer.world_size)
+    return numbered((module.run_seed(), _KEYS[name]), module.data_indices, spacing=spacing)
+
+
+def index_spacing(indices: range, processes: int) -> int:
+    """Distance of the indices of neighbouring examples over all processes, from one process's ``indices``.
+
+    >>> index_spacing(range(7, 1000, 40), processes=2)
+    20
+    """
+    return max(indices.step // processes, 1)
 
 
 def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx: int, count: int) -> range:
@@ -87,7 +97,9 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     indices = getattr(data, "indices", None)
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
-        return _as_range(indices(part, batch_idx).tolist(), count)
+        spacing = getattr(data, "spacing", None)
+        step = trainer.world_size * (spacing(part) if callable(spacing) else 1)
+        return _as_range(indices(part, batch_idx).tolist(), count, step)
     _require_order(loop._combined_loader.flattened[0], trainer.world_size)
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size
     return range(first, first + trainer.world_size * count, trainer.world_size)
@@ -135,15 +147,15 @@ def _samplers(loader: Any) -> Iterator[Any]:
             sampler = getattr(getattr(sampler, "dataset", None), "_sampler", None)
 
 
-def _as_range(indices: list[int], count: int) -> range:
-    """The indices of the ``count`` images of a batch as a range.
+def _as_range(indices: list[int], count: int, step: int) -> range:
+    """The indices of the ``count`` images of a batch as a range; a single one has that ``step``.
 
     Raises:
         SettingError: if there are more or fewer indices, or they do not rise in equal steps.
     """
     remedy = "its method indices must return one index for each image of the batch"
     require(len(indices) == count, "data", f"{len(indices)} indices of {count} images", remedy)
-    rows = range(indices[0], indices[-1] + 1, max(indices[1] - indices[0], 1) if count > 1 else 1)
+    rows = range(indices[0], indices[-1] + 1, max(indices[1] - indices[0], 1) if count > 1 else step)
     remedy = "its method indices must return indices that rise in equal steps in evaluation"
     require(list(rows) == indices, "data", f"indices {indices[:3]}...", remedy)
     return rows

@@ -207,3 +207,21 @@ def test_the_noise_of_channels_is_standard_normal_and_uncorrelated(repeats):
     for independent in (sizes.flatten(2).movedim(1, 2), sizes.flatten(2)):  # a unit in all examples, units in one
         for each in independent.unbind(1):
             assert each.T.corrcoef().fill_diagonal_(0).abs().max() < 6 / draws**0.5
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_noise_of_some_of_the_images_is_drawn_for_them_alone(processes):
+    """Every twentieth image of 2,000: neighbours share a block, and each has the noise that one process gives it."""
+    like, indices = torch.zeros(100, 3, 2, 2), range(7, 2000, 20)
+    with numbered((1,), range(100)):
+        dense = random.channel_noise_like(like)
+    for rank in range(processes):
+        rows = indices[rank::processes]
+        with numbered((1,), rows, spacing=20):
+            assert torch.equal(random.channel_noise_like(like[: len(rows)]), dense[rank::processes])
+    with numbered((1,), indices[40:41], spacing=20):
+        assert torch.equal(random.channel_noise_like(like[:1]), dense[40:41])
+    with numbered((1,), indices, spacing=20), part(torch.tensor([3, 80])):
+        parts = random.channel_noise_like(like[:2])
+    with numbered((1,), range(100)), part(torch.tensor([3, 80])):
+        assert torch.equal(random.channel_noise_like(like[:2]), parts)
