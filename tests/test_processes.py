@@ -111,7 +111,7 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
         f"--ckpt_path={last_checkpoint(tmp_path)}",
         f"--trainer.callbacks={callbacks}",
         "--data.eval_batch_size=6",  # of two and of three processes
-        "--trainer.limit_test_batches=2",
+        "--data.test_images=12",  # far apart: noise is drawn for them alone
     ]
     settings.remove("--test_after_fit=false")
     settings.remove("--trainer.callbacks=null")
@@ -124,7 +124,7 @@ def test_every_evaluation_measures_the_same(method, counts, tmp_path):
         _, several = several_processes(count, "test", settings, tmp_path / str(count))
         measured = {name: value for name, value in several["metrics"].items() if name.startswith("test/")}
         assert measured == pytest.approx(expected, rel=1e-6, abs=1e-9), f"{count} processes"
-    _, larger = run("test", [*settings, "--data.eval_batch_size=12", "--trainer.limit_test_batches=1"], tmp_path / "l")
+    _, larger = run("test", [*settings, "--data.eval_batch_size=12"], tmp_path / "l")
     names = [name for name in expected if "/masking/" not in name]  # those are of the first batches
     assert {name: larger["metrics"][name] for name in names} == pytest.approx(
         {name: expected[name] for name in names}, rel=1e-6, abs=1e-9

@@ -7,44 +7,14 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from filelock import FileLock
 
 import sweep
 from cli.config_files import as_argument
 from cli.study import StudyFile, read_study
-from robust.errors import SettingError
 from tests.command_line import CONFIGS
 from tests.programs import Program
-from tests.small_run import SMALL
+from tests.small_study import fake_objectives, trials, write
 from tests.testers import ROOT
-
-STUDY = {
-    "config": "small.yaml",
-    "settings": {
-        "model.optimizer.lr": {"log_uniform": [0.001, 0.1]},
-        "model.attack.steps": {"choice": [1, 2]},
-        "model.attack.start": {"choice": ["gaussian"]},
-    },
-    "objectives": {"val/accuracy/clean": "maximize", "train/loss": "minimize"},
-    "trials": 3,
-    "seeds": [0, 1],
-}
-
-
-def write(folder, /, **changes):
-    """A study of small trainings in a folder."""
-    settings = dict(argument.removeprefix("--").split("=", 1) for argument in SMALL)
-    base = settings.pop("config")
-    plain = {name: yaml.safe_load(value) for name, value in settings.items()}
-    plain |= {"trainer.enable_progress_bar": False, "trainer.max_epochs": 1, "checkpoint.dirpath": str(folder / "all")}
-    (folder / "small.yaml").write_text(yaml.safe_dump({"config": base} | plain))
-    study = STUDY | {"objectives": {"val/accuracy/clean": "maximize"}, "folder": str(folder / "sweep")} | changes
-    (folder / "study.yaml").write_text(yaml.safe_dump(study))
-    return str(folder / "study.yaml")
-
-
-def trials(folder):
-    return json.loads((folder / "sweep" / "trials.json").read_text())
 
 
 @pytest.mark.thorough
@@ -101,17 +71,6 @@ def test_a_killed_sweep_goes_on_with_the_settings_of_the_killed_trial(tmp_path):
     first, killed, again = trials(tmp_path)
     assert [first["state"], killed["state"], again["state"]] == ["complete", "fail", "complete"]
     assert again["settings"] == killed["settings"]
-
-
-def fake_objectives(monkeypatch, fails=None):
-    """Trials that train nothing; those of the given numbers raise."""
-
-    def measured(_, trial, settings):
-        if trial.number in (fails or {}):
-            raise fails[trial.number]
-        return [settings["model.optimizer.lr"]]
-
-    monkeypatch.setattr(sweep, "objectives", measured)
 
 
 @pytest.mark.thorough
@@ -183,43 +142,6 @@ def test_a_trial_that_a_signal_stops_starts_again(stop, tmp_path, monkeypatch):
     assert again["settings"] == stopped["settings"]
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"objectives": {"val/accuracy/clean": "minimize"}}, "objectives"),
-        ({"seeds": [5]}, "seeds"),
-        ({"settings": {"model.optimizer.lr": {"uniform": [0.001, 0.1]}}}, "settings"),
-    ],
-)
-def test_another_sweep_in_the_same_folder_is_refused(change, name, tmp_path, monkeypatch):
-    """Regression: its trials were mixed with those of the first, whose direction it kept."""
-    fake_objectives(monkeypatch)
-    sweep.main([write(tmp_path)])
-    with pytest.raises(SettingError, match=rf"^folder: got .*; it has a sweep with other {name}; give another folder"):
-        sweep.main([write(tmp_path, **change)])
-    sweep.main([write(tmp_path, trials=4)])
-    assert len(trials(tmp_path)) == 4
-
-
-def test_settings_that_each_trial_gets_are_refused(tmp_path):
-    """Regression: a sweep of seeds recommended one with which nothing had run."""
-    for name in ("seed_everything", "trainer.default_root_dir"):
-        with pytest.raises(SettingError, match=rf"^settings\.{name}: got .*; each run gets a value of its own; give "):
-            read_study(write(tmp_path, settings={name: {"choice": [0, 1]}}))
-
-
-def test_a_folder_in_which_a_sweep_runs_is_refused(tmp_path, monkeypatch):
-    fake_objectives(monkeypatch)
-    path = write(tmp_path)
-    (tmp_path / "sweep").mkdir()
-    with (
-        FileLock(tmp_path / "sweep" / "sweep.lock"),
-        pytest.raises(SettingError, match=r"^folder: got .*; another process runs a sweep in it"),
-    ):
-        sweep.main([path])
-    sweep.main([path])
-
-
 def test_a_sweep_goes_on_after_a_trial_whose_objective_is_no_number(tmp_path, monkeypatch, capsys):
     """Regression: the first such trial ended the sweep."""
     seen = []
@@ -251,37 +173,6 @@ def test_a_sweep_goes_on_after_a_training_that_diverges(tmp_path, capsys):
     assert [row["state"] for row in trials(tmp_path)] == ["complete", "diverged"]
 
 
-def test_a_folder_that_is_a_file_is_named(tmp_path):
-    (tmp_path / "sweep").touch()
-    with pytest.raises(
-        SettingError, match=r"folder: got '.*sweep'; it cannot be written \(File exists\); give another"
-    ):
-        sweep.main([write(tmp_path)])
-
-
-def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, monkeypatch, capsys):
-    def failing(*_):
-        raise SettingError("model.epsilon", -1, "give a size")
-
-    monkeypatch.setattr(sweep, "run_trials", failing)
-    with pytest.raises(SystemExit) as end:
-        sweep._work(read_study(write(tmp_path)), None, 0, 0)
-    assert end.value.code == 2
-    assert capsys.readouterr().err == "error: model.epsilon: got -1; give a size\n"
-
-
-@pytest.mark.thorough
-def test_a_pruner_needs_the_objective_of_every_validation(tmp_path, capsys):
-    """Regression: it compared values of earlier epochs."""
-    evaluation = {"class_path": "CertifiedEvaluation", "init_args": {"every_n_epochs": 2, "max_batches": 1}}
-    (tmp_path / "second.yaml").write_text(yaml.safe_dump({"trainer.callbacks": [evaluation], "trainer.max_epochs": 2}))
-    study = {"config": ["small.yaml", "second.yaml"], "settings": {"model.attack.steps": {"choice": [1]}}}
-    study |= {"objectives": {"val/certified_accuracy/linf_0.1": "maximize"}, "trials": None, "seeds": [0]}
-    with pytest.raises(SystemExit):
-        sweep.main([write(tmp_path, **study, prune=True)])
-    assert "it is logged only every 2 epochs; set its evaluation's every_n_epochs to 1" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_two_processes_share_the_trials(tmp_path):
     sweep.main([write(tmp_path, seeds=[0], trials=4), "--processes=2"])
@@ -292,68 +183,6 @@ def test_a_trial_worse_than_the_median_is_pruned(tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda: optuna.pruners.ThresholdPruner(lower=2.0))
     sweep.main([write(tmp_path, seeds=[0], trials=2, prune=True)])
     assert [row["state"] for row in trials(tmp_path)] == ["pruned"] * 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"objectives": {"test/accuracy/clean": "minimize"}},
-            "objectives: got 'test/accuracy/clean'; give a validation metric",
-        ),
-        (
-            {"objectives": {"val/accuracy/clean": "lower"}},
-            "objectives.val/accuracy/clean: got 'lower'; give maximize or",
-        ),
-        ({"objectives": {}}, "objectives: got {}; name at least one metric"),
-        ({"objectives": ["val/loss"]}, "objectives: got ['val/loss']; name at least one metric"),
-        ({"settings": {}}, "settings: got {}; name at least one setting"),
-        ({"settings": ["model.epsilon"]}, "settings: got ['model.epsilon']; name at least one setting"),
-        ({"config": [3]}, "config: got 3; give paths of config files"),
-        ({"folder": 3}, "folder: got 3; give the path of a folder"),
-        ({"trials": "many"}, "trials: got 'many'; give a whole number"),
-        ({"seeds": 3}, "seeds: got 3; give a list of"),
-        ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),
-        ({"settings": {"model.epsilon": {"uniform": [1, 0]}}}, "settings.model.epsilon.uniform: got [1, 0]; give [low"),
-        (
-            {"settings": {"a": {"log_uniform": [0, 1]}}},
-            "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
-        ),
-        ({"seeds": [1, 1]}, "seeds: got [1, 1]; give a list of at least one whole number, all different"),
-        ({"settings": {"a": {"integer": [0.5, 8]}}}, "settings.a.integer: got [0.5, 8]; give whole numbers"),
-        ({"trials": 0}, "trials: got 0; give a whole number of at least 1"),
-        (
-            {"settings": {"model.epsilon": {"choice": [0, 1]}}, "trials": 3},
-            "trials: got 3; the choices have 2 combinations; leave trials out",
-        ),
-        (
-            {"settings": {"model.epsilon": {"choice": [[0, 1]]}}},
-            "settings.model.epsilon.choice: got [[0, 1]]; give numbers, strings, true, false or null",
-        ),
-        ({"seeds": []}, "seeds: got []; give a list of at least one"),
-        (
-            {"prune": True, "objectives": {"val/a": "minimize", "val/b": "maximize"}},
-            "prune: got True; give one objective",
-        ),
-        ({"trails": 3}, "study: got 'trails'; no such setting; give config, folder, objectives"),
-    ],
-)
-def test_wrong_studies_are_named(change, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        sweep.main([write(tmp_path, **change)])
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
-
-
-def test_an_objective_that_is_not_logged_and_another_sweep_in_the_folder_are_named(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        sweep.main([write(tmp_path, objectives={"val/none": "minimize"})])
-    assert "error: objectives: got 'val/none'; validations log val/accuracy/clean" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.ckpt")), "it ends before the training"
-    with pytest.raises(
-        SettingError, match=r"^folder: got .*; it has a sweep with other objectives; give another folder"
-    ):
-        sweep.main([write(tmp_path)])
 
 
 @pytest.mark.thorough

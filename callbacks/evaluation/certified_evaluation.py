@@ -149,12 +149,12 @@ class CertifiedEvaluation(Evaluation):
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once in each threat model, by each method."""
         _require_no_noise(module)
-        verifiers, refusals = self._verifiers(module), {}
+        verifiers, refusals, safe = self._verifiers(module), {}, self.rounding_safe
         for method, verifier in verifiers.items():
             try:
                 for epsilon in self.epsilons or [module.epsilon]:
                     for threat_model in self._threat_models(module, x, epsilon).values():
-                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.region(x), y)
+                        try_verifier(f"{NAME}.verifier", verifier, module, threat_model.region(x), y, safe)
             except SettingError as error:
                 if not self.where_possible:
                     raise

@@ -11,8 +11,12 @@ from robust.errors import SettingError
 from robust.threat_models import Region
 
 
-def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box: Region, y: Tensor) -> None:
+def try_verifier(
+    setting: str, verifier: Verifier, module: RobustClassifier, box: Region, y: Tensor, rounding_safe: bool = True
+) -> None:
     """Bound the module's classifier over a box or a ball around one image.
+
+    If ``rounding_safe``, the network must also have a copy in float64, which decides margins near 0.
 
     Raises:
         SettingError: if it cannot be bounded, or the module's predictions are not those of its classifier alone; the
@@ -21,7 +25,7 @@ def try_verifier(setting: str, verifier: Verifier, module: RobustClassifier, box
     module.require_own_forward(setting)
     try:
         verifier.margins(module.classifier, box, y)
-        if not isinstance(verifier, RangeVerifier):  # its certificates are checked in float64
+        if rounding_safe and not isinstance(verifier, RangeVerifier):
             double_copy(module.classifier, box)
     except SettingError as error:
         unnamed = isinstance(verifier, LirpaVerifier) and "network layer" not in str(error)

@@ -13,7 +13,7 @@ from robust.attacks import APGD, FGSM, PGD
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
 from robust.errors import SettingError
 from robust.threat_models import LinfBall
-from tests.callbacks.trained import Plain, small, trainer_with
+from tests.callbacks.trained import Plain, measured, small, trainer_with
 
 
 class Stretched(Plain):
@@ -73,6 +73,8 @@ def test_a_constant_that_cannot_be_converted_is_named_before_the_first_image():
     remedy = "got 'Constant'; a copy in float64, by which certificates are checked, fails: .*register constants as buff"
     with pytest.raises(SettingError, match=rf"CertifiedEvaluation.verifier: got 'LirpaVerifier'; network: {remedy}"):
         trainer_with(CertifiedEvaluation()).test(module, datamodule=Digits(**FEW), verbose=False)
+    plain = CertifiedEvaluation(rounding_safe=False)  # which needs no copy
+    assert "test/certified_accuracy/linf_0.01" in measured(module, plain, **FEW)
 
 
 @pytest.mark.parametrize("data", [True, False], ids=["data module", "loader"])
