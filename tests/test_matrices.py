@@ -12,7 +12,7 @@ import yaml
 
 from tests.testers import ROOT
 
-SHAPES = {"mnist_gpu": (1, 28), "cifar10": (3, 32), "cifar10_half": (3, 16), "cifar10_half_noise": (3, 16)}
+SHAPES = {"mnist": (1, 28), "cifar10": (3, 32), "cifar10_half": (3, 16), "cifar10_half_noise": (3, 16)}
 EVALUATION = {
     "trainer.callbacks": [
         {
@@ -25,7 +25,7 @@ EVALUATION = {
 
 def small(name, folder):
     """Write the matrix with one seed, a step an epoch and images of random pixels; return the names of its runs."""
-    path = ROOT / "experiments" / f"{name}.yaml"
+    path = ROOT / "experiments" / "gpu" / f"{name}.yaml"
     matrix = yaml.safe_load(path.read_text())
     channels, size = SHAPES[name]
     draws = np.random.default_rng(0)
@@ -45,13 +45,13 @@ def small(name, folder):
     matrix |= {"runs": {run: shortened(parts) for run, parts in matrix["runs"].items()}, "seeds": [0]}
     precision = [part for part in matrix["evaluation"] if part == {"trainer.precision": "32-true"}]
     matrix |= {"evaluation": [EVALUATION, *precision]}
-    (folder / "experiments" / f"{name}.yaml").write_text(yaml.safe_dump(matrix))
+    (folder / "experiments" / "gpu" / f"{name}.yaml").write_text(yaml.safe_dump(matrix))
     return [f"{matrix['results']}/{run}_0.json" for run in matrix["runs"]]
 
 
 def checkout(folder):
     """A folder with the matrices and their data; return the folder and the files of all results."""
-    (folder / "experiments").mkdir(parents=True)
+    (folder / "experiments" / "gpu").mkdir(parents=True)
     (folder / "data").mkdir()
     (folder / "data" / "cifar10_half.npz").touch()
     return folder, [path for name in SHAPES for path in small(name, folder)]
