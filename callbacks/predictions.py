@@ -123,7 +123,8 @@ class Predictions(Callback):
                     alone = threat_model.norm is not None and norms.count(threat_model.norm) == 1
                     column = f"{_CERTIFIED}{threat_model.norm if alone else name}"  # a ball's name contains its size
                     before = sizes.get(column, torch.zeros(len(x), dtype=torch.float64, device=x.device))
-                    sizes[column] = torch.where(certified, epsilon, before)
+                    size = epsilon if threat_model.epsilon is None else threat_model.epsilon  # by norm
+                    sizes[column] = torch.where(certified, size, before)
         return sizes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from cli.model_card import ExportedModel, model_card, read_records, training_settings
+from reports.records import superseded
 from robust import zoo
 from robust.checkpoints import read_saved
 
@@ -39,6 +40,7 @@ def add(run: Path, name: str, folder: Path) -> None:
 
 def _card(run: Path, name: str, about: dict[str, Any]) -> str:
     records = read_records(run)
+    tests = [key for key in records if key.startswith("test") and key not in superseded(records)]
     settings = training_settings(records, {})
     network = about["model"]["init_args"]["classifier"]
     return model_card(
@@ -49,7 +51,7 @@ def _card(run: Path, name: str, about: dict[str, Any]) -> str:
             image_shape=_first(network, "image_shape"),
             num_classes=_first(network, "num_classes"),
             settings=settings,
-            records={key: record for key, record in records.items() if key.startswith("test")},
+            records={key: records[key] for key in tests},
             license=LICENSE,
             notes=[f'**Load it**: `robust.zoo.load("{name}")`, or `--ckpt_path {zoo.PREFIX}{name}`.'],
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.base import Split
 from datamodules.loading import LabelledImages
 from datamodules.own_data import SPLITS, OwnData
+from datamodules.trained_images import hashes
 from robust.errors import SettingError, require
 
 _FORMATS = "an npz or a safetensors file, or a folder of npy files"
@@ -88,6 +89,18 @@ class Arrays(OwnData):
         _check_range(images, where)
         count = len(images)
         return ArrayImages(images, torch.arange(count), torch.zeros(count, dtype=torch.long))
+
+    def keys(self, split: Split) -> Tensor:
+        """A hash of each image's index in its array, its label, and the pixels in its middle, int64 (N,).
+
+        The middle alone, since arrays may be larger than the memory.
+        """
+        prefix, rows = self._rows(split)
+        images = self._array(prefix)
+        middles = images[rows, :, images.shape[2] // 2].contiguous().numpy()
+        labels = self._labels[prefix][rows] if prefix in self._labels else rows
+        named = zip(rows.tolist(), labels.tolist(), middles, strict=True)
+        return hashes(f"{prefix}{row} {label} ".encode() + middle.tobytes() for row, label, middle in named)
 
     def _prefixes(self) -> list[str]:
         """Prefixes of the arrays' names."""

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 
 from datamodules.augmentation import CropAndFlip, Placement
-from datamodules.batches import ResumableLoader, ShardedBatches, part_of_batch, spread
+from datamodules.batches import ResumableLoader, ShardedBatches, class_p_value, part_of_batch, spread
 from datamodules.loading import Batch, LabelledImages, RawImages, Unlabelled, scaled, seeded
 from robust.errors import require
 
@@ -21,6 +21,7 @@ Part = Split | Literal["predict"]  # the splits, and images without labels
 
 _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 _LARGEST_SEED = 2**32 - 1
+_SAME_CLASSES = 1e-6  # p-value below which images in equal steps are no sample of all
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -34,11 +35,11 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: number of images in a training step over all processes (the global batch); a multiple of the number
             of processes.
         eval_batch_size: number of images in a step of validation, test and prediction over all processes; no result
-            depends on it.
+            depends on it, but where an evaluation takes the first batches alone.
         num_workers: number of loader processes; 0 is fastest for images in memory.
         seed: seed of the order and augmentation of training images; by default that of ``seed_everything``, else 0.
         test_images: number of images that a test takes, evenly spread over all test images and the same in every run;
-            None for all.
+            refused where these have other classes than all, since labels are in a cycle; None for all.
 
     Attributes:
         num_classes: number of classes.
@@ -222,6 +223,7 @@ class ImageDataModule(LightningDataModule, ABC):
             remedy = f"the test has {len(images)} images; give at most that"
             require(self.test_images <= len(images), "data.test_images", self.test_images, remedy)
             chosen = spread(self.test_images, len(images))
+            _require_all_classes(images.labels, chosen, self.num_classes)
             return ShardedBatches(images, self.eval_batch_size, shuffle=False, chosen=chosen)
         size = self.batch_size if part == "train" else self.eval_batch_size
         return self.batches(images, size, train=part == "train")
@@ -249,3 +251,11 @@ class ImageDataModule(LightningDataModule, ABC):
             # a loader draws a number at each start; the global generator would then change the model's draws
             generator=torch.Generator().manual_seed(self.shuffle_seed),
         )
+
+
+def _require_all_classes(labels: Tensor, chosen: range, num_classes: int) -> None:
+    """Refuse images in equal steps that have other classes than all images, as where labels repeat in a cycle."""
+    fits = class_p_value(labels, chosen, num_classes) > _SAME_CLASSES
+    remedy = f"1 of {chosen.step} images has other classes than all {len(labels)}, whose order is regular; "
+    remedy += "give another number, or shuffle the test images"
+    require(fits, "data.test_images", len(chosen), remedy)

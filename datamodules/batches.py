@@ -34,6 +34,20 @@ def spread(count: int, total: int) -> range:
     return range(start, start + step * count, step)
 
 
+def class_p_value(labels: Tensor, chosen: range, num_classes: int) -> float:
+    """p-value of equal classes of the ``chosen`` images and of all, with ``labels`` (N,), by Pearson's chi-square test.
+
+    >>> class_p_value(torch.arange(100) % 10, range(0, 100, 10), 10) < 1e-9
+    True
+    """
+    from scipy.stats import chisquare  # slow to import
+
+    every = torch.bincount(labels, minlength=num_classes).double()
+    own = torch.bincount(labels[list(chosen)], minlength=num_classes).double()
+    present = every > 0
+    return float(chisquare(own[present], every[present] * (len(chosen) / len(labels))).pvalue)
+
+
 class ShardedBatches(DistributedSampler[Indices]):
     """Sampler of index arrays: this process's part of each batch.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,16 +13,17 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, Part, Split
+from datamodules.base import Part, Split
 from datamodules.decoding import existing_folder, list_images, read_image
 from datamodules.loading import FileImages, LabelledImages, seeded
+from datamodules.trained_images import TrainedImages, hashes
 from robust.errors import require
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LARGEST_IN_MEMORY = 2 * 2**30
 
 
-class OwnData(ImageDataModule):
+class OwnData(TrainedImages):
     """Base of the user's own data, whose classes and splits come from the data.
 
     If the data has no splits, each class is divided by fractions, with a seed of its own. If it has a training and a
@@ -224,39 +224,11 @@ class OwnImages(OwnData):
         paths = [self.samples[index].path for index in self.parts[part].tolist()]
         return [Path(os.path.relpath(path, self.source[1])).as_posix() for path in paths]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the base, and which images the training has seen."""
-        return super().state_dict() | {"train_images": self._keys("train")}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the checkpoint's state, and check that no evaluated image is one that it was trained on.
-
-        Another seed of the split, or images that were added since, move images between the splits.
-
-        Raises:
-            SettingError: if a training would validate or test on such images, unless ``resume_settings`` is set.
-        """
-        super().load_state_dict(state_dict)
-        trainer, trained = self.trainer, state_dict.get("train_images")
-        if trained is None or trainer is None or trainer.state.fn not in ("fit", "validate", "test"):
-            return
-        evaluated: dict[str, tuple[Split, ...]] = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}
-        for split in evaluated[trainer.state.fn]:
-            seen = int(torch.isin(self._keys(split), trained).sum())
-            found = f"{seen} of {len(self.parts[split])} {split} images that the checkpoint was trained on"
-            if seen and trainer.state.fn == "fit":
-                chosen = getattr(trainer.lightning_module, "resume_settings", None) is not None
-                remedy = "give the images and the split of its training, or set resume_settings to go on with these"
-                require(chosen, "data", found, remedy)
-            elif seen:
-                rank_zero_warn(f"data: got {found}; accuracies on them are no test")
-
-    def _keys(self, split: Split) -> Tensor:
+    def keys(self, split: Split) -> Tensor:
         """A hash of the relative path and the size of each file of a split, int64 (N,)."""
         sizes = [self.samples[index].path.stat().st_size for index in self.parts[split].tolist()]
         texts = [f"{name}\0{size}" for name, size in zip(self.file_names(split), sizes, strict=True)]
-        digests = [hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest() for text in texts]
-        return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)
+        return hashes(text.encode("utf-8", "surrogateescape") for text in texts)
 
     @cached_property
     def parts(self) -> dict[Split, Tensor]:

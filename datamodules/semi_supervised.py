@@ -13,6 +13,7 @@ from datamodules.base import ImageDataModule, Part, Split
 from datamodules.batches import ShardedBatches
 from datamodules.loading import LabelledImages, TensorImages, scaled, seeded
 from datamodules.pickles import read_trusted
+from datamodules.trained_images import TrainedImages, hashes
 from robust.errors import SettingError, require
 
 # keys in the files of Carmon et al. (ti_500K_pseudo_labeled.pickle) and of later work
@@ -20,7 +21,7 @@ _IMAGE_KEYS = ("image", "images", "data")
 _LABEL_KEYS = ("label", "labels", "extrapolated_targets")
 
 
-class SemiSupervised(ImageDataModule):
+class SemiSupervised(TrainedImages):
     """Training batches with a fixed fraction of labelled images, the rest pseudo-labelled; other splits are unchanged.
 
     An epoch is one pass over the labelled images. Each epoch draws new pseudo-labelled images, without repetition as
@@ -89,6 +90,10 @@ class SemiSupervised(ImageDataModule):
     def file_names(self, part: Part) -> list[str] | None:
         """The files of the labelled images; None for the training images, of which only some are labelled."""
         return None if part == "train" else self.labelled.file_names(part)
+
+    def keys(self, split: Split) -> Tensor:
+        """Those of the labelled images; none if their data module has fixed splits."""
+        return self.labelled.keys(split) if isinstance(self.labelled, TrainedImages) else hashes([])
 
     def batches(self, images: LabelledImages, batch_size: int, *, train: bool) -> ShardedBatches:
         """Sampler that mixes labelled and pseudo-labelled images in training; the usual sampler otherwise."""

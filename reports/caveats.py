@@ -127,14 +127,15 @@ def _other(run: Run, stage: str, data: str, usual: dict[str, str]) -> Iterator[s
     own = _attacks(run, stage)
     every = own | _other_attacks(run, stage)
     different = sorted(name for name in every.keys() & usual.keys() if every[name] != usual[name])
+    numbers = [name for name in different if name.startswith(settings.IMAGES)]
     for what, names in (
-        ("attacks", [name for name in different if name not in settings.PRECISION]),
-        ("evaluations", [name for name in different if name in settings.PRECISION and name != settings.IMAGES]),
+        ("attacks", [name for name in different if name not in (*settings.PRECISION, *numbers)]),
+        ("evaluations", [name for name in different if name in settings.PRECISION and name not in numbers]),
     ):
         if names:
             yield f"unequal {what}: other settings of {', '.join(names)} than most rows"
-    if settings.IMAGES in different:
-        yield f"other number of images than most rows: {every[settings.IMAGES]} against {usual[settings.IMAGES]}"
+    for name in numbers:
+        yield f"other {name} than most rows: {every[name]} against {usual[name]}"
     expected = {name for name in usual if not name.startswith(settings.OTHER_EVALUATIONS)}
     if own and (absent := sorted(expected - own.keys())):
         yield f"unequal attacks: without {', '.join(absent)}"
@@ -164,8 +165,8 @@ def _other_attacks(run: Run, stage: str) -> dict[str, str]:
     budgets = re.compile(f"{stage}/certified_accuracy/(?!(linf|l2|l1)_)[^/]+")  # their names have no sizes
     if not any(budgets.fullmatch(name) for name in run.metrics):
         texts.pop("CertifiedEvaluation.epsilons", None)
-    if (images := _counts(run, stage).get(stage)) is not None:
-        texts[settings.IMAGES] = str(images)
+    for name, count in _counts(run, stage).items():
+        texts[settings.IMAGES if name == stage else f"{settings.IMAGES} of {name}"] = str(count)
     return texts
 
 

@@ -133,11 +133,12 @@ def _cell(runs: list[Run], column: dict[str, Any], name: str, with_count: bool) 
     """The cell of the runs in a column; empty without runs."""
     if not runs:
         return ""
+    trainings = list({json.dumps(run.identity, sort_keys=True): run.identity for run in runs}.values())
     if column.get("field") == "n":
-        return str(len(runs))
+        return str(len(trainings))
     if column.get("field") == "wall_time":
-        seconds = [run.identity.get("wall_time") for run in runs]
-        devices = {run.identity.get("device") for run in runs}
+        seconds = [training.get("wall_time") for training in trainings]
+        devices = {training.get("device") for training in trainings}
         return _time(seconds) if len(devices) == 1 else ", ".join(_time([each]) for each in seconds)
     if "field" in column:
         records = [run.evaluations[-1] if run.evaluations else run.identity for run in runs]

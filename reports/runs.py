@@ -114,8 +114,8 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         for name, record in records.items():
             kind = name.partition("-")[0]
             owner, checkpoint = (file, "last") if kind == "fit" else _origin(file, record, trained)
-            if kind != "fit" and name in earlier and (owner, checkpoint) == (file, "last"):
-                continue  # it evaluated the weights before the training went on
+            if name in earlier and (owner, checkpoint) == (file, "last"):
+                continue  # of the weights before the training went on
             key = (owner.resolve(), checkpoint)
             run = runs.setdefault(key, Run(owner, checkpoint))
             run.add(kind, record)
@@ -187,6 +187,15 @@ def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]
         nested = _folder(_training(read_records(trained)) or {}) if trained.is_file() else None
         if nested in (None, folder):
             return file, checkpoint.stem
-    if trained.is_file():
+    if trained.is_file() and (checkpoint.stem != "last" or not _went_on(record, trained)):
         return trained, checkpoint.stem
     return file, checkpoint.stem if checkpoint.stem != "last" else str(checkpoint)
+
+
+def _went_on(evaluation: Record, trained: Path) -> bool:
+    """Whether the training in the file has gone on since the evaluation of its last weights, by its passes."""
+    passes = [
+        ((record or {}).get("training_cost") or {}).get("forward_equivalents")
+        for record in (evaluation, _training(read_records(trained)))
+    ]
+    return None not in passes and passes[0] != passes[1]

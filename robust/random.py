@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from robust.errors import require
 from robust.seeds import seed
 
 BLOCK = 64  # examples: enough that seeding costs nothing, few enough that a process draws little for other processes
@@ -55,7 +56,8 @@ class _Draws:
     def pieces(self, dense: bool) -> Iterator[tuple[int, int, slice, slice]]:
         """For each block: its index and size, which of its examples there are, and their positions in ``rows``."""
         spacing = self.spacing if dense else 1
-        rows = range(self.rows.start // spacing, self.rows[-1] // spacing + 1, max(self.rows.step // spacing, 1))
+        first, step = self.rows.start // spacing, self.rows.step // spacing
+        rows = range(first, first + step * len(self.rows), step)
         total = None if dense and spacing > 1 else self.total
         for block in range(rows.start // BLOCK, rows[-1] // BLOCK + 1):
             start = block * BLOCK
@@ -80,7 +82,11 @@ def numbered(key: Sequence[int], rows: range, total: int | None = None, spacing:
         rows: the numbers of the batch's examples on this process, in their order; rising.
         total: number of all examples, if known; nothing is drawn for numbers from ``total`` on.
         spacing: distance of neighbours' numbers, over all processes; :func:`channel_noise_like` counts in it.
+
+    Raises:
+        SettingError: if the step of ``rows`` is no multiple of ``spacing``.
     """
+    require(rows.step % spacing == 0, "spacing", spacing, f"give a divisor of {rows.step}, the step of the rows")
     token = _active.set(_Draws(hash(tuple(key)), rows, total, spacing))
     try:
         yield

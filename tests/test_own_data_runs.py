@@ -10,9 +10,10 @@ from callbacks import DecisionBoundary, Predictions
 from callbacks.pictures.base import class_name
 from callbacks.pictures.budget_images import draw_budgets
 from datamodules import Digits
+from lightning_modules import MSD
 from robust.bounds import FeedForwardVerifier, certify
 from robust.errors import SettingError
-from robust.threat_models import LinfBall
+from robust.threat_models import L1Ball, L2Ball, LinfBall
 from tests.callbacks.trained import stored, trainer_with
 from tests.datamodules.pictures import save, write_classes
 from tests.datamodules.test_loaders import Recorder
@@ -178,12 +179,29 @@ class TestPredictions:
         assert [row["certified_epsilon/linf"] == "0.01" for row in rows] == certified.tolist()
         assert 0 < certified.sum() < 299
 
+    def test_each_norm_has_the_size_that_was_certified(self, tmp_path):
+        """Regression: the size in linf stood for those of the other norms, which are in proportion to it."""
+        module = MSD(stored().classifier, epsilon=0.1, epsilon_l2=0.02, epsilon_l1=0.05)
+        trainer_with(Predictions(epsilons=[0.2]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
+        rows = rows_in(tmp_path)
+        x = Digits().images("test")[torch.arange(299)].images
+        y = torch.tensor([int(row["prediction"]) for row in rows])
+        for ball in (L2Ball(0.04), L1Ball(0.1)):
+            certified = certify(FeedForwardVerifier(), module.classifier, ball, x, y).certified
+            assert certified.any()
+            sizes = torch.tensor([float(row[f"certified_epsilon/{ball.norm}"]) for row in rows])
+            assert torch.equal(sizes > 0, certified)
+            assert sizes[certified].tolist() == pytest.approx([ball.epsilon] * int(certified.sum()))
+
     def test_balls_of_one_norm_have_a_column_each(self, tmp_path):
         module = stored()
         module.threat_models = lambda x, epsilon: {"small": LinfBall(epsilon / 10), "large": LinfBall(epsilon)}
         trainer_with(Predictions(epsilons=[0.01]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
         rows = rows_in(tmp_path)
-        counts = [sum(row[f"certified_epsilon/{name}"] == "0.01" for row in rows) for name in ("small", "large")]
+        counts = [
+            sum(row[f"certified_epsilon/{name}"] == size for row in rows)
+            for name, size in (("small", "0.001"), ("large", "0.01"))
+        ]
         assert counts[0] > counts[1] > 0
 
     @pytest.mark.parametrize(

@@ -105,6 +105,20 @@ def test_mean_and_std_over_seeds(tmp_path):
     assert row["metrics"][CLEAN]["std"] == pytest.approx(0.1)
 
 
+def test_a_test_elsewhere_of_weights_that_trained_on_is_a_run_of_its_own(tmp_path):
+    """Regression: its metrics were those of the finished training."""
+    trained = write_run(tmp_path / "trained", training_cost={"forward_equivalents": 10.0})
+    records = json.loads((trained / "results.json").read_text())
+    tested = records["test"] | {"metrics": {CLEAN: 0.2}, "checkpoint": str(trained / "checkpoints" / "last.ckpt")}
+    resumed = records["fit"] | {"training_cost": {"forward_equivalents": 90.0}, "metrics": {"val/loss": 0.1}}
+    (trained / "results.json").write_text(json.dumps({"fit": records["fit"], "fit-2": resumed}))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "results.json").write_text(json.dumps({"test": tested}))
+    runs = {run.path.parent.name: run for run in read_runs([tmp_path])}
+    assert runs["trained"].metrics == {"val/loss": 0.1}, "those of the first training are not of these weights"
+    assert runs["elsewhere"].metrics == {CLEAN: 0.2}
+
+
 def test_a_test_elsewhere_belongs_to_the_training_of_its_checkpoint(tmp_path):
     trained = write_run(tmp_path / "trained", seed=3)
     tested = json.loads((trained / "results.json").read_text())["test"]

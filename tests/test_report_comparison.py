@@ -1,5 +1,6 @@
 """Differences of a report's rows, and their tests against chance."""
 
+import numpy as np
 import pytest
 
 from reports import settings
@@ -75,3 +76,25 @@ def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
         write_run(tmp_path / f"b{index}", method, outcomes={CLEAN: outcomes([0] * 8 + [1] * 2)})
     recorded = rows(tmp_path, "--baseline", "TRADES")
     assert [recorded[method]["metrics"][CLEAN]["p"] for method in ("MSD", "MNGAC")] == pytest.approx([2**-6] * 2)
+
+
+def test_means_of_two_seeds_are_not_tested_by_the_first_networks(tmp_path):
+    """Regression: a row was better by its means, and exceeded chance by a test of its first network alone."""
+    for method, accuracies in (("TRADES", (0.6, 0.3)), ("MSD", (0.4, 0.9))):
+        for seed, accuracy in enumerate(accuracies):
+            judged = {CLEAN: outcomes([1] * int(100 * accuracy) + [0] * int(100 - 100 * accuracy))}
+            write_run(tmp_path / method / str(seed), method, seed, {CLEAN: accuracy}, outcomes=judged)
+    pair = [Row(read_runs([tmp_path / method])) for method in ("TRADES", "MSD")]
+    difference = between(pair[1], CLEAN, pair[0], CLEAN)
+    assert (difference.value, difference.p) == (pytest.approx(0.2), None)
+
+
+def test_equal_differences_are_no_evidence_however_they_are_rounded(tmp_path):
+    """Regression: rounding of float32 passed for a small variance, and p was 4e-12."""
+    pairs = [(286, 289), (281, 284), (290, 293)]
+    for seed, (one, other) in enumerate(pairs):
+        values = {CLEAN: float(np.float32(other / 299)), CERTIFIED: float(np.float32(one / 299))}
+        write_run(tmp_path / str(seed), seed=seed, metrics=values)
+    row = Row(read_runs([tmp_path]))
+    difference = between(row, CERTIFIED, row, CLEAN)
+    assert (difference.value, difference.p) == (pytest.approx(-3 / 299), None)

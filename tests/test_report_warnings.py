@@ -214,3 +214,12 @@ def test_masked_gradients_of_several_runs_are_one_warning(tmp_path, failed, chec
     for seed, count in enumerate(failed):
         write_run(tmp_path / f"{seed}", seed=seed, metrics={CLEAN: 0.9, "test/masking/failed_checks": float(count)})
     assert caveats(tmp_path) == {"TRADES": [f"masked gradients: {checks} checks failed"]}
+
+
+def test_other_numbers_of_images_of_one_evaluation_are_named(tmp_path):
+    """Regression: R2 of the first batch is of as many images as the batch has, which nothing said."""
+    name = "test/robustness_score/r2/samples"
+    for folder, method, count in (("a", "TRADES", 256), ("b", "MSD", 256), ("c", "MNGAC", 32)):
+        write_run(tmp_path / folder, method, metrics={CLEAN: 0.9, name: count})
+    assert f"other number of images of {name} than most rows: 32 against 256" in caveats(tmp_path)["MNGAC"]
+    assert not any("other number" in text for text in caveats(tmp_path)["MSD"])

@@ -84,6 +84,18 @@ def test_the_time_is_that_of_the_trainings(tmp_path):
     assert "| both | 12 min |" in (tmp_path / "docs" / "page.md").read_text()
 
 
+def test_a_training_and_the_test_of_its_best_weights_are_one_seed(tmp_path):
+    """Regression: a table had eight times of five seeds."""
+    columns = [{"title": "time", "field": "wall_time"}, {"title": "seeds", "field": "n"}]
+    project(tmp_path, {"columns": columns, "rows": [{"label": "both", "runs": ["0.json"]}]})
+    path = tmp_path / "results" / "0.json"
+    test = json.loads(path.read_text())["test"]
+    fit = test | {"metrics": {}, "wall_time": 600.0}
+    path.write_text(json.dumps({"fit": fit, "test": test | {"checkpoint": "best"}}))
+    update(tmp_path)
+    assert "| both | 10 min | 1 |" in (tmp_path / "docs" / "page.md").read_text()
+
+
 def test_the_time_of_a_training_is_at_least_that_of_its_steps(tmp_path):
     """Older records of a resumed training have the time of its last process."""
     columns = [{"title": "time", "field": "wall_time"}]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation, GradientMaskingChecks, ResumableTest
 from callbacks.progress import Progress
 from callbacks.results import _intervals
-from datamodules import Digits
+from datamodules import Arrays, Digits
 from datamodules.batches import spread
 from robust.attacks import PGD, Square
 from robust.errors import SettingError
@@ -67,6 +67,17 @@ def test_a_test_after_one_that_stopped_counts_its_own_images_alone():
     with pytest.raises(SystemExit):
         measured(module, Stopping(), eval_batch_size=40)
     assert measured(module) == whole
+
+
+def test_images_in_steps_that_miss_classes_are_refused(tmp_path):
+    """Regression: every tenth image of a cycle of ten classes has one class, whose accuracy passed as that of all."""
+    parts = {"images": np.zeros((300, 1, 4, 4), np.float32), "labels": np.arange(300) % 10}
+    cycle = {f"{split}_{name}": values for split in ("train", "test") for name, values in parts.items()}
+    np.savez(tmp_path / "cycle.npz", **cycle)
+    message = "data.test_images: got 30; 1 of 10 images has other classes than all 300, whose order is regular; give an"
+    with pytest.raises(SettingError, match=f"^{message}other number, or shuffle the test images$"):
+        Arrays(path=str(tmp_path / "cycle.npz"), test_images=30).test_dataloader()
+    assert len(Arrays(path=str(tmp_path / "cycle.npz"), test_images=27).test_dataloader()) == 1
 
 
 def bits(record):

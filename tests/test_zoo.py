@@ -191,6 +191,18 @@ def test_a_run_is_added_with_its_card(tmp_path, monkeypatch):
     assert "| test/accuracy/clean |" in (tmp_path / "mine.md").read_text()
 
 
+@pytest.mark.thorough
+def test_the_card_has_no_test_of_weights_that_trained_on(tmp_path):
+    """Regression: tests before and after a resumed training were both those of the last weights."""
+    run = tmp_path / "run"
+    train.main(["fit", "--config=configs/quickstart.yaml", f"--trainer.default_root_dir={run}", *SHORT])
+    records = json.loads((run / "results.json").read_text())
+    earlier = records["test"] | {"metrics": {"test/accuracy/clean": 0.123}}
+    (run / "results.json").write_text(json.dumps({"test": earlier} | records))
+    add(run, "mine", tmp_path)
+    assert "12.3" not in (tmp_path / "mine.md").read_text()
+
+
 def test_the_page_lists_all_networks():
     page = (ROOT / "docs" / "zoo.md").read_text()
     assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == zoo.names()

@@ -18,8 +18,7 @@ from callbacks.evaluation.order import Verdict, check_against_others
 from callbacks.evaluation.outcomes import Outcomes
 from callbacks.evaluation.resumable import saved_or_computed
 from callbacks.evaluation.saved_rows import Rows
-from lightning_modules.base import Batch, RobustClassifier, check_precision
-from lightning_modules.base.numbering import index_spacing
+from lightning_modules.base import Batch, RobustClassifier, check_precision, index_spacing
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.metric_names.registry import find
@@ -142,7 +141,8 @@ class Evaluation(StageCallback, ABC):
             compute: function that computes the columns; its random draws do not depend on earlier ones.
         """
         key = f"{type(self).__name__}/{key.replace('/', '-')}"
-        return saved_or_computed(module.trainer, key, [self.seed, depends_on], self.indices, *batch, compute)
+        spacing = self._spacing if module.stochastic else 1  # noise depends on it
+        return saved_or_computed(module.trainer, key, [self.seed, spacing, depends_on], self.indices, *batch, compute)
 
     def skip(self, what: str, why: Exception) -> None:
         """Leave out the evaluation or a part of it, with a warning and a line in the record."""

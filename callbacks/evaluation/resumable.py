@@ -16,7 +16,7 @@ from robust.errors import require
 from robust.fingerprint import described, digest, structure
 
 PLAIN = (bool, int, float, str, type(None))
-VERSION = 3  # of the results; increase it whenever an attack or a verdict changes
+VERSION = 4  # of the results; increase it whenever an attack or a verdict changes
 
 
 class ResumableTest(Callback):

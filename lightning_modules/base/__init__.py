@@ -6,6 +6,7 @@ from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
 from lightning_modules.base.multi_norm_classifier import MultiNormClassifier, attacks_by_norm
+from lightning_modules.base.numbering import index_spacing
 from lightning_modules.base.rates import monitored_names
 from lightning_modules.base.robust_classifier import RobustClassifier
 from lightning_modules.base.synchronised import statistics_of
@@ -23,6 +24,7 @@ __all__ = [
     "attacks_by_norm",
     "blank_images",
     "check_precision",
+    "index_spacing",
     "monitored_names",
     "run_blank",
     "statistics_of",

@@ -82,7 +82,7 @@ def index_spacing(indices: range, processes: int) -> int:
     >>> index_spacing(range(7, 1000, 40), processes=2)
     20
     """
-    return max(indices.step // processes, 1)
+    return indices.step // processes if indices.step % processes == 0 else 1
 
 
 def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx: int, count: int) -> range:
@@ -97,8 +97,9 @@ def _evaluated(module: TrainingModule, split: Literal["val", "test"], batch_idx:
     indices = getattr(data, "indices", None)
     if isinstance(data, LightningDataModule) and callable(indices):
         part = getattr(data, "predict_part", split) if trainer.predicting else split
-        spacing = getattr(data, "spacing", None)
-        step = trainer.world_size * (spacing(part) if callable(spacing) else 1)
+        spacing: Any = getattr(data, "spacing", None) if batch_idx == 0 else None
+        step = module.data_indices.step if batch_idx > 0 else trainer.world_size
+        step *= spacing(part) if callable(spacing) else 1
         return _as_range(indices(part, batch_idx).tolist(), count, step)
     _require_order(loop._combined_loader.flattened[0], trainer.world_size)
     first = module.global_rank if batch_idx == 0 else module.data_indices[-1] + trainer.world_size

@@ -75,8 +75,8 @@ def check_schedules(trainer: Trainer) -> None:
     """Check that the schedules last until the end of the training and can be resumed.
 
     Raises:
-        SettingError: if a schedule ends too early, cannot be resumed, lacks the metric that it needs, or counts batches
-            while the number of batches in an epoch is not known.
+        SettingError: if a schedule ends too early, cannot be resumed, lacks the metric that it needs, is inside another
+            one that cannot move it, or counts batches while the number of batches in an epoch is not known.
     """
     uncounted = trainer.num_training_batches == float("inf")
     planned = trainer.estimated_stepping_batches
@@ -89,11 +89,21 @@ def check_schedules(trainer: Trainer) -> None:
             _require_validations(trainer)
         remedy = "it has no count from which it could resume; give torch.optim.lr_scheduler.SequentialLR"
         require(not isinstance(schedule, ChainedScheduler), "lr_scheduler", "ChainedScheduler", remedy)
+        for part in _parts(schedule):
+            remedy = f"{type(part).__name__} cannot move inside another schedule; give it alone"
+            fits = not isinstance(part, PiecewiseLinear | ReduceLROnPlateau)
+            require(fits, "lr_scheduler", type(schedule).__name__, remedy)
         inner = schedule.schedule if isinstance(schedule, EachStep) else schedule
         if isinstance(inner, OneCycleLR) and planned != float("inf"):
             total = inner.total_steps
             remedy = f"the training has {planned} steps; give at least that"
             require(total >= planned, "lr_scheduler.total_steps", total, remedy)
+
+
+def _parts(schedule: Any) -> list[Any]:
+    """The schedules inside a schedule."""
+    parts = [schedule.schedule] if isinstance(schedule, EachStep) else list(getattr(schedule, "_schedulers", ()))
+    return [each for part in parts for each in (part, *_parts(part))]
 
 
 def _require_validations(trainer: Trainer) -> None:

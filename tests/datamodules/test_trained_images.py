@@ -3,10 +3,11 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 from torch import nn
 
-from datamodules import ImageFolder, Table
+from datamodules import Arrays, ImageFolder, SemiSupervised, Table
 from lightning_modules import StandardTraining
 from robust.errors import SettingError
 from tests.callbacks.trained import trainer_with
@@ -68,6 +69,30 @@ def test_images_that_were_added_are_warned_of(trained, tmp_path, recwarn):
         save(grown / name / "0_first.png", GREY)
     trainer_with().test(module(), datamodule=data(grown), ckpt_path=checkpoint, verbose=False)
     assert len(warned(recwarn)) == 1
+
+
+@pytest.mark.parametrize("semi_supervised", [False, True])
+def test_arrays_and_labelled_images_beside_others_are_known_too(semi_supervised, tmp_path, recwarn):
+    """Regression: their training images became test images without a word."""
+    draws = np.random.default_rng(0)
+    images, labels = draws.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    np.savez(tmp_path / "pseudo.npz", image=images, label=labels)
+
+    def of(split_seed):
+        own = Arrays(path=str(tmp_path / "own.npz"), batch_size=4, split_seed=split_seed)
+        return SemiSupervised(labelled=own, pseudo_labelled=str(tmp_path / "pseudo.npz")) if semi_supervised else own
+
+    trainer = trainer_with(max_epochs=1, default_root_dir=tmp_path)
+    trainer.fit(module(), datamodule=of(0))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    for split_seed, count in ((0, 0), (1, 1)):
+        trainer_with().test(module(), datamodule=of(split_seed), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+        assert len(warned(recwarn)) == count
+    with pytest.raises(
+        SettingError, match=r"^data: got '\d of 4 val images that the checkpoint was trained on'; give "
+    ):
+        trainer_with(max_epochs=2).fit(module(), datamodule=of(1), ckpt_path=tmp_path / "last.ckpt")
 
 
 def test_a_table_knows_an_image_by_each_of_its_paths(tmp_path):

@@ -15,7 +15,7 @@ from lightning_modules import StandardTraining
 from lightning_modules.base.rates import step_schedules
 from robust.errors import SettingError
 from robust.networks import SmallCNN
-from robust.schedules import EachStep
+from robust.schedules import EachStep, PiecewiseLinear
 from tests.small_run import SMALL
 from tests.testers import QUIET, error_of
 
@@ -137,11 +137,24 @@ def test_a_new_plateau_schedule_in_a_resumed_training_sees_the_last_metric_once(
     assert (optimizer.param_groups[0]["lr"], schedule.last_epoch) == (0.1, 30)
 
 
+def rising(optimizer):
+    return PiecewiseLinear(optimizer, [0, 4], [0, 1])
+
+
 def test_impossible_schedules_are_refused_before_training():
     for schedule, message in (
         (lambda o: schedules.OneCycleLR(o, 0.1, total_steps=5), r"total_steps: got 5; the training has 12 steps"),
         (lambda o: EachStep(o, lambda p: schedules.OneCycleLR(p, 0.1, total_steps=5)), r"total_steps: got 5"),
         (schedules.ReduceLROnPlateau, r"lr_scheduler: got 'ReduceLROnPlateau'.*pytorch_lightning.cli"),
+        (lambda o: EachStep(o, rising), "got 'EachStep'; PiecewiseLinear cannot move inside another schedule"),
+        (
+            lambda o: EachStep(o, lambda p: ReduceLROnPlateau(p, monitor="val/clean")),
+            "ReduceLROnPlateau cannot move ins",
+        ),
+        (
+            lambda o: schedules.SequentialLR(o, [rising(o), schedules.ExponentialLR(o, 0.5)], [2]),
+            "got 'SequentialLR'; PiecewiseLinear cannot move inside another schedule; give it alone",
+        ),
         (lambda o: schedules.ChainedScheduler([schedules.ExponentialLR(o, 0.5)]), r"ChainedScheduler.*SequentialLR"),
     ):
         with pytest.raises(SettingError, match=message):

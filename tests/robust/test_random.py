@@ -5,6 +5,7 @@ import torch
 
 from robust import random
 from robust.attacks import APGD, PGD, Square
+from robust.errors import SettingError
 from robust.networks import NoiseGenerator, NoisyWeights, PerturbationInjection
 from robust.random import BLOCK, numbered, part, rewound
 from robust.threat_models import L1Ball, L2Ball, LinfBall
@@ -225,3 +226,11 @@ def test_noise_of_some_of_the_images_is_drawn_for_them_alone(processes):
         parts = random.channel_noise_like(like[:2])
     with numbered((1,), range(100)), part(torch.tensor([3, 80])):
         assert torch.equal(random.channel_noise_like(like[:2]), parts)
+
+
+def test_a_step_that_is_no_multiple_of_the_spacing_is_named():
+    with (
+        pytest.raises(SettingError, match=r"^spacing: got 2; give a divisor of 5, the step of the rows"),
+        numbered((1,), range(0, 25, 5), spacing=2),
+    ):
+        pass
