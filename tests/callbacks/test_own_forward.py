@@ -133,11 +133,11 @@ def test_an_instance_norm_is_named_without_a_false_reason():
 
 def test_an_export_is_refused_where_the_classifier_alone_does_not_predict(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_method.py").write_text(
+    (tmp_path / "upside_down_method.py").write_text(
         "from lightning_modules import StandardTraining\n\n\nclass Mine(StandardTraining):\n"
         "    def forward(self, x):\n        return self.classifier(1 - x)\n"
     )
-    common = ["--model=my_method.Mine", "--model.classifier=robust.networks.DMSmall", "--data=Digits"]
+    common = ["--model=upside_down_method.Mine", "--model.classifier=robust.networks.DMSmall", "--data=Digits"]
     few = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
     quiet = ["--trainer.logger=false", "--trainer.default_root_dir=run", "--trainer.accelerator=cpu"]
     train.main(["fit", *common, *few, *quiet])
