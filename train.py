@@ -153,6 +153,7 @@ class RobustCLI(LightningCLI):
         self.results.sources = sources_of(plain, given)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
+        refuse_null(plain["trainer"].get("callbacks"), "trainer.callbacks")
         check_trainer(config.trainer, str(self.subcommand), test_after_fit=bool(config.get("test_after_fit")))
         check_checkpoint_settings(config.checkpoint)
         for part in ("model", "data", "epsilon_schedule", "checkpoint"):

@@ -126,6 +126,8 @@ def _check_optimizer(kind: type[Optimizer], settings: dict[str, Any], name: str)
     remedy = "it needs closures or sparse gradients; give an optimizer such as torch.optim.SGD or Adam"
     special = kind.__name__ in ("LBFGS", "SparseAdam")
     require(not special, name, kind.__name__, remedy)
+    remedy = "no method differentiates through its steps; leave it out"
+    require(not settings.get("differentiable"), f"{name}.differentiable", True, remedy)
     _call(lambda: kind([torch.nn.Parameter(torch.zeros(1))], **settings), settings, name, kind)
 
 
@@ -153,7 +155,7 @@ def _call(function: Callable[[], Any], settings: dict[str, Any], name: str, kind
     """Call ``function``, and turn torch's errors into a :class:`SettingError` that names the settings."""
     try:
         return function()
-    except (ValueError, TypeError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, IndexError, RuntimeError) as error:
         if isinstance(error, SettingError):
             raise
         reason = " ".join(str(error).split())

@@ -74,4 +74,7 @@ class AdversarialBNN(AttackedClassifier):
         """Divergence from the prior divided by the number of training images, a scalar."""
         data = self.trainer.train_dataloader
         assert data is not None
+        remedy = "the divergence is divided by the number of training images; give a data set with a length"
+        known = hasattr(data.dataset, "__len__")
+        require(known, "data", f"{type(data.dataset).__name__} without a length", remedy)
         return divergence(self.classifier, self.prior_std) / len(data.dataset)

@@ -142,6 +142,11 @@ class ContextualBudgets(GeneratorClassifier):
         own: dict[str, ThreatModel] = {} if self.generator is None else {"own_budgets": self.threat_model(x, epsilon)}
         return {**own, **super().threat_models(x, epsilon)}
 
+    @property
+    def steps_together(self) -> bool:
+        """Whether there is a generator, which learns from the classifier's loss."""
+        return self.generator is not None
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise (1 - kappa) L_rob + kappa L_nat over classifier and generator together (Sec. 3.2)."""
         x, y = batch

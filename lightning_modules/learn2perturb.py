@@ -118,6 +118,11 @@ class Learn2Perturb(AttackedClassifier):
         super().on_train_batch_start(batch, batch_idx)
         switch_noise(self.classifier, self.noise_is_on)
 
+    @property
+    def steps_together(self) -> bool:
+        """Whether the scales learn from the classifier's loss."""
+        return self.scales_learn_from == "loss_and_regulariser"
+
     # -- the algorithm -------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -104,6 +104,7 @@ class LearnedBudgets:
 
     def __call__(self, x: Tensor, epsilon: float) -> PixelBox:
         """The budgets around ``x`` (B, C, H, W) with volume epsilon^n, epsilon in (0, 1]."""
+        require(0 < epsilon <= 1, "epsilon", epsilon, "give the size of budgets per pixel, in (0, 1]")
         name, kind = "generator", type(self.generator).__name__
         try:
             outputs = self.generator.to(x)(x)

@@ -11,6 +11,7 @@ from callbacks import CertifiedEvaluation, CertifiedVolume, EpsilonScheduler, Pr
 from datamodules import Digits
 from lightning_modules import (
     MNGAC,
+    AdversarialBNN,
     AdversarialTraining,
     ContextualBudgets,
     FreeAdversarialTraining,
@@ -19,7 +20,7 @@ from lightning_modules import (
 )
 from robust.attacks import PGD
 from robust.errors import SettingError
-from robust.networks import Autoencoder, ConvolutionalBudgetGenerator, NoiseGenerator
+from robust.networks import Autoencoder, BayesianWeights, ConvolutionalBudgetGenerator, NoiseGenerator
 from robust.schedules import PiecewiseLinear
 from tests.callbacks.trained import small, trainer_with
 
@@ -78,6 +79,13 @@ class Stream(IterableDataset):
 def test_data_without_a_length_trains_by_a_constant_schedule():
     """Regression: the number of batches, infinite, was made a whole number."""
     fit(AdversarialTraining(linear(), epsilon=0.1), DataLoader(Stream(), 4), EpsilonScheduler())
+
+
+def test_a_divergence_needs_the_number_of_images():
+    """Regression: it ended in a TypeError."""
+    network = BayesianWeights(linear())
+    with pytest.raises(SettingError, match="data: got 'Stream without a length'; the divergence is divided by the num"):
+        fit(AdversarialBNN(network, epsilon=0.1), DataLoader(Stream(), 4), EpsilonScheduler())
 
 
 def test_the_record_counts_the_images_that_an_epoch_trains_on(tmp_path):

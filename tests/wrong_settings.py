@@ -106,6 +106,17 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--model.optimizer.weight_decay=-1", "model.optimizer.weight_decay", "give 0 or more"),
         ("--model.optimizer.nesterov=true --model.optimizer.momentum=0", "model.optimizer", "give other settings"),
         ("--model.optimizer=torch.optim.Adam --model.optimizer.betas=[1.5,0.9]", "model.optimizer", "other settings"),
+        (
+            "--model.optimizer=torch.optim.Adam --model.optimizer.fused=true --model.optimizer.foreach=true",
+            "model.optimizer",
+            "cannot be True together; give other settings",
+        ),
+        ("--model.optimizer.differentiable=true", "model.optimizer.differentiable", "leave it out"),
+        (
+            "--trainer.callbacks=CertifiedEvaluation --trainer.callbacks.margin_samples=null",
+            "trainer.callbacks.0.margin_samples",
+            "give a whole number",
+        ),
         ("--model.optimizer=torch.optim.LBFGS", "model.optimizer", "it needs closures or sparse gradients"),
         ("--model.optimizer=adam", "model.optimizer", "did you mean torch.optim.Adam?"),
         ("--model.optimizer=torch.optim.adam_w", "model.optimizer", "did you mean torch.optim.AdamW?"),

@@ -18,7 +18,7 @@ from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.common_map import SeenExamples
 from callbacks.evaluation.order import Verdict, check_order
 from callbacks.evaluation.saved_rows import Rows
-from callbacks.evaluation.verifiers import try_verifier
+from callbacks.evaluation.verifiers import require_volume, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import Auto, Verifier, certify
@@ -149,6 +149,8 @@ class CertifiedEvaluation(Evaluation):
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
         """Bound the network once in each threat model, by each method."""
         _require_no_noise(module)
+        if self.budgets:
+            require_volume(NAME, self.epsilons, module)
         verifiers, refusals, safe = self._verifiers(module), {}, self.rounding_safe
         for method, verifier in verifiers.items():
             try:

@@ -18,7 +18,7 @@ from callbacks._stages import Stage, num_images, tested_loader
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
-from callbacks.evaluation.verifiers import try_verifier
+from callbacks.evaluation.verifiers import require_volume, try_verifier
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
@@ -103,6 +103,7 @@ class CertifiedVolume(Evaluation):
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Choose the images."""
         super().on_start(stage, trainer, module)
+        require_volume(NAME, self.epsilons, module)
         limit = trainer.limit_test_batches
         remedy = f"leave it out: {NAME} draws its images from all test images; set their number by {NAME}.num_samples"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)

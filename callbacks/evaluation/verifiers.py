@@ -7,8 +7,19 @@ from torch import Tensor
 from lightning_modules.base import RobustClassifier
 from robust.bounds import LirpaVerifier, Verifier, without_bound
 from robust.bounds.verdicts import RangeVerifier, double_copy
-from robust.errors import SettingError
+from robust.errors import SettingError, require
 from robust.threat_models import Region
+
+
+def require_volume(name: str, epsilons: object, module: RobustClassifier) -> None:
+    """Refuse the model's epsilon as the size of budgets if it is the radius of a ball of another norm than linf.
+
+    Raises:
+        SettingError: if ``epsilons``, sizes of budgets per pixel, are not given then.
+    """
+    norm = getattr(module, "norm", "linf")
+    remedy = f"the model's epsilon {module.epsilon:g} is a radius in {norm}; give sizes of budgets in (0, 1]"
+    require(epsilons is not None or norm == "linf", f"{name}.epsilons", epsilons, remedy)
 
 
 def try_verifier(

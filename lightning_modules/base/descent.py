@@ -53,9 +53,15 @@ class Descent(Rebuilding):
         return [OptimizerSpec(self.parameters(), self.optimizer, self.lr_scheduler)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizers and schedules in the order of :meth:`optimizer_specs`."""
+        """Build the optimizers and schedules in the order of :meth:`optimizer_specs`.
+
+        Raises:
+            SettingError: for ``LBFGS``.
+        """
         specs = self.optimizer_specs()
         optimizers = [spec.optimizer(spec.parameters) for spec in specs]
+        closure = next((type(each).__name__ for each in optimizers if isinstance(each, torch.optim.LBFGS)), None)
+        require(closure is None, "optimizer", closure, "it needs closures; give one such as torch.optim.SGD or Adam")
         pairs = zip(specs, optimizers, strict=True)
         return optimizers, [spec.lr_scheduler(optimizer) for spec, optimizer in pairs if spec.lr_scheduler is not None]
 

@@ -58,6 +58,11 @@ class CheckedInputs(pl.LightningModule):
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
 
+    @property
+    def steps_together(self) -> bool:
+        """Whether several optimizers step after one backward pass."""
+        return False
+
     def check_trainer(self, stage: str) -> None:
         """Check that the trainer's callbacks and precision suit the method.
 
@@ -70,6 +75,9 @@ class CheckedInputs(pl.LightningModule):
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
+        scaled = stage == "fit" and self.steps_together and self.trainer.precision == "16-mixed"
+        remedy = f"{type(self).__name__} steps several optimizers after one backward pass; give bf16-mixed or 32-true"
+        require(not scaled, "trainer.precision", "16-mixed", remedy)
         require(
             self.gradient_clip is None or self.trainer.precision != "16-mixed",
             "trainer.precision",

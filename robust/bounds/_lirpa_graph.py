@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, Literal
 
@@ -11,6 +10,9 @@ from torch import Tensor, nn
 
 from robust.bounds import _lirpa_shims
 from robust.bounds._lirpa_causes import failing_layer, find_cause, odd_pooling
+from robust.bounds.changes import States, attributes
+from robust.bounds.recording import ValueDependenceError, reads_weights
+from robust.copies import copied
 from robust.errors import UnsupportedLayerError, require
 from robust.threat_models import Box
 
@@ -32,8 +34,13 @@ class LirpaGraph:
             count = 3 * math.prod(box.lower.shape[1:])
             images = torch.linspace(0, 1, count, dtype=box.lower.dtype, device=box.lower.device)
             self._images = images.view(3, *box.lower.shape[1:])
+            traced = network
             try:
                 traced = _for_tracing(network)
+                before = attributes(traced)
+                self.reads_weights = _reads_weights(traced, self._images)
+                after = attributes(traced)
+                self._written = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
                 if (cause := find_cause(traced, self._images)) is not None:
                     raise cause.error()
                 self._pooling = odd_pooling(traced)
@@ -57,7 +64,19 @@ class LirpaGraph:
                     remedy += "reshape"
                 raise UnsupportedLayerError(self.name, "forward", remedy)
             self.module._clear_and_set_new(None)
+        self._attributes = self._kept_attributes(network)
         self._states = [(part, dict(vars(part))) for part in (self.module, *self.module._modules.values())]
+
+    def is_of(self, network: nn.Module) -> bool:
+        """Whether the network's attributes are those of its tracing; weights and statistics may differ.
+
+        Nothing notes each change of a weight that a pass takes as a number.
+        """
+        return not self.reads_weights and self._kept_attributes(network) == self._attributes
+
+    def _kept_attributes(self, network: nn.Module) -> States:
+        """The attributes that a pass does not write itself."""
+        return {name: state for name, state in attributes(network).items() if name not in self._written}
 
     def _gives(self, module: Any, logits: Tensor) -> bool:
         """Whether a graph gives the network's logits for three images, one more than are traced."""
@@ -160,10 +179,23 @@ class LirpaGraph:
             vars(part).update(state)
 
 
+def _reads_weights(network: nn.Module, images: Tensor) -> bool:
+    """Whether a pass takes a weight as a number, which the graph then holds as a constant.
+
+    Raises:
+        UnsupportedLayerError: if it takes the value of an image as a number: tracing would follow one branch alone.
+    """
+    try:
+        return reads_weights(network, images)
+    except ValueDependenceError as error:
+        what, _, _ = str(error).partition("; ")
+        remedy = f"the network's operations must not depend on an image's values ({what})"
+        raise UnsupportedLayerError("network", type(network).__name__, remedy) from None
+
+
 def _for_tracing(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode, whose state_dict, hence the graph, holds every buffer."""
-    computed = (buffer for buffer in network.buffers() if buffer.grad_fn is not None)  # which deepcopy refuses
-    traced = copy.deepcopy(network, {id(buffer): buffer.detach().clone() for buffer in computed}).eval()
+    traced = copied(network).eval()
     for module in traced.modules():
         module._non_persistent_buffers_set.clear()
         if type(module) is nn.Dropout:  # by this name, auto_LiRPA would trace in training mode, batch-norm included
@@ -198,7 +230,7 @@ def _failure(network: nn.Module, images: Tensor, optimiser: dict[str, float]) ->
     """The cause why auto_LiRPA cannot trace a network or a part of one; None if it can."""
     with _lirpa_shims.tracing() as unsupported:
         try:
-            _trace(copy.deepcopy(network), images, optimiser, patches=False)
+            _trace(copied(network), images, optimiser, patches=False)
         except Exception as error:
             return ", ".join(unsupported) or _first_line(error)
     return None

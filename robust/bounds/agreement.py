@@ -8,9 +8,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from robust.bounds.calls import IMAGES, REMEDY, Recording
 from robust.bounds.changes import States, attributes, version
 from robust.bounds.graph import Graph, bind
-from robust.bounds.recording import IMAGES, REMEDY, Recording, record
+from robust.bounds.recording import record
 from robust.bounds.rounding import RoundingErrors
 from robust.bounds.verifier import bound_precision
 from robust.errors import UnsupportedLayerError, require

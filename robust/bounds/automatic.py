@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from robust.bounds._lirpa_causes import odd_pooling
 from robust.bounds.agreement import checked_graph
+from robust.bounds.calls import REMEDY, UNKNOWN
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
-from robust.bounds.recording import REMEDY, UNKNOWN
 from robust.bounds.verifier import Verifier, bound_precision
 from robust.errors import UnsupportedLayerError
 from robust.threat_models import Box

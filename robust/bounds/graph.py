@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust.bounds.calls import IMAGES, Call, Recording, Ref, mapped
 from robust.bounds.operations import Arithmetic, Interval, Operand, Operation, UnboundedError
 from robust.bounds.operations.balls import BallInterval
 from robust.bounds.operations.registry import builder_of
-from robust.bounds.recording import IMAGES, Call, Recording, Ref, mapped
 from robust.threat_models import Box, Region
 
 

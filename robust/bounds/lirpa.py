@@ -112,7 +112,7 @@ class LirpaVerifier:
         optimiser = {"iteration": self.iterations, "lr_alpha": self.learning_rate}
         with full_precision(box.lower.device), _lirpa_shims.deep_recursion(), ExitStack() as stack:
             patches = self.method in ("crown", "alpha-crown")
-            if key not in graphs:
+            if key not in graphs or not graphs[key].is_of(network):
                 graphs[key] = LirpaGraph(network, box, optimiser, patches=patches)
             graph = graphs[key]
             try:

@@ -14,22 +14,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robust.bounds.calls import IMAGES, REMEDY, Call, Recording, Ref, mapped, refusal
 from robust.bounds.changes import version
 from robust.bounds.operations.registry import builder_of, name_of, rewritten
 from robust.errors import UnsupportedLayerError
 
-UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier to robust.bounds.LirpaVerifier"
+UNFOLLOWED = "a tensor with a number for each image comes from code that cannot be followed, such as TorchScript"
 CHANGED = "an argument or the result has changed since its call, in place by way of another view of it"
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
@@ -45,84 +44,6 @@ PATTERNS: dict[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     "to": (Tensor.to, ("device", "dtype")),
 }
 OWN_CODE = (*(f"{Path(module).parent}{os.sep}" for module in (torch.__file__, __file__)), "<")
-IMAGES = -1  # the key of what the network is given
-
-
-class Ref(NamedTuple):
-    """A tensor that a call made or the network holds: index or name; ``dynamic`` if it depends on the images."""
-
-    key: int | str
-    dynamic: bool
-
-
-class Call(NamedTuple):
-    """A call of a function, or of a module that has an operation of its own.
-
-    Attributes:
-        function: the function called, or the module's name.
-        arguments: positional arguments, with a :class:`Ref` in place of each known tensor.
-        named: keyword arguments, with references in the same way.
-        part: index of the result that this call stands for, if there are several.
-        dynamic: whether the result depends on the images.
-        layer: name of the innermost module that was running.
-        line: file and line of the user's code.
-        shape: shape of the result of one image.
-        per_image: whether the result has a batch axis.
-    """
-
-    function: Callable[..., Any] | str
-    arguments: tuple[Any, ...]
-    named: dict[str, Any]
-    part: int | None
-    dynamic: bool
-    layer: str
-    line: str
-    shape: torch.Size
-    per_image: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the function, or of the module."""
-        return self.function if isinstance(self.function, str) else name_of(self.function)
-
-    def refs(self) -> list[Ref]:
-        """The tensors among the arguments."""
-        refs: list[Ref] = []
-        mapped((self.arguments, self.named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-        return refs
-
-    def error(self, network: nn.Module, reason: str = "") -> UnsupportedLayerError:
-        """The error that the call has no bound."""
-        return _error(network, self.layer, self.name, self.line, reason)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """All calls, the tensor that is the network's result, and the shape of an image.
-
-    ``reads_weights`` says whether the pass took a weight as a number, on which its calls may depend.
-    """
-
-    calls: list[Call]
-    result: Ref
-    image_shape: torch.Size
-    reads_weights: bool = False
-
-    @cached_property
-    def needed(self) -> dict[int, list[Ref]]:
-        """The calls on which the result depends, by index, in their order, with the tensors that each takes."""
-        needed, ahead = dict[int, list[Ref]](), [self.result.key]
-        while ahead:
-            key = ahead.pop()
-            if isinstance(key, int) and key >= 0 and key not in needed:
-                needed[key] = self.calls[key].refs()
-                ahead += [ref.key for ref in needed[key]]
-        return dict(sorted(needed.items()))
-
-    def shape_of(self, ref: Ref) -> torch.Size:
-        """Shape of one example of what depends on the images."""
-        assert isinstance(ref.key, int)
-        return self.image_shape if ref.key == IMAGES else self.calls[ref.key].shape
 
 
 def record(network: nn.Module, images: Tensor) -> tuple[Recording, list[Tensor]]:
@@ -132,8 +53,7 @@ def record(network: nn.Module, images: Tensor) -> tuple[Recording, list[Tensor]]
         UnsupportedLayerError: naming layer, operation and line, where the pass depends on the images' values.
     """
     recorder = _Recorder(network, images)
-    with torch.no_grad(), recorder, recorder.named_modules():
-        result = network(images)
+    result = _pass(network, images, recorder)
     if not isinstance(result, Tensor):
         raise UnsupportedLayerError("network", f"output of type {type(result).__name__}", "give logits of shape (B, K)")
     reference = recorder.ref(result)
@@ -145,15 +65,39 @@ def record(network: nn.Module, images: Tensor) -> tuple[Recording, list[Tensor]]
     return Recording(recorder.calls, reference, images.shape[1:], recorder.reads_weights), recorder.values
 
 
+def reads_weights(network: nn.Module, images: Tensor) -> bool:
+    """Whether the forward pass of images (B, C, H, W) takes a weight as a number.
+
+    Raises:
+        ValueDependenceError: if it takes the value of an image as a number.
+    """
+    recorder = _Recorder(network, images, follows=False)
+    _pass(network, images, recorder)
+    return recorder.reads_weights
+
+
+def _pass(network: nn.Module, images: Tensor, recorder: _Recorder) -> Any:
+    with torch.no_grad(), recorder, recorder.named_modules():
+        return network(images)
+
+
+class ValueDependenceError(UnsupportedLayerError):
+    """The operations of a network depend on an image's values."""
+
+
 class _Recorder(TorchFunctionMode):
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
+    """Records the calls; unless it ``follows`` all of them, it only looks for values that are read."""
+
+    def __init__(self, network: nn.Module, images: Tensor, *, follows: bool = True) -> None:
         super().__init__()
+        self._follows = follows
         self.network, self.calls, self.values = network, list[Call](), list[Tensor]()
         self._refs = {id(images): Ref(IMAGES, True)}
         tensors = (*network.named_buffers(remove_duplicate=False), *network.named_parameters(remove_duplicate=False))
         self._refs |= {id(tensor): Ref(name, False) for name, tensor in tensors}
         self._names = {module: name for name, module in network.named_modules()}
         self._kept = [images]
+        self._constants = {id(value) for module in network.modules() for value in vars(module).values()}
         self._versions = {id(images): version(images)}
         self._layers, self._paused, self._batch = [""], False, len(images)
         self.reads_weights = False
@@ -196,15 +140,23 @@ class _Recorder(TorchFunctionMode):
 
     def _note(self, function: Callable[..., Any] | str, arguments: tuple[Any, ...], result: Any, changed: bool) -> None:
         args, named = arguments
-        refs: list[Ref] = []
+        refs, tensors = list[Ref](), list[Tensor]()
         mapped((args, named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-        if not refs or getattr(function, "__name__", "") in SHAPED:
+        mapped((args, named), lambda value: tensors.append(value) if isinstance(value, Tensor) else None)
+        unknown = [tensor for tensor in tensors if id(tensor) not in self._constants]
+        others = [ref for ref in refs if not args or ref != args[0]]  # args[0] gives a SHAPED call its shape alone
+        of_shape = getattr(function, "__name__", "") in SHAPED and not any(ref.dynamic for ref in others)
+        if not refs or of_shape:
+            if not unknown:  # else the result may depend on the images, too
+                mapped(result, self._note_constant)
             return
         dynamic = any(ref.dynamic for ref in refs)
         several = isinstance(result, (tuple, list))
+        if dynamic and self._follows and any(self._is_per_image(tensor, result) for tensor in unknown):
+            raise self._refusal(function, UNFOLLOWED)
         for part, value in enumerate(result if several else [result]):
             if isinstance(value, Tensor):
-                if changed:
+                if changed and self._follows:
                     raise self._refusal(function, CHANGED)
                 place = part if several else None, dynamic, self._layers[-1], _users_line()
                 per_image = value.dim() > 0 and len(value) == self._batch
@@ -215,12 +167,24 @@ class _Recorder(TorchFunctionMode):
                 self._versions[id(value)] = version(value)
         if dynamic and getattr(function, "__name__", "") in READERS:
             reason = "the network's operations must not depend on an image's values"
-            raise self._refusal(function, reason)
+            raise self._refusal(function, reason, ValueDependenceError)
         self.reads_weights |= getattr(function, "__name__", "") in READERS
 
-    def _refusal(self, function: Callable[..., Any] | str, reason: str) -> UnsupportedLayerError:
+    def _note_constant(self, value: object) -> None:
+        if isinstance(value, Tensor):
+            self._constants.add(id(value))
+            self._kept.append(value)  # and with it its id
+
+    def _is_per_image(self, tensor: Tensor, result: object) -> bool:
+        """Whether a tensor has the axes of the result and a row for each image."""
+        axes = result.dim() if isinstance(result, Tensor) else 0
+        return 0 < tensor.dim() == axes and len(tensor) == self._batch
+
+    def _refusal(
+        self, function: Callable[..., Any] | str, reason: str, kind: type[UnsupportedLayerError] = UnsupportedLayerError
+    ) -> UnsupportedLayerError:
         call = function if isinstance(function, str) else name_of(function)
-        return _error(self.network, self._layers[-1], call, _users_line(), reason)
+        return refusal(self.network, self._layers[-1], call, _users_line(), reason, kind)
 
     @contextmanager
     def named_modules(self) -> Iterator[None]:
@@ -260,32 +224,12 @@ def _without_pattern(
     return method, (args[0], *taken, *args[2:]), {name: value for name, value in named.items() if name != "other"}
 
 
-def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """A nest of tuples, lists, dicts and slices with each leaf replaced by the function's result."""
-    if isinstance(value, Ref) or not isinstance(value, (tuple, list, dict, slice)):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: mapped(item, function) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(item, function) for item in (value.start, value.stop, value.step)))
-    items = [mapped(item, function) for item in value]
-    return items if isinstance(value, list) else tuple(items)
-
-
 def _users_line() -> str:
     """File, line and text of the innermost code that runs the network and is not PyTorch's; empty for none."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != (__file__, record.__name__):
+    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != (__file__, _pass.__name__):
         file = frame.f_code.co_filename
         if not file.startswith(OWN_CODE):
             return f"{Path(file).name}, line {frame.f_lineno}: {linecache.getline(file, frame.f_lineno).strip()}"
         frame = frame.f_back
     return ""
-
-
-def _error(network: nn.Module, layer: str, call: str, line: str, reason: str) -> UnsupportedLayerError:
-    module = network.get_submodule(layer)
-    plain = type(module).__module__.startswith("torch.nn.") and not list(module.children())
-    what = str(module).split("\n")[0] if plain else f"{call} ({line})" if line else call
-    name = f"network layer '{layer}'" if layer else "network"
-    return UnsupportedLayerError(name, what, f"{reason or UNKNOWN}; {REMEDY}")

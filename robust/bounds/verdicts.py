@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from robust.bounds.cascade import Decision
 from robust.bounds.verifier import Verifier, bound_precision
+from robust.copies import copied
 from robust.errors import SettingError
 from robust.modes import keep_modes
 from robust.threat_models import Region, ThreatModel
@@ -154,18 +154,18 @@ def double_copy(network: nn.Module, region: Region) -> nn.Module:
     Raises:
         SettingError: if it fails on the region's images: its code has other constants.
     """
-    copied = copy.deepcopy(network).double()
-    for module in copied.modules():
+    double = copied(network).double()
+    for module in double.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.is_floating_point():
                 setattr(module, name, value.double())
     try:
-        with keep_modes(copied), torch.no_grad():
-            copied.eval()(region.lower.double())
+        with keep_modes(double), torch.no_grad():
+            double.eval()(region.lower.double())
     except RuntimeError as error:
         remedy = f"a copy in float64, by which certificates are checked, fails: {error}; register constants as buffers"
         raise SettingError("network", type(network).__name__, remedy) from error
-    return copied
+    return double
 
 
 def _recomputed(

@@ -10,9 +10,16 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from datamodules import Digits
-from lightning_modules import MNGAC, ContextualBudgets, RobustClassifier, RobustnessScoreTraining
+from lightning_modules import (
+    MNGAC,
+    ContextualBudgets,
+    Learn2Perturb,
+    RobustClassifier,
+    RobustnessScoreTraining,
+    StandardTraining,
+)
 from robust.errors import SettingError
-from robust.networks import AdversarialGenerator
+from robust.networks import AdversarialGenerator, Noisy
 
 
 def network():
@@ -94,6 +101,23 @@ def test_scaled_gradients_are_refused_where_several_optimizers_step_after_one_ba
     module._trainer = SimpleNamespace(precision="16-mixed")
     with pytest.raises(SettingError, match=r"trainer.precision: got '16-mixed'; ContextualBudgets steps several"):
         module.step(None, None)
+
+
+def test_they_are_refused_before_the_training_too():
+    """Regression: Learn2Perturb stopped in the first epoch with noise."""
+    noisy = Noisy(network(), after=["0"], image_shape=[1, 28, 28])
+    for module in (ContextualBudgets(network(), AdversarialGenerator(), gradient_clip=None), Learn2Perturb(noisy)):
+        module._trainer = SimpleNamespace(precision="16-mixed", strategy=None, datamodule=None)
+        name = type(module).__name__
+        with pytest.raises(SettingError, match=rf"trainer.precision: got '16-mixed'; {name} steps several optimizers"):
+            module.check_trainer("fit")
+
+
+def test_closures_are_refused():
+    """Regression: the first step ended in a TypeError."""
+    module = StandardTraining(network(), optimizer=torch.optim.LBFGS)
+    with pytest.raises(SettingError, match=r"optimizer: got 'LBFGS'; it needs closures; give one such as torch"):
+        module.configure_optimizers()
 
 
 def test_a_method_of_ones_own_needs_a_training_step_alone(tmp_path):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from callbacks import CertifiedEvaluation
+from callbacks import CertifiedEvaluation, CertifiedVolume
 from datamodules import Digits
-from lightning_modules import ContextualBudgets
+from lightning_modules import AdversarialTraining, ContextualBudgets
 from robust.bounds import FeedForwardVerifier
 from robust.budgets import LearnedBudgets
 from robust.errors import SettingError
@@ -47,6 +47,21 @@ def test_another_models_budgets_are_those_of_its_generator(learned, checkpoint):
         assert metrics[f"test/budget/theirs{suffix}/max"] == pytest.approx(box.budgets.max().item(), rel=1e-5)
         assert metrics[f"test/budget/theirs{suffix}/log_volume_error"] < 1e-5
     assert not any("linf" in name for name in metrics), "the model's own threat models are left to its own callback"
+
+
+@pytest.mark.parametrize("evaluation", [CertifiedEvaluation, CertifiedVolume])
+def test_a_radius_in_l2_is_no_size_of_budgets(evaluation, checkpoint):
+    """Regression: a radius of 1.5 in l2 became budgets of 1 for each pixel, without a word."""
+    elsewhere = {"budgets": {"theirs": LearnedBudgets(BudgetGenerator(), checkpoint)}}
+    callback = evaluation(**(elsewhere if evaluation is CertifiedEvaluation else {}))
+    module = AdversarialTraining(DMSmall(), norm="l2", epsilon=1.5)
+    message = (
+        f"{evaluation.__name__}.epsilons: got None; the model's epsilon 1.5 is a radius in l2; give sizes of budgets"
+    )
+    with pytest.raises(SettingError, match=message):
+        trainer_with(callback).test(module, Digits(eval_batch_size=100), verbose=False)
+    with pytest.raises(SettingError, match="^epsilon: got 1.5; give the size of budgets per pixel"):
+        elsewhere["budgets"]["theirs"](torch.rand(1, 1, 28, 28), 1.5)
 
 
 def test_the_generator_is_frozen(checkpoint):

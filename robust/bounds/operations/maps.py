@@ -208,6 +208,6 @@ def _adaptive_avg_pool2d(x: Operand, output_size: Any) -> LinearMap:
 def _interpolate(
     x: Operand, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **named: Any
 ) -> LinearMap:
-    if mode == "bicubic":
-        raise UnboundedError("its weights are of both signs; set mode to bilinear")
+    if mode not in ("nearest", "nearest-exact", "bilinear", "area"):  # of others, weights are of both signs
+        raise UnboundedError(f"mode {mode} has weights of both signs; set mode to bilinear")
     return LinearMap(lambda h: F.interpolate(h, size, scale_factor, mode, **named), math.prod(x.output) + 8)

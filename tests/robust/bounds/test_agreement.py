@@ -199,7 +199,7 @@ def rectified(x):
         (behind(Lambda(rectified)), None),
         (
             behind(Lambda(lambda x: x + hidden(x))),
-            "network layer '2': got 'add .*; its forward pass computes someth",
+            "network layer '2': got 'add .*; a tensor with a number for each image comes from code",
         ),
         (
             behind(Lambda(hidden)),
