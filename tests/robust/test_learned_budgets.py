@@ -55,12 +55,10 @@ def test_a_radius_in_l2_is_no_size_of_budgets(evaluation, checkpoint):
     elsewhere = {"budgets": {"theirs": LearnedBudgets(BudgetGenerator(), checkpoint)}}
     callback = evaluation(**(elsewhere if evaluation is CertifiedEvaluation else {}))
     module = AdversarialTraining(DMSmall(), norm="l2", epsilon=1.5)
-    message = (
-        f"{evaluation.__name__}.epsilons: got None; the model's epsilon 1.5 is a radius in l2; give sizes of budgets"
-    )
+    message = f"{evaluation.__name__}.epsilons: got None; the model's epsilon 1.5 is a radius in l2; give sizes of"
     with pytest.raises(SettingError, match=message):
         trainer_with(callback).test(module, Digits(eval_batch_size=100), verbose=False)
-    with pytest.raises(SettingError, match="^epsilon: got 1.5; give the size of budgets per pixel"):
+    with pytest.raises(SettingError, match=r"^epsilon: got 1\.5; give the size of budgets per pixel"):
         elsewhere["budgets"]["theirs"](torch.rand(1, 1, 28, 28), 1.5)
 
 
