@@ -47,7 +47,7 @@ nitpick_ignore_regex = [  # other libraries: the build needs no network
     ("py:.*", rf"({OTHERS})\..*"),
     ("py:class", "Tensor|Size|Dataset|DataLoader|DistributedSampler|OptimizerCallable|LRSchedulerCallable"),
     ("py:(class|exc)", "Path|Split|UnpicklingError|Norm"),
-    ("py:class", r".*\.(Item|Choice|Read|Placement|Checked)"),  # names of their module alone
+    ("py:class", r".*\.(Item|Choice|Read|Placement|Checked|TrainedImages)"),  # names of their module alone
     ("py:.*", r"(.*\.)?_\w+"),  # private bases
 ]
 
