@@ -158,7 +158,7 @@ def _call(function: Callable[[], Any], settings: dict[str, Any], name: str, kind
     except (ValueError, TypeError, ZeroDivisionError, IndexError, RuntimeError) as error:
         if isinstance(error, SettingError):
             raise
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         given = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         raise SettingError(name, f"{kind.__name__} with {given}", f"{reason}; give other settings") from error
 

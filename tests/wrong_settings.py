@@ -109,7 +109,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         (
             "--model.optimizer=torch.optim.Adam --model.optimizer.fused=true --model.optimizer.foreach=true",
             "model.optimizer",
-            "cannot be True together; give other settings",
+            "cannot be `True` together; give other settings",
         ),
         ("--model.optimizer.differentiable=true", "model.optimizer.differentiable", "leave it out"),
         (
