@@ -189,7 +189,7 @@ def channel_noise_like(x: Tensor) -> Tensor:
     example before, with random signs. So all numbers of an example are independent, as are those of one unit in all
     examples. Numbers of other units in other examples are uncorrelated, while their sizes may be equal.
 
-    Where an evaluation takes few of many images, its neighbours share a block, whatever their indices; otherwise most
+    Where an evaluation takes few of many images, neighbours are in one block, whatever their indices; otherwise most
     maps would be drawn for images that are not there. So an image's noise depends on which images are evaluated.
     """
 

@@ -147,7 +147,9 @@ class _Recorder(TorchFunctionMode):
         others = [ref for ref in refs if not args or ref != args[0]]  # args[0] gives a SHAPED call its shape alone
         of_shape = getattr(function, "__name__", "") in SHAPED and not any(ref.dynamic for ref in others)
         if not refs or of_shape:
-            if not unknown:  # else the result may depend on the images, too
+            if unknown:  # the result, and an argument that it fills in place, may depend on the images, too
+                self._constants.difference_update(map(id, tensors))
+            else:
                 mapped(result, self._note_constant)
             return
         dynamic = any(ref.dynamic for ref in refs)

@@ -212,7 +212,7 @@ def test_the_noise_of_channels_is_standard_normal_and_uncorrelated(repeats):
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_noise_of_some_of_the_images_is_drawn_for_them_alone(processes):
-    """Every twentieth image of 2,000: neighbours share a block, and each has the noise that one process gives it."""
+    """Every twentieth image of 2,000: neighbours are in one block, and each has the noise that one process gives it."""
     like, indices = torch.zeros(100, 3, 2, 2), range(7, 2000, 20)
     with numbered((1,), range(100)):
         dense = random.channel_noise_like(like)

@@ -40,8 +40,13 @@ class Gated(nn.Module):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "gate",
-    [scripted, lambda h: h.new_tensor(scripted(h)), lambda h: torch.full_like(h, scripted(h).amax())],
-    ids=["TorchScript", "new_tensor", "full_like"],
+    [
+        scripted,
+        lambda h: h.new_tensor(scripted(h)),
+        lambda h: torch.full_like(h, scripted(h).amax()),
+        lambda h: torch.zeros(len(h)).add_(scripted(h)),
+    ],
+    ids=["TorchScript", "new_tensor", "full_like", "filled in place"],
 )
 def test_a_gate_in_code_that_cannot_be_followed_is_refused(gate):
     """Regression: it was a constant, since it is the same on all images that the recording compares."""
