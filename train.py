@@ -232,7 +232,9 @@ class RobustCLI(LightningCLI):
         return {name: arguments | {"verbose", "weights_only"} for name, arguments in skipped.items()}
 
     def fit(self, **kwargs: Any) -> None:
-        """Train, and run no code from the checkpoint."""
+        """Train, and run no code from the checkpoint; first check the settings of a test that follows."""
+        if self.config[self.subcommand].test_after_fit:
+            self.trainer.callbacks.append(callbacks.TestAfterFit())  # type: ignore[attr-defined]
         self.trainer.fit(**kwargs, weights_only=True)
 
     def validate(self, **kwargs: Any) -> None:

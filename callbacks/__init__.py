@@ -25,6 +25,7 @@ from callbacks.progress import Progress
 from callbacks.results import Results
 from callbacks.run_config import RunConfig
 from callbacks.tensorboard import TensorBoard
+from callbacks.test_after_fit import TestAfterFit
 
 __all__ = [
     "AccuracyCurve",
@@ -53,6 +54,7 @@ __all__ = [
     "RunConfig",
     "SampledRobustness",
     "TensorBoard",
+    "TestAfterFit",
     "WeightedMinimaxEvaluation",
     "watch_launcher",
 ]

@@ -108,6 +108,13 @@ class StageCallback(Callback):
     def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         """Report after the last batch of a stage, even if no batch was due."""
 
+    def check_test(self, trainer: Trainer, module: Any, loader: Any) -> None:
+        """Check the settings of a test by its loader: at its start, and before a training that a test follows.
+
+        Raises:
+            SettingError: if a setting does not fit the test.
+        """
+
     def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
         """Whether to process this batch."""
         limit = self.max_batches if stage == "val" else self.max_test_batches
@@ -146,6 +153,11 @@ class StageCallback(Callback):
     def _finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
         if stage in self.stages:
             self.on_finish(stage, trainer, module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
+        """Check the settings of the test."""
+        if "test" in self.stages:
+            self.check_test(trainer, pl_module, tested_loader(trainer))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
         """Start the validation."""

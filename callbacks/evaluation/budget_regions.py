@@ -6,6 +6,7 @@ from functools import partial
 from itertools import combinations
 
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
@@ -43,11 +44,18 @@ class BudgetRegions(Evaluation):
     def __init__(self, every_n_epochs: int | None = None, max_batches: int | None = None) -> None:
         super().__init__(seed=0, every_n_epochs=every_n_epochs, max_batches=max_batches)
 
-    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        data = module.data_module
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that the data module has regions."""
+        super().setup(trainer, pl_module, stage)
+        data = getattr(pl_module, "data_module", None)
         remedy = "it has no method regions; give WatermarkedMNIST or DoubledCIFAR10, or leave out BudgetRegions"
-        require(hasattr(data, "regions"), "BudgetRegions, data", type(data).__name__, remedy)
-        masks: dict[str, Tensor] = data.regions("test" if module.trainer.testing else "val", self.indices.cpu())
+        fits = stage == "predict" or hasattr(data, "regions")
+        require(fits, "BudgetRegions, data", type(data).__name__, remedy)
+
+    def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
+        masks: dict[str, Tensor] = module.data_module.regions(
+            "test" if module.trainer.testing else "val", self.indices.cpu()
+        )
         for name, threat_model in module.threat_models(x, module.epsilon).items():
             if threat_model.per_pixel is not None and threat_model.per_pixel.shape == x.shape:
                 budgets = threat_model.per_pixel.double().mean(1, keepdim=True)

@@ -25,6 +25,7 @@ from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
 from robust.fingerprint import described, digest, structure
+from robust.folders import check_writable
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
 from robust.random import global_seed
@@ -100,23 +101,27 @@ class CertifiedVolume(Evaluation):
         self._chosen = torch.zeros(0, dtype=torch.bool)
         self._table: Rows = {}
 
-    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
-        """Choose the images."""
-        super().on_start(stage, trainer, module)
+    def check_test(self, trainer: Trainer, module: RobustClassifier, loader: Any) -> None:
+        """Check that images can be drawn from all test images, and that the folder can be written."""
         require_volume(NAME, self.epsilons, module)
         limit = trainer.limit_test_batches
         remedy = f"leave it out: {NAME} draws its images from all test images; set their number by {NAME}.num_samples"
         require(isinstance(limit, float) and limit == 1.0, "trainer.limit_test_batches", limit, remedy)
         images = getattr(module.data_module, "test_images", None)
         require(images is None, "data.test_images", images, remedy)
-        count = num_images(tested_loader(trainer))
+        count = num_images(loader)
         remedy = f"{NAME} draws its images from all; give a loader with a length"
         require(count is not None, "data", "a test loader without a length", remedy)
-        assert count is not None
-        num_samples = count if self.num_samples is None else self.num_samples
         remedy = f"the test has {count} images; give at most that"
-        require(num_samples <= count, f"{NAME}.num_samples", num_samples, remedy)
-        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:num_samples]
+        require((self.num_samples or 1) <= (count or 0), f"{NAME}.num_samples", self.num_samples, remedy)
+        if self.state_folder is not None and trainer.is_global_zero:
+            check_writable(self.state_folder, f"{NAME}.state_folder")
+
+    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
+        """Choose the images."""
+        super().on_start(stage, trainer, module)
+        count = num_images(tested_loader(trainer)) or 0
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.num_samples]
         self._chosen = torch.zeros(count, dtype=torch.bool).index_fill_(0, drawn, True)
 
     def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:

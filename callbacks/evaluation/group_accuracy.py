@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 
-from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
@@ -31,9 +31,8 @@ class GroupAccuracy(Evaluation):
     def __init__(self) -> None:
         super().__init__()
 
-    def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
-        """Check the data."""
-        super().on_start(stage, trainer, module)
+    def check_test(self, trainer: Trainer, module: RobustClassifier, loader: Any) -> None:
+        """Check that the data has groups, and that the test is of all images."""
         data = module.data_module
         remedy = "GroupAccuracy needs data in groups: give MNISTC, or leave it out"
         require(bool(getattr(data, "groups", None)), "data", type(data).__name__, remedy)

@@ -14,6 +14,7 @@ from torch import Tensor
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from robust.errors import require
 from robust.fingerprint import described, digest, structure
+from robust.folders import check_writable
 
 PLAIN = (bool, int, float, str, type(None))
 VERSION = 4  # of the results; increase it whenever an attack or a verdict changes
@@ -44,20 +45,26 @@ class ResumableTest(Callback):
         self._saved: dict[str, tuple[SavedRows, Rows]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon.
-
-        Raises:
-            SettingError: if there are several of these callbacks.
-        """
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        count = sum(isinstance(callback, ResumableTest) for callback in callbacks)
-        require(count == 1, "trainer.callbacks", f"{count} x ResumableTest", "give one: it saves all evaluations")
+        """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
+        self.check_test(trainer, pl_module, None)
         plain = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
         method = {name: value for name, value in plain.items() if name != "ramp"}  # of the training alone
         weights = digest(pl_module.state_dict().values())
         network = structure(getattr(pl_module, "classifier", pl_module))
         self._tested = {"version": VERSION, "network": network, "weights": weights, "method": method}
         self._saved = {}
+
+    def check_test(self, trainer: Trainer, module: Any, loader: Any) -> None:
+        """Check a test before it starts, and before a training that a test follows.
+
+        Raises:
+            SettingError: if there are several of these callbacks, or the folder cannot be written.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(callback, ResumableTest) for callback in callbacks)
+        require(count == 1, "trainer.callbacks", f"{count} x ResumableTest", "give one: it saves all evaluations")
+        if trainer.is_global_zero:
+            check_writable(self.folder, "ResumableTest.folder")
 
     @property
     def continues(self) -> bool:
