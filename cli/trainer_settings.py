@@ -59,9 +59,8 @@ def check_trainer(trainer: Namespace, command: str, *, test_after_fit: bool = Fa
             require(trainer.get(name) != 0, f"trainer.{name}", trainer.get(name), remedy)
     given = trainer.get("callbacks") or []
     for callback in given if isinstance(given, list) else [given]:
-        remedy = "a smaller or larger batch is another training; leave it out and choose data.batch_size"
-        finds = isinstance(callback, Namespace) and str(callback.get("class_path")).endswith("BatchSizeFinder")
-        require(not finds, "trainer.callbacks", "BatchSizeFinder", remedy)
+        name = str(callback.get("class_path")).rpartition(".")[2] if isinstance(callback, Namespace) else ""
+        require(name not in _REFUSED, "trainer.callbacks", name, _REFUSED.get(name, ""))
     _check_length(trainer, command)
     _check_devices(trainer)
     strategy = trainer.get("strategy")
@@ -145,6 +144,10 @@ def _is_length(value: Any) -> bool:
     return bool(value == -1 or value >= 1)
 
 
+_REFUSED = {
+    "BatchSizeFinder": "a smaller or larger batch is another training; leave it out and choose data.batch_size",
+    "BackboneFinetuning": "methods have several networks and no backbone; freeze weights in your network's constructor",
+}
 _CLIP = "leave it out and set model.gradient_clip: methods step their optimizers themselves"
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     ("max_epochs", _is_length, "give at least 1, or -1 for no end"),

@@ -317,11 +317,15 @@ def test_a_ramp_of_a_training_without_epsilon_is_an_error(method, tmp_path, caps
             "trainer.callbacks: got 'BatchSizeFinder'; a smaller or larger batch is another training; leave it out",
         ),
         (
+            ["--trainer.callbacks+=BackboneFinetuning"],
+            "trainer.callbacks: got 'BackboneFinetuning'; methods have several networks and no backbone; freeze",
+        ),
+        (
             ["--test_after_fit=true", "--trainer.limit_test_batches=0"],
             "trainer.limit_test_batches: got 0; there would be nothing to test; ",
         ),
     ],
-    ids=["two schedules", "early stopping", "accumulation", "rates", "package", "batch size", "no test"],
+    ids=["two schedules", "early stopping", "accumulation", "rates", "package", "batch size", "backbone", "no test"],
 )
 def test_what_lightning_refuses_is_named(settings, expected, tmp_path, capsys):
     arguments = [*SMALL, *QUIET, "--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"]

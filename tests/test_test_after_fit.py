@@ -20,7 +20,7 @@ WRONG = {
     "more images than there are": (["--data.test_images=400"], "data.test_images: got 400; the test has 299 images"),
     "a fraction of no batch": (
         ["--trainer.limit_test_batches=0.001"],
-        "trainer.limit_test_batches: got 0.001; the test has 2 batches, and this is none of them; give a larger fraction",
+        "trainer.limit_test_batches: got 0.001; the test has 2 batches, and this is none of them; give a larger",
     ),
     "groups": (["--trainer.callbacks+=GroupAccuracy"], "data: got 'Digits'; GroupAccuracy needs data in groups"),
     "regions": (["--trainer.callbacks+=BudgetRegions"], "BudgetRegions, data: got 'Digits'; it has no method regions"),
@@ -39,9 +39,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_setting_of_the_test_ends_the_run_before_its_training(
-    settings, message, tmp_path, monkeypatch, capsys
-):
+def test_a_wrong_setting_of_the_test_ends_the_run_before_its_training(settings, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:

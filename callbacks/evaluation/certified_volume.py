@@ -114,7 +114,7 @@ class CertifiedVolume(Evaluation):
         require(count is not None, "data", "a test loader without a length", remedy)
         remedy = f"the test has {count} images; give at most that"
         require((self.num_samples or 1) <= (count or 0), f"{NAME}.num_samples", self.num_samples, remedy)
-        if self.state_folder is not None and trainer.is_global_zero:
+        if self.state_folder is not None:
             check_writable(self.state_folder, f"{NAME}.state_folder")
 
     def on_start(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:

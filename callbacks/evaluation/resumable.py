@@ -63,8 +63,7 @@ class ResumableTest(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         count = sum(isinstance(callback, ResumableTest) for callback in callbacks)
         require(count == 1, "trainer.callbacks", f"{count} x ResumableTest", "give one: it saves all evaluations")
-        if trainer.is_global_zero:
-            check_writable(self.folder, "ResumableTest.folder")
+        check_writable(self.folder, "ResumableTest.folder")
 
     @property
     def continues(self) -> bool:
