@@ -9,6 +9,7 @@ from pathlib import Path
 from reports.documents import update
 from reports.page import html
 from reports.picture import front, svg
+from reports.records import FILE
 from reports.report import make_report
 from reports.tables import as_json, comma_separated, markdown
 from robust.errors import SettingError, require
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         if given.update_docs:
+            fits = not (given.runs or given.output or given.baseline or given.front)
+            require(fits, "update-docs", True, "it reads and writes files of its own; give it alone")
             for page in update(Path(__file__).parent):
                 print(f"Updated {page}")
             return 0
@@ -29,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             require(not output.is_dir(), "output", str(output), "it is a folder; give a file")
             require(output.suffix in FORMATS, "output", str(output), f"give a file that ends in {', '.join(FORMATS)}")
             require(output.parent.is_dir(), "output", str(output), "its folder does not exist; create it first")
+            record = output.name == FILE or any(output.resolve() == run.resolve() for run in given.runs)
+            require(not record, "output", str(output), "this is the record of a run; give another file")
         svgs = [output for output in given.output if output.suffix == ".svg"]
         require(given.front is None or bool(svgs), "front", given.front, "give --output a file that ends in .svg, too")
         report = make_report(given.runs, given.stage, given.baseline)

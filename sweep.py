@@ -154,9 +154,8 @@ def run_trials(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> Non
     """
     study = open_study(study_file, worker + _MOST_WORKERS * seen)
     while (trial := next_trial(study, study_file, lock)) is not None:
-        settings = study_file.suggest(trial)
         try:
-            values = objectives(study_file, trial, settings)
+            values = objectives(study_file, trial, study_file.suggest(trial))
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except DivergedError as error:

@@ -21,7 +21,7 @@ import lightning_modules
 from cli import checkpoints
 from cli.checkpoint_settings import importable, read_model, values_of
 from cli.class_settings import check_classes, check_finite, with_path
-from cli.config_files import RefusedYAMLError
+from cli.config_files import LARGEST_SEED, RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, refuse_null
 from cli.export import ExportTrainer
@@ -41,7 +41,6 @@ from robust.errors import (
     require,
 )
 
-LARGEST_SEED = 2**32 - 1
 WORDS = ("best", "last", "hpc")
 # errors that the user can fix
 ONE_LINE = (

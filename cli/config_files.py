@@ -18,6 +18,7 @@ from robust.errors import SettingError, require
 MOST_BYTES = 4_000_000
 MOST_NODES = 100_000
 MOST_LEVELS = 100
+LARGEST_SEED = 2**32 - 1
 OF_RUNNERS = {
     "seed_everything": "give seeds",
     "trainer.default_root_dir": "give folder",
@@ -71,6 +72,17 @@ def require_free(name: str, setting: str, value: Any) -> None:
         SettingError: naming the remedy.
     """
     require(setting not in OF_RUNNERS, name, value, f"each run gets a value of its own; {OF_RUNNERS.get(setting)}")
+
+
+def check_seeds(seeds: Any) -> None:
+    """Check the list of seeds of experiments and sweeps.
+
+    Raises:
+        SettingError: if it is no list of different seeds.
+    """
+    fits = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed <= LARGEST_SEED for seed in seeds)
+    remedy = f"give a list of different whole numbers from 0 to {LARGEST_SEED}, such as [0, 1, 2]"
+    require(fits and len(seeds) == len(set(seeds)) > 0, "seeds", seeds, remedy)
 
 
 def load_settings(name: str, path: str, known: set[str], required: Sequence[str], example: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.composition import content
-from cli.config_files import as_argument, load_settings, require_free
+from cli.config_files import as_argument, check_seeds, load_settings, require_free
 from robust.errors import require
 
 Part = str | dict[str, Any]  # path of a config file, or settings by their full names
@@ -110,13 +110,14 @@ class Matrix:
             given = getattr(self, name)
             require(isinstance(given, dict), name, given, "give config files by name, such as mine: my_config.yaml")
             setattr(self, name, {str(run): parts for run, parts in given.items()})  # a name such as 0.1 is a number
+            for run in getattr(self, name):
+                fits = run.strip(" .") != "" and not set(run) & set("/\\")
+                require(fits, name, run, "give the run a name that can be a folder's, without slashes")
         remedy = "give settings by their full names, such as trainer.max_epochs: 3"
         require(isinstance(self.settings, dict), "settings", self.settings, remedy)
         require(bool(self.evaluation), "evaluation", self.evaluation, "give a config file, such as protocol.yaml")
         require(bool(self.runs), "runs", self.runs, "give at least one, such as mine: my_config.yaml")
-        numbers = isinstance(self.seeds, list) and all(isinstance(seed, int) for seed in self.seeds)
-        fits = numbers and len(self.seeds) == len(set(self.seeds)) > 0
-        require(fits, "seeds", self.seeds, "give a list of different whole numbers, such as [0, 1, 2]")
+        check_seeds(self.seeds)
         for name in ("folder", "results"):
             given = getattr(self, name)
             require(isinstance(given, str), name, given, "give the path of a folder")

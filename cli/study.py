@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.config_files import load_settings, require_free
+from cli.config_files import check_seeds, load_settings, require_free
 from robust.errors import SettingError, require
 
 if TYPE_CHECKING:
@@ -57,13 +58,12 @@ class StudyFile:
             remedy = "give a validation metric: settings that are chosen on test images do not generalize"
             require(str(name).startswith("val/"), "objectives", name, remedy)
         require(isinstance(self.folder, str), "folder", self.folder, "give the path of a folder")
-        fits = self.trials is None or (isinstance(self.trials, int) and self.trials >= 1)
+        fits = self.trials is None or (type(self.trials) is int and self.trials >= 1)
         require(fits, "trials", self.trials, "give a whole number of at least 1")
         fits = not self.grid() or self.count() <= len(self.grid())
         require(fits, "trials", self.trials, f"the choices have {len(self.grid())} combinations; leave trials out")
-        fits = isinstance(self.seeds, list) and bool(self.seeds) and all(isinstance(seed, int) for seed in self.seeds)
-        fits = fits and len(set(self.seeds)) == len(self.seeds)
-        require(fits, "seeds", self.seeds, "give a list of at least one whole number, all different, such as [0, 1, 2]")
+        check_seeds(self.seeds)
+        require(isinstance(self.prune, bool), "prune", self.prune, "give true or false")
         require(not self.prune or len(self.objectives) == 1, "prune", True, "give one objective, or do not prune")
 
     def count(self) -> int:
@@ -92,6 +92,7 @@ def read_study(path: str) -> StudyFile:
     required = ("config", "settings", "objectives", "folder")
     content = load_settings("study", path, names, required, "configs/sweeps/r2_weight.yaml")
     config = content["config"] if isinstance(content["config"], list) else [content["config"]]
+    require(bool(config), "config", config, "give paths of config files")
     for file in config:
         require(isinstance(file, str), "config", file, "give paths of config files")
     return StudyFile(**content | {"config": [str((Path(path).parent / file).resolve()) for file in config]})
@@ -105,13 +106,15 @@ def _check_distribution(name: str, distribution: Any) -> None:
     if kind == "choice":
         fits = all(value is None or isinstance(value, int | float | str) for value in values)
         require(fits, f"{name}.choice", values, "give numbers, strings, true, false or null; others by a config file")
+        different = {(isinstance(value, bool), value) for value in values}  # 1 and 1.0 are one value, true is another
+        require(len(different) == len(values), f"{name}.choice", values, "give each value once")
         return
-    numbers = all(isinstance(value, int | float) for value in values)
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
     whole = kind != "integer" or all(isinstance(value, int) for value in values)
     require(whole, f"{name}.integer", values, "give whole numbers, [low, high]")
     fits = numbers and len(values) == 2 and values[0] < values[1] and (kind != "log_uniform" or values[0] > 0)
     if not fits:
-        raise SettingError(f"{name}.{kind}", values, "give [low, high], with 0 < low for log_uniform")
+        raise SettingError(f"{name}.{kind}", values, "give finite numbers, [low, high], with 0 < low for log_uniform")
 
 
 def _suggest(trial: Trial, name: str, kind: str, values: list[Any]) -> Any:

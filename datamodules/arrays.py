@@ -17,6 +17,7 @@ from datamodules.own_data import SPLITS, OwnData
 from datamodules.trained_images import hashes
 from robust.errors import SettingError, require
 
+MOST_CLASSES = 10_000  # of labels without names, unless there are more images
 _FORMATS = "an npz or a safetensors file, or a folder of npy files"
 
 
@@ -64,6 +65,9 @@ class Arrays(OwnData):
         self._by_split = "train_images" in self._arrays
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}
         count = 1 + max(int(labels.max()) for labels in self._labels.values())
+        most = max(MOST_CLASSES, sum(len(labels) for labels in self._labels.values()))
+        remedy = "there are not so many images; number the classes from 0, or give data.class_names"
+        require(self.given_names is not None or count <= most, "data.path", f"a label of {count - 1}", remedy)
         names = [str(index) for index in range(count)] if self.given_names is None else self.given_names
         remedy = f"the labels go up to {count - 1}; name at least {count} classes"
         require(len(names) >= count, "data.class_names", self.given_names, remedy)
@@ -97,7 +101,7 @@ class Arrays(OwnData):
         """
         prefix, rows = self._rows(split)
         images = self._array(prefix)
-        middles = images[rows, :, images.shape[2] // 2].contiguous().numpy()
+        middles = images[rows, :, images.shape[2] // 2].contiguous().view(torch.uint8).numpy()
         labels = self._labels[prefix][rows] if prefix in self._labels else rows
         named = zip(rows.tolist(), labels.tolist(), middles, strict=True)
         return hashes(f"{prefix}{row} {label} ".encode() + middle.tobytes() for row, label, middle in named)
@@ -178,8 +182,8 @@ def _taken(arrays: Mapping[str, Callable[[], Tensor]], name: str, setting: str, 
 def _channels_first(images: Tensor, last: bool | None, where: str) -> Tensor:
     """A view of shape (N, C, H, W)."""
     given = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-    kind = images.dtype == torch.uint8 or images.is_floating_point()
-    require(kind, where, given, "give uint8, or floats in [0, 1]")
+    kind = images.dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    require(kind, where, given, "give uint8, or floats of 16 bits and more in [0, 1]")
     require(
         images.ndim in (3, 4) and images.numel() > 0, where, given, "give shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
     )

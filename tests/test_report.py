@@ -298,6 +298,9 @@ def test_the_page_loads_nothing(tmp_path):
         ),
         (["a", "-o", "x.pdf"], "output: got 'x.pdf'; give a file that ends in .html, .md, .csv, .json, .svg"),
         (["a", "-o", "empty"], "output: got 'empty'; it is a folder; give a file"),
+        (["a", "-o", "a/results.json"], "output: got 'a/results.json'; this is the record of a run; give another file"),
+        (["list.json", "-o", "list.json"], "output: got 'list.json'; this is the record of a run; give another file"),
+        (["a", "--update-docs"], "update-docs: got True; it reads and writes files of its own; give it alone"),
         (["a", "-o", "no/x.md"], "output: got 'no/x.md'; its folder does not exist; create it first"),
         (
             ["a", "--front", "accuracy/union", "-o", "x.svg"],

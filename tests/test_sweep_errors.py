@@ -93,6 +93,15 @@ def test_a_pruner_needs_the_objective_of_every_validation(tmp_path, capsys):
         ({"objectives": ["val/loss"]}, "objectives: got ['val/loss']; name at least one metric"),
         ({"settings": {}}, "settings: got {}; name at least one setting"),
         ({"settings": ["model.epsilon"]}, "settings: got ['model.epsilon']; name at least one setting"),
+        (
+            {"settings": {"a": {"uniform": [0.1, float("inf")]}}},
+            "settings.a.uniform: got [0.1, inf]; give finite numbers, [low, high]",
+        ),
+        ({"settings": {"a": {"choice": [0.1, 0.10]}}}, "settings.a.choice: got [0.1, 0.1]; give each value once"),
+        ({"seeds": [-3]}, "seeds: got [-3]; give a list of different whole numbers from 0 to 4294967295"),
+        ({"prune": "no"}, "prune: got 'no'; give true or false"),
+        ({"trials": True}, "trials: got True; give a whole number"),
+        ({"config": []}, "config: got []; give paths of config files"),
         ({"config": [3]}, "config: got 3; give paths of config files"),
         ({"folder": 3}, "folder: got 3; give the path of a folder"),
         ({"trials": "many"}, "trials: got 'many'; give a whole number"),
@@ -101,9 +110,9 @@ def test_a_pruner_needs_the_objective_of_every_validation(tmp_path, capsys):
         ({"settings": {"model.epsilon": {"uniform": [1, 0]}}}, "settings.model.epsilon.uniform: got [1, 0]; give [low"),
         (
             {"settings": {"a": {"log_uniform": [0, 1]}}},
-            "settings.a.log_uniform: got [0, 1]; give [low, high], with 0 <",
+            "settings.a.log_uniform: got [0, 1]; give finite numbers, [low, high], with 0 <",
         ),
-        ({"seeds": [1, 1]}, "seeds: got [1, 1]; give a list of at least one whole number, all different"),
+        ({"seeds": [1, 1]}, "seeds: got [1, 1]; give a list of different whole numbers"),
         ({"settings": {"a": {"integer": [0.5, 8]}}}, "settings.a.integer: got [0.5, 8]; give whole numbers"),
         ({"trials": 0}, "trials: got 0; give a whole number of at least 1"),
         (
@@ -114,7 +123,7 @@ def test_a_pruner_needs_the_objective_of_every_validation(tmp_path, capsys):
             {"settings": {"model.epsilon": {"choice": [[0, 1]]}}},
             "settings.model.epsilon.choice: got [[0, 1]]; give numbers, strings, true, false or null",
         ),
-        ({"seeds": []}, "seeds: got []; give a list of at least one"),
+        ({"seeds": []}, "seeds: got []; give a list of different whole"),
         (
             {"prune": True, "objectives": {"val/a": "minimize", "val/b": "maximize"}},
             "prune: got True; give one objective",

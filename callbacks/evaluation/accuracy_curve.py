@@ -13,7 +13,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._stages import Stage
+from callbacks.evaluation.attack_settings import CALL, Ball, check_call, check_names, named_ball
 from callbacks.evaluation.base import Evaluation
+from callbacks.evaluation.saved_rows import Rows
 from callbacks.pictures.base import write_figure
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
@@ -22,7 +24,7 @@ from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy, AccuracyStd
 from robust.progress import tracked
 from robust.random import part
-from robust.threat_models import Norm, ball
+from robust.threat_models import Norm
 
 
 class Point(NamedTuple):
@@ -76,11 +78,14 @@ class AccuracyCurve(Evaluation):
         positive = len(epsilons) > 0 and all(epsilon > 0 for epsilon in epsilons)
         require(positive, "AccuracyCurve.epsilons", epsilons, "give radii above 0; 0 is always included")
         require(num_samples >= 1, "AccuracyCurve.num_samples", num_samples, "give at least 1")
+        check_names("AccuracyCurve.attacks", attacks)
+        for name, attack in attacks.items():
+            check_call(f"AccuracyCurve.attacks.{name}", attack, *CALL)
         self.attacks = attacks
         self.epsilons = sorted(set(epsilons))
         twice = len({f"{epsilon:g}" for epsilon in self.epsilons}) < len(self.epsilons)
         require(not twice, "AccuracyCurve.epsilons", epsilons, "give radii with different names in six digits")
-        self.balls = {epsilon: ball(norm, epsilon) for epsilon in self.epsilons}
+        self.balls = {epsilon: named_ball("AccuracyCurve.epsilons", norm, epsilon) for epsilon in self.epsilons}
         self.norm = norm
         self.num_samples = num_samples
         self.others: Curves = {}
@@ -95,13 +100,23 @@ class AccuracyCurve(Evaluation):
         for index, (name, attack) in enumerate(tracked(list(self.attacks.items()))):
             self._update(name, 0.0, clean)
             for epsilon, threat_model in tracked(list(self.balls.items())):
-                correct = torch.zeros_like(clean)
-                if len(remaining) > 0:
-                    with self.seeded(x, index), part(remaining):
-                        x_adv = checked_attack(name, attack, module, threat_model, x[remaining], y[remaining])
-                        correct[:, remaining], _ = judge_repeatedly(module, x_adv, y[remaining], num_samples)
+                run = partial(self._correct, module, index, name, threat_model, x, y, remaining)
+                settings = [index, attack, num_samples]  # the draws depend on the index
+                correct = self.saved(module, self._name(name, epsilon), settings, (x, y), run)["correct"].T
                 self.note_misclassified(module, threat_model, ~correct.any(0), name)
                 self._update(name, epsilon, correct)
+
+    def _correct(
+        self, module: RobustClassifier, index: int, name: str, ball: Ball, x: Tensor, y: Tensor, remaining: Tensor
+    ) -> Rows:
+        """Whether each pass is correct under the attack, bool (B, S); false outside ``remaining``."""
+        num_samples = self.num_samples if module.stochastic else 1
+        correct = torch.zeros(num_samples, len(y), dtype=torch.bool, device=y.device)
+        if len(remaining) > 0:
+            with self.seeded(x, index), part(remaining):
+                x_adv = checked_attack(name, self.attacks[name], module, ball, x[remaining], y[remaining])
+                correct[:, remaining], _ = judge_repeatedly(module, x_adv, y[remaining], num_samples)
+        return {"correct": correct.T}
 
     def _update(self, attack: str, epsilon: float, correct: Tensor) -> None:
         """Update the metrics by whether each pass classifies each image correctly, bool (S, B)."""

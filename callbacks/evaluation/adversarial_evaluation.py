@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from callbacks.evaluation.attack_settings import CALL, check_call, check_names, named_ball, norm_ball
 from callbacks.evaluation.base import Evaluation
-from callbacks.evaluation.norm_balls import norm_ball
 from lightning_modules.base import RobustClassifier
 from robust.errors import SettingError, require
 from robust.evaluation import (
@@ -145,14 +145,15 @@ class AdversarialEvaluation(Evaluation):
         self.balls: dict[Norm, float] = balls or {}
         require(balls != {}, f"{NAME}.balls", balls, "give a radius for at least one norm, or leave it out")
         for norm, radius in self.balls.items():
-            ball(norm, radius)  # raises if there is no such ball
+            named_ball(f"{NAME}.balls.{norm}", norm, radius)
         setting = f"{NAME}.attacks"
         require(len(attacks) > 0, setting, attacks, "give at least one attack")
-        for name in [case.name or key for key, case in attacks.items()]:
+        names = [case.name or key for key, case in attacks.items()]
+        for name in names:
             require(name not in RESERVED, setting, name, "give it a name that no other metric has")
-            require("/" not in name, setting, name, "give it a name without slashes")
-        for group in {case.group for case in attacks.values()} - {None}:
-            require("/" not in str(group), setting, group, "give the group a name without slashes")
+        check_names(setting, [*names, *(case.group for case in attacks.values() if case.group is not None)])
+        for key, case in attacks.items():
+            check_call(f"{setting}.{key}.attack", case.attack, *CALL)
         require(num_samples >= 1, f"{NAME}.num_samples", num_samples, "give at least 1")
         require(gradient_samples >= 1, f"{NAME}.gradient_samples", gradient_samples, "give at least 1")
         self.attacks = attacks
@@ -194,7 +195,8 @@ class AdversarialEvaluation(Evaluation):
         counts: dict[str, Tensor] = {}
         groups: dict[str, dict[str, Tensor]] = {}  # whether each pass (B, S) is correct under each attack
         for run in tracked(list(self._runs(module, x))):
-            settings = [list(self.attacks.values())[run.index], self.gradient_samples, self._num_samples(module)]
+            case = list(self.attacks.values())[run.index]  # and its index, on which the draws depend
+            settings = [run.index, case, self.gradient_samples, self._num_samples(module)]
             compute = partial(self._attacked, module, run, x, y, remaining)
             judged = self.saved(module, run.metric, settings, (x, y), compute)
             counts[run.metric] = self._count(run.metric, module, judged)

@@ -182,6 +182,8 @@ class Evaluation(StageCallback, ABC):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the module is a classifier of full precision, and that the metrics' names are unique."""
         super().setup(trainer, pl_module, stage)
+        if stage == "validate" and "val" not in self.stages:
+            rank_zero_warn(f"{type(self).__name__} does not run in validation; run it by train.py test")
         self._check_names(trainer, pl_module)
         if self.needs_float32 and stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)

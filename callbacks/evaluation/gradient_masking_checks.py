@@ -13,8 +13,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from callbacks.evaluation.attack_settings import named_ball, norm_ball
 from callbacks.evaluation.base import Evaluation
-from callbacks.evaluation.norm_balls import norm_ball
 from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.attacks import FGSM, PGD, Square
@@ -107,7 +107,7 @@ class GradientMaskingChecks(Evaluation):
             require(count >= 1, f"{name}.{setting}", count, "give at least 1")
         require(epsilons != {}, f"{name}.epsilons", epsilons, "give at least one, or leave it out")
         for norm, epsilon in (epsilons or {}).items():
-            ball(norm, epsilon)  # raises if there is no such ball
+            named_ball(f"{name}.epsilons.{norm}", norm, epsilon)
         require(0 <= tolerance < 1, f"{name}.tolerance", tolerance, "give a fraction of the examples in [0, 1)")
         super().__init__(seed, max_test_batches=max_batches)
         self.epsilons = epsilons
@@ -139,7 +139,8 @@ class GradientMaskingChecks(Evaluation):
             threat_model, metric = ball(norm, size), f"{name}/{threat_model_name(norm, size)}"
             remaining = torch.ones_like(y, dtype=torch.bool) if module.stochastic else clean > 0
             compute = partial(self._correct, module, index, name, threat_model, x, y, remaining)
-            correct = self.saved(module, metric, [self.attacks[name], passes], (x, y), compute)["correct"]
+            settings = [index, self.attacks[name], passes]  # the draws depend on the index
+            correct = self.saved(module, metric, settings, (x, y), compute)["correct"]
             self.note_misclassified(module, threat_model, correct == 0, f"{name} of GradientMaskingChecks")
             self.update(f"{PREFIX}/accuracy/{metric}", partial(Accuracy, passes), correct)
 

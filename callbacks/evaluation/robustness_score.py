@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from callbacks._stages import Stage
+from callbacks.evaluation.attack_settings import check_call, check_names
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.saved_rows import Rows
 from callbacks.pictures.base import write_figure
@@ -64,6 +65,10 @@ class RobustnessScore(Evaluation):
         super().__init__(**settings)
         attacks = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid(), "pgd": GrowingPGD()} if attacks is None else attacks
         require(len(attacks) > 0, "RobustnessScore.attacks", attacks, "give at least one attack")
+        check_names("RobustnessScore.attacks", attacks)
+        for name, attack in attacks.items():
+            remedy = "give LinearizedBoundary, FGSMGrid or GrowingPGD, which search the nearest boundary"
+            check_call(f"RobustnessScore.attacks.{name}", attack, ("network", "x", "y"), remedy)
         require(1 <= halvings <= 50, "RobustnessScore.halvings", halvings, "give 1 to 50")
         self.attacks = attacks
         self.halvings = halvings

@@ -14,6 +14,7 @@ from torch import Tensor
 from callbacks._stages import Stage
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.robustness_score import RobustnessScore
+from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 from robust.metrics import Gathered, SampledScore
@@ -88,18 +89,24 @@ class SampledRobustness(Evaluation):
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         self._require_no_noise(module)  # it may begin in the course of a training
         epsilons = self._radii(x)
+        compute = partial(self._measured, module, x, epsilons)
+        rows = self.saved(module, self.name, [self.score, self.epsilons], (x, y), compute)
+        weights = self.score.weight.of_radius(epsilons)
+        score = partial(SampledScore, epsilons, weights, diameter(tuple(x.shape[1:])))
+        self.update("score", score, self.score.robustness(rows["measure"], epsilons))
+        columns = ["measure", "codes"] if "codes" in rows else ["measure"]
+        values = [rows["measure"].float(), *(rows[name] for name in columns[1:])]
+        self.update("table", partial(Gathered, columns), self.indices, *values)
+
+    def _measured(self, module: RobustClassifier, x: Tensor, epsilons: Tensor) -> Rows:
+        """Measures (B, E) of the images' neighbours by radius, and the codes of the neighbours if there are any."""
         keys = [hash((self.seed, index)) for index in self.indices.tolist()]
 
         def classify(images: Tensor) -> Tensor:
             return torch.cat([predicted(module, part) for part in tracked(torch.split(images, CHUNK_SIZE))])
 
         measure, points = self.score.measure(classify, self.score.points(x, keys), epsilons, keys)
-        weights = self.score.weight.of_radius(epsilons)
-        score = partial(SampledScore, epsilons, weights, diameter(tuple(x.shape[1:])))
-        self.update("score", score, self.score.robustness(measure, epsilons))
-        codes = () if points.codes is None else (points.codes,)
-        columns = ["measure", "codes"][: 1 + len(codes)]
-        self.update("table", partial(Gathered, columns), self.indices, measure.float(), *codes)
+        return {"measure": measure} | ({} if points.codes is None else {"codes": points.codes})
 
     def _radii(self, x: Tensor) -> Tensor:
         return draw_epsilons(self.epsilons, tuple(x.shape[1:]), self.seed).to(x.device)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from callbacks.evaluation.attack_settings import Ball, norm_ball
 from callbacks.evaluation.base import Evaluation
-from callbacks.evaluation.norm_balls import Ball, norm_ball
 from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
@@ -78,7 +78,8 @@ class WeightedMinimaxEvaluation(Evaluation):
         fits = 0 < step_size < float("inf")
         require(fits, f"{name}.step_size", step_size, "give a positive, finite size, in pixel units")
         require(epsilon is None or 0 < epsilon <= 1, f"{name}.epsilon", epsilon, "give a radius in (0, 1]")
-        require(len(set(alphas)) == len(alphas), f"{name}.alphas", alphas, "give each once")
+        fits = len({f"{alpha:g}" for alpha in alphas}) == len(alphas) > 0
+        require(fits, f"{name}.alphas", alphas, "give at least one, with different names in six digits")
         for alpha in alphas:
             remedy = f"give strengths from 0 to {LARGEST_ALPHA:g}: larger weights overflow"
             require(0 <= alpha <= LARGEST_ALPHA, f"{name}.alphas", alpha, remedy)

@@ -56,14 +56,23 @@ class Descent(Rebuilding):
         """Build the optimizers and schedules in the order of :meth:`optimizer_specs`.
 
         Raises:
-            SettingError: for ``LBFGS``.
+            SettingError: for ``LBFGS``, or if a weight that requires a gradient is in no entry.
         """
-        specs = self.optimizer_specs()
+        specs = [spec._replace(parameters=list(spec.parameters)) for spec in self.optimizer_specs()]
+        self._check_all_listed(specs)
         optimizers = [spec.optimizer(spec.parameters) for spec in specs]
         closure = next((type(each).__name__ for each in optimizers if isinstance(each, torch.optim.LBFGS)), None)
         require(closure is None, "optimizer", closure, "it needs closures; give one such as torch.optim.SGD or Adam")
         pairs = zip(specs, optimizers, strict=True)
         return optimizers, [spec.lr_scheduler(optimizer) for spec, optimizer in pairs if spec.lr_scheduler is not None]
+
+    def _check_all_listed(self, specs: list[OptimizerSpec]) -> None:
+        listed = {id(weight) for spec in specs for weight in spec.parameters}
+        left_out = [
+            name for name, weight in self.named_parameters() if weight.requires_grad and id(weight) not in listed
+        ]
+        remedy = "no optimizer would train them; add them in optimizer_specs, or freeze them by requires_grad_(False)"
+        require(not left_out, type(self).__name__, ", ".join(left_out), remedy)
 
     def all_optimizers(self) -> list[LightningOptimizer]:
         """The optimizers in the order of :meth:`optimizer_specs`, always as a list."""

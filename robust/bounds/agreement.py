@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from robust.bounds.calls import IMAGES, REMEDY, Recording
+from robust.bounds.calls import IMAGES, MIXES, REMEDY, Recording
 from robust.bounds.changes import States, attributes, version
 from robust.bounds.graph import Graph, bind
 from robust.bounds.recording import record
@@ -20,7 +20,7 @@ from robust.passes import CountingHook, uncounted
 from robust.seeds import generator
 from robust.threat_models import Box
 
-BATCH = 7  # images to record: no usual number of channels, so that an axis of images is not taken for another
+BATCH = 7  # images to record: not 1, whose axis is copied, and another number than the images that are compared
 _COMPARED: WeakKeyDictionary[nn.Module, Seen] = WeakKeyDictionary()  # when each network was compared last
 
 
@@ -103,6 +103,10 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
         if [call.name for call in recording.calls] != [call.name for call in again.calls]:
             remedy = f"its operations differ from one pass to the next; {REMEDY}"
             raise UnsupportedLayerError("network", type(network).__name__, remedy)
+        for index in recording.needed:  # an axis may have been as long as the batch by chance
+            call, other = recording.calls[index], again.calls[index]
+            if call.dynamic and (call.per_image, call.shape) != (other.per_image, other.shape):
+                raise call.error(network, MIXES)
         _compare(network, bind(recording, network, dtype), values, others)
         _require_precise(network, again, values, dtype)
         _require_alone(network, logits, others)

@@ -12,6 +12,7 @@ from robust.bounds.agreement import checked_graph
 from robust.bounds.calls import REMEDY, UNKNOWN
 from robust.bounds.feed_forward import FeedForwardVerifier
 from robust.bounds.lirpa import LirpaVerifier
+from robust.bounds.recording import WeightChangeError
 from robust.bounds.verifier import Verifier, bound_precision
 from robust.errors import UnsupportedLayerError
 from robust.threat_models import Box
@@ -42,6 +43,7 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
     Raises:
         SettingError: if the weights are in half precision, or the network gives no logits.
         UnsupportedLayerError: if neither bounds the network; what each has no bound for.
+        WeightChangeError: if the network changes its weights in its forward pass.
     """
     reason = without_bound(network, image_shape)
     if reason is None:
@@ -69,6 +71,8 @@ def without_bound(network: nn.Module, image_shape: tuple[int, int, int]) -> str 
     """
     try:
         checked_graph(network, _blank(network, image_shape), weights_too=False)
+    except WeightChangeError:
+        raise
     except UnsupportedLayerError as error:
         layer = str(error).removesuffix(f"; {REMEDY}").removesuffix(f"; {UNKNOWN}")
         return f"FeedForwardVerifier has no bound for {layer}"

@@ -14,6 +14,7 @@ from robust.bounds.operations.registry import name_of
 from robust.errors import UnsupportedLayerError
 
 UNKNOWN, REMEDY = "FeedForwardVerifier has no bound for it", "set the verifier to robust.bounds.LirpaVerifier"
+MIXES = "it mixes the images of a batch"
 IMAGES = -1  # the key of what the network is given
 
 
@@ -113,10 +114,11 @@ def refusal(
     line: str,
     reason: str,
     kind: type[UnsupportedLayerError] = UnsupportedLayerError,
+    remedy: str = REMEDY,
 ) -> UnsupportedLayerError:
     """The error that a call has no bound, with the layer, the call or the layer's module, and the user's line."""
     module = network.get_submodule(layer)
     plain = type(module).__module__.startswith("torch.nn.") and not list(module.children())
     what = str(module).split("\n")[0] if plain else f"{call} ({line})" if line else call
     name = f"network layer '{layer}'" if layer else "network"
-    return kind(name, what, f"{reason or UNKNOWN}; {REMEDY}")
+    return kind(name, what, f"{reason or UNKNOWN}; {remedy}")

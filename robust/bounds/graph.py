@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust.bounds.calls import IMAGES, Call, Recording, Ref, mapped
+from robust.bounds.calls import IMAGES, MIXES, Call, Recording, Ref, mapped
 from robust.bounds.operations import Arithmetic, Interval, Operand, Operation, UnboundedError
 from robust.bounds.operations.balls import BallInterval
 from robust.bounds.operations.registry import builder_of
@@ -162,7 +162,7 @@ class _Binder:
             self._held[index] = result if call.part is None else result[call.part]
             return
         if not call.per_image:
-            raise call.error(self._network, "it mixes the images of a batch")
+            raise call.error(self._network, MIXES)
         inputs = tuple(self.places[ref.key] for ref in refs if ref.dynamic)
         operation = self._operation(call)
         if operation is None:

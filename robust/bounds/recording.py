@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from robust.bounds.operations.registry import builder_of, name_of, rewritten
 from robust.errors import UnsupportedLayerError
 
 UNFOLLOWED = "a tensor with a number for each image comes from code that cannot be followed, such as TorchScript"
+WRITES = "it changes a weight in the forward pass, so that bounds may be of other weights than the next pass"
+WRITTEN_BEFORE = "change weights after an optimizer's step, or by torch.nn.utils.parametrize"
 CHANGED = "an argument or the result has changed since its call, in place by way of another view of it"
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
@@ -70,6 +73,7 @@ def reads_weights(network: nn.Module, images: Tensor) -> bool:
 
     Raises:
         ValueDependenceError: if it takes the value of an image as a number.
+        WeightChangeError: if it changes a weight.
     """
     recorder = _Recorder(network, images, follows=False)
     _pass(network, images, recorder)
@@ -83,6 +87,10 @@ def _pass(network: nn.Module, images: Tensor, recorder: _Recorder) -> Any:
 
 class ValueDependenceError(UnsupportedLayerError):
     """The operations of a network depend on an image's values."""
+
+
+class WeightChangeError(UnsupportedLayerError):
+    """A network changes its weights in its forward pass."""
 
 
 class _Recorder(TorchFunctionMode):
@@ -99,6 +107,7 @@ class _Recorder(TorchFunctionMode):
         self._kept = [images]
         self._constants = {id(value) for module in network.modules() for value in vars(module).values()}
         self._versions = {id(images): version(images)}
+        self._weights = {each.untyped_storage().data_ptr() for each in network.parameters()} - {0}
         self._layers, self._paused, self._batch = [""], False, len(images)
         self.reads_weights = False
 
@@ -123,12 +132,22 @@ class _Recorder(TorchFunctionMode):
         if simpler is not None and any(ref.dynamic for ref in self._refs_in((args, named))):
             with self:
                 return simpler(*args, **named)
+        if not self._paused and self._writes_weight(func, args, named):
+            raise self._refusal(func, WRITES, WeightChangeError, WRITTEN_BEFORE)
         # before the call, which may change an argument in place
         seen, changed = mapped((args, named), self._or_ref), self.changed((args, named))
         result = func(*args, **named)
         if not self._paused:
             self._note(func, seen, result, changed)
         return result
+
+    def _writes_weight(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Whether a call changes a weight, in place or by giving it other data."""
+        name = str(getattr(function, "__name__", ""))
+        in_place = name in ("__set__", "__setitem__") or name.startswith("__i") or re.fullmatch(r"[a-z]\w*_", name)
+        written = [*(args[:1] if in_place else ()), named.get("out")]
+        tensors = [each for each in written if isinstance(each, Tensor)]
+        return any(each.untyped_storage().data_ptr() in self._weights for each in tensors)
 
     def _or_ref(self, value: object) -> object:
         return self.ref(value) or value
@@ -183,10 +202,14 @@ class _Recorder(TorchFunctionMode):
         return 0 < tensor.dim() == axes and len(tensor) == self._batch
 
     def _refusal(
-        self, function: Callable[..., Any] | str, reason: str, kind: type[UnsupportedLayerError] = UnsupportedLayerError
+        self,
+        function: Callable[..., Any] | str,
+        reason: str,
+        kind: type[UnsupportedLayerError] = UnsupportedLayerError,
+        remedy: str = REMEDY,
     ) -> UnsupportedLayerError:
         call = function if isinstance(function, str) else name_of(function)
-        return refusal(self.network, self._layers[-1], call, _users_line(), reason, kind)
+        return refusal(self.network, self._layers[-1], call, _users_line(), reason, kind, remedy)
 
     @contextmanager
     def named_modules(self) -> Iterator[None]:

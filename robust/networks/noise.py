@@ -73,7 +73,8 @@ class Noisy(nn.Module):
         shared_noise: see :class:`PerturbationInjection`.
 
     Raises:
-        SettingError: if a name fits no module, or the network does not take such images.
+        SettingError: if a name fits no module, the network does not run the module, or runs it on maps of several
+            shapes, or the network does not take such images.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Noisy(nn.Module):
         shared_noise: bool = False,
     ) -> None:
         super().__init__()
-        for name, shape in _output_shapes(network, after, image_shape).items():  # children come before parents
+        for name, shape in _output_shapes(network, after, image_shape).items():
             parent, _, child = name.rpartition(".")
             injection = PerturbationInjection(shape, initial_scale, shared_noise)
             noisy = nn.Sequential(network.get_submodule(name), injection)
@@ -129,17 +130,37 @@ def without_noise(network: nn.Module) -> Iterator[None]:
 def _output_shapes(
     network: nn.Module, after: Sequence[str], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the outputs of the modules that ``after`` names, without the batch, in one pass of a blank image."""
-    modules = dict(network.named_modules())
+    """Shapes of the outputs of the modules that ``after`` names, without the batch.
+
+    Inner modules come first. A module that has several names is there by each of them, once for each place.
+    """
+    modules = {name: module for name, module in network.named_modules(remove_duplicate=False) if name}
     for pattern in after:
-        fits = any(name and fnmatchcase(name, pattern) for name in modules)
-        require(fits, "after", pattern, f"give names of {type(network).__name__}'s modules: {', '.join(modules)[2:]}")
-    shapes: dict[str, tuple[int, ...]] = {}
-    chosen = [name for name in modules if name and any(fnmatchcase(name, pattern) for pattern in after)]
-    hooks = [
-        modules[name].register_forward_hook(lambda *call, name=name: shapes.update({name: tuple(call[2].shape[1:])}))
-        for name in chosen
-    ]
+        fits = any(fnmatchcase(name, pattern) for name in modules)
+        require(fits, "after", pattern, f"give names of {type(network).__name__}'s modules: {', '.join(modules)}")
+    chosen = [name for name in modules if any(fnmatchcase(name, pattern) for pattern in after)]
+    found = _shapes_by_module(network, [modules[name] for name in chosen], image_shape)
+    shapes: dict[tuple[int, str], tuple[str, tuple[int, ...]]] = {}  # by place: one module may be in several
+    for name in sorted(chosen, key=lambda name: -name.count(".")):  # children come before parents
+        given = sorted(found[modules[name]])
+        require(len(given) > 0, "after", name, "the network does not run it; leave it out")
+        remedy = f"it runs on maps of several shapes, {given}; give each a module of its own"
+        require(len(given) == 1, "after", name, remedy)
+        parent, _, child = name.rpartition(".")
+        shapes.setdefault((id(network.get_submodule(parent)), child), (name, given[0]))
+    return dict(shapes.values())
+
+
+def _shapes_by_module(
+    network: nn.Module, modules: list[nn.Module], image_shape: tuple[int, int, int]
+) -> dict[nn.Module, set[tuple[int, ...]]]:
+    """The shapes that each module's outputs have, without the batch, in one pass of a blank image."""
+    found: dict[nn.Module, set[tuple[int, ...]]] = {module: set() for module in modules}
+
+    def note(module: nn.Module, _: object, result: Tensor) -> None:
+        found[module].add(tuple(result.shape[1:]))
+
+    hooks = [module.register_forward_hook(note) for module in found]
     try:
         with in_mode(network, "eval"), torch.no_grad():  # of batch normalisation no statistic may move
             network(torch.zeros(1, *image_shape))
@@ -149,4 +170,4 @@ def _output_shapes(
     finally:
         for hook in hooks:
             hook.remove()
-    return shapes
+    return found

@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from callbacks import (
+    AccuracyCurve,
     AdversarialEvaluation,
     AttackCase,
     CertifiedEvaluation,
     GradientMaskingChecks,
     ResumableTest,
     RobustnessScore,
+    SampledRobustness,
     WeightedMinimaxEvaluation,
 )
 from datamodules import Digits
 from robust.attacks import APGD, PGD, LinearizedBoundary
 from robust.errors import SettingError
+from robust.scores import R1, UniformBall
 from tests.callbacks.trained import stored, trainer_with
 
 
@@ -117,6 +120,59 @@ def test_a_state_of_another_test_is_refused(trained, tmp_path):
         trainer_with(ResumableTest(str(tmp_path / "state")), weaker, default_root_dir=tmp_path).test(
             trained, Digits(eval_batch_size=10, test_images=20), verbose=False
         )
+
+
+def test_draws_depend_on_the_index_of_the_attack_and_are_not_taken_for_those_of_another(tmp_path):
+    """Regression: without the first attack, the second one got the verdicts by its former draws."""
+    first, second = AttackCase(PGD(2)), AttackCase(PGD(1))
+
+    def tested(attacks):
+        test = AdversarialEvaluation(attacks, balls={"linf": 0.05})
+        trainer = trainer_with(ResumableTest(str(tmp_path / "state")), test, default_root_dir=tmp_path)
+        trainer.test(stored(), Digits(eval_batch_size=10, test_images=20), verbose=False)
+
+    tested({"a": first, "b": second})
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other settings: give"):
+        tested({"b": second})
+
+
+def test_margins_that_a_test_of_other_images_did_not_record_are_computed(tmp_path):
+    """Regression: they were not a number, and with them all quantiles of the record."""
+
+    def margins(images, state):
+        test = CertifiedEvaluation(norm="linf", epsilons=[0.02], margin_samples=10, pgd_steps=0)
+        trainer = trainer_with(ResumableTest(str(tmp_path / state)), test, default_root_dir=tmp_path)
+        trainer.test(stored(), Digits(eval_batch_size=64, test_images=images), verbose=False)
+        return next(iter(test.recorded.margins.values()))
+
+    alone = margins(20, "alone")
+    margins(None, "state")
+    assert margins(20, "state") == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("kind", ["curve", "score"])
+def test_curves_and_sampled_scores_continue_too(kind, tmp_path):
+    """Regression: a stopped test started them again, and the folder was never made."""
+
+    class Curve(AccuracyCurve):
+        def _correct(self, *arguments):
+            calls.append(0)
+            return super()._correct(*arguments)
+
+    class Score(SampledRobustness):
+        def _measured(self, *arguments):
+            calls.append(0)
+            return super()._measured(*arguments)
+
+    results, calls = [], []
+    for resumes in (False, True, True):
+        calls.clear()
+        curve = Curve({"pgd": PGD(2)}, [0.05]) if kind == "curve" else Score(R1(UniformBall(4)), epsilons=3)
+        resumable = [ResumableTest(str(tmp_path / "state"))] if resumes else []
+        trainer = trainer_with(*resumable, curve, default_root_dir=tmp_path)
+        metrics = trainer.test(stored(), Digits(eval_batch_size=10, test_images=20), verbose=False)[0]
+        results.append((metrics, len(calls)))
+    assert results == [(results[0][0], 2), (results[0][0], 2), (results[0][0], 0)]
 
 
 def test_several_are_refused(tmp_path):

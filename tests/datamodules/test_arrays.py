@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from datamodules import Arrays
 from robust.errors import SettingError
@@ -103,6 +104,23 @@ def test_wrong_arrays(tmp_path, changes, message):
     arrays = {name: array for name, array in (ALL | changes).items() if array is not None}
     with np.errstate(all="ignore"), pytest.raises(SettingError, match=message):
         Arrays(path=write(tmp_path, "npz", arrays)).setup("test")
+
+
+def test_a_label_beyond_all_images_is_named(tmp_path):
+    """Regression: a list with a name for each class filled the memory."""
+    labels = np.arange(20) % 4
+    labels[3] = 10**9
+    np.savez(tmp_path / "a.npz", images=np.zeros((20, 1, 4, 4), np.uint8), labels=labels)
+    with pytest.raises(SettingError, match=r"^data\.path: got .a label of 1000000000.; there are not so many images"):
+        Arrays(path=str(tmp_path / "a.npz"))
+
+
+def test_arrays_in_bfloat16_have_keys(tmp_path):
+    """Regression: the first checkpoint ended in a traceback. Keys of other types are as they were."""
+    images = (torch.arange(20 * 16).view(20, 1, 4, 4) / 320).bfloat16()
+    save_tensors({"images": images, "labels": torch.arange(20) % 4}, tmp_path / "a.safetensors")
+    data = Arrays(path=str(tmp_path / "a.safetensors"))
+    assert len(set(data.keys("train").tolist())) == len(data.images("train"))
 
 
 def test_wrong_files(tmp_path):

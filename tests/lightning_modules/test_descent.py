@@ -34,6 +34,25 @@ def halved(optimizer):
     return ExponentialLR(optimizer, 0.5)
 
 
+class Scaled(StandardTraining):
+    """A method with a weight of its own, whose optimizer it does not name."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+
+def test_a_weight_that_no_optimizer_trains_is_named():
+    """Regression: it kept its first value, without a word."""
+    module = Scaled(network())
+    with pytest.raises(
+        SettingError, match=r"^Scaled: got 'log_scale'; no optimizer would train them; add them"
+    ):
+        module.configure_optimizers()
+    module.log_scale.requires_grad_(False)
+    module.configure_optimizers()
+
+
 @pytest.mark.parametrize("method", [MNGAC, ContextualBudgets, RobustnessScoreTraining])
 def test_classifier_and_generator_have_their_own_optimizers_and_schedules(method):
     module = method(network(), AdversarialGenerator(), generator_lr_scheduler=halved)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from robust.errors import SettingError
 from robust.networks import DMSmall, Noisy, PerturbationInjection, ResNet18, ResNetV1, injections, without_noise
@@ -93,9 +94,48 @@ def test_insertion_leaves_modes_and_statistics():
     assert torch.equal(noisy.bn1[0].running_mean, before)
 
 
+def test_a_module_at_two_places_has_noise_at_each():
+    """Regression: it had one name, and the other place stayed without noise."""
+    act = nn.ReLU()
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), act, nn.Conv2d(4, 4, 3, padding=1), act, nn.Flatten())
+    noisy = Noisy(network, ["1", "3"], (1, 8, 8))
+    first, second = injections(noisy)
+    assert first.theta.shape == second.theta.shape == (1, 4, 8, 8)
+    assert noisy.network[1][1] is first
+    assert noisy.network[3][1] is second
+    assert noisy.network[1][0] is noisy.network[3][0] is act
+
+
+def test_a_place_within_a_shared_block_has_noise_once():
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU())
+    noisy = Noisy(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), block, block), ["*.1", "0"], (1, 8, 8))
+    assert len(injections(noisy)) == 2
+    assert noisy(torch.zeros(2, 1, 8, 8)).shape == (2, 4, 8, 8)
+
+
+class Unused(nn.Sequential):
+    """A network with a layer that it does not run."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3))
+
+    def forward(self, x):
+        return self[0](x)
+
+
+def on_two_sizes():
+    act = nn.ReLU()
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), act, nn.Conv2d(4, 4, 3, stride=2), act)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (
+            lambda: Noisy(on_two_sizes(), ["3"], (1, 8, 8)),
+            r"after: got '3'; it runs on maps of several shapes, \[\(4, 3, 3\), \(4, 8, 8\)\]; give each a module",
+        ),
+        (lambda: Noisy(Unused(), ["1"], (1, 8, 8)), "after: got '1'; the network does not run it; leave it out"),
         (lambda: ResNetV1(18), "depth: got 18"),
         (lambda: ResNetV1(width_multiplier=0.3), "width_multiplier: got 0.3"),
         (lambda: Noisy(ResNetV1(), ["bn9"], CIFAR), "after: got 'bn9'.*stage1.0.addition"),

@@ -131,6 +131,7 @@ def _alpha_dropout(x: Operand, p: float = 0.5, training: bool = False, inplace: 
 def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = None, **named: Any) -> LinearMap:
     """A function that moves the values of its first argument, or picks some, perhaps several times."""
     x, *rest = arguments
+    _require_whole_batch(name_of(function), x, rest, named)
 
     def moved(h: Tensor) -> Tensor:
         result = function(h, *rest, **named)
@@ -139,6 +140,36 @@ def _moved(function: Callable[..., Any], *arguments: Any, part: int | None = Non
 
     # the coefficients of a value's copies are added up
     return LinearMap(moved, _copies(name_of(function), x, rest, named))
+
+
+def _require_whole_batch(name: str, x: Operand, arguments: list[Any], named: dict[str, Any]) -> None:
+    """Refuse what takes a part of the images, or puts them in another order: batches have any number of images."""
+    axes = len(x.shape) + 1
+    if name == "getitem":
+        whole = _takes_all_images(arguments[0], axes)
+    else:
+        whole = not any(isinstance(axis, int) and axis % axes == 0 for axis in _axes(name, arguments, named))
+    if not whole:
+        raise UnboundedError("it takes a part of a batch, or puts its images in another order")
+
+
+def _axes(name: str, arguments: list[Any], named: dict[str, Any]) -> list[Any]:
+    """The axes along which a call moves values; none for calls that move whole axes or repeat values."""
+    if name not in AXES:
+        return []
+    own = arguments[AXES[name] :] if name == "flip" else arguments[AXES[name] : AXES[name] + 1]
+    given = named.get("dims" if name in ("flip", "roll") else "dim", own or 0)
+    parts = given if isinstance(given, list | tuple) else [given]
+    return [axis for part in parts for axis in (part if isinstance(part, list | tuple) else [part])]
+
+
+def _takes_all_images(key: Any, axes: int) -> bool:
+    """Whether an index of a tensor with so many axes leaves the first one as it is."""
+    parts = [part for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
+    if not parts or (parts[0] is Ellipsis and len(parts) - 1 < axes):
+        return True
+    first = parts[1] if parts[0] is Ellipsis else parts[0]
+    return isinstance(first, slice) and first.start in (None, 0) and first.stop is None and first.step in (None, 1)
 
 
 def _copies(name: str, x: Operand, arguments: list[Any], named: dict[str, Any]) -> int:
@@ -156,6 +187,11 @@ def _expand(x: Operand, *sizes: Any, **named: Any) -> LinearMap:
     return LinearMap(lambda h: h.expand(len(h), *x.output), math.prod(x.output))
 
 
+# position of the axis among the arguments behind the tensor; without one it is 0
+AXES = {
+    **{"chunk": 1, "split": 1, "tensor_split": 1, "roll": 1},
+    **{"unbind": 0, "narrow": 0, "select": 0, "index_select": 0, "flip": 0},
+}
 MOVES = (
     *("permute", "transpose", "swapaxes", "movedim", "T", "mT", "flip", "roll"),
     *("__getitem__", "narrow", "select", "index_select", "chunk", "split", "unbind", "tensor_split"),
