@@ -60,9 +60,8 @@ def by_epsilon(rows: list[Row], stage: str) -> Points:
             value = row.value(name)
             if match is None or value is None:
                 continue
-            what = match[1].replace("accuracy_curve/", "accuracy/")
             points.append(
-                {"curve": f"{what}, {match[2]}", "epsilon": float(match[3]), "accuracy": value.mean, **_who(row)}
+                {"curve": f"{match[1]}, {match[2]}", "epsilon": float(match[3]), "accuracy": value.mean, **_who(row)}
             )
         ours = dict.fromkeys(point["curve"] for point in points if point["row"] == row.label)
         zero = [{"curve": curve, "epsilon": 0.0, "accuracy": clean.mean, **_who(row)} for curve in ours if clean]

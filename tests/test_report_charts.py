@@ -31,3 +31,18 @@ def test_no_two_methods_have_one_colour_and_one_shape(tmp_path):
     assert look["color"]["scale"]["scheme"] == "tableau20"
     shapes = look["shape"]["scale"]["range"]
     assert len(set(zip(itertools.cycle(range(20)), itertools.islice(itertools.cycle(shapes), 24), strict=False))) == 24
+
+
+def test_curves_of_two_evaluations_are_two(tmp_path):
+    """Regression: attacks of one name, perhaps with other settings, were joined to one curve."""
+    metrics = {CLEAN: 0.9, ATTACKED: 0.5, "test/accuracy/pgd/linf_0.2": 0.3}
+    metrics |= {f"test/accuracy_curve/pgd/linf_{epsilon}": 0.6 - epsilon for epsilon in (0.05, 0.15)}
+    write_run(tmp_path / "run", metrics=metrics)
+    points = charts.by_epsilon(make_report([tmp_path], "test", None).rows, "test")
+    sizes = {}
+    for point in points:
+        sizes.setdefault(point["curve"], []).append(point["epsilon"])
+    assert {curve: sorted(each) for curve, each in sizes.items()} == {
+        "accuracy/pgd, linf": [0.0, 0.1, 0.2],
+        "accuracy_curve/pgd, linf": [0.0, 0.05, 0.15],
+    }

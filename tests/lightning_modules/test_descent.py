@@ -45,9 +45,7 @@ class Scaled(StandardTraining):
 def test_a_weight_that_no_optimizer_trains_is_named():
     """Regression: it kept its first value, without a word."""
     module = Scaled(network())
-    with pytest.raises(
-        SettingError, match=r"^Scaled: got 'log_scale'; no optimizer would train them; add them"
-    ):
+    with pytest.raises(SettingError, match=r"^Scaled: got 'log_scale'; no optimizer would train them; add them"):
         module.configure_optimizers()
     module.log_scale.requires_grad_(False)
     module.configure_optimizers()

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from robust.bounds import FeedForwardVerifier, agreement
+from robust.bounds.operations.maps import LinearMap
+from robust.bounds.operations.registry import register
 from robust.errors import SettingError, UnsupportedLayerError
 from robust.networks import DMSmall, Normalize
 from robust.threat_models import Box, LinfBall, PixelBox
@@ -192,6 +194,19 @@ def rectified(x):
     return F.relu_(x.view(len(x), 2, 2)).view(len(x), 4)  # the view itself goes on
 
 
+class Mixing(nn.Module):
+    """A layer by which an image's output depends on the others of its batch."""
+
+    def forward(self, x):
+        return x + x.flip(0)
+
+
+@register(Mixing)
+def mixing(module, x):
+    """A bound that a user could write."""
+    return LinearMap(module.forward)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -219,7 +234,8 @@ def rectified(x):
             behind(Lambda(lambda x: x - x.mean(0, keepdim=True))),
             "layer '2': got 'mean .*it mixes the images of a batch",
         ),
-        (behind(Lambda(lambda x: x + x.flip(0))), "network: got 'Sequential'; an image's logits depend on the others"),
+        (behind(Mixing()), "network: got 'Sequential'; an image's logits depend on the others"),
+        (behind(Lambda(lambda x: x + x.flip(0))), r"layer '2': got 'flip .*it takes a part of a batch, or puts its im"),
         (behind(Lambda(lambda x: x + 0.1 * x.flip(1).add_(1))), None),
         (behind(Lambda(Doubling.apply)), None),
         (behind(nn.LogSigmoid()), r"network layer '2': got 'LogSigmoid\(\)'; FeedForwardVerifier has no bound for it"),
