@@ -14,7 +14,7 @@ from robust.attacks import FGSM, PGD
 from robust.errors import SettingError
 from robust.networks import Noisy
 from robust.threat_models import LinfBall
-from tests.callbacks.trained import Plain, images, trainer_with
+from tests.callbacks.trained import Plain, images, stored, trainer_with
 
 ATTACKS = {"fgsm": FGSM(), "pgd": PGD(3, start="clean")}
 
@@ -76,3 +76,10 @@ def test_other_runs_are_drawn_too(tmp_path):
 def test_wrong_settings(setting, value):
     with pytest.raises(SettingError, match=rf"^AccuracyCurve.{setting}: got"):
         AccuracyCurve(**({"attacks": ATTACKS, "epsilons": [0.1]} | {setting: value}))
+
+
+def test_a_validation_warns_of_an_evaluation_that_runs_in_tests_alone():
+    """Regression: it was skipped without a word."""
+    curve = AccuracyCurve(ATTACKS, [0.1])
+    with pytest.warns(UserWarning, match=r"^AccuracyCurve does not run in validation; run it by train\.py test$"):
+        trainer_with(curve, limit_val_batches=1).validate(stored(), Digits(), verbose=False)
