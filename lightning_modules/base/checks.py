@@ -79,6 +79,23 @@ def check_precision(module: LightningModule, trainer: Trainer, what: str) -> Non
     require(not half, "model", " and ".join(sorted(half)), remedy)
 
 
+def check_scales(module: LightningModule, *, together: bool) -> None:
+    """Refuse ``16-mixed`` where several optimizers step after one backward pass.
+
+    The first step may change the scale of the others' gradients.
+
+    Args:
+        module: the module that is trained.
+        together: whether several optimizers step so.
+
+    Raises:
+        SettingError: in this precision.
+    """
+    scaled = together and module.trainer.precision == "16-mixed"
+    remedy = f"{type(module).__name__} steps several optimizers after one backward pass; give bf16-mixed or 32-true"
+    require(not scaled, "trainer.precision", "16-mixed", remedy)
+
+
 def blank_images(network: nn.Module, batch: int, image_shape: tuple[int, int, int]) -> Tensor:
     """Black images (batch, C, H, W) of the data type and on the device of the network's weights.
 

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from lightning_modules.base.checks import check_scales
 from lightning_modules.base.rebuilding import Rebuilding
 from robust.errors import NonFiniteLossError, require
 
@@ -121,9 +122,7 @@ class Descent(Rebuilding):
             SettingError: if several optimizers step in ``16-mixed``: the first step may change the scale of the others'
                 gradients.
         """
-        scaled = len(optimizers) > 1 and self.trainer.precision == "16-mixed"
-        remedy = f"{type(self).__name__} steps several optimizers after one backward pass; give bf16-mixed or 32-true"
-        require(not scaled, "trainer.precision", "16-mixed", remedy)
+        check_scales(self, together=len(optimizers) > 1)
         if self.gradient_clip is not None:
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)

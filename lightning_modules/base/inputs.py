@@ -8,7 +8,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_modules.base.checks import check_images, check_precision, images_of, labelled, run_blank
+from lightning_modules.base.checks import (
+    check_images,
+    check_precision,
+    check_scales,
+    images_of,
+    labelled,
+    run_blank,
+)
 from robust.errors import require
 
 
@@ -75,9 +82,7 @@ class CheckedInputs(pl.LightningModule):
         require(not averaging, "trainer.callbacks", "StochasticWeightAveraging", remedy)
         if stage == "fit" and not self.half_precision:
             check_precision(self, self.trainer, type(self).__name__)
-        scaled = stage == "fit" and self.steps_together and self.trainer.precision == "16-mixed"
-        remedy = f"{type(self).__name__} steps several optimizers after one backward pass; give bf16-mixed or 32-true"
-        require(not scaled, "trainer.precision", "16-mixed", remedy)
+        check_scales(self, together=stage == "fit" and self.steps_together)
         require(
             self.gradient_clip is None or self.trainer.precision != "16-mixed",
             "trainer.precision",
