@@ -7,6 +7,8 @@ from torch import nn
 
 from robust.attacks import APGD
 from robust.bounds import FeedForwardVerifier, certify
+from robust.bounds.operations.maps import LinearMap
+from robust.bounds.operations.registry import register
 from robust.errors import UnsupportedLayerError
 from robust.networks import Normalize
 from robust.threat_models import L1Ball, LinfBall
@@ -160,11 +162,33 @@ def repeated(x):
     return x.repeat(1, 3, 1, 1)
 
 
+class Fixed(nn.Module):
+    """A layer whose bound is for one number of images."""
+
+    def forward(self, x):
+        return x.clone()
+
+
+@register(Fixed)
+def fixed(module, x):
+    """A bound that a user could write."""
+    return LinearMap(lambda h: h + h.new_zeros(7, 1))
+
+
 @pytest.mark.parametrize(
-    "function", [lambda h: h.narrow(0, 0, len(h)), lambda h: h.index_select(0, torch.arange(len(h)))]
+    ("function", "message"),
+    [
+        (lambda h: h.narrow(0, 0, len(h)), "network layer '2': got 'narrow .*it takes a part of a batch"),
+        (lambda h: h.index_select(0, torch.arange(len(h))), "network layer '2': got 'index_select .*it takes a part"),
+        (
+            lambda h: h * torch.arange(len(h))[:, None],
+            "network layer '2': got 'mul .*it.* something else than its bound",
+        ),
+        (Fixed(), "network: got 'Sequential'; its bound fails for 2 images"),
+    ],
 )
-def test_an_operation_that_depends_on_the_number_of_images_is_refused(function):
-    with pytest.raises(UnsupportedLayerError, match=r"^network: got 'Sequential'; its bound fails for 2 images"):
+def test_an_operation_that_depends_on_the_number_of_images_is_refused(function, message):
+    with pytest.raises(UnsupportedLayerError, match=f"^{message}"):
         margins(ending_in(function))
 
 
