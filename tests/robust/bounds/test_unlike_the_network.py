@@ -182,7 +182,7 @@ def fixed(module, x):
         (lambda h: h.index_select(0, torch.arange(len(h))), "network layer '2': got 'index_select .*it takes a part"),
         (
             lambda h: h * torch.arange(len(h))[:, None],
-            "network layer '2': got 'mul .*it.* something else than its bound",
+            "network layer '2': got 'mul .*something else than its bound",
         ),
         (Fixed(), "network: got 'Sequential'; its bound fails for 2 images"),
     ],
