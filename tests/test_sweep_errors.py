@@ -107,7 +107,10 @@ def test_a_pruner_needs_the_objective_of_every_validation(tmp_path, capsys):
         ({"trials": "many"}, "trials: got 'many'; give a whole number"),
         ({"seeds": 3}, "seeds: got 3; give a list of"),
         ({"settings": {"model.epsilon": [0, 1]}}, "settings.model.epsilon: got [0, 1]; give one of uniform"),
-        ({"settings": {"model.epsilon": {"uniform": [1, 0]}}}, "settings.model.epsilon.uniform: got [1, 0]; give [low"),
+        (
+            {"settings": {"model.epsilon": {"uniform": [1, 0]}}},
+            "settings.model.epsilon.uniform: got [1, 0]; give finite",
+        ),
         (
             {"settings": {"a": {"log_uniform": [0, 1]}}},
             "settings.a.log_uniform: got [0, 1]; give finite numbers, [low, high], with 0 <",
