@@ -42,8 +42,8 @@ def choose_verifier(network: nn.Module, image_shape: tuple[int, int, int]) -> Ch
 
     Raises:
         SettingError: if the weights are in half precision, or the network gives no logits.
-        UnsupportedLayerError: if neither bounds the network; what each has no bound for.
-        WeightChangeError: if the network changes its weights in its forward pass.
+        UnsupportedLayerError: if neither bounds the network, and what each has no bound for; or if the network changes
+            its weights in its forward pass.
     """
     reason = without_bound(network, image_shape)
     if reason is None:
