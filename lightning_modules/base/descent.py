@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
@@ -68,7 +69,9 @@ class Descent(Rebuilding):
         return optimizers, [spec.lr_scheduler(optimizer) for spec, optimizer in pairs if spec.lr_scheduler is not None]
 
     def _check_all_listed(self, specs: list[OptimizerSpec]) -> None:
-        listed = {id(weight) for spec in specs for weight in spec.parameters}
+        groups: list[Any] = [group for spec in specs for group in spec.parameters]
+        weights = (group["params"] if isinstance(group, dict) else [group] for group in groups)  # as optimizers take
+        listed = {id(weight) for weight in chain.from_iterable(weights)}
         left_out = [
             name for name, weight in self.named_parameters() if weight.requires_grad and id(weight) not in listed
         ]

@@ -139,10 +139,10 @@ def _output_shapes(
         fits = any(fnmatchcase(name, pattern) for name in modules)
         require(fits, "after", pattern, f"give names of {type(network).__name__}'s modules: {', '.join(modules)}")
     chosen = [name for name in modules if any(fnmatchcase(name, pattern) for pattern in after)]
-    found = _shapes_by_module(network, [modules[name] for name in chosen], image_shape)
+    by_module = _shapes_by_module(network, [modules[name] for name in chosen], image_shape)
     shapes: dict[tuple[int, str], tuple[str, tuple[int, ...]]] = {}  # by place: one module may be in several
     for name in sorted(chosen, key=lambda name: -name.count(".")):  # children come before parents
-        given = sorted(found[modules[name]])
+        given = sorted(by_module[modules[name]])
         require(len(given) > 0, "after", name, "the network does not run it; leave it out")
         remedy = f"it runs on maps of several shapes, {given}; give each a module of its own"
         require(len(given) == 1, "after", name, remedy)
@@ -155,12 +155,12 @@ def _shapes_by_module(
     network: nn.Module, modules: list[nn.Module], image_shape: tuple[int, int, int]
 ) -> dict[nn.Module, set[tuple[int, ...]]]:
     """The shapes that each module's outputs have, without the batch, in one pass of a blank image."""
-    found: dict[nn.Module, set[tuple[int, ...]]] = {module: set() for module in modules}
+    shapes: dict[nn.Module, set[tuple[int, ...]]] = {module: set() for module in modules}
 
     def note(module: nn.Module, _: object, result: Tensor) -> None:
-        found[module].add(tuple(result.shape[1:]))
+        shapes[module].add(tuple(result.shape[1:]))
 
-    hooks = [module.register_forward_hook(note) for module in found]
+    hooks = [module.register_forward_hook(note) for module in shapes]
     try:
         with in_mode(network, "eval"), torch.no_grad():  # of batch normalisation no statistic may move
             network(torch.zeros(1, *image_shape))
@@ -170,4 +170,4 @@ def _shapes_by_module(
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return shapes

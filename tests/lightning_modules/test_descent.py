@@ -51,6 +51,20 @@ def test_a_weight_that_no_optimizer_trains_is_named():
     module.configure_optimizers()
 
 
+class Grouped(Scaled):
+    """A method whose weights are in groups with settings of their own, as torch's optimizers take them."""
+
+    def optimizer_specs(self):
+        (spec,) = super().optimizer_specs()
+        groups = [{"params": list(spec.parameters)}, {"params": [self.log_scale], "lr": 0.5}]
+        return [spec._replace(parameters=groups)]
+
+
+def test_weights_in_groups_are_listed():
+    (optimizer,), _ = Grouped(network()).configure_optimizers()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5]
+
+
 @pytest.mark.parametrize("method", [MNGAC, ContextualBudgets, RobustnessScoreTraining])
 def test_classifier_and_generator_have_their_own_optimizers_and_schedules(method):
     module = method(network(), AdversarialGenerator(), generator_lr_scheduler=halved)
