@@ -36,6 +36,9 @@ CHANGED = "an argument or the result has changed since its call, in place by way
 # what reads the values of activations, or changes them unseen
 READERS = {"__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "__array__", "__setitem__"}
 READERS |= {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+# what changes its first argument, beside functions whose names end with _; of these, what leaves the values
+WRITERS = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))}
+HARMLESS = {"requires_grad_", "detach_", "share_memory_"}
 # what depends on the shape of activations only: constants
 SHAPED = {"new_tensor", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like"}
 # what takes the shape, or device and type, of another tensor
@@ -144,7 +147,8 @@ class _Recorder(TorchFunctionMode):
     def _writes_weight(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> bool:
         """Whether a call changes a weight, in place or by giving it other data."""
         name = str(getattr(function, "__name__", ""))
-        in_place = name in ("__set__", "__setitem__") or name.startswith("__i") or re.fullmatch(r"[a-z]\w*_", name)
+        of_data = name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "data"
+        in_place = of_data or name in WRITERS or (re.fullmatch(r"[a-z]\w*_", name) and name not in HARMLESS)
         written = [*(args[:1] if in_place else ()), named.get("out")]
         tensors = [each for each in written if isinstance(each, Tensor)]
         return any(each.untyped_storage().data_ptr() in self._weights for each in tensors)

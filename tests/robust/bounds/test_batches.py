@@ -134,6 +134,22 @@ def test_a_pass_that_changes_weights_has_no_bound(how):
             bound(FeedForwardVerifier("ibp"), network)
 
 
+class Frozen(nn.Linear):
+    """A linear layer whose pass sets whether its weights learn, and takes a weight as a number."""
+
+    def forward(self, x):
+        self.weight.requires_grad_(False)
+        self.weight.grad = None
+        return super().forward(x) + int(self.bias[0])
+
+
+def test_a_pass_that_leaves_the_values_of_weights_has_bounds():
+    network = nn.Sequential(nn.Flatten(), Frozen(16, 2))
+    with torch.no_grad():
+        network[1].bias.fill_(3.5)
+    assert bounds(FeedForwardVerifier("ibp"), network).shape == (5, 1)
+
+
 def test_auto_lirpa_has_no_bound_for_it_either():
     network = nn.Sequential(nn.Flatten(), MaxNorm("data"), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(UnsupportedLayerError, match="it changes a weight in the forward pass"):
