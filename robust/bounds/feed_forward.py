@@ -17,7 +17,7 @@ from robust.bounds.fusion import mixed_bound
 from robust.bounds.graph import Graph
 from robust.bounds.margins import fused_crown, margin_interval, margin_rows
 from robust.bounds.operations import Interval
-from robust.bounds.rounding import RoundingErrors
+from robust.bounds.rounding import RoundingErrors, of_last
 from robust.bounds.verifier import (
     TrainingPrecision,
     check_box,
@@ -29,7 +29,7 @@ from robust.bounds.verifier import (
 from robust.checks import as_classes, check_labels
 from robust.errors import require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
-from robust.threat_models import Region
+from robust.threat_models import Box, Region
 
 COPIES = 6  # tensors of the largest activation's size that a pass holds at a time, about
 
@@ -104,10 +104,9 @@ class FeedForwardVerifier:
         with full_precision(y.device), torch.no_grad():
             in_bound_precision(network, box)
             graph = checked_graph(network, box.lower, weights_too=True)
-            first = _of_first(graph, box)
-            if not RoundingErrors(graph, first).known:
+            if not graph.rounding_known:
                 return None
-            low, high = self._in_parts(self._margin_range, graph, first, box, y)
+            low, high = self._in_parts(self._margin_range, graph, _of_first(graph, box), box, y)
             return low, high
 
     def decide(self, network: nn.Module, box: Region, y: Tensor, *, rounding_safe: bool = True) -> Decision | None:
@@ -134,11 +133,10 @@ class FeedForwardVerifier:
                 return None  # margins, which it then is about, are of the converted box
             box = box if rounding_safe else converted
             graph = checked_graph(network, box.lower, weights_too=True)
-            first = _of_first(graph, box)
-            if rounding_safe and not RoundingErrors(graph, first).known:
+            if rounding_safe and not graph.rounding_known:
                 return None
             decide = partial(self._decide, network, rounding_safe)
-            return Decision(*self._in_parts(decide, graph, first, box, y))
+            return Decision(*self._in_parts(decide, graph, _of_first(graph, box), box, y))
 
     def cross_entropy(self, network: nn.Module, box: Region, y: Tensor, crown_weight: float = 1.0) -> Tensor:
         """Fused upper bound of the cross-entropy, shape (B,); see :class:`robust.bounds.verifier.Verifier`.
@@ -192,6 +190,24 @@ class FeedForwardVerifier:
     def _decide(
         self, network: nn.Module, rounding_safe: bool, graph: Graph, box: Region, y: Tensor
     ) -> tuple[Tensor, ...]:
+        certified = torch.zeros_like(y, dtype=torch.bool)
+        if rounding_safe and self.method != "crown-ibp" and isinstance(box, Box):
+            certified = self._certain(graph, box, y)
+        refused, rest = torch.zeros_like(certified), (~certified).nonzero().squeeze(1)
+        if len(rest) > 0:
+            part = box.map(itemgetter(rest))
+            certified[rest], refused[rest] = self._decide_rest(network, rounding_safe, graph, part, y[rest])
+        return certified, refused
+
+    def _certain(self, graph: Graph, box: Box, y: Tensor) -> Tensor:
+        """Whether intervals that enclose the exact ones certify each image, bool (B,): most, in a robust network."""
+        values = _propagated(graph, box, y, enclosed=True)
+        error = of_last(graph, values, y).gather(1, other_classes(y, graph.num_classes))
+        return (self._highest(graph, values, y) + error < 0).all(1)
+
+    def _decide_rest(
+        self, network: nn.Module, rounding_safe: bool, graph: Graph, box: Region, y: Tensor
+    ) -> tuple[Tensor, ...]:
         values = _propagated(graph, box, y)
         margins, rows_at_once = -self._highest(graph, values, y), partial(self._rows_at_once, graph, _largest(values))
         cascade = Cascade(graph, values, y, margins, rows_at_once)
@@ -236,9 +252,12 @@ class FeedForwardVerifier:
         return parts[0] if len(parts) == 1 else tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
 
-def _propagated(graph: Graph, box: Region, y: Tensor) -> list[Interval]:
-    """The interval of every value; labels and box are checked."""
+def _propagated(graph: Graph, box: Region, y: Tensor, enclosed: bool = False) -> list[Interval]:
+    """The interval of every value, as computed or enclosing the exact one; labels and box are checked."""
     check_labels(y, len(box.lower), graph.num_classes)
+    if enclosed and isinstance(box, Box):
+        check_box(*Interval.between(*box))
+        return graph.enclose(box)
     values = graph.propagate(box)
     check_box(*values[0])
     return values

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import torch
 from torch import Tensor
 
 from robust.bounds.graph import Graph
@@ -39,11 +40,6 @@ class RoundingErrors:
             rounding = max(values[i].rounding for i in inputs) / remaining
             self.errors.append(error if error is None or rounding == 1 else rounding * error)
 
-    @property
-    def known(self) -> bool:
-        """Whether the rounding of every operation is known."""
-        return all(error is not None for error in (*self.errors, *self.row_weights()))
-
     def select(self, images: Tensor) -> RoundingErrors:
         """Select the errors of the images (b,)."""
         chosen = copy.copy(self)
@@ -55,8 +51,7 @@ class RoundingErrors:
         """Largest error (B, K) of IBP's bounds of z_k - z_y with the last layer merged; 0 at k = y."""
         error = self.errors[self._graph.output]
         assert error is not None
-        both = error + error.gather(1, y[:, None])
-        return both.scatter(1, y[:, None], 0.0)
+        return _of_differences(error, y)
 
     def row_weights(self) -> list[Tensor | None]:
         """Weights of the absolute coefficients of a row on each value in the error bound; None where not known.
@@ -81,3 +76,29 @@ class RoundingErrors:
     def _of_inputs(self, inputs: tuple[int, ...]) -> tuple[tuple[Interval, ...], tuple[Tensor, ...]] | None:
         errors = [error for i in inputs if (error := self.errors[i]) is not None]
         return (tuple(self._values[i] for i in inputs), tuple(errors)) if len(errors) == len(inputs) else None
+
+
+def of_last(graph: Graph, values: list[Interval], y: Tensor) -> Tensor:
+    """Largest error (B, K) of the last step of IBP's bounds of z_k - z_y, if the values enclose; 0 at k = y.
+
+    Args:
+        graph: graph of the network.
+        values: the interval of every value, from ``Graph.enclose``.
+        y: labels (B,).
+    """
+    arithmetic = Arithmetic(values[0].center.dtype, len(graph.nodes))
+    logits = values[graph.output]
+    error = 8 * arithmetic.gamma(1) * logits.size
+    if graph.output > 0:
+        operation, indices, *_ = graph.nodes[graph.output - 1]
+        inputs = tuple(values[i] for i in indices)
+        of_operation = operation.error(inputs, tuple(torch.zeros_like(h.center) for h in inputs), arithmetic)
+        assert of_operation is not None
+        error = error + of_operation
+    return _of_differences(error, y)
+
+
+def _of_differences(error: Tensor, y: Tensor) -> Tensor:
+    """Errors (B, K) of z_k - z_y from those of the logits (B, K); 0 at k = y."""
+    both = error + error.gather(1, y[:, None])
+    return both.scatter(1, y[:, None], 0.0)

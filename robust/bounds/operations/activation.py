@@ -133,6 +133,11 @@ class Activation(Operation):
             x1, y1 = x, y
         return x1
 
+    @property
+    def rounding_known(self) -> bool:
+        """Whether slopes are bounded."""
+        return self.lipschitz is not None
+
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """The error of the input times the Lipschitz constant, and the rounding of f."""
         if self.lipschitz is None:

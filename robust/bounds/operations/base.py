@@ -109,6 +109,12 @@ class Operation(ABC):
         """Where f may not be linear over the interval of an input, bool (B, *in): elsewhere linear bounds are exact."""
         return torch.ones_like(h.center, dtype=torch.bool)
 
+    @property
+    def rounding_known(self) -> bool:
+        """Whether ``error`` and ``row_error`` give bounds, rather than None: both are overridden, by default."""
+        kind = type(self)
+        return kind.error is not Operation.error and kind.row_error is not Operation.row_error
+
     def error(self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic) -> Tensor | None:
         """Upper bound of how far an exact output lies outside the computed interval, (B, *out); None: not known.
 
@@ -121,6 +127,16 @@ class Operation(ABC):
             arithmetic: precision in which the interval was computed.
         """
         return None
+
+    def enclosure(self, inputs: tuple[Interval, ...], arithmetic: Arithmetic) -> Interval:
+        """An interval that holds f of every point of the inputs' intervals in exact arithmetic, (B, *out).
+
+        It is wider than :meth:`interval` by ``error``, which must be known, of inputs without errors.
+        """
+        error = self.error(inputs, tuple(torch.zeros_like(h.center) for h in inputs), arithmetic)
+        assert error is not None
+        center, radius = self.interval(*inputs)
+        return Interval(center, radius + error)
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
@@ -204,6 +220,17 @@ class Affine(Operation):
         )
         error, offset = self.radius(*rounded), self.offset()
         return error if isinstance(offset, float) else error + gamma * inflation * offset
+
+    def enclosure(self, inputs: tuple[Interval, ...], arithmetic: Arithmetic) -> Interval:
+        """W c + b and |W| (r + kappa (|c| + r)) + kappa |b|, so that no other product is needed.
+
+        kappa = 2 gamma / (1 - gamma) covers the rounding of both sums: the second one loses gamma of what it adds.
+        """
+        gamma = arithmetic.gamma(self.terms(*(h.center.shape[1:] for h in inputs)) + 8)
+        kappa = 2 * gamma / (1 - gamma)
+        wider = (torch.add(h.radius, size := h.size, alpha=kappa, out=size) for h in inputs)
+        center, radius, offset = self.center(*(h.center for h in inputs)), self.radius(*wider), self.offset()
+        return Interval(center, radius if isinstance(offset, float) else radius + kappa * offset)
 
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic

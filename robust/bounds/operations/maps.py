@@ -96,6 +96,10 @@ class Reshape(Affine):
         """The same errors."""
         return self.center(errors[0])
 
+    def enclosure(self, inputs: tuple[Interval, ...], arithmetic: Arithmetic) -> Interval:
+        """The interval: nothing is rounded."""
+        return self.interval(*inputs)
+
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
     ) -> Tensor | None:

@@ -127,6 +127,11 @@ class ReLU(Operation):
         error = torch.add(errors[0], h.size, alpha=8 * arithmetic.gamma(1))
         return torch.minimum(error, h.upper.add_(error).clamp_(min=0), out=error)
 
+    def enclosure(self, inputs: tuple[Interval, ...], arithmetic: Arithmetic) -> Interval:
+        """The ends' values, of which the computed ones differ by a few units in the last place of the upper one."""
+        center, radius = self.interval(*inputs)
+        return Interval(center, radius.add_(center, alpha=16 * arithmetic.gamma(1)))  # the radius is at most the center
+
     def row_error(
         self, inputs: tuple[Interval, ...], errors: tuple[Tensor, ...], arithmetic: Arithmetic
     ) -> Tensor | None:

@@ -4,16 +4,21 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from robust.bounds import FeedForwardVerifier, LirpaVerifier, certify
+from robust.bounds.agreement import checked_graph
+from robust.bounds.margins import margin_interval
 from robust.bounds.operations.base import Arithmetic, Interval
 from robust.bounds.operations.relu import ReLU
+from robust.bounds.rounding import RoundingErrors, of_last
 from robust.threat_models import Box, LinfBall, PixelBox
+from tests.random_graphs import RandomGraph
 from tests.random_networks import corners_and_points, networks, random_case
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 METHODS = ("ibp", "crown-ibp", "tightest")
 
 
@@ -41,7 +46,8 @@ def last_certified(certified, low=0.0, high=1.0):
 
 
 @pytest.mark.thorough
-def test_no_certificate_of_a_linear_network_is_false_at_the_last_epsilon_that_is_certified():
+@pytest.mark.parametrize("margins", [True, False])
+def test_no_certificate_of_a_linear_network_is_false_at_the_last_epsilon_that_is_certified(margins):
     naive_violations = recomputed = 0
     for seed in range(20):
         torch.manual_seed(seed)
@@ -51,7 +57,8 @@ def test_no_certificate_of_a_linear_network_is_false_at_the_last_epsilon_that_is
         label = int(y)
 
         def verdict(epsilon, safe, network=network, x=x, y=y):
-            return certify(FeedForwardVerifier(), network, LinfBall(epsilon), x, y, rounding_safe=safe)
+            ball, verifier = LinfBall(epsilon), FeedForwardVerifier()
+            return certify(verifier, network, ball, x, y, rounding_safe=safe, margins=margins)
 
         naive = last_certified(lambda epsilon, verdict=verdict: bool(verdict(epsilon, False).certified))
         naive_violations += exact_margin(network, x, Fraction(naive), label, 1 - label) <= 0
@@ -113,6 +120,39 @@ def test_the_range_of_ibp_holds_its_exact_value(seed, exponent, depth):
             assert Fraction(computed_low) <= value <= Fraction(computed_high)
             # the biases of later layers are not small where the first one's outputs are
             assert computed_high - computed_low <= 1e-4 * max(1, abs(float(value))) * 2.0 ** max(0, -exponent)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.1, 0.5]))
+def test_enclosing_intervals_hold_the_exact_ones_where_relus_bend_at_an_end(seed, epsilon):
+    network, y, box = bent_at_an_end(seed, epsilon)
+    with torch.no_grad():
+        graph = checked_graph(network, box.lower, weights_too=True)
+        values = graph.enclose(box)
+        center, radius = margin_interval(graph, values, y)
+        highest = (center + radius + of_last(graph, values, y))[0, 1:]
+    for value, bound in zip(exact_ibp(network, box.lower[0], box.upper[0], 0), highest.tolist(), strict=True):
+        assert -Fraction(bound) <= value
+        assert -Fraction(bound) >= value - Fraction(1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1e-6, 1e-3, 0.1]))
+def test_enclosing_intervals_hold_those_in_float64(seed, size):
+    network = RandomGraph(seed)
+    x = torch.rand(4, *network.shape)
+    box = PixelBox(size * torch.rand_like(x)).region(x)
+    with torch.no_grad():
+        graph = checked_graph(network, x, weights_too=True)
+        assume(graph.rounding_known)
+        values, plain = graph.enclose(box), graph.propagate(box)
+        errors = RoundingErrors(graph, plain).errors
+        precise = checked_graph(network.double(), x.double(), weights_too=True).propagate(box.map(torch.Tensor.double))
+    for wide, narrow, error, float64 in zip(values, plain, errors, precise, strict=True):
+        slack = 1e-12 * (1 + float64.size)
+        assert (wide.center.double() - wide.radius.double() <= float64.lower + slack).all()
+        assert (wide.center.double() + wide.radius.double() >= float64.upper - slack).all()
+        assert (wide.radius - narrow.radius <= 4 * error + 1e-6 * narrow.size).all()
 
 
 def scaled(network, factor):
