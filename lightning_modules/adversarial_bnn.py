@@ -64,10 +64,10 @@ class AdversarialBNN(AttackedClassifier):
         """Minimise the variational bound on attacked images."""
         x, y = batch
         x_adv = self.attack(self.classifier, self.threat_model(self.current_epsilon), x, y)
-        cross_entropy = F.cross_entropy(self(x_adv), y)
         kl = self.kl_per_image()
-        self.descend(cross_entropy + self.kl_weight * kl, self.all_optimizers()[0])
-        self.log("train/loss", cross_entropy.detach(), prog_bar=True, sync_dist=True)
+        loss = F.cross_entropy(self(x_adv), y) + self.kl_weight * kl
+        self.descend(loss, self.all_optimizers()[0])
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train/kl", kl.detach())
 
     def kl_per_image(self) -> Tensor:

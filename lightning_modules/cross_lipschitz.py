@@ -66,7 +66,7 @@ class CrossLipschitz(RobustClassifier):
         loss = natural + self.penalty_weight * penalty
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log("train/penalty", penalty.detach(), on_step=False, on_epoch=True, sync_dist=True)
+        self.log_epoch_mean("train/penalty", penalty.expand(len(x)))
 
     def mean_penalty(self, x: Tensor) -> Tensor:
         """This process's part of the mean of Omega over every k-th image of the global batch.

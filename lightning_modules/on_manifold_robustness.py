@@ -84,7 +84,7 @@ class OnManifoldRobustness(ManifoldClassifier):
         loss = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         self.descend(loss, self.all_optimizers()[0])
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log("train/disagreement", disagreement.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
+        self.log_epoch_mean("train/disagreement", disagreement)
 
     @torch.no_grad()
     def neighbours(self, x: Tensor) -> Tensor:

@@ -147,15 +147,12 @@ class RobustnessScoreTraining(GeneratorClassifier):
             term = -distance / disagreement.clamp(min=self.disagreement_floor)
         else:
             term = disagreement / distance.clamp(min=self.distance_floor)
-        self._log_mean("disagreement", disagreement)
+        self.log_epoch_mean("train/disagreement", disagreement)
         if self.only_flipped:
             with attack_mode(self.classifier, "eval"):
                 term = term * (self(x_star).argmax(1) != self(x).argmax(1))
         loss: Tensor = F.cross_entropy(logits, y) + self.score_weight * term.mean()
         return loss
-
-    def _log_mean(self, name: str, values: Tensor) -> None:
-        self.log(f"train/{name}", values.detach().mean(), on_step=False, on_epoch=True, sync_dist=True)
 
     def generator_loss(self, z: Tensor) -> Tensor:
         """Half the squared distance, plus a hinge on the margin of the class that f predicts (Sec. 4.1), a scalar."""
@@ -165,7 +162,7 @@ class RobustnessScoreTraining(GeneratorClassifier):
         distance = 0.5 * (z_star - z).flatten(1).square().sum(1)
         logits = self(z_star)
         hinge = probability_margin(logits, predicted).clamp(min=0)
-        self._log_mean("flip_rate", (logits.argmax(1) != predicted).float())  # here f is in evaluation mode
-        self._log_mean("distance", (z_star - z).flatten(1).norm(dim=1))
+        self.log_epoch_mean("train/flip_rate", (logits.argmax(1) != predicted).float())  # here f is in evaluation mode
+        self.log_epoch_mean("train/distance", (z_star - z).flatten(1).norm(dim=1))
         loss: Tensor = (distance + self.adversarial_weight * hinge).mean()
         return loss

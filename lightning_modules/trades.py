@@ -49,6 +49,8 @@ class TRADES(AttackedClassifier):
         require(beta >= 0, "model.beta", beta, "give a weight of 0 or more")
         default = PGD(steps=10, start="gaussian")
         super().__init__(classifier, attack=default if attack is None else attack, optimizer=optimizer, **settings)
+        remedy = "turn it off: the attack's loss is of whole batches"
+        require(not self.attack.early_stop, "model.attack.early_stop", True, remedy)
         self.beta = beta
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -87,7 +87,8 @@ class WassersteinAutoencoder(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 2: minimise the reconstruction cost plus lambda times the discrepancy of all codes."""
         x, _ = batch
-        require(len(x) > 1, "data.batch_size", len(x), "give 2 or more: a single code has no covariance")
+        remedy = "a single code has no covariance; give a batch_size of 2 or more, and drop_last=True to a loader"
+        require(len(x) > 1, "data", f"a training batch of {len(x)} image", remedy)
         codes = self.autoencoder.encode(x + self.input_noise * truncated_normal_like(x, 2.0))
         all_codes = self.all_gather(codes, sync_grads=True)  # the discrepancy is not a sum over images
         assert isinstance(all_codes, Tensor)

@@ -56,6 +56,8 @@ class WeightedMinimax(AttackedClassifier):
         require(beta is None or beta >= 0, "model.beta", beta, "give a weight of 0 or more, or null")
         default = PGD(steps=10, mode="keep") if beta is None else PGD(steps=10, start="gaussian")
         super().__init__(classifier, attack=default if attack is None else attack, **settings)
+        remedy = "turn it off: the attack's loss is of whole batches"
+        require(not self.attack.early_stop, "model.attack.early_stop", True, remedy)
         self.alpha, self.beta, self.detach_weight = alpha, beta, detach_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base import Batch, RobustClassifier
+from lightning_modules.base import Batch, RobustClassifier, blank_images
 from robust.convolution import fast_image_gradients
 from robust.errors import require
+from robust.modes import in_mode
+from robust.passes import uncounted
 from robust.threat_models import LinfBall
 
 
@@ -59,6 +61,12 @@ class YOPO(RobustClassifier):
         require(first_layer in names, "model.first_layer", first_layer, f"give one of {', '.join(names)}")
         super().__init__(classifier, **settings)
         self.first_layer, self.outer, self.inner, self.step_size = first_layer, outer, inner, step_size
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check the network, and that it runs its first layer."""
+        super().check_shapes(image_shape, num_classes)
+        with torch.no_grad(), in_mode(self.classifier, "eval"), uncounted():
+            self._first_layer_output(blank_images(self.classifier, 2, image_shape))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: each full pass gives the costate of the next ``inner`` steps of the perturbation."""
@@ -124,4 +132,6 @@ class YOPO(RobustClassifier):
             pass
         finally:
             handle.remove()
+        remedy = f"{type(self.classifier).__name__} does not run it; give the first layer that it runs"
+        require(len(outputs) > 0, "model.first_layer", self.first_layer, remedy)
         return outputs[0]

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.base.checks import check_attack
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
 from robust.metric_names.registry import threat_model_name
@@ -49,6 +50,11 @@ class AttackedClassifier(RobustClassifier):
     def threat_models(self, x: Tensor, epsilon: float) -> dict[str, ThreatModel]:
         """The ball of radius ``epsilon``, by its name in metrics."""
         return {threat_model_name(self.norm, epsilon): self.threat_model(epsilon)}
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check the network, and that the attack can work on it."""
+        super().check_shapes(image_shape, num_classes)
+        check_attack("model.attack", self.attack, self.classifier, self.threat_model(self.epsilon), image_shape)
 
     def mixed_risk(self, x: Tensor, y: Tensor, adversarial: bool = True) -> Tensor:
         """Mean of the cross-entropy on clean images and on attacked images, a scalar.

@@ -11,9 +11,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from robust.attacks import PGD
 from robust.checks import check_range
 from robust.errors import SettingError, require
-from robust.modes import keep_modes
+from robust.modes import attack_mode, keep_modes
+from robust.passes import uncounted
+from robust.threat_models import ThreatModel
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -103,6 +106,28 @@ def blank_images(network: nn.Module, batch: int, image_shape: tuple[int, int, in
     """
     weight = next(chain(network.parameters(), network.buffers()), torch.empty(0))
     return torch.zeros(batch, *image_shape, device=weight.device, dtype=weight.dtype)
+
+
+def check_attack(
+    name: str, attack: PGD, network: nn.Module, threat_model: ThreatModel, image_shape: tuple[int, int, int]
+) -> None:
+    """Check that an attack can work on a network, before a training that may use it only after some epochs.
+
+    Args:
+        name: name of the attack's setting, for errors.
+        attack: attack to check.
+        network: network from images (B, C, H, W) to logits (B, K).
+        threat_model: threat model of the attack.
+        image_shape: shape of the images, (C, H, W).
+
+    Raises:
+        SettingError: if it cannot, such as with a loss that needs more classes.
+    """
+    with attack_mode(network, "eval"), torch.no_grad(), uncounted():
+        try:
+            attack.check(network, threat_model, blank_images(network, 2, image_shape))
+        except SettingError as error:
+            raise SettingError(name, type(attack).__name__, str(error)) from error
 
 
 def check_double(name: str, network: nn.Module, image_shape: tuple[int, int, int]) -> None:

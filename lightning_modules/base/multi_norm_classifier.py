@@ -8,6 +8,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from lightning_modules.base.checks import check_attack
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require
@@ -43,7 +44,14 @@ class MultiNormClassifier(RobustClassifier):
         super().__init__(classifier, epsilon, optimizer=optimizer, **settings)
         for name, radius in (("model.epsilon_l2", epsilon_l2), ("model.epsilon_l1", epsilon_l1)):
             require(radius > 0, name, radius, "give a positive radius: a norm over all pixels in [0, 1]")
+        self.attacks: dict[Norm, PGD] = {}
         self.radii: dict[Norm, float] = {"linf": epsilon, "l2": epsilon_l2, "l1": epsilon_l1}
+
+    def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Check the network, and that the attacks can work on it."""
+        super().check_shapes(image_shape, num_classes)
+        for norm, attack in self.attacks.items():
+            check_attack(f"model.attack_{norm}", attack, self.classifier, self.balls(1.0)[norm], image_shape)
 
     def balls(self, scale: float) -> dict[Norm, ThreatModel]:
         """The three balls, by norm, with ``scale`` times their radii."""

@@ -100,6 +100,21 @@ def check_schedules(trainer: Trainer) -> None:
             require(total >= planned, "lr_scheduler.total_steps", total, remedy)
 
 
+def check_training_monitors(trainer: Trainer, known: set[str]) -> None:
+    """Check that the training logs the metrics of training on which schedules depend.
+
+    Args:
+        trainer: trainer that holds the schedules.
+        known: names of the metrics that the steps so far have logged.
+
+    Raises:
+        SettingError: if one of them is missing.
+    """
+    for name in monitored_names(trainer):
+        remedy = f"the first step of the training logged {', '.join(sorted(known)) or 'none'}; give one of them"
+        require(not name.startswith("train/") or name in known, "lr_scheduler.monitor", name, remedy)
+
+
 def _parts(schedule: Any) -> list[Any]:
     """The schedules inside a schedule."""
     parts = [schedule.schedule] if isinstance(schedule, EachStep) else list(getattr(schedule, "_schedulers", ()))
@@ -117,6 +132,9 @@ def _require_validations(trainer: Trainer) -> None:
     }
     for name, (value, is_wrong, what) in wrong.items():
         require(not is_wrong, f"trainer.{name}", value, remedy.format(what))
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if loop._data_source.is_defined():
+        loop.setup_data()  # a resumed run, which has no sanity check, has not loaded them yet
     counts = trainer.num_val_batches
     batches = sum(counts) if isinstance(counts, list) else counts
     require(batches > 0, "data", "no validation batches", remedy.format("give a loader for validation"))
@@ -135,7 +153,8 @@ def _value(schedule: Any, monitored: dict[str, float]) -> float:
     value = monitored.get(schedule.monitor)
     known = ", ".join(sorted(monitored)) or "none"
     new = new_name(schedule.monitor)
-    remedy = f"{'' if new is None else f'it is now called {new}; '}the last validation logged {known}"
+    last = "training" if _is_of_training(schedule) else "last validation"
+    remedy = f"{'' if new is None else f'it is now called {new}; '}the {last} logged {known}"
     require(value is not None, "lr_scheduler.monitor", schedule.monitor, remedy)
     assert value is not None
     return value

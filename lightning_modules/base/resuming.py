@@ -34,6 +34,7 @@ class Resuming(CountedTraining):
         resume_settings: source of the settings to use if the checkpoint has other optimizers, schedules or data:
             ``"checkpoint"`` or ``"config"``. None refuses such a checkpoint.
         used_optimizers: classes and settings of the optimizers and schedules that this training uses.
+        batches_started: number of training batches that this run has begun.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -42,6 +43,7 @@ class Resuming(CountedTraining):
         self.used_optimizers: Description = []
         self._resumed = ResumedOptimizers(None)
         self._monitored: dict[str, float] = {}
+        self.batches_started = 0
         self._seed: int | None = None
         self._evaluation_seed = 0
 
@@ -59,6 +61,7 @@ class Resuming(CountedTraining):
         if self.trainer.precision == "64-true":
             self.double()  # Lightning would convert it after loading a checkpoint, whose weights would be rounded
         self._resumed = ResumedOptimizers(None)
+        self.batches_started = 0
         self._evaluation_seed = self.common_seed()
 
     def on_fit_start(self) -> None:
@@ -91,6 +94,10 @@ class Resuming(CountedTraining):
             values = torch.stack([logged[name].detach().double().to(self.device) for name in names])
             self._monitored |= dict(zip(names, self.mean_over_ranks(values).tolist(), strict=True))
         return self._monitored
+
+    def known_training_metrics(self) -> set[str]:
+        """Names of the metrics that training steps have logged so far."""
+        return {name for name in self.trainer.callback_metrics if not name.startswith("val/")}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the method, the seed, and the settings with which a resumed run is compared."""

@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.base.descent import Descent
+from lightning_modules.base.epoch_means import EpochMeans
 from lightning_modules.base.inputs import CheckedInputs, end_averages_last
 from lightning_modules.base.numbering import number_steps
-from lightning_modules.base.rates import step_schedules
-from lightning_modules.base.resuming import Resuming
+from lightning_modules.base.rates import check_training_monitors, step_schedules
 
 Batch = tuple[Tensor, Tensor]
 
 
-class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
+class TrainingModule(CheckedInputs, EpochMeans, Descent, ABC):
     """A module that steps its optimizers itself and resumes bit for bit.
 
     Subclasses write ``training_step`` and call :meth:`descend` at its end. Those with several optimizers list them in
@@ -62,6 +62,9 @@ class TrainingModule(CheckedInputs, Resuming, Descent, ABC):
         checkpoint of the epoch's last batch.
         """
         self.check_labelled(batch, f"train batch {batch_idx}", self.training_batches)
+        if self.batches_started == 1:
+            check_training_monitors(self.trainer, self.known_training_metrics())
+        self.batches_started += 1
         step_schedules(self.trainer, batch_idx, self.monitored_metrics())
         self.seed_step(batch_idx)
         self.start_counting()

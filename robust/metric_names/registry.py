@@ -182,7 +182,12 @@ REGISTRY: tuple[MetricInfo, ...] = (
     MetricInfo("learning_rate_<number>", "none", "none", "learning rate of another optimizer"),
     MetricInfo("penalty", "none", "lower is better", "cross-Lipschitz penalty"),
     MetricInfo("mean_radius", "pixel units", "none", "mean radius of the images of a batch"),
-    MetricInfo("kl", "nats", "lower is better", "divergence of the weights' distribution from the prior"),
+    MetricInfo(
+        "kl",
+        "nats",
+        "lower is better",
+        "the weights' divergence from the prior, for each training image",
+    ),
     MetricInfo("mean_strength", "none", "none", "mean strength of the injected noise"),
     MetricInfo("mean_scale", "none", "none", "mean scale of the learned noise"),
     MetricInfo("divergence", "nats", "lower is better", "mean divergence of the predictions in a batch"),

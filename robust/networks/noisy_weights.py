@@ -29,13 +29,15 @@ class WeightNoise(NoiseSource):
         initial_strength: initial value of every alpha.
 
     Raises:
-        SettingError: if there is no such granularity.
+        SettingError: if there is no such granularity, or the weight has one entry.
     """
 
     def __init__(self, weight: Tensor, granularity: Granularity = "layer", initial_strength: float = 0.25) -> None:
         super().__init__()
         choices = get_args(Granularity)
         require(granularity in choices, "granularity", granularity, f"give one of {', '.join(choices)}")
+        remedy = "the std of one number, by which its noise is scaled, is not defined; give more channels"
+        require(weight.numel() > 1, "network", f"a layer whose weight has shape {tuple(weight.shape)}", remedy)
         ones = [1] * weight.dim()
         shapes = {"layer": ones, "channel": [len(weight), *ones[1:]], "element": list(weight.shape)}
         self.alpha = nn.Parameter(torch.full(shapes[granularity], initial_strength))

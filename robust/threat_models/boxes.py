@@ -44,6 +44,10 @@ class PixelBox:
         fits = len(shape) <= x.dim() and all(budget in (1, size) for budget, size in sizes)
         require(fits, "budgets", shape, f"give a shape that broadcasts to {tuple(x.shape)}")
 
+    def _budgets(self, x: Tensor) -> Tensor:
+        """The budgets in the precision of ``x``; numpy's are in float64, and would convert float32 images."""
+        return self.budgets.to(x.dtype) if x.dtype == torch.float32 else self.budgets
+
     @property
     def radius(self) -> Tensor:
         """The budgets."""
@@ -58,7 +62,8 @@ class PixelBox:
         """The budgets around ``x`` (B, C, H, W), cut to [0, 1]."""
         check_images(x)
         self._check_shape(x)
-        return Box((x - self.budgets).clamp(min=0.0), (x + self.budgets).clamp(max=1.0))
+        budgets = self._budgets(x)
+        return Box((x - budgets).clamp(min=0.0), (x + budgets).clamp(max=1.0))
 
     def region(self, x: Tensor) -> Box:
         """The box itself."""
@@ -68,7 +73,8 @@ class PixelBox:
         """Each pixel of ``x_adv`` cut to its interval around ``x``; all (B, C, H, W)."""
         check_points(x_adv, x)
         self._check_shape(x)
-        return (x_adv - x).clamp(-self.budgets, self.budgets).add_(x).clamp_(0.0, 1.0)
+        budgets = self._budgets(x)
+        return (x_adv - x).clamp(-budgets, budgets).add_(x).clamp_(0.0, 1.0).to(x.dtype)
 
     def sample(self, x: Tensor) -> Tensor:
         """Uniform in the box around ``x`` (B, C, H, W)."""

@@ -246,7 +246,7 @@ def test_pretraining_updates_the_encoder_alone():
 
 def test_batches_of_one_image_are_refused():
     x, y = data()
-    with pytest.raises(SettingError, match=r"^data\.batch_size: got 1; give 2 or more"):
+    with pytest.raises(SettingError, match=r"^data: got 'a training batch of 1 image'; a single code has"):
         fit(wasserstein(), x[:1], y[:1])
 
 

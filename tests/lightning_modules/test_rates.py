@@ -216,3 +216,21 @@ def test_a_plateau_of_a_validations_metric_needs_a_loader_for_validation():
     data = DataLoader(TensorDataset(torch.rand(8, 1, 28, 28), torch.arange(8)), 4)
     with pytest.raises(SettingError, match=r"^data: got 'no validation batches'; ReduceLROnPlateau steps after"):
         fitted(lambda o: ReduceLROnPlateau(o, monitor="val/accuracy/clean"), data=data)
+
+
+@pytest.mark.parametrize("settings", [{"num_sanity_val_steps": 0}, {}])
+def test_a_plateau_of_a_validation_in_some_epochs_needs_no_sanity_check(settings):
+    """Regression: without a sanity check, as in a resumed run, no validation batches were found at the start."""
+
+    def schedule(optimizer):
+        return ReduceLROnPlateau(optimizer, monitor="val/wanted", factor=0.1, patience=0)
+
+    expected = [0.1] * (4 * BATCHES)
+    assert fitted(schedule, WorseAndWorse, check_val_every_n_epoch=2, **settings) == pytest.approx(expected)
+
+
+def test_a_metric_that_the_training_does_not_log_ends_it_after_one_step():
+    """Regression: it ended after an epoch, with "the last validation logged none"."""
+    message = r"^lr_scheduler.monitor: got 'train/los'; the first step of the training logged train/loss; give one of"
+    with pytest.raises(SettingError, match=message):
+        fitted(lambda o: ReduceLROnPlateau(o, monitor="train/los"))

@@ -103,3 +103,11 @@ def test_without_noise_it_is_the_plain_network_also_in_a_copy(wrapper):
 def test_wrong_settings(build, message):
     with pytest.raises(SettingError, match=message):
         build()
+
+
+def test_a_weight_of_one_entry_has_no_std():
+    """Regression: its noise was NaN, and the training said that the weights had diverged."""
+    with pytest.raises(
+        SettingError, match=r"^network: got 'a layer whose weight has shape \(1, 1, 1, 1\)'; the std of"
+    ):
+        NoisyWeights(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 3)))

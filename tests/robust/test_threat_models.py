@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from robust.attacks import APGD, FGSM, PGD, Square
 from robust.errors import SettingError
 from robust.threat_models import L1Ball, L2Ball, LinfBall, PixelBox
 
@@ -151,3 +153,15 @@ def test_the_box_is_differentiable_to_its_budgets_except_where_it_is_cut():
 def test_radius_out_of_range(kind, epsilon):
     with pytest.raises(SettingError, match="epsilon: got"):
         kind(epsilon)
+
+
+def test_budgets_of_numpy_leave_images_in_float32():
+    """Regression: attacks ended in a RuntimeError or named the wrong type, or returned images of float64."""
+    torch.manual_seed(0)
+    x, y, network = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    box = PixelBox(torch.full((1, 2, 2), 0.1, dtype=torch.float64))
+    for attack in (PGD(5), PGD(5, restarts=2, early_stop=True), APGD(5), FGSM(), Square(20)):
+        x_adv = attack(network, box, x, y)
+        assert x_adv.dtype == torch.float32
+        assert box.contains(x_adv, x).all()
+    assert box.sample(x).dtype == box.interval(x).lower.dtype == torch.float32
