@@ -150,6 +150,8 @@ class RobustCLI(LightningCLI):
         given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
         given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
         self.results.sources = sources_of(plain, given)
+        for part in ("trainer", "checkpoint", "epsilon_schedule"):
+            require(isinstance(plain[part], dict), part, plain[part], "give its settings by their names, as a mapping")
         for part in ("model", "data"):
             refuse_null(plain[part], part)
         refuse_null(plain["trainer"].get("callbacks"), "trainer.callbacks")

@@ -86,6 +86,8 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
         interval = logged[matching[0]]
         remedy = f"it is logged only every {interval} epochs; set its evaluation's every_n_epochs to {every}"
         require(every % interval == 0, setting, name, remedy)
+    elif name.startswith("test/"):
+        raise SettingError(setting, name, f"tests run after the training; give a metric of the validation: {all_names}")
     elif not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
         require(f"val/{name}" not in logged, setting, name, f"did you mean val/{name}? {all_names}")
     else:

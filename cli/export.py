@@ -152,7 +152,8 @@ def _loaded(module: TrainingModule, data: ImageDataModule, path: str | None) -> 
     if (state := checkpoint.get(type(data).__qualname__)) is not None:
         data.load_state_dict(state)
     weights = [value for name, value in checkpoint["state_dict"].items() if name.startswith("classifier.")]
-    if any(weight.dtype == torch.float64 for weight in weights):
+    own = {weight.dtype for weight in module.classifier.state_dict().values()}
+    if torch.float64 not in own and any(weight.dtype == torch.float64 for weight in weights):
         rank_zero_warn("ckpt_path: its weights are float64; those of the export are rounded to float32")
     return module.eval()
 

@@ -151,8 +151,7 @@ def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
     try:
         if source.suffix == ".npz":
             with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file}
-            return {name: partial(torch.as_tensor, array) for name, array in arrays.items()}
+                return {name: partial(torch.as_tensor, np.ascontiguousarray(file[name])) for name in file}
         from safetensors import safe_open
 
         tensors: Any = safe_open(source, framework="pt")

@@ -65,7 +65,10 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
     """
     remedy = "give a .safetensors file, or a .pth file of a state_dict"
     if path.startswith(zoo.PREFIX):
-        state = zoo.load(path.removeprefix(zoo.PREFIX)).state_dict()
+        try:
+            state = zoo.load(path.removeprefix(zoo.PREFIX)).state_dict()
+        except SettingError as error:
+            raise SettingError(setting, path, str(error).partition("; ")[2]) from error
     else:
         state = _read_state(path, setting, remedy)
     wrong = _differences(network.state_dict(), state)

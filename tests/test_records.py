@@ -6,12 +6,13 @@ import shlex
 
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Callback
 
 from callbacks.results import add_record
 from tests.programs import Program
 from tests.small_run import SMALL
-from tests.testers import QUIET, ROOT, assert_equal, last_checkpoint, run
+from tests.testers import QUIET, ROOT, assert_equal, error_of, last_checkpoint, run
 
 ONE = ["--trainer.max_epochs=1"]
 
@@ -280,3 +281,11 @@ def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_pa
     assert not torch.equal(average["state_dict"][name], plain["state_dict"][name])
     current = average["current_model_state"][f"module.{name}" if f"module.{name}" in average else name]
     assert torch.equal(current, plain["state_dict"][name])
+
+
+@pytest.mark.parametrize(("part", "value"), [("trainer", "[1]"), ("checkpoint", "false"), ("epsilon_schedule", "3")])
+def test_a_group_of_settings_is_a_mapping(part, value, tmp_path, capsys):
+    """Regression: it ended in a traceback."""
+    (tmp_path / "wrong.yaml").write_text(f"{part}: {value}\n", encoding="utf-8")
+    error = error_of(["fit", f"--config={ROOT}/configs/quickstart.yaml", f"--config={tmp_path}/wrong.yaml"], capsys)
+    assert error.startswith(f"{part}: got {yaml.safe_load(value)!r}; give its settings by their names")

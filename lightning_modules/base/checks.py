@@ -165,10 +165,11 @@ def run_blank(
         dtype: type of the images; that of the network's weights by default.
 
     Raises:
-        SettingError: if the network fails on such images, or does not return a tensor.
+        SettingError: if the network fails on such images, changes them, or does not return a tensor.
     """
     statistics = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
     blank = blank_images(network, batch, image_shape).to(dtype)
+    version = None if blank.is_inference() else blank._version
     try:
         devices = [blank.device] if blank.is_cuda else []
         with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices):
@@ -181,6 +182,9 @@ def run_blank(
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise SettingError(name, type(network).__name__, f"the data's images are {image_shape}; {reason}") from error
+    changed = version is not None and blank._version != version
+    remedy = "it changes the images in place, also those of the data; write x = x - mean rather than x -= mean"
+    require(not changed, name, type(network).__name__, remedy)
     where = "training" if training else "evaluation"
     kind = f"{type(network).__name__} with {type(output).__name__} as output in {where} mode"
     require(isinstance(output, Tensor), name, kind, "give a network that returns a tensor")

@@ -226,7 +226,8 @@ class _Climb:
     def _step(self, momentum: float) -> Tensor:
         x, x_adv, pace = self.x, self.x_adv, self.pace
         direction = self.threat_model.steepest_direction(self.gradient, pace.fraction)
-        ahead = self.threat_model.project(x_adv + _wide(pace.step_size) * self.threat_model.radius * direction, x)
+        step = _wide(pace.step_size).to(x.dtype) * self.threat_model.radius  # logits may be of another type
+        ahead = self.threat_model.project(x_adv + step * direction, x)
         if momentum == 0.0:
             return ahead
         target = x_adv + (1 - momentum) * (ahead - x_adv) + momentum * (x_adv - self.before)

@@ -346,3 +346,20 @@ class Unused(nn.Module):
 
     def forward(self, x):
         return x
+
+
+class InPlace(nn.Module):
+    """A network that changes its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = two_logits()
+
+    def forward(self, x):
+        return self.layer(x.mul_(0.5))
+
+
+def test_a_network_that_changes_the_images_in_place_is_refused():
+    """Regression: attacks then worked on other images, so that robust accuracies were of those."""
+    with pytest.raises(SettingError, match=r"^model.classifier: got 'InPlace'; it changes the images in place"):
+        StandardTraining(InPlace()).check_shapes((1, 2, 2), 2)

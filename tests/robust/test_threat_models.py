@@ -165,3 +165,28 @@ def test_budgets_of_numpy_leave_images_in_float32():
         assert x_adv.dtype == torch.float32
         assert box.contains(x_adv, x).all()
     assert box.sample(x).dtype == box.interval(x).lower.dtype == torch.float32
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("loss", ["cross_entropy", "targeted_dlr"])
+def test_networks_may_return_logits_in_float64(inner, loss):
+    """Regression: APGD ended in a RuntimeError, after the training."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
+            if inner:
+                self.double()
+
+        def forward(self, x):
+            return self.layers(x.double()) if inner else self.layers(x).double()
+
+    torch.manual_seed(0)
+    x, network = torch.rand(6, 1, 2, 2), Network()
+    y = network(x).argmax(1)
+    for ball in (LinfBall(0.3), L2Ball(0.5), L1Ball(1.0)):
+        x_adv = APGD(8, loss=loss, targets=2)(network, ball, x, y)
+        assert x_adv.dtype == torch.float32
+        assert ball.contains(x_adv, x).all()
+        assert (network(x_adv).argmax(1) != y).any()
