@@ -73,7 +73,8 @@ def with_path(error: SettingError, config: dict[str, Any]) -> SettingError:
         return _with_inner_path(error, name, rest, config.get("data"))
     given = rest.split("; ")[0]
     parts = {part: config.get(part) for part in ("model", "data")}
-    parts["trainer.callbacks"] = config.get("trainer", {}).get("callbacks")
+    trainer = config.get("trainer")
+    parts["trainer.callbacks"] = trainer.get("callbacks") if isinstance(trainer, dict) else None
     names = {
         f"{path}.{name}"
         for part, settings in parts.items()

@@ -173,9 +173,9 @@ def test_a_text_array_that_nobody_needs_is_no_fault(tmp_path):
     """Regression: the whole file was refused; of a needed array, the error did not name it."""
     images, names = np.zeros((20, 4, 4), np.uint8), np.array(["r", "g"])
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 2, class_names=names)
-    data = Arrays(str(tmp_path / "a.npz"))
+    data = Arrays(path=str(tmp_path / "a.npz"))
     data.setup("fit")
     assert data.num_classes == 2
     np.savez(tmp_path / "b.npz", images=images, labels=names[np.arange(20) % 2])
     with pytest.raises(SettingError, match=r"^data\.path: got 'labels'; cannot read this array \(.*give numbers"):
-        Arrays(str(tmp_path / "b.npz")).setup("fit")
+        Arrays(path=str(tmp_path / "b.npz")).setup("fit")
