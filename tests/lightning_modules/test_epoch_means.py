@@ -39,7 +39,7 @@ def test_a_resumed_run_logs_the_means_of_the_whole_epoch(stop, tmp_path):
     stopped.fit(module(), datamodule=Digits(batch_size=8))
     stopped.save_checkpoint(tmp_path / "stopped.ckpt")
     resumed = trainer(tmp_path / "resumed", limit_train_batches=4)
-    resumed.fit(module(), datamodule=Digits(batch_size=8), ckpt_path=tmp_path / "stopped.ckpt", weights_only=False)
+    resumed.fit(module(), datamodule=Digits(batch_size=8), ckpt_path=tmp_path / "stopped.ckpt")
     assert whole.global_step == resumed.global_step == 8
     assert whole.callback_metrics["train/penalty"] == resumed.callback_metrics["train/penalty"] > 0
 

@@ -1,0 +1,75 @@
+"""What cannot work on the data is refused before the training."""
+
+from collections import OrderedDict
+
+import pytest
+from torch import nn
+
+from lightning_modules import (
+    TRADES,
+    YOPO,
+    MultiNormTraining,
+    ParametricNoiseInjection,
+    StandardTraining,
+    WeightedMinimax,
+)
+from robust.attacks import PGD
+from robust.errors import SettingError
+from robust.networks import NoisyWeights
+
+
+def two_logits():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            lambda: ParametricNoiseInjection(NoisyWeights(two_logits()), attack=PGD(2, loss="dlr")),
+            r"^model.attack: got 'PGD'; loss: got 'dlr'; it needs 3 classes",
+        ),
+        (
+            lambda: MultiNormTraining(two_logits(), attack_l2=PGD(2, loss="dlr")),
+            r"^model.attack_l2: got 'PGD'; loss: got 'dlr'; it needs 3 classes",
+        ),
+        (lambda: TRADES(two_logits(), attack=PGD(2, early_stop=True)), r"^model.attack.early_stop: got True; turn it"),
+        (lambda: WeightedMinimax(two_logits(), attack=PGD(2, early_stop=True)), r"^model.attack.early_stop: got True"),
+        (
+            lambda: YOPO(nn.Sequential(OrderedDict(net=two_logits(), drop=Unused())), "drop.layer"),
+            r"^model.first_layer: got 'drop.layer'; Sequential does not run it; give the first layer that it runs",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_training(module, message):
+    """Regression: some attacks start after epochs, and then ended the training."""
+    with pytest.raises(SettingError, match=message):
+        module().check_shapes((1, 2, 2), 2)
+
+
+class Unused(nn.Module):
+    """The identity, with a layer that it does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Dropout()
+
+    def forward(self, x):
+        return x
+
+
+class InPlace(nn.Module):
+    """A network that changes its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = two_logits()
+
+    def forward(self, x):
+        return self.layer(x.mul_(0.5))
+
+
+def test_a_network_that_changes_the_images_in_place_is_refused():
+    """Regression: attacks then worked on other images, so that robust accuracies were of those."""
+    with pytest.raises(SettingError, match=r"^model.classifier: got 'InPlace'; it changes the images in place"):
+        StandardTraining(InPlace()).check_shapes((1, 2, 2), 2)
