@@ -21,6 +21,7 @@ import lightning_modules
 from cli import checkpoints
 from cli.checkpoint_settings import importable, read_model, values_of
 from cli.class_settings import check_classes, check_finite, with_path
+from cli.composition import check_groups
 from cli.config_files import LARGEST_SEED, RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, refuse_null
@@ -150,8 +151,7 @@ class RobustCLI(LightningCLI):
         given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
         given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
         self.results.sources = sources_of(plain, given)
-        for part in ("trainer", "checkpoint", "epsilon_schedule"):
-            require(isinstance(plain[part], dict), part, plain[part], "give its settings by their names, as a mapping")
+        check_groups(plain)
         for part in ("model", "data"):
             refuse_null(plain[part], part)
         refuse_null(plain["trainer"].get("callbacks"), "trainer.callbacks")

@@ -88,10 +88,10 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
         require(every % interval == 0, setting, name, remedy)
     elif name.startswith("test/"):
         raise SettingError(setting, name, f"tests run after the training; give a metric of the validation: {all_names}")
-    elif not name.startswith("val/"):  # a training step may log it, unless only the prefix is missing
+    elif not name.startswith(("val/", "val_")):  # a training step may log it, unless only the prefix is missing
         require(f"val/{name}" not in logged, setting, name, f"did you mean val/{name}? {all_names}")
     else:
-        near = difflib.get_close_matches(name, logged, 1, 0.5)
+        near = difflib.get_close_matches(name.replace("val_", "val/", 1), logged, 1, 0.5)
         remedy = f"did you mean {near[0]}? " if near else ""
         if (new := new_name(name)) is not None:
             info = find(new)

@@ -15,6 +15,7 @@ from cli.user_modules import add_folder
 from robust.errors import require
 
 KEY = "config"
+GROUPS = ("trainer", "checkpoint", "epsilon_schedule")  # of settings that belong to no class_path
 SECTIONS = ("init_args", "dict_kwargs")
 Settings = dict[str, Any]
 
@@ -31,7 +32,7 @@ def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) ->
         inside: files that led to this one, by which a file that names itself is found.
 
     Raises:
-        SettingError: if ``config`` does not name YAML files, or a value is given twice.
+        SettingError: if ``config`` does not name YAML files, a value is given twice, or a group is no mapping.
     """
     files = settings[KEY] if isinstance(settings.get(KEY), list) else [settings[KEY]] if KEY in settings else []
     result: Settings = {}
@@ -39,8 +40,21 @@ def composed(settings: Settings, folder: Path, inside: tuple[Path, ...] = ()) ->
         require(isinstance(file, str), KEY, file, "give the path of a YAML file of settings, or a list of such paths")
         result = merged(result, _read(folder / file, inside))
     own = {key: value for key, value in settings.items() if key != KEY}
-    result.update(merged(result, expanded(_with_files(own, folder, section=True))))
+    own = expanded(_with_files(own, folder, section=True))
+    check_groups(own)
+    result.update(merged(result, own))
     return result
+
+
+def check_groups(settings: Settings) -> None:
+    """Check that each given group of settings is a mapping: another value would drop the settings of earlier files.
+
+    Raises:
+        SettingError: at the first that is not.
+    """
+    for name in GROUPS:
+        given = settings.get(name, {})
+        require(isinstance(given, dict), name, given, "give its settings by their names, as a mapping")
 
 
 def content(files: list[str]) -> Any:
@@ -121,7 +135,7 @@ def merged(before: Any, after: Any, name: str = "") -> Any:
         )
         before = before if _same_class(before["class_path"], after["class_path"]) else {}
     if any(key in part for part in (before, after) for key in ("class_path", *SECTIONS)):
-        before, after = _in_sections(before), _in_sections(after)
+        before, after = _in_sections(before, name), _in_sections(after, name)
     result = dict(before)
     for key, value in sorted(after.items(), key=lambda item: str(item[0]).endswith("+")):
         _set(result, key, value, name if key == "init_args" else f"{name}.{key}".lstrip("."))
@@ -142,16 +156,23 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _in_sections(settings: Settings) -> Settings:
+def _in_sections(settings: Settings, name: str) -> Settings:
     """Put settings of a class that another file names inside ``init_args``.
 
     Settings beside a ``class_path`` stay where they are, so that the parser reports them.
+
+    Raises:
+        SettingError: if ``init_args`` is no mapping, or a setting is given both in it and beside it.
     """
+    inside = settings.get("init_args") or {}
+    require(isinstance(inside, dict), f"{name}.init_args", inside, "give the settings of the class by their names")
     own = {key: value for key, value in settings.items() if key not in SECTIONS}
     if "class_path" in settings or not own:
         return settings
+    for key in sorted(own.keys() & inside.keys()):
+        require(False, f"{name}.{key}", own[key], "init_args gives it, too: give it once")
     rest = {key: value for key, value in settings.items() if key in SECTIONS}
-    return {**rest, "init_args": {**(rest.get("init_args") or {}), **own}}
+    return {**rest, "init_args": {**inside, **own}}
 
 
 def _same_class(one: str, other: str) -> bool:

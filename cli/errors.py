@@ -110,6 +110,8 @@ def explain(message: str, error: Exception | None) -> str:
     if missing := re.search("arguments are required: (.*)", root):
         wanted = [path + name.split(".")[-1] for name in missing[1].split(", ")]
         return f"{', '.join(wanted)}: not given; put it in the config file or add --{wanted[0]}"
+    if group := re.search(r'^Parser key "(\S+)": Unable to load config "(.*)"', root):
+        return f"{group[1]}: got {group[2]!r}; give its settings by their names, such as --{group[1]}.NAME=VALUE"
     if not levels:
         return message
     return f"{path[:-1]}: {value_and_remedy(path[:-1], levels[-1], [str(cause) for cause in chain])}"

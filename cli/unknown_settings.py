@@ -21,8 +21,11 @@ def unknown_setting(parser: Any, name: str, value: object) -> str:
     known = _known(parser)
     meant = _meant(name, known)
     all_known = ", ".join(known) if len(known) < 20 else f"train.py {getattr(parser, 'subcommand', 'fit')} --help"
+    remedy = f"did you mean {meant}?" if meant else f"see {all_known}"
+    if not known:  # the base class of a list, such as Callback: the entry names no class of its own
+        remedy = "give class_path, and its settings inside init_args"
     printed = shorten(str(value.as_dict()), 80) if isinstance(value, Namespace) else repr(value)
-    return f"{name}: got {printed}; no such setting, " + (f"did you mean {meant}?" if meant else f"see {all_known}")
+    return f"{name}: got {printed}; no such setting, {remedy}"
 
 
 def unknown_section(parser: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """Config files that name others under ``config``."""
 
+import re
 from typing import Any
 
 import pytest
@@ -273,3 +274,19 @@ def test_a_wrong_setting_is_an_error_in_one_line(text, message, resolve, capsys)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "error"),
+    [
+        ("model: {epsilon: 0.2, init_args: {epsilon: 0.3}}", "model.epsilon: got 0.2; init_args gives it, too"),
+        ("model.epsilon: 0.2\nmodel.init_args.epsilon: 0.3", "model.epsilon: got 0.2; init_args gives it, too"),
+        ("model: {attack: {steps: 1, init_args: {steps: 2}}}", "model.attack.steps: got 1; init_args gives it, too"),
+        ("model: {init_args: 3}", "model.init_args: got 3; give the settings of the class by their names"),
+        ("model: {init_args: {attack: {init_args: [1]}}}", "model.attack.init_args: got [1]; give the settings"),
+    ],
+)
+def test_settings_of_a_class_are_given_once_and_by_name(own, error, resolve):
+    """Regression: one of the two values was taken, or the error named an import path."""
+    with pytest.raises(SettingError, match=re.escape(error)):
+        resolve(f"config: ../pieces/base.yaml\n{own}")

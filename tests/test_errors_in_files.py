@@ -44,6 +44,10 @@ from tests.testers import error_of
             "models: got {'class_path': 'TRADES', 'init_args': {'classifier': {'init_args': [...]; no such setting, "
             "did you mean model?",
         ),
+        (
+            "trainer: {callbacks: [{every_n_epochs: 3}]}",
+            "trainer.callbacks.every_n_epochs: got 3; no such setting, give class_path, and its settings inside",
+        ),
         ("trainr: {max_epochs: 3}", "trainr: got {'max_epochs': 3}; no such setting, did you mean trainer?"),
         (
             "trainer: {callbacks: [{class_path: AdversarialEvaluation, init_args: {attack: {pgd: {norm: l2}}}}]}",

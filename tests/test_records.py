@@ -166,6 +166,7 @@ SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
             ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/none"],
             "EarlyStopping.monitor: got 'val/none'",
         ),
+        (["--checkpoint.monitor=val_acc"], "checkpoint.monitor: got 'val_acc'; did you mean val/accuracy/clean? "),
         (
             ["--checkpoint.monitor=accuracy/clean"],
             "got 'accuracy/clean'; did you mean val/accuracy/clean? validations log val/accuracy/clean",
@@ -283,9 +284,13 @@ def test_averaging_that_trains_on_is_refused_and_that_of_every_step_works(tmp_pa
     assert torch.equal(current, plain["state_dict"][name])
 
 
+@pytest.mark.parametrize("own", [[], ["--trainer.max_epochs=1"]], ids=["alone", "before another setting"])
 @pytest.mark.parametrize(("part", "value"), [("trainer", "[1]"), ("checkpoint", "false"), ("epsilon_schedule", "3")])
-def test_a_group_of_settings_is_a_mapping(part, value, tmp_path, capsys):
-    """Regression: it ended in a traceback."""
+def test_a_group_of_settings_is_a_mapping(part, value, own, tmp_path, capsys):
+    """Regression: it ended in a traceback; before a setting on the command line, the file's others were dropped."""
     (tmp_path / "wrong.yaml").write_text(f"{part}: {value}\n", encoding="utf-8")
-    error = error_of(["fit", f"--config={ROOT}/configs/quickstart.yaml", f"--config={tmp_path}/wrong.yaml"], capsys)
+    start = ["fit", f"--config={ROOT}/configs/quickstart.yaml"]
+    error = error_of([*start, f"--config={tmp_path}/wrong.yaml", *own], capsys)
     assert error.startswith(f"{part}: got {yaml.safe_load(value)!r}; give its settings by their names")
+    error = error_of([*start, f"--{part}={value}", *own], capsys)
+    assert error == f"{part}: got {value!r}; give its settings by their names, such as --{part}.NAME=VALUE"
