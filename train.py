@@ -36,6 +36,7 @@ from lightning_modules.base.settings import ResumeSettings
 from robust.errors import (
     ContradictionError,
     GradientError,
+    InvalidAttackError,
     NonFiniteLogitsError,
     NonFiniteLossError,
     SettingError,
@@ -50,6 +51,7 @@ ONE_LINE = (
     NonFiniteLogitsError,
     GradientError,
     ContradictionError,
+    InvalidAttackError,
     MisconfigurationException,
     RefusedYAMLError,
 )

@@ -97,7 +97,8 @@ class OwnData(TrainedImages):
         Raises:
             SettingError: if the split has no image.
         """
-        remedy = f"there are no images of the split {split}; add some, or raise data.{split}_fraction"
+        other = "lower data.val_fraction and data.test_fraction" if split == "train" else f"raise data.{split}_fraction"
+        remedy = f"there are no images of the split {split}; add some or, where the data give no splits, {other}"
         require(len(labels) > 0, setting, value, remedy)
         assert self.class_names is not None
         counts = torch.bincount(labels, minlength=self.num_classes).tolist()

@@ -30,6 +30,10 @@ class ContradictionError(RuntimeError):
     """An example is certified and yet misclassified, as it is or under attack: a bound or an attack is wrong."""
 
 
+class InvalidAttackError(RuntimeError):
+    """An attack gave something other than images of its threat model, so that an accuracy would be that in another."""
+
+
 class GradientError(RuntimeError):
     """An attack's gradient is NaN or infinite: no step that it takes means anything."""
 

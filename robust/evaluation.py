@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust.errors import InvalidAttackError
 from robust.networks import noise_sources, without_noise
 from robust.threat_models import ThreatModel
 
@@ -31,7 +32,7 @@ def checked_attack(
         y: labels (B,).
 
     Raises:
-        RuntimeError: if an image is outside: the accuracy would be that in another threat model.
+        InvalidAttackError: if the attack gives no images, or one that is outside.
 
     >>> from robust.threat_models import LinfBall
     >>> def brighten(network, threat_model, x, y):
@@ -41,12 +42,15 @@ def checked_attack(
     tensor([0.1000, 0.1000])
     >>> checked_attack("brighten", brighten, nn.Flatten(), LinfBall(0.05), x, y)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    RuntimeError: invalid attack brighten: brighten gave 2 images out of 2 outside LinfBall or [0, 1]; ...
+    robust.errors.InvalidAttackError: invalid attack brighten: brighten gave 2 images out of 2 outside...
     """
-    x_adv: Tensor = attack(network, threat_model, x, y)
+    x_adv: Any = attack(network, threat_model, x, y)
+    if not isinstance(x_adv, Tensor):
+        what = f"{type(x_adv).__name__}; return images of shape {tuple(x.shape)}"
+        raise InvalidAttackError(f"invalid attack {name}: {_name(attack)} gave {what}")
     if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
         what = f"images of shape {tuple(x_adv.shape)}" if x_adv.shape != x.shape else f"{int((~inside).sum())} images"
-        raise RuntimeError(
+        raise InvalidAttackError(
             f"invalid attack {name}: {_name(attack)} gave {what} out of {len(x)} outside "
             f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
         )

@@ -256,6 +256,24 @@ class Branching(nn.Module):
         return x.flatten(1) if float(x.sum()) > 0 else -x.flatten(1)
 
 
+class Rounded(nn.Module):
+    """Returns logits of another type than float32."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return x.flatten(1).to(self.kind)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_logits_of_a_file_are_float32(kind, tmp_path):
+    """Regression: those of bfloat16 ended in a traceback of numpy's, and the file had logits of another type."""
+    with pytest.raises(SettingError, match=f"network: got 'Rounded with logits of {kind}'; the file's logits are"):
+        write_onnx(Rounded(kind), SHAPE, tmp_path / "network.onnx")
+
+
 def test_networks_that_cannot_be_exported_are_named(tmp_path):
     with pytest.raises(SettingError, match="network: got 'Random, whose passes differ'; a file has no random draws"):
         write_onnx(Random(), SHAPE, tmp_path / "network.onnx")

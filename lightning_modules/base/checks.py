@@ -192,6 +192,24 @@ def run_blank(
     return output
 
 
+def check_repeatable(name: str, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Check that two passes of an image in evaluation mode give the same logits, for a network without known noise.
+
+    Verdicts of one pass would be verdicts of one draw, and attacks could not average over unknown draws.
+
+    Raises:
+        SettingError: if they differ.
+    """
+    blank = blank_images(network, 2, image_shape)  # on black images without biases, dropout changes nothing
+    images = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    devices = [blank.device] if blank.is_cuda else []
+    with attack_mode(network, "eval"), torch.no_grad(), uncounted(), torch.random.fork_rng(devices):
+        one, other = network(images), network(images)
+    close = torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True)
+    remedy = "derive its noise from robust.networks.NoiseSource, over which evaluations average, or switch it off there"
+    require(close, name, f"{type(network).__name__}, whose passes differ in evaluation mode", remedy)
+
+
 def warn_of_probabilities(name: str, output: Tensor) -> None:
     """Warn if a classifier's output, (B, K), are probabilities: losses and attacks take logits.
 

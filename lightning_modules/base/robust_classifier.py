@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base.checks import (
     check_double,
+    check_repeatable,
     check_training_mode,
     images_of,
     run_blank,
@@ -176,19 +177,26 @@ class RobustClassifier(TrainingModule):
             require(logits.dim() == 2, "model.classifier", f"output {tuple(logits.shape)} of 2 images", remedy)
             if x.dtype != torch.float64:
                 check_double("model.classifier", self.classifier, shape)
-            warn_of_probabilities("model.classifier", logits)
+            self._check_outputs(logits, shape)
             self._num_logits = logits.shape[1]
         check_labels(y, len(x), self._num_logits, f"labels of {name}")
+
+    def _check_outputs(self, logits: Tensor, image_shape: tuple[int, int, int]) -> None:
+        """Check that the outputs are logits, not probabilities, and that without noise they do not change."""
+        warn_of_probabilities("model.classifier", logits)
+        if not self.stochastic:
+            check_repeatable("model.classifier", self.classifier, image_shape)
 
     def note_image_shape(self, image_shape: tuple[int, int, int]) -> None:
         """Store the shape of the images, for which ``verifier`` is chosen."""
         self._image_shape = image_shape
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Run the networks once on a blank image of the data's shape.
+        """Run the networks on a few images of the data's shape.
 
         Raises:
-            SettingError: if the classifier fails on the image or returns another number of logits.
+            SettingError: if the classifier fails on an image, returns another number of logits, or gives other logits
+                in each pass.
         """
         logits = run_blank("model.classifier", self.classifier, image_shape)
         require(
@@ -199,7 +207,7 @@ class RobustClassifier(TrainingModule):
         )
         if self._trainer is not None and self.trainer.precision != "64-true":
             check_double("model.classifier", self.classifier, image_shape)
-        warn_of_probabilities("model.classifier", logits)
+        self._check_outputs(logits, image_shape)
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(self.data_module, "batch_size", None)

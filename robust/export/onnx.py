@@ -37,8 +37,8 @@ def write_onnx(
         The largest difference of a logit, relative to the largest logit if that is above 1; at most 1e-5.
 
     Raises:
-        SettingError: if a package is missing, the network draws random numbers of its own, torch cannot export it, or
-            onnxruntime computes other logits.
+        SettingError: if a package is missing, the logits are not float32, the network draws random numbers of its own,
+            torch cannot export it, or onnxruntime computes other logits.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         package(name)
@@ -46,7 +46,10 @@ def write_onnx(
     images = torch.rand(batch or BATCH, *image_shape, generator=torch.Generator().manual_seed(0)).to(weight.device)
     with attack_mode(network, "eval"), without_noise(network):
         logits = network(images)
-        kind, remedy = type(network).__name__, "a file has no random draws; derive its noise from robust's NoiseSource"
+        kind = type(network).__name__
+        remedy = "the file's logits are float32; return logits.float() and call float() on the network"
+        require(logits.dtype == torch.float32, "network", f"{kind} with logits of {logits.dtype}", remedy)
+        remedy = "a file has no random draws; derive its noise from robust's NoiseSource"
         require(torch.equal(logits, network(images)), "network", f"{kind}, whose passes differ", remedy)
         _export(network, images, Path(path), any_batch=batch is None)
     difference = _difference(Path(path), images, logits)

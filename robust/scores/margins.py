@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robust.attacks import BoundaryAttack, to_boundary
 from robust.checks import check_images, check_logits, check_precision
+from robust.errors import InvalidAttackError
 from robust.modes import attack_mode
 from robust.progress import tracked
 from robust.threat_models import diameter
@@ -49,7 +50,7 @@ def nearest_boundary(
     Raises:
         SettingError: if images, logits or weights are not as said.
         NonFiniteLogitsError: if logits are NaN or infinite.
-        RuntimeError: if an attack's point does not change the class or leaves [0, 1]; the margin would be wrong.
+        InvalidAttackError: if an attack's point does not change the class or leaves [0, 1]; the margin would be wrong.
     """
     check_precision(network, "scores")
     check_images(x)
@@ -80,7 +81,7 @@ def nearest_boundary(
 def _check_valid(name: str, valid: Tensor) -> None:
     if not valid.all():
         invalid = f"{int((~valid).sum())} of {len(valid)} images keep their class or leave [0, 1]"
-        raise RuntimeError(f"invalid attack {name}: {invalid}")
+        raise InvalidAttackError(f"invalid attack {name}: {invalid}")
 
 
 def _classes(network: nn.Module, x: Tensor) -> Tensor:

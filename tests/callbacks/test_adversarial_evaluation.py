@@ -9,7 +9,7 @@ from callbacks import AdversarialEvaluation, AttackCase, CertifiedEvaluation
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
 from robust.attacks import FGSM, PGD
-from robust.errors import SettingError
+from robust.errors import InvalidAttackError, SettingError
 from robust.networks import BudgetGenerator, DMSmall
 from robust.threat_models import L1Ball, L2Ball, LinfBall
 from tests.callbacks.trained import Plain, images, small, trainer_with
@@ -106,9 +106,10 @@ def test_an_attack_that_leaves_the_ball_or_the_range_stops_the_evaluation(traine
     def bright(network, threat_model, x, y):
         return x + 0.01
 
-    for attack in (far, bright, lambda network, threat_model, x, y: x[:1], lambda *_: torch.nan * _[2]):
+    nothing = (lambda network, threat_model, x, y: x[:1], lambda *_: torch.nan * _[2], lambda *_: None)
+    for attack in (far, bright, *nothing):
         trainer = trainer_with(AdversarialEvaluation({"broken": AttackCase(attack)}), limit_test_batches=1)
-        with pytest.raises(RuntimeError, match=r"invalid attack broken/linf_0.05: (far|bright|<lambda>) gave"):
+        with pytest.raises(InvalidAttackError, match=r"invalid attack broken/linf_0.05: (far|bright|<lambda>) gave"):
             trainer.test(copy.deepcopy(trained), Digits(), verbose=False)
 
 

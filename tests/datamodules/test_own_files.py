@@ -227,7 +227,7 @@ class TestFolderErrors:
             by_folder(tmp_path)
 
     def test_a_split_without_images(self, tmp_path):
-        with pytest.raises(SettingError, match=r"there are no images of the split val; add some, or raise data\.val"):
+        with pytest.raises(SettingError, match=r"no images of the split val; add some or, .* raise data\.val"):
             by_folder(write_classes(tmp_path, {"a": 1, "b": 1})).images("val")
 
 

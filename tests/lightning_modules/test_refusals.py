@@ -3,6 +3,8 @@
 from collections import OrderedDict
 
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules import (
@@ -45,6 +47,27 @@ def test_what_cannot_work_is_refused_before_the_training(module, message):
     """Regression: some attacks start after epochs, and then ended the training."""
     with pytest.raises(SettingError, match=message):
         module().check_shapes((1, 2, 2), 2)
+
+
+class AlwaysDrops(nn.Module):
+    """Dropout that evaluation mode does not switch off."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2, bias=False)
+
+    def forward(self, x):
+        return self.layer(F.dropout(x.flatten(1), 0.5, training=True))
+
+
+@pytest.mark.parametrize("method", [StandardTraining, TRADES])
+def test_a_network_with_unknown_noise_is_refused(method):
+    """Regression: it was evaluated as if each pass gave the same logits."""
+    message = "^model.classifier: got 'AlwaysDrops, whose passes differ in evaluation mode'; derive its noise from"
+    with pytest.raises(SettingError, match=message):
+        method(AlwaysDrops()).check_shapes((1, 2, 2), 2)
+    with pytest.raises(SettingError, match=message):
+        method(AlwaysDrops()).check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), "batch 0")
 
 
 class Unused(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robust.attacks import BoxedHalfspace, FGSMGrid, GrowingPGD, LatentAttack, LinearizedBoundary, to_boundary
-from robust.errors import SettingError
+from robust.errors import InvalidAttackError, SettingError
 from robust.scores import nearest_boundary
 
 ATTACKS = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid(), "pgd": GrowingPGD(steps=10)}
@@ -159,7 +159,7 @@ def test_bg_gives_up_no_target_too_early():
 def test_a_point_that_keeps_its_class_is_an_error(monkeypatch):
     network, x = curved(), images(5, 6)
     monkeypatch.setattr("robust.scores.margins.to_boundary", lambda f, x, found, y, n: (x, torch.ones(len(x))))
-    with pytest.raises(RuntimeError, match="invalid attack bg: 5 of 5 images keep their class"):
+    with pytest.raises(InvalidAttackError, match="invalid attack bg: 5 of 5 images keep their class"):
         nearest_boundary(network, {"bg": ATTACKS["bg"]}, x)
 
 
