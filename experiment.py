@@ -7,9 +7,6 @@ continue after the images that they have measured.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import signal
 import sys
 import time
@@ -19,11 +16,20 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from cli.experiment import Job, Matrix, read_matrix
+from cli.job_folder import (
+    alone,
+    claim,
+    noted_settings,
+    process_lock,
+    recorded_seconds,
+    records_in,
+    runs_elsewhere,
+    write_json,
+)
 from cli.processes import start, threads_of_each, wait_for
 from robust.errors import SettingError, require
 
@@ -90,7 +96,7 @@ class Runner:
     def __init__(self, processes: int, done: list[Job]) -> None:
         self.processes = processes
         self.threads = threads_of_each(processes)
-        self._seconds = [(job.name, _recorded_seconds(job)) for job in done]
+        self._seconds = [(job.name, recorded_seconds(job)) for job in done]
         self._children: set[BaseProcess] = set()
         self._stopped = False
 
@@ -131,18 +137,17 @@ class Runner:
         """Return the next job to start: of the first seed, the longest by known times, so that no long job is last."""
         absent = {job.name for job in [*waiting, *unfinished] if not job.evaluation}
         ready = [job for job in waiting if not absent.intersection(job.needs)]
-        ready = [job for job in ready if not _runs_elsewhere(job)] or ready
+        ready = [job for job in ready if not runs_elsewhere(job)] or ready
         first = [job for job in ready if job.seed == ready[0].seed]
         return max(first, key=lambda job: fmean(self._known(job) or [0.0]), default=None)
 
     def _run(self, job: Job) -> str | None:
         """Train and test, after another process that runs the job; return the reason for a failure, else None."""
         try:
-            if _runs_elsewhere(job):
+            if runs_elsewhere(job):
                 print(f"{job.name} seed {job.seed}: another process runs in {job.folder}; waiting for it", flush=True)
             while not self._stopped:
-                with suppress(Timeout), FileLock(_lock(job), timeout=1), FileLock(_process_lock(job), timeout=1) as own:
-                    own.release()  # no process of a runner that was killed is still there; the next process takes it
+                with suppress(Timeout), alone(job):
                     return None if job.evaluation and job.done else self._run_alone(job)
             return "stopped"
         except (SettingError, OSError) as error:
@@ -150,25 +155,25 @@ class Runner:
 
     def _run_alone(self, job: Job) -> str | None:
         began = time.monotonic()
-        _claim(job)
-        trained = "fit" in _records(job.folder)
+        claim(job)
+        trained = "fit" in records_in(job.folder)
         if not trained and (error := self._call(job, job.fit())):
             return error
         if job.evaluation:
-            if "test" not in _records(job.folder) and (error := self._call(job, job.test())):
+            if "test" not in records_in(job.folder) and (error := self._call(job, job.test())):
                 return error
             job.result.parent.mkdir(parents=True, exist_ok=True)
-            _write(job.result, _records(job.folder))
+            write_json(job.result, records_in(job.folder))
         # for a test whose training had finished before, the record has the time of the training, too
         if job.evaluation or not trained:
-            self._seconds.append((job.name, _recorded_seconds(job) if job.evaluation else time.monotonic() - began))
+            self._seconds.append((job.name, recorded_seconds(job) if job.evaluation else time.monotonic() - began))
         return None
 
     def _call(self, job: Job, arguments: list[str]) -> str | None:
         log = job.folder / f"{arguments[0]}.log"
         if self._stopped:
             return "stopped"
-        child = start(TRAIN, arguments, log, self.threads, _process_lock(job))
+        child = start(TRAIN, arguments, log, self.threads, process_lock(job))
         self._children.add(child)
         status = wait_for(child)
         self._children.discard(child)
@@ -190,132 +195,15 @@ class Runner:
         return [seconds for name, seconds in self._seconds if name == job.name]
 
 
-def _lock(job: Job) -> Path:
-    """The file that is locked while a runner runs the job."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    return job.folder.with_suffix(".lock")
-
-
-def _process_lock(job: Job) -> Path:
-    """The file that the job's training or test locks, which ends a moment later than a runner that is killed."""
-    return _lock(job).with_suffix(".process.lock")
-
-
-def _runs_elsewhere(job: Job) -> bool:
-    """Whether another process, or another thread of this one, runs the job."""
-    try:
-        with FileLock(_lock(job), timeout=0), FileLock(_process_lock(job), timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # the run itself reports it
-        return False
-
-
-def _claim(job: Job) -> None:
-    """Note the run's settings in its log folder, so that another run's records are not used for this run.
-
-    The files of a training that stopped before its first checkpoint are deleted. If the settings of the test have
-    changed, its record and its saved results are deleted, so that it runs again.
-
-    Raises:
-        SettingError: if the folder holds a training with other settings, or other files.
-    """
-    settings, noted, folder = job.settings(), _noted(job), str(job.folder)
-    if noted is None:
-        names = [path.name for path in job.folder.iterdir()] if job.folder.is_dir() else []
-        own = all(name.startswith(job.note.name) for name in names)  # a stop may have interrupted the writing of a note
-        remedy = "it holds files that are not of a matrix' run; give another folder, or move them away"
-        require(own, "folder", folder, remedy)
-        noted = settings
-    remedy = f"it holds a training with other settings ({job.note}); give another folder, or delete this one"
-    require(noted["fit"] == settings["fit"], "folder", folder, remedy)
-    if not job.checkpoint.is_file():
-        _require_unfinished(job)
-        _empty(job.folder, job.note)
-    if noted["test"] != settings["test"]:
-        records = _records(job.folder)
-        if (job.folder / "test").is_dir():
-            shutil.rmtree(job.folder / "test")
-        if records.pop("test", None):
-            _write(job.folder / "results.json", records)
-    _write(job.note, settings)
-
-
-def _noted(job: Job) -> dict[str, Any] | None:
-    """The settings of the training and the test in the log folder; None if there is no note."""
-    if not job.note.is_file():
-        return None
-    try:
-        noted = json.loads(job.note.read_text(encoding="utf-8"))
-        return {name: noted[name] for name in ("fit", "test")}
-    except (ValueError, KeyError, TypeError):
-        remedy = "it does not say with which settings the folder's training ran; delete the folder to run this again"
-        raise SettingError("folder", str(job.note), remedy) from None
-
-
-def _require_unfinished(job: Job) -> None:
-    """Refuse a log folder without the last checkpoint that holds more than the files of a stopped training."""
-    finished = "fit" in _records(job.folder)
-    remedy = f"its training has ended, but {job.checkpoint}, which the test needs, is missing; delete it to train again"
-    require(not finished, "folder", str(job.folder), remedy)
-    own = job.checkpoint.parent
-    others = [path for path in job.folder.rglob("*.ckpt") if path.parent != own]
-    remedy = f"it holds {others[0] if others else ''}, of another training; give another folder, or move it away"
-    require(not others, "folder", str(job.folder), remedy)
-
-
-def _empty(folder: Path, note: Path) -> None:
-    """Delete the contents of a folder except its note; the folder may be a symbolic link or absent."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path == note:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def _print_outdated(jobs: list[Job]) -> None:
     """Print the finished runs whose settings have changed in the matrix since."""
     for job in jobs:
-        noted = _noted(job)
+        noted = noted_settings(job)
         if noted is None or noted == (settings := job.settings()):
             continue
         folder = f" and {job.folder}" if noted["fit"] != settings["fit"] else ""
         what = f"{job.name} seed {job.seed}: {job.result} has other settings"
         print(f"{what}; delete it{folder} to run this again", flush=True)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically: a process that is killed leaves the previous file."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # without this, a crash may leave an empty file of the final name
-    unfinished.replace(path)
-
-
-def _records(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError):
-        raise SettingError(
-            "folder", str(path), "it is no record of a run; delete the folder to run this again"
-        ) from None
-
-
-def _recorded_seconds(job: Job) -> float:
-    try:
-        records = json.loads(job.result.read_text(encoding="utf-8"))
-        return sum(float(record["wall_time"]) for record in records.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise SettingError(
-            "results", str(job.result), "it is no record of a run; delete it to run this again"
-        ) from None
 
 
 if __name__ == "__main__":
