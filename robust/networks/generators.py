@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robust.errors import require
@@ -24,9 +25,13 @@ class BudgetGenerator(nn.Module):
         initial_output: value of the sigmoid at the start. At -log(alpha_low) / (log(alpha_high) - log(alpha_low))
             the initial budgets already have the target volume: 0.5 for (0.5, 2), 0.75 for (0.125, 2).
         share_channels: one budget for all channels of a pixel.
+        spread: std of the sigmoid's inputs over the pixels of each image; a learned number is added to them. None, as
+            in the paper, leaves them free: they can grow until the sigmoid is saturated at every pixel, so that the
+            budgets no longer change.
 
     Raises:
-        SettingError: if ``initial_output`` is not strictly between 0 and 1, or a size in ``image_shape`` is below 1.
+        SettingError: if ``initial_output`` is not strictly between 0 and 1, a size in ``image_shape`` is below 1, or
+            ``spread`` is not positive.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class BudgetGenerator(nn.Module):
         stride: Literal[1, 2] = 2,
         initial_output: float = 0.5,
         share_channels: bool = False,
+        spread: float | None = None,
     ) -> None:
         super().__init__()
+        require(spread is None or spread > 0, "spread", spread, "give a positive number, or null for the paper's")
         fits = min(image_shape) >= 1
         require(fits, "image_shape", tuple(image_shape), "give (channels, height, width) of the images, at least 1")
         channels, height, width = image_shape
@@ -46,6 +53,8 @@ class BudgetGenerator(nn.Module):
         narrow = [(side - 1) // stride + 1 for side in narrow]
         last = nn.Linear(8 * narrow[0] * narrow[1], math.prod(self.output_shape))
         _start_at(initial_output, last)
+        self.spread = spread
+        self.bias = None if spread is None else nn.Parameter(last.bias[0].detach().clone())
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 4, 3, stride=stride, padding=1),
             nn.ReLU(),
@@ -67,7 +76,11 @@ class BudgetGenerator(nn.Module):
             self.image_shape,
             f"the images have shape {tuple(x.shape[1:])}; give that",
         )
-        return torch.sigmoid(self.layers(x)).view(-1, *self.output_shape).expand_as(x)
+        values = self.layers(x)
+        if self.spread is not None:
+            assert self.bias is not None
+            values = self.spread * F.layer_norm(values, values.shape[1:]) + self.bias
+        return torch.sigmoid(values).view(-1, *self.output_shape).expand_as(x)
 
 
 class ConvolutionalBudgetGenerator(nn.Module):

@@ -1,5 +1,7 @@
 """Parameter counts of the papers' networks, the generator's start, normalisation."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,19 @@ def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(kind, 
     assert torch.equal(outputs[:, 0], outputs[:, 1]) is share
     budgets = relative_budgets(outputs, 8 / 255, 0.125, 2.0)
     assert 0.75 < budgets.min() < budgets.max() < 1.3
+
+
+@pytest.mark.parametrize("scale", [10.0, 10_000.0])
+def test_a_spread_keeps_the_sigmoid_from_saturation_whatever_the_weights(scale):
+    torch.manual_seed(0)
+    generator, x = BudgetGenerator((2, 6, 5), initial_output=0.8, spread=3.0).double(), torch.rand(4, 2, 6, 5).double()
+    with torch.no_grad():
+        generator.layers[-1].weight.mul_(scale)
+    inputs = torch.logit(generator(x)).flatten(1)
+    torch.testing.assert_close(inputs.std(1, correction=0), torch.full_like(inputs[:, 0], 3.0), rtol=0.01, atol=0)
+    torch.testing.assert_close(inputs.mean(1), torch.full_like(inputs[:, 0], math.log(4)), rtol=0, atol=1e-6)
+    free = BudgetGenerator((2, 6, 5), initial_output=0.8)
+    assert generator.state_dict().keys() - free.state_dict().keys() == {"bias"}
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 7, 12)])
@@ -210,6 +225,7 @@ def test_normalize():
         (lambda: Normalize([0.5], [0.0]), "std.*positive"),
         (lambda: Normalize([0.5], [0.1, 0.2]), "std.*give 1 values"),
         (lambda: BudgetGenerator(initial_output=1.0), "initial_output: got 1.0"),
+        (lambda: BudgetGenerator(spread=0.0), "spread: got 0.0; give a positive number"),
         (lambda: BudgetGenerator((1, 8, 8))(torch.rand(2, 1, 9, 9)), r"^image_shape.*\(1, 9, 9\)"),
     ],
 )
