@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
-from torch.utils.data import DistributedSampler, IterableDataset
 
 from callbacks._folders import log_folder
 from lightning_modules.base import RobustClassifier
@@ -22,24 +21,6 @@ Stage = Literal["val", "test"]
 def in_last_epoch(trainer: Trainer) -> bool:
     """Whether a validation at the end of an epoch is the last of the training, by its epochs or steps."""
     return trainer.current_epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step
-
-
-def num_images(loader: Any) -> int | None:
-    """Number of images that a loader gives in an epoch, over all processes; None if it is not known."""
-    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-    sampler = getattr(loader, "sampler", None) if sampler is None else sampler
-    if sampler is None or isinstance(dataset, IterableDataset) or _length(dataset) is None:
-        return _length(dataset)
-    if isinstance(sampler, list | tuple):
-        return sum(len(batch) for batch in sampler)
-    sampler = getattr(sampler, "sampler", sampler)  # behind a sampler of batches
-    # our sampler has a size; another distributed one has the length of a process's part
-    distributed = isinstance(sampler, DistributedSampler)
-    return getattr(sampler, "size", None) or _length(sampler.dataset if distributed else sampler)
-
-
-def _length(value: Any) -> int | None:
-    return len(value) if hasattr(value, "__len__") else None
 
 
 def tested_loader(trainer: Trainer) -> Any:

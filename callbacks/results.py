@@ -24,8 +24,8 @@ from rich.table import Table
 from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 from callbacks._own_code import own_code
-from callbacks._stages import num_images
 from callbacks.evaluation.base import Evaluation
+from lightning_modules.base import num_images
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
 

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from cli.model_card import ExportedModel, data_name, model_card, read_records, training_settings
 from datamodules import ImageDataModule
 from lightning_modules import RobustClassifier, TrainingModule
+from robust import zoo
 from robust.checkpoints import read_saved
 from robust.errors import require
 from robust.export import Property, write_instances, write_onnx, write_property, write_safetensors
@@ -69,7 +71,12 @@ class ExportTrainer(pl.Trainer):
         if to == "onnx":
             export.onnx(f"{checkpoint.stem}.onnx")
         elif to == "safetensors":
-            export.safetensors(checkpoint.stem, read_records(run), config, license)
+            given = str(config.get("ckpt_path"))
+            if given.startswith(zoo.PREFIX):
+                export.of_zoo(given.removeprefix(zoo.PREFIX), license)
+                return
+            records = read_records(run)
+            export.safetensors(checkpoint.stem, records, training_settings(records, _read(ckpt_path)), license)
         else:
             export.vnnlib(checkpoint.stem, list(range(10)) if indices is None else indices, epsilon, timeout)
 
@@ -89,26 +96,38 @@ class _Export:
         if self.module.stochastic:
             rank_zero_info(_MEAN_NETWORK)
 
-    def safetensors(self, name: str, records: dict[str, Any], config: dict[str, Any], license: str | None) -> None:
-        path, card = self.folder / f"{name}.safetensors", self.folder / f"{name}.md"
-        kind = type(self.module.classifier)
+    def of_zoo(self, name: str, license: str | None) -> None:
+        """Weights of a network of the zoo, with the card that it has there."""
+        card = zoo.card(name)
+        own = str(yaml.safe_load(card.split("---\n")[1])["license"])
+        require(license in (None, own), "license", license, f"the zoo's networks have the licence {own}; leave it out")
+        self._weights(name, own)
+        (self.folder / f"{name}.md").write_text(card, encoding="utf-8")
+
+    def _weights(self, name: str, license: str | None) -> str:
+        """Write the weights, and return the network's class."""
+        path, kind = self.folder / f"{name}.safetensors", type(self.module.classifier)
         about = {"method": type(self.module).__name__, "network": f"{kind.__module__}.{kind.__qualname__}"}
         write_safetensors(self.module.classifier, path, about | ({"license": license} if license else {}))
+        rank_zero_info(f"Weights: {path}, model card: {path.with_suffix('.md')}")
+        return about["network"]
+
+    def safetensors(self, name: str, records: dict[str, Any], settings: dict[str, Any], license: str | None) -> None:
+        """Weights of a run's checkpoint, with a card from the run's records."""
+        network = self._weights(name, license)
         noise = "The network has noise; the weights include its scales." if self.module.stochastic else None
-        settings = training_settings(records, config)
         model = ExportedModel(
-            file=path.name,
+            file=f"{name}.safetensors",
             method=type(self.module).__name__,
-            data=data_name(settings) or type(self.data).__name__,
+            data=data_name(settings),
             image_shape=self.data.image_shape,
             num_classes=self.data.num_classes,
             settings=settings,
             records=records,
             license=license,
-            notes=[f"**Network**: `{about['network']}`.", *([noise] if noise else [])],
+            notes=[f"**Network**: `{network}`.", *([noise] if noise else [])],
         )
-        card.write_text(model_card(model), encoding="utf-8")
-        rank_zero_info(f"Weights: {path}, model card: {card}")
+        (self.folder / f"{name}.md").write_text(model_card(model), encoding="utf-8")
 
     def vnnlib(self, name: str, indices: list[int], epsilon: float | None, timeout: int) -> None:
         require(timeout >= 1, "timeout", timeout, "give at least 1 second")
@@ -135,6 +154,11 @@ class _Export:
         rank_zero_info(f"VNN-LIB: {len(properties)} properties in {folder / 'instances.csv'}")
 
 
+def _read(path: str | None) -> dict[str, Any]:
+    content: dict[str, Any] = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
+    return content
+
+
 def _loaded(module: TrainingModule, data: ImageDataModule, path: str | None) -> RobustClassifier:
     """The module in evaluation mode with the weights of a checkpoint.
 
@@ -146,7 +170,7 @@ def _loaded(module: TrainingModule, data: ImageDataModule, path: str | None) -> 
     require(isinstance(module, RobustClassifier), "model", type(module).__name__, "it is not a classifier; give one")
     assert isinstance(module, RobustClassifier)
     module.require_own_forward("model")
-    checkpoint = read_saved(str(path), "ckpt_path", "give a checkpoint that fit wrote")
+    checkpoint = _read(path)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     if (state := checkpoint.get(type(data).__qualname__)) is not None:

@@ -23,7 +23,7 @@ class ExportedModel:
     Args:
         file: name of the exported file.
         method: class of the method.
-        data: class of the data module.
+        data: class of the training's data module; empty if it is not recorded.
         image_shape: shape of the images, (C, H, W).
         num_classes: number of classes.
         settings: the training's resolved settings as plain data.
@@ -46,15 +46,16 @@ class ExportedModel:
 def model_card(model: ExportedModel) -> str:
     """The card in Markdown, with the YAML header that model hubs read."""
     header: dict[str, Any] = {"library_name": "pytorch", "pipeline_tag": "image-classification"}
-    header |= {"tags": ["robustness", model.method], "datasets": [model.data]}
+    header |= {"tags": ["robustness", model.method]} | ({"datasets": [model.data]} if model.data else {})
     if model.license is not None:
         header["license"] = model.license
     channels, height, width = model.image_shape
     settings = {name: model.settings[name] for name in _SETTINGS if name in model.settings}
+    data = f" on `{model.data}`" if model.data else "; on which data, and by which schedule, is not recorded"
     parts = [
         f"---\n{_yaml(header)}---\n",
         f"# {model.file}\n",
-        f"An image classifier that `{model.method}` of robust-lightning trained on `{model.data}`.\n",
+        f"An image classifier that `{model.method}` of robust-lightning trained{data}.\n",
         f"* **Input**: float32 images in [0, 1], shape (B, {channels}, {height}, {width}), without normalisation.\n"
         f"* **Output**: {model.num_classes} logits.\n"
         f"* **Licence**: {model.license or 'not stated; ask the authors before use'}.",
@@ -82,10 +83,11 @@ def read_records(folder: Path) -> dict[str, Any]:
     return records if isinstance(records, dict) else {}
 
 
-def training_settings(records: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the last recorded training; ``config``, those of this command, if none is recorded."""
+def training_settings(records: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the last recorded training; if none is recorded, seed and model of its checkpoint alone."""
     trainings = [record["config"] for name, record in records.items() if name.split("-")[0] == "fit"]
-    settings: dict[str, Any] = trainings[-1] if trainings else config
+    known = {"seed_everything": checkpoint.get("seed"), "model": checkpoint.get("model")}
+    settings: dict[str, Any] = trainings[-1] if trainings else {k: v for k, v in known.items() if v is not None}
     return settings
 
 

@@ -17,7 +17,8 @@ OTHER_SPLITS = {"train", "val", "test", "training", "valid", "validation", "test
 class ImageFolder(OwnImages):
     """Images in a subfolder for each class: ``root/cat/1.png``, or ``root/train/cat/1.png`` with a folder per split.
 
-    Classes are the sorted names of the subfolders. All files below them must be images; hidden files are skipped.
+    Classes are the names of the subfolders, sorted as numbers if all are whole numbers, else as text.
+    All files below them must be images; hidden files are skipped.
 
     Args:
         root: path of the folder; ``predict`` does not read it if ``class_names`` and ``predict_from`` are given.

@@ -24,7 +24,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.base import AttackedClassifier, Batch
+from lightning_modules.base import AttackedClassifier, Batch, num_images
 from robust.errors import require
 from robust.networks import GaussianWeight, divergence
 
@@ -72,9 +72,10 @@ class AdversarialBNN(AttackedClassifier):
 
     def kl_per_image(self) -> Tensor:
         """Divergence from the prior divided by the number of training images, a scalar."""
-        data = self.trainer.train_dataloader
-        assert data is not None
+        loader = self.trainer.train_dataloader
+        assert loader is not None
         remedy = "the divergence is divided by the number of training images; give a data set with a length"
-        known = hasattr(data.dataset, "__len__")
-        require(known, "data", f"{type(data.dataset).__name__} without a length", remedy)
-        return divergence(self.classifier, self.prior_std) / len(data.dataset)
+        images = num_images(loader)
+        require(images is not None, "data", f"{type(loader.dataset).__name__} without a length", remedy)
+        assert images is not None
+        return divergence(self.classifier, self.prior_std) / images

@@ -65,6 +65,11 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         self._count = 0  # number of training images
         self.radii = torch.empty(0)  # not a buffer: EMAWeightAveraging would average the radii
 
+    @property
+    def delays(self) -> dict[str, int]:
+        """Radii adapt after epochs."""
+        return {"warmup_epochs": self.warmup_epochs}
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Select radii (Algorithm 2), then train on images attacked at these radii (Algorithm 1)."""
         x, y = batch

@@ -104,6 +104,11 @@ class Learn2Perturb(AttackedClassifier):
     # -- phases, which depend only on the epoch, so that a resumed run is in the correct phase ---------------------
 
     @property
+    def delays(self) -> dict[str, int]:
+        """Noise and attacked images join after epochs."""
+        return {"noise_delay": self.noise_delay, "adversarial_delay": self.adversarial_delay}
+
+    @property
     def noise_is_on(self) -> bool:
         """Whether this epoch trains with noise."""
         return self.current_epoch >= self.noise_delay

@@ -57,6 +57,11 @@ class ParametricNoiseInjection(AttackedClassifier):
         require(delay >= 0, "model.adversarial_delay", delay, "give a number of epochs, 0 or more")
         self.adversarial_delay = adversarial_delay
 
+    @property
+    def delays(self) -> dict[str, int]:
+        """Attacked images join after epochs."""
+        return {"adversarial_delay": self.adversarial_delay}
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Update weights and noise strengths in one step; each pass draws new noise."""
         loss = self.mixed_risk(*batch, adversarial=self.current_epoch >= self.adversarial_delay)

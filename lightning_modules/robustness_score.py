@@ -108,6 +108,11 @@ class RobustnessScoreTraining(GeneratorClassifier):
         self.warmup_epochs, self.generator_epochs = warmup_epochs, generator_epochs
 
     @property
+    def delays(self) -> dict[str, int]:
+        """The score joins the classifier's loss after the epochs of the classifier and of the generator alone."""
+        return {"warmup_epochs + model.generator_epochs": self.warmup_epochs + self.generator_epochs}
+
+    @property
     def partially_used(self) -> list[str]:
         """Both networks, since some steps use only one of them."""
         return ["classifier", "generator"]

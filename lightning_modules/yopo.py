@@ -5,6 +5,9 @@
 | m, n | ``outer``, ``inner`` | full passes of a batch; steps through the first layer after each pass |
 | f_0 | ``first_layer`` | the layer through which the inner steps propagate gradients |
 | p | ``costate`` | gradient of the loss with respect to that layer's output, constant in the inner steps |
+
+The authors' code adds up the weight gradients of the passes, so that its rate of 0.2 / m is one of 0.2 here. It also
+adds the inner steps' gradient of the Hamiltonian to the first layer's weights, which is left out here.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class YOPO(RobustClassifier):
     Args:
         classifier: network from images (B, C, H, W) to logits (B, K).
         first_layer: name of the classifier's first layer, as ``named_modules`` gives it.
-        outer: number of full passes over a batch, whose weight gradients add up; at least 1.
+        outer: number of full passes over a batch, of whose weight gradients the mean is taken; at least 1.
         inner: number of steps of the perturbation after each full pass; at least 1.
         step_size: size of an inner step, as a fraction of epsilon.
         **settings: settings of :class:`RobustClassifier`.

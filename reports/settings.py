@@ -30,6 +30,7 @@ _OTHER_TRAINER = (
 _OTHER_DATA = ("seed", "download", "num_workers", "eval_batch_size")
 _OWN_DATA = ("ImageFolder", "Table")  # their root is the data; that of published data says only where these are
 _PUBLISHED = {"torch", "torchvision", "pytorch_lightning", "robust", "datamodules", "lightning_modules", "callbacks"}
+_OF_SWEEPS = "cli.pruning."
 _OWN_CALLBACKS = "callbacks."  # they observe a training; others may change it
 _OBSERVERS = {"ModelCheckpoint", "LearningRateMonitor", "ModelSummary", "RichModelSummary", "DeviceStatsMonitor"}
 _OBSERVERS |= {"TQDMProgressBar", "RichProgressBar"}
@@ -95,7 +96,7 @@ def _marked(value: Any, record: dict[str, Any]) -> Any:
 
 
 def _observes(path: str) -> bool:
-    return path.startswith(_OWN_CALLBACKS) or "." not in path or path.rpartition(".")[2] in _OBSERVERS
+    return path.startswith((_OWN_CALLBACKS, _OF_SWEEPS)) or "." not in path or path.rpartition(".")[2] in _OBSERVERS
 
 
 def _ignored_data(config: dict[str, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from torch import nn
 import train
 from datamodules import Digits
 from lightning_modules import ContextualBudgets
+from robust import zoo
 from robust.checkpoints import load_weights
 from robust.errors import SettingError
 from robust.export import write_instances, write_onnx, write_property, write_safetensors
@@ -111,6 +112,33 @@ def test_a_card_without_results_and_licence_says_so(trained, tmp_path):
     card = (tmp_path / "export" / "last.md").read_text()
     assert "None: there is no `results.json` beside the checkpoint." in card
     assert "**Licence**: not stated" in card
+
+
+def test_a_card_without_records_has_only_what_the_checkpoint_says(trained, tmp_path):
+    """Regression: data, seed and schedule of the export command were said to be those of the training."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(last_checkpoint(trained), last_checkpoint(tmp_path))
+    export(tmp_path, "--to=safetensors", "--seed_everything=7", "--data.batch_size=64", "--model.epsilon=0.3")
+    card = (tmp_path / "export" / "last.md").read_text()
+    assert "trained; on which data, and by which schedule, is not recorded." in card
+    assert "datasets" not in card
+    settings = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert settings.keys() == {"seed_everything", "model"}
+    assert settings["seed_everything"] == torch.load(last_checkpoint(trained), weights_only=True)["seed"]
+    assert settings["model"]["init_args"]["epsilon"] == 0.01
+
+
+def test_a_network_of_the_zoo_keeps_its_card(tmp_path, capsys):
+    """Regression: its licence and its results were said not to be known, and its data to be those of the command."""
+    name = "digits_standard_training"
+    start = ["export", f"--ckpt_path=zoo:{name}", "--data=Digits", "--to=safetensors", f"--folder={tmp_path}"]
+    train.main([*start, "--seed_everything=7"])
+    assert (tmp_path / f"{name}.md").read_text() == zoo.card(name)
+    images = torch.rand(3, *SHAPE)
+    network = zoo.load(name)
+    network.load_state_dict(load_file(tmp_path / f"{name}.safetensors"))
+    torch.testing.assert_close(network(images), zoo.load(name)(images), rtol=0, atol=0)
+    assert error_of([*start, "--license=gpl-3.0"], capsys).startswith("license: got 'gpl-3.0'; the zoo's networks have")
 
 
 def test_properties_are_the_learned_budgets_of_the_chosen_images(trained, module):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from callbacks import CertifiedEvaluation, CertifiedVolume, EpsilonScheduler, Progress, Results
 from datamodules import Digits
@@ -20,7 +20,7 @@ from lightning_modules import (
 )
 from robust.attacks import PGD
 from robust.errors import SettingError
-from robust.networks import Autoencoder, BayesianWeights, ConvolutionalBudgetGenerator, NoiseGenerator
+from robust.networks import Autoencoder, BayesianWeights, ConvolutionalBudgetGenerator, NoiseGenerator, divergence
 from robust.schedules import PiecewiseLinear
 from tests.callbacks.trained import small, trainer_with
 
@@ -86,6 +86,15 @@ def test_a_divergence_needs_the_number_of_images():
     network = BayesianWeights(linear())
     with pytest.raises(SettingError, match="data: got 'Stream without a length'; the divergence is divided by the num"):
         fit(AdversarialBNN(network, epsilon=0.1), DataLoader(Stream(), 4), EpsilonScheduler())
+
+
+def test_a_divergence_is_that_of_the_images_that_a_sampler_gives():
+    """Regression: it was divided by the length of the data set."""
+    module = AdversarialBNN(BayesianWeights(linear()), epsilon=0.1, attack=PGD(1))
+    loader = DataLoader(TensorDataset(X, Y), 4, sampler=SubsetRandomSampler(range(8)))
+    fit(module, loader, EpsilonScheduler())
+    kl = divergence(module.classifier, module.prior_std)
+    torch.testing.assert_close(module.kl_per_image(), kl / 8, rtol=1e-6, atol=0)
 
 
 def test_the_record_counts_the_images_that_an_epoch_trains_on(tmp_path):

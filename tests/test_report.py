@@ -71,6 +71,7 @@ def test_pictures_of_other_folders_are_other_data(tmp_path):
         ("my_module.MyCallback", 2),
         ("pytorch_lightning.callbacks.LearningRateMonitor", 1),
         ("callbacks.BudgetImages", 1),
+        ("cli.pruning.Pruning", 1),
     ],
 )
 def test_callbacks_that_may_change_a_training_distinguish_rows(tmp_path, callback, count):

@@ -90,7 +90,7 @@ class AccuracyCurve(Evaluation):
         self.num_samples = num_samples
         self.others: Curves = {}
         for run, path in (compare or {}).items():
-            self.others |= {f"{run}, {attack}": curve for attack, curve in read_curves(path).items()}
+            self.others |= {f"{run}, {attack}": curve for attack, curve in read_curves(path, norm).items()}
 
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:  # noqa: D102
         num_samples = self.num_samples if module.stochastic else 1
@@ -136,7 +136,7 @@ class AccuracyCurve(Evaluation):
         path = self.folder / "accuracy_curve.csv"
         figure = draw_curves(curves | self.others, self.norm)
         write_figure(module.trainer, f"{stage}/accuracy_curve", figure, path.with_suffix(".png"), dpi=150)
-        write_curves(path, curves)
+        write_curves(path, curves, self.norm)
         rank_zero_info(f"Accuracy at each epsilon: {path} and {path.with_suffix('.png').name}")
 
     def _curve(self, attack: str, values: dict[str, Tensor]) -> list[Point]:
@@ -164,26 +164,30 @@ def draw_curves(curves: Curves, norm: str = "linf") -> Figure:
     return figure
 
 
-def write_curves(path: Path, curves: Curves) -> None:
-    """Write a CSV file with columns attack, epsilon, accuracy, std."""
+def write_curves(path: Path, curves: Curves, norm: str = "linf") -> None:
+    """Write a CSV file with columns attack, norm, epsilon, accuracy, std."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["attack", *Point._fields])
-        table.writerows([name, *point] for name, curve in curves.items() for point in curve)
+        table.writerow(["attack", "norm", *Point._fields])
+        table.writerows([name, norm, *point] for name, curve in curves.items() for point in curve)
 
 
-def read_curves(path: str | Path) -> Curves:
-    """Read a file that :func:`write_curves` wrote.
+def read_curves(path: str | Path, norm: str = "linf") -> Curves:
+    """Read a file that :func:`write_curves` wrote. Those of earlier versions have no norm: it is taken to be this one.
 
     Raises:
-        SettingError: if the file cannot be read.
+        SettingError: if the file cannot be read, or its radii are in another norm.
     """
     curves: Curves = {}
     try:
         with Path(path).open(newline="") as file:
             for row in csv.DictReader(file):
                 point = Point(*(float(row[field]) for field in Point._fields))
+                given = row.get("norm", norm)
+                require(given == norm, "AccuracyCurve.compare", str(path), f"its radii are in {given}, not in {norm}")
                 curves.setdefault(row["attack"], []).append(point)
+    except SettingError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise SettingError("AccuracyCurve.compare", str(path), "give an accuracy_curve.csv of another run") from error
     return curves

@@ -227,8 +227,13 @@ class Evaluation(StageCallback, ABC):
         self._rows, self._batch_idx = indices, batch_idx
         self._spacing = index_spacing(indices, module.trainer.world_size)
         self.indices = torch.tensor(indices, device=x.device)
-        with torch.inference_mode(False), torch.no_grad(), full_precision(x.device):  # TF32 can contradict a bound
-            self.evaluate(module, x.clone(), y.clone())  # autograd rejects tensors of inference mode
+        with (
+            torch.inference_mode(False),  # autograd rejects its tensors
+            torch.no_grad(),
+            full_precision(x.device),  # TF32 can contradict a bound
+            self.seeded(x),  # for evaluations that draw without a key of their own
+        ):
+            self.evaluate(module, x.clone(), y.clone())
         self._compare(module.trainer)
 
     def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:

@@ -13,13 +13,13 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MaxMetric, MinMetric, SumMetric
 
-from callbacks._stages import num_images, tested_loader
+from callbacks._stages import tested_loader
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.common_map import SeenExamples
 from callbacks.evaluation.order import Verdict, check_order
 from callbacks.evaluation.saved_rows import Rows
 from callbacks.evaluation.verifiers import require_volume, try_verifier
-from lightning_modules.base import RobustClassifier
+from lightning_modules.base import RobustClassifier, num_images
 from robust.attacks import PGD
 from robust.bounds import Auto, Verifier, certify
 from robust.budgets import LearnedBudgets

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from callbacks._stages import Stage, num_images, tested_loader
+from callbacks._stages import Stage, tested_loader
 from callbacks.evaluation.base import Evaluation
 from callbacks.evaluation.order import check_order
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from callbacks.evaluation.verifiers import require_volume, try_verifier
-from lightning_modules.base import RobustClassifier
+from lightning_modules.base import RobustClassifier, num_images
 from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision

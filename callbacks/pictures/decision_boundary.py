@@ -95,13 +95,29 @@ class DecisionBoundary(Picture):
         grid, shape = offsets.cpu().numpy(), (self.points, self.points)
         edges = [index - 0.5 for index in range(len(_COLOURS) + 1)]
         colours, norm = ListedColormap(list(_COLOURS)), BoundaryNorm(edges, len(_COLOURS))
-        shown = classes.view(shape).cpu().numpy() % len(_COLOURS)
+        shown = colours_of(classes).view(shape).cpu().numpy()
         axis.pcolormesh(grid, grid, shown, cmap=colours, norm=norm, shading="nearest")
         for (name, inside), style in zip(lines.items(), ("solid", "dashed", "dotted", "dashdot"), strict=False):
             axis.contour(grid, grid, inside.view(shape).cpu().numpy(), [0.5], colors="black", linestyles=style)
             axis.plot([], [], color="black", linestyle=style, label=name)
         axis.plot(0, 0, "k+")
         axis.set_aspect("equal")
+
+
+def colours_of(classes: Tensor) -> Tensor:
+    """Index of each class's colour, int64 (N,): the last digit of the class, or a free one if another class has that.
+
+    Up to ten classes have different colours.
+
+    >>> colours_of(torch.tensor([3, 13, 13, 5]))
+    tensor([3, 0, 0, 5])
+    """
+    colours: dict[int, int] = {}
+    for number in sorted(set(classes.tolist())):
+        free = [colour for colour in range(len(_COLOURS)) if colour not in colours.values()]
+        own = number % len(_COLOURS)
+        colours[number] = own if own in free or not free else free[0]
+    return torch.tensor([colours[number] for number in classes.tolist()], dtype=torch.long)
 
 
 def plane_through(x: Tensor, towards: Tensor, offsets: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from lightning_modules.base.attacked_classifier import AttackedClassifier
 from lightning_modules.base.checks import blank_images, check_precision, run_blank
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier
+from lightning_modules.base.loaders import num_images
 from lightning_modules.base.manifold_classifier import ManifoldClassifier
 from lightning_modules.base.multi_norm_classifier import MultiNormClassifier, attacks_by_norm
 from lightning_modules.base.numbering import index_spacing
@@ -26,6 +27,7 @@ __all__ = [
     "check_precision",
     "index_spacing",
     "monitored_names",
+    "num_images",
     "run_blank",
     "statistics_of",
 ]

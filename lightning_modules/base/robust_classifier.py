@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import (
@@ -101,6 +101,20 @@ class RobustClassifier(TrainingModule):
         Evaluations then classify each image in several passes.
         """
         return any(source.enabled for source in noise_sources(self.classifier))
+
+    @property
+    def delays(self) -> dict[str, int]:
+        """Number of epochs before parts of the method start, by their settings."""
+        return {}
+
+    def on_train_start(self) -> None:
+        """Warn if the training ends before a part of the method starts."""
+        super().on_train_start()
+        most = self.trainer.max_epochs
+        for setting, epochs in self.delays.items():
+            if most is not None and 0 < most <= epochs:
+                remedy = "that part of the method never starts; give fewer epochs before it, or a longer training"
+                rank_zero_warn(f"model.{setting}: got {epochs}; with trainer.max_epochs {most} {remedy}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""

@@ -86,6 +86,15 @@ def checkpoint(name: str) -> dict[str, Any]:
     return {**about, "state_dict": {key: _tensor(each, content[start:]) for key, each in header.items()}}
 
 
+def card(name: str) -> str:
+    """The model card: what was trained, how, and what was measured, in Markdown with a YAML header.
+
+    >>> card("digits_standard_training").splitlines()[9]
+    '# digits_standard_training.safetensors'
+    """
+    return (_FOLDER / f"{name}.md").read_text(encoding="utf-8")
+
+
 def _tensor(entry: dict[str, Any], content: bytes) -> Tensor:
     first, last = entry["data_offsets"]
     kind, shape = _TYPES[entry["dtype"]], entry["shape"]

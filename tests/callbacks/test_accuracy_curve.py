@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import AccuracyCurve
-from callbacks.evaluation.accuracy_curve import draw_curves, read_curves
+from callbacks.evaluation.accuracy_curve import Point, draw_curves, read_curves, write_curves
 from datamodules import Digits
 from robust.attacks import FGSM, PGD
 from robust.errors import SettingError
@@ -43,6 +43,17 @@ def test_points_equal_a_plain_computation(trained, tmp_path):
     assert (tmp_path / "accuracy_curve.png").stat().st_size > 5000
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["test/accuracy_curve"]
+
+
+def test_curves_of_another_norm_are_refused_and_early_files_have_none(tmp_path):
+    """Regression: they were drawn on one axis."""
+    path = tmp_path / "accuracy_curve.csv"
+    write_curves(path, {"pgd": [Point(1.5, 0.5, 0.0)]}, "l2")
+    assert AccuracyCurve(ATTACKS, [0.1], norm="l2", compare={"other": str(path)}).others
+    with pytest.raises(SettingError, match=r"AccuracyCurve\.compare: got '.*'; its radii are in l2, not in linf"):
+        AccuracyCurve(ATTACKS, [0.1], compare={"other": str(path)})
+    path.write_text("attack,epsilon,accuracy,std\npgd,0.1,0.5,0.0\n")
+    assert read_curves(path, "l1") == {"pgd": [Point(0.1, 0.5, 0.0)]}
 
 
 def test_networks_with_noise_have_a_mean_and_bars(trained, tmp_path):

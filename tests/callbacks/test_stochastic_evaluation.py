@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from callbacks import AdversarialEvaluation, AttackCase
+from callbacks.evaluation.base import Evaluation
 from datamodules import Digits
 from robust.attacks import PGD
+from robust.metrics import Accuracy
 from robust.networks import Noisy, injections, without_noise
 from robust.random import numbered, part
 from robust.threat_models import LinfBall
@@ -159,6 +161,23 @@ def test_without_noise_the_expectation_is_left_out(trained):
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
     metrics = evaluate(trained, attack)
     hook.remove()
-    assert len(passes) == 1 + 1 + 1 + 2 + 1  # a blank image, accuracy/clean, clean images, two steps, the verdict
+    # a blank image, two that must agree, accuracy/clean, clean images, two steps, the verdict
+    assert len(passes) == 1 + 2 + 1 + 1 + 2 + 1
     assert metrics == evaluate(trained, PGD(2, start="clean"))
     assert attack.num_samples == 7
+
+
+class OwnAccuracy(Evaluation):
+    """An evaluation of one's own that passes the images once, and takes no care of seeds."""
+
+    def evaluate(self, module, x, y):
+        self.update("own", Accuracy, module(x).argmax(1) == y)
+
+
+def test_draws_of_an_own_evaluation_do_not_depend_on_the_batches(noisy):
+    """Regression: they were those of a generator that went on from batch to batch."""
+    values = [
+        trainer_with(OwnAccuracy()).test(noisy, Digits(eval_batch_size=size), verbose=False)[0]["test/own"]
+        for size in (299, 64)
+    ]
+    assert values[0] == values[1]

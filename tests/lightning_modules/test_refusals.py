@@ -1,5 +1,6 @@
 """What cannot work on the data is refused before the training."""
 
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -7,17 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from datamodules import Digits
 from lightning_modules import (
     TRADES,
     YOPO,
+    InstanceAdaptiveTraining,
+    Learn2Perturb,
     MultiNormTraining,
     ParametricNoiseInjection,
+    RobustnessScoreTraining,
     StandardTraining,
     WeightedMinimax,
 )
 from robust.attacks import PGD
 from robust.errors import SettingError
-from robust.networks import NoisyWeights
+from robust.networks import Noisy, NoisyWeights
+from tests.callbacks.trained import small, trainer_with
 
 
 def two_logits():
@@ -68,6 +74,29 @@ def test_a_network_with_unknown_noise_is_refused(method):
         method(AlwaysDrops()).check_shapes((1, 2, 2), 2)
     with pytest.raises(SettingError, match=message):
         method(AlwaysDrops()).check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), "batch 0")
+
+
+@pytest.mark.parametrize(("epochs", "warns"), [(1, True), (2, False)])
+def test_a_training_that_ends_before_a_part_of_the_method_starts_warns(epochs, warns):
+    """Regression: Learn2Perturb without noise and without attacked images was recorded under its name, silently."""
+    module = InstanceAdaptiveTraining(small(), epsilon=0.1, attack=PGD(1), warmup_epochs=1)
+    trainer = trainer_with(max_epochs=epochs, limit_train_batches=1, limit_val_batches=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, Digits(batch_size=8))
+    expected = "model.warmup_epochs: got 1; with trainer.max_epochs 1 that part of the method never starts; give fewer"
+    assert any(str(each.message).startswith(expected) for each in caught) is warns
+
+
+def test_the_parts_of_the_methods_that_start_late_are_known():
+    noisy = Noisy(two_logits(), ["1"], (1, 2, 2))
+    assert Learn2Perturb(noisy, noise_delay=3, adversarial_delay=4).delays == {
+        "noise_delay": 3,
+        "adversarial_delay": 4,
+    }
+    assert ParametricNoiseInjection(NoisyWeights(two_logits())).delays == {"adversarial_delay": 5}
+    module = RobustnessScoreTraining(two_logits(), nn.Identity(), warmup_epochs=2, generator_epochs=3)
+    assert list(module.delays.values()) == [5]
 
 
 class Unused(nn.Module):
