@@ -23,7 +23,7 @@ from cli.config_files import as_argument
 from cli.processes import end_with_parent
 from cli.pruning import current
 from cli.study import StudyFile, read_study
-from robust.errors import NonFiniteLogitsError, NonFiniteLossError, SettingError, require
+from robust.errors import GradientError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Lock
@@ -209,7 +209,7 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         try:
             train.main(arguments)
         except SystemExit as end:
-            if isinstance(end.__context__, NonFiniteLossError | NonFiniteLogitsError):
+            if isinstance(end.__context__, NonFiniteLossError | NonFiniteLogitsError | GradientError):
                 raise DivergedError(f"seed {seed}: {end.__context__}") from end
             raise
         finally:

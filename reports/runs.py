@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,8 @@ def _origin(file: Path, record: Record, folder: Path | None) -> tuple[Path, str]
     given = record.get("checkpoint", (record.get("config") or {}).get("ckpt_path"))
     if given is None or given in ("last", "best", "hpc"):
         return file, given or "last"
+    if re.match(r"zoo:|\w+://", given):  # of the zoo, or a URL
+        return file, given
     checkpoint = Path(given)
     trained = checkpoint.parent.parent / FILE
     if folder is not None and checkpoint.is_relative_to(folder):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import report
+from reports.runs import read_runs
 from tests.recorded_runs import CLEAN, write_run
 
 PGD = {"class_path": "callbacks.AdversarialEvaluation", "init_args": {"attacks": {"pgd": "PGD"}}}
@@ -41,3 +42,15 @@ def test_a_broken_record_is_one_line_with_file_and_field(tmp_path, capsys, recor
     error = capsys.readouterr().err
     assert error.startswith(f"report.py: error: {file}, test, {message}")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["zoo:digits_trades", "https://example.org/last.ckpt"])
+def test_a_test_of_a_network_from_elsewhere_is_a_run_of_its_own(path, tmp_path, monkeypatch):
+    """Regression: the record in the folder where report.py was called became its training."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(write_run(tmp_path / "run"))
+    record = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
+    (tmp_path / "here" / "results.json").write_text(json.dumps({"test": record | {"checkpoint": path}}))
+    (run,) = read_runs([tmp_path / "here"])
+    assert run.training is None
+    assert run.checkpoint == path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,7 @@ import yaml
 import sweep
 from cli.config_files import as_argument
 from cli.study import StudyFile, read_study
+from robust.errors import GradientError, NonFiniteLossError, ZeroGradientError
 from tests.command_line import CONFIGS
 from tests.programs import Program
 from tests.small_study import fake_objectives, trials, write
@@ -198,3 +200,18 @@ def test_the_examples_settings_exist(path, capsys):
                     *(as_argument(*each) for each in values.items()), "--print_config"])  # fmt: skip
     assert end.value.code == 0
     assert str(ROOT) not in study.folder
+
+
+@pytest.mark.parametrize("error", [NonFiniteLossError, GradientError, ZeroGradientError])
+def test_a_trial_whose_training_ends_by_such_an_error_diverged(error, tmp_path, monkeypatch, capsys):
+    """Regression: a gradient of NaN ended the sweep."""
+
+    def diverge(arguments):
+        try:
+            raise error("it is NaN")
+        except error:
+            sys.exit(2)
+
+    monkeypatch.setattr(sweep.train, "main", diverge)
+    sweep.main([write(tmp_path, trials=1)])
+    assert "Diverged: trial 0: seed 0: it is NaN" in capsys.readouterr().out.splitlines()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import RobustClassifier
+from robust.checks import check_logits
 from robust.errors import SettingError, require
 from robust.metrics import Accuracy
 
@@ -75,7 +76,9 @@ class CorruptedAccuracy(Evaluation):
         for number, (name, count) in enumerate(self.groups.items()):
             images, _ = copies[first + self.indices.cpu()]
             with self.seeded(x, number):
-                self.update(f"accuracy/group/{name}", Accuracy, module(images.to(x)).argmax(1) == y)
+                logits = module(images.to(x))
+                check_logits(logits, len(x))
+                self.update(f"accuracy/group/{name}", Accuracy, logits.argmax(1) == y)
             first += count
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
