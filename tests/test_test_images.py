@@ -174,6 +174,9 @@ def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(
         def forward(self, x):
             return self.network(x + 0.3 * torch.randn_like(x))
 
+    class Stochastic(Plain):
+        stochastic = True
+
     def refusing(network, threat_model, x, y):
         sizes.append(len(x))
         if len(x) <= 8:
@@ -183,7 +186,7 @@ def test_a_test_goes_on_after_a_trial_that_failed_with_the_draws_of_one_without(
     def metrics(*others):
         torch.manual_seed(0)
         attacks = {"mine": AttackCase(refusing, norm="linf")}
-        return measured(Plain(Noisy(), epsilon=0.05), *others, AdversarialEvaluation(attacks), eval_batch_size=299)
+        return measured(Stochastic(Noisy(), epsilon=0.05), *others, AdversarialEvaluation(attacks), eval_batch_size=299)
 
     sizes = []
     monkeypatch.setattr("callbacks.trial.LONG", 0.0)

@@ -89,7 +89,7 @@ def checkpoint(name: str) -> dict[str, Any]:
 def card(name: str) -> str:
     """The model card: what was trained, how, and what was measured, in Markdown with a YAML header.
 
-    >>> card("digits_standard_training").splitlines()[9]
+    >>> card("digits_standard_training").splitlines()[11]
     '# digits_standard_training.safetensors'
     """
     return (_FOLDER / f"{name}.md").read_text(encoding="utf-8")
