@@ -86,7 +86,7 @@ def test_the_generator_starts_near_uniform_and_shares_channels_when_asked(kind, 
 
 
 @pytest.mark.parametrize("scale", [10.0, 10_000.0])
-def test_a_spread_keeps_the_sigmoid_from_saturation_whatever_the_weights(scale):
+def test_a_spread_is_the_std_of_the_sigmoids_inputs_whatever_the_weights(scale):
     torch.manual_seed(0)
     generator, x = BudgetGenerator((2, 6, 5), initial_output=0.8, spread=3.0).double(), torch.rand(4, 2, 6, 5).double()
     with torch.no_grad():
