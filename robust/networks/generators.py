@@ -90,29 +90,38 @@ class ConvolutionalBudgetGenerator(nn.Module):
     Two 5x5 convolutions, the second with dilation 2, give features; a linear layer of their mean over all pixels, the
     context of the image, is added to each pixel's; a 5x5 and a 3x3 convolution and a sigmoid follow. The padding
     repeats the outermost pixels, since zeros would tell a pixel how far from the edge it is. 3,569 parameters on grey
-    images at width 8, whatever their size.
+    images at width 8, whatever their size. With stride 2 the features have half the images' height and width, which
+    takes about a quarter of the time; the last convolution gives the budgets of four pixels at once.
 
     Args:
         channels: number of channels of the images.
         width: channels of the features.
+        stride: stride of the first convolution, 1 or 2.
         initial_output: value of the sigmoid at the start; see :class:`BudgetGenerator`.
         share_channels: one budget for all channels of a pixel.
 
     Raises:
-        SettingError: if ``initial_output`` is not strictly between 0 and 1, or a number of channels is below 1.
+        SettingError: if ``initial_output`` is not strictly between 0 and 1, a number of channels is below 1, or
+            ``stride`` is neither 1 nor 2.
     """
 
     def __init__(
-        self, channels: int = 1, width: int = 8, initial_output: float = 0.5, share_channels: bool = False
+        self,
+        channels: int = 1,
+        width: int = 8,
+        initial_output: float = 0.5,
+        share_channels: bool = False,
+        stride: Literal[1, 2] = 1,
     ) -> None:
         super().__init__()
         require(channels >= 1, "channels", channels, "give the images' number of channels, at least 1")
         require(width >= 1, "width", width, "give the features' number of channels, at least 1")
-        self.channels = channels
-        last = _convolution(width, 1 if share_channels else channels, 3)
+        require(stride in (1, 2), "stride", stride, "give 1 or 2")
+        self.channels, self.stride = channels, stride
+        last = _convolution(width, (1 if share_channels else channels) * stride**2, 3)
         _start_at(initial_output, last)
-        self.near = nn.Sequential(_convolution(channels, width, 5), nn.ReLU())
-        self.wide = nn.Sequential(_convolution(width, width, 5, dilation=2), nn.ReLU())
+        self.near = nn.Sequential(_convolution(channels, width, 5, stride=stride), nn.ReLU())
+        self.wide = nn.Sequential(_convolution(width, width, 5, dilation=2 // stride), nn.ReLU())
         self.context = nn.Linear(width, width)
         self.head = nn.Sequential(nn.ReLU(), _convolution(width, width, 5), nn.ReLU(), last)
 
@@ -127,13 +136,14 @@ class ConvolutionalBudgetGenerator(nn.Module):
         near = self.near(x).contiguous(memory_format=torch.channels_last)  # saves a third of the time on a CPU
         features = self.wide(near)
         context = self.context(features.mean((2, 3)))[:, :, None, None]
-        return torch.sigmoid(self.head(features + context)).expand_as(x)
+        values = F.pixel_shuffle(self.head(features + context), self.stride)[..., : x.shape[2], : x.shape[3]]
+        return torch.sigmoid(values).expand_as(x)
 
 
-def _convolution(inputs: int, outputs: int, side: int, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the images' size and repeats their outermost pixels beyond the edge."""
+def _convolution(inputs: int, outputs: int, side: int, dilation: int = 1, stride: int = 1) -> nn.Conv2d:
+    """A convolution from images of any size to that size over the stride; it repeats the outermost pixels."""
     padding = dilation * (side // 2)
-    return nn.Conv2d(inputs, outputs, side, padding=padding, dilation=dilation, padding_mode="replicate")
+    return nn.Conv2d(inputs, outputs, side, stride, padding, dilation, padding_mode="replicate")
 
 
 def _start_at(initial_output: float, last: nn.Linear | nn.Conv2d) -> None:

@@ -1,6 +1,7 @@
 """Parameter counts of the papers' networks, the generator's start, normalisation."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -98,24 +99,40 @@ def test_a_spread_is_the_std_of_the_sigmoids_inputs_whatever_the_weights(scale):
     assert generator.state_dict().keys() - free.state_dict().keys() == {"bias"}
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 7, 12)])
-def test_the_convolutional_generator_equals_its_formula_on_images_of_any_size(shape):
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 7, 12), (1, 6, 9)])
+def test_the_convolutional_generator_equals_its_formula_on_images_of_any_size(shape, stride):
     torch.manual_seed(0)
-    generator = ConvolutionalBudgetGenerator(1, initial_output=0.3).double()
-    assert count(generator) == 3_569
+    generator = ConvolutionalBudgetGenerator(1, initial_output=0.3, stride=stride).double()
+    assert count(generator) == (3_569 if stride == 1 else 3_569 + 3 * (8 * 9 + 1))
     x = torch.rand(2, *shape, dtype=torch.double)
     k0, b0, k1, b1, w, b, k2, b2, k3, b3 = generator.parameters()
 
     def padded(images, margin):
-        rows, columns = (torch.arange(-margin, side + margin).clamp(0, side - 1) for side in shape[1:])
+        rows, columns = (torch.arange(-margin, side + margin).clamp(0, side - 1) for side in images.shape[2:])
         return images[:, :, rows][:, :, :, columns]
 
-    near = F.conv2d(padded(x, 2), k0, b0).relu()
-    features = F.conv2d(padded(near, 4), k1, b1, dilation=2).relu()
+    near = F.conv2d(padded(x, 2), k0, b0).relu()[..., ::stride, ::stride]
+    dilation = 2 // stride
+    features = F.conv2d(padded(near, 2 * dilation), k1, b1, dilation=dilation).relu()
     context = features.flatten(2).mean(2) @ w.T + b
     hidden = F.conv2d(padded((features + context[:, :, None, None]).relu(), 2), k2, b2).relu()
-    torch.testing.assert_close(generator(x), F.conv2d(padded(hidden, 1), k3, b3).sigmoid())
-    assert torch.allclose(b3.sigmoid(), torch.tensor(0.3, dtype=torch.double))
+    outputs, expected = F.conv2d(padded(hidden, 1), k3, b3).sigmoid(), torch.empty_like(x)
+    for i, j in product(range(shape[1]), range(shape[2])):
+        channel = i % stride * stride + j % stride
+        expected[:, 0, i, j] = outputs[:, channel, i // stride, j // stride]
+    torch.testing.assert_close(generator(x), expected)
+    torch.testing.assert_close(b3.sigmoid(), torch.full_like(b3, 0.3))
+
+
+def test_with_stride_2_channels_that_share_budgets_have_one_number_for_each_pixel():
+    generator = ConvolutionalBudgetGenerator(3, share_channels=True, stride=2)
+    outputs = generator(torch.rand(2, 3, 9, 7))
+    assert outputs.shape == (2, 3, 9, 7)
+    assert torch.equal(outputs[:, 0], outputs[:, 2])
+    own = ConvolutionalBudgetGenerator(3, stride=2)(torch.rand(2, 3, 9, 7))
+    assert own.shape == (2, 3, 9, 7)
+    assert not torch.equal(own[:, 0], own[:, 2])
 
 
 def test_the_convolutional_generator_moves_with_what_it_sees():
@@ -142,6 +159,7 @@ def test_the_convolutional_generator_sees_the_whole_image():
         ({"channels": 0}, "channels: got 0; give the images' number of channels, at least 1"),
         ({"width": 0}, "width: got 0; give the features' number of channels, at least 1"),
         ({"initial_output": 1.0}, "initial_output: got 1.0; give a value strictly between 0 and 1"),
+        ({"stride": 3}, "stride: got 3; give 1 or 2"),
     ],
 )
 def test_wrong_settings_of_the_convolutional_generator(settings, message):
