@@ -24,6 +24,8 @@ def unknown_setting(parser: Any, name: str, value: object) -> str:
     remedy = f"did you mean {meant}?" if meant else f"see {all_known}"
     if not known:  # the base class of a list, such as Callback: the entry names no class of its own
         remedy = "give class_path, and its settings inside init_args"
+    elif re.match(r"(\d+|[A-Z]\w*)\.", name):  # another entry of a list, by its index or class
+        remedy = "names reach the last entry of a list only; give the list in a config file"
     printed = shorten(str(value.as_dict()), 80) if isinstance(value, Namespace) else repr(value)
     return f"{name}: got {printed}; no such setting, {remedy}"
 

@@ -49,6 +49,16 @@ def trained(tmp_path_factory):
         ),
         ("checkpoint.monitr=x", "checkpoint.monitr: got 'x'; no such setting, did you mean checkpoint.monitor?"),
         ("foo=3", "foo: got '3'; no such setting, see train.py fit --help"),
+        # entries of a list before its last
+        (
+            "trainer.callbacks.CertifiedEvaluation.every_n_epochs=8",
+            "trainer.callbacks.CertifiedEvaluation.every_n_epochs: got '8'; no such setting, "
+            "names reach the last entry of a list only; give the list in a config file",
+        ),
+        (
+            "trainer.callbacks.0.every_n_epochs=8",
+            "trainer.callbacks.0.every_n_epochs: got '8'; no such setting, names reach the last entry of a list only",
+        ),
         # abbreviations, which argparse would take
         ("trainer.max_epoch=3", "trainer.max_epoch: got '3'; no such setting, did you mean trainer.max_epochs?"),
         ("model.alpha_hig=3", "model.alpha_hig: got '3'; no such setting, did you mean model.alpha_high?"),
