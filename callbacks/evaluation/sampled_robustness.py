@@ -91,8 +91,8 @@ class SampledRobustness(Evaluation):
         epsilons = self._radii(x)
         compute = partial(self._measured, module, x, epsilons)
         rows = self.saved(module, self.name, [self.score, self.epsilons], (x, y), compute)
-        weights = self.score.weight.of_radius(epsilons)
-        score = partial(SampledScore, epsilons, weights, diameter(tuple(x.shape[1:])))
+        constant = self.score.robustness(torch.ones_like(epsilons)[None], epsilons)[0]
+        score = partial(SampledScore, epsilons, constant, diameter(tuple(x.shape[1:])))
         self.update("score", score, self.score.robustness(rows["measure"], epsilons))
         columns = ["measure", "codes"] if "codes" in rows else ["measure"]
         values = [rows["measure"].float(), *(rows[name] for name in columns[1:])]

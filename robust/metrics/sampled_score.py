@@ -14,7 +14,7 @@ class SampledScore(Metric):
 
     Args:
         epsilons: Sigma, the radii (E,).
-        weights: G's factor of each radius (E,): what a constant classifier gets.
+        constant: rho of a constant classifier at each radius (E,): H(1) times G's factor.
         diameter: d, the largest radius.
     """
 
@@ -24,11 +24,11 @@ class SampledScore(Metric):
     total: Tensor
     images: Tensor
 
-    def __init__(self, epsilons: Tensor, weights: Tensor, diameter: float) -> None:
+    def __init__(self, epsilons: Tensor, constant: Tensor, diameter: float) -> None:
         super().__init__()
         self.diameter = diameter
         self.register_buffer("epsilons", epsilons.double())
-        self.register_buffer("weights", weights.double())
+        self.register_buffer("constant", constant.double())
         self.add_state("total", torch.zeros(len(epsilons), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -45,11 +45,11 @@ class SampledScore(Metric):
             over that of a constant classifier, in [0, 1]; ``curve`` (E,), the mean over images for each radius.
         """
         curve = self.total / self.images
-        assert isinstance(self.weights, Tensor)
+        assert isinstance(self.constant, Tensor)
         mean = curve.mean()
         return {
             "mean": mean,
             "integral": self.diameter * mean,
-            "normalized": mean / self.weights.mean(),
+            "normalized": mean / self.constant.mean(),
             "curve": curve,
         }

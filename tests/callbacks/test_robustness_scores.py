@@ -15,7 +15,7 @@ from robust.attacks import FGSMGrid, LinearizedBoundary
 from robust.errors import NonFiniteLogitsError, SettingError
 from robust.metrics import SampledScore
 from robust.networks import Autoencoder, Noisy
-from robust.scores import R3, R4, NetworkLabels, OnManifold, SameLabel, draw_epsilons, nearest_boundary
+from robust.scores import R3, R4, NetworkLabels, OnManifold, SameLabel, Score, Weight, draw_epsilons, nearest_boundary
 from tests.callbacks.trained import Plain, images, trainer_with
 
 FAST = {"bg": LinearizedBoundary(), "fgsm": FGSMGrid()}
@@ -137,6 +137,19 @@ def test_r4_and_its_record(trained, sampler, tmp_path):
     )
     assert metrics["test/robustness_score/r4/integral"] == pytest.approx(28 * expected, rel=1e-3)
     assert metrics["test/robustness_score/r4/samples"] == 299
+
+
+def test_a_score_with_an_own_reward_is_normalized_by_a_constant_classifier(trained, sampler, tmp_path):
+    """Also where H(1) is not 1."""
+    constant = Plain(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), epsilon=0.1)
+    nn.init.zeros_(constant.classifier[1].weight)
+    for name, module, expected in (("constant", constant, 1.0), ("trained", trained, None)):
+        twice = SampledRobustness(Score(sampler, lambda measure: 2 * measure, Weight("data", power=-1)), 20, "twice")
+        metrics = score(tmp_path / name / "own", twice, module)
+        once = score(tmp_path / name / "r4", SampledRobustness(R4(sampler), 20), module)
+        found = metrics["test/robustness_score/twice/normalized"]
+        assert found == pytest.approx(once["test/robustness_score/r4/normalized"] if expected is None else expected)
+        assert metrics["test/robustness_score/twice"] == pytest.approx(2 * once["test/robustness_score/r4"])
 
 
 def test_all_models_have_the_same_draws(trained, sampler, tmp_path):
