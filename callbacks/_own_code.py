@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
-import sysconfig
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-_OURS = ("callbacks", "cli", "datamodules", "lightning_modules", "reports", "robust")
-_INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")]
+from robust.own_files import hash_of_own_file
 
 
 def own_code(config: dict[str, Any]) -> dict[str, str]:
@@ -19,21 +13,11 @@ def own_code(config: dict[str, Any]) -> dict[str, str]:
 
     Two files may define one path: ``my_networks.Net`` in two folders.
     """
-    hashes = {}
-    for text in _texts(config):
-        module = sys.modules.get(text.rpartition(".")[0])
-        file = Path(getattr(module, "__file__", None) or "").resolve()
-        if file.is_file() and not _is_published(file):
-            hashes[text] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    return hashes
+    hashes = {text: hash_of_own_file(text.rpartition(".")[0]) for text in _texts(config)}
+    return {text: code for text, code in hashes.items() if code is not None}
 
 
 def _texts(value: Any) -> Iterator[str]:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     for part in parts:
         yield from [part] if isinstance(part, str) else _texts(part)
-
-
-def _is_published(file: Path) -> bool:
-    """Whether a file belongs to this project, whose commit a record has, or to an installed package."""
-    return any(file.is_relative_to(folder) for folder in (*_INSTALLED, *(CHECKOUT / name for name in _OURS)))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robust.own_files import hash_of_own_file
 from robust.passes import CountingHook
 
 OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
@@ -46,10 +47,30 @@ def described(value: object) -> Any:
     return _Description()(value)
 
 
+def own_code(*values: object) -> dict[str, str]:
+    """Hashes of the user's files that define these classes, or those of these objects and of what they hold, by module.
+
+    >>> own_code(nn.ReLU(), [1, 2])
+    {}
+    """
+    description = _Description()
+    for value in values:
+        description(value)
+    kinds = description.kinds.union(value for value in values if isinstance(value, type))
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__}
+    hashes = {module: hash_of_own_file(module) for module in sorted(modules)}
+    return {module: code for module, code in hashes.items() if code is not None}
+
+
 class _Description:
-    """Describes each object once, however many others know it; values, such as lists, wherever they are."""
+    """Describes each object once, however many others know it; values, such as lists, wherever they are.
+
+    Attributes:
+        kinds: classes of the described objects.
+    """
 
     def __init__(self) -> None:
+        self.kinds: set[type] = set()
         self._seen: dict[int, int] = {}  # numbers of the entered objects, by identity
         self._within: list[int] = []  # identities of what is being described now
 
@@ -72,10 +93,12 @@ class _Description:
 
     def structure(self, network: nn.Module) -> list[Any]:
         """Describe the modules of a network; see :func:`structure`."""
-        modules = network.named_modules()
+        modules = list(network.named_modules())
+        self.kinds.update(type(each) for _, each in modules)
         return [[name, _named(type(each)), self._attributes(each), _hooks(each)] for name, each in modules]
 
     def _entered(self, value: Any) -> Any:
+        self.kinds.add(type(value))
         if isinstance(value, Mapping):
             return {str(name): self(each) for name, each in value.items()}
         if isinstance(value, list | tuple):

@@ -9,15 +9,27 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from robust.errors import require
-from robust.fingerprint import described, digest, structure
+from robust.fingerprint import described, digest, own_code, structure
 from robust.folders import check_writable
 
-PLAIN = (bool, int, float, str, type(None))
-VERSION = 4  # of the results; increase it whenever an attack or a verdict changes
+VERSION = 5  # of the results; increase it whenever an attack or a verdict changes
+# attributes of a method that change in training, or that a test does not use
+_OF_TRAINING = (
+    "training",
+    "ramp",
+    "batches_started",
+    "data_indices",
+    "constructor_settings",
+    "resume_settings",
+    "training_cost",
+    "used_optimizers",
+    "verifier",
+)
 
 
 class ResumableTest(Callback):
@@ -25,8 +37,8 @@ class ResumableTest(Callback):
 
     After each attack on a batch, the verdicts on its images are saved. A later test of the same weights, on any number
     of processes, reads them and ends with the same metrics as an uninterrupted test. Results of another network, of
-    other weights, settings or images, or of a version with other attacks are refused: give each checkpoint its own
-    folder.
+    other weights, settings, images or files of your own classes, or of a version with other attacks are refused: give
+    each checkpoint its own folder.
 
     Args:
         folder: folder of the results, created if absent.
@@ -47,11 +59,16 @@ class ResumableTest(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
         self.check_test(trainer, pl_module, None)
-        plain = {name: value for name, value in vars(pl_module).items() if isinstance(value, PLAIN) and name[0] != "_"}
-        method = {name: value for name, value in plain.items() if name != "ramp"}  # of the training alone
-        weights = digest(pl_module.state_dict().values())
-        network = structure(getattr(pl_module, "classifier", pl_module))
-        self._tested = {"version": VERSION, "network": network, "weights": weights, "method": method}
+        settings = {name: value for name, value in vars(pl_module).items() if not _is_of_training(name)}
+        networks = {name: each for name, each in pl_module.named_children() if not _has_metrics(each)}
+        described_networks = {name: structure(each) for name, each in networks.items()}
+        self._tested = {
+            "version": VERSION,
+            "network": described_networks.pop("classifier", None),
+            "weights": digest(pl_module.state_dict().values()),
+            "method": [described_networks, described(settings)],
+            "own code": own_code(type(pl_module), settings, *networks.values()),
+        }
         self._saved = {}
 
     def check_test(self, trainer: Trainer, module: Any, loader: Any) -> None:
@@ -96,7 +113,15 @@ class ResumableTest(Callback):
         return images | computed
 
     def _settings(self, depends_on: object) -> dict[str, Any]:
-        return {**self._tested, "settings": described(depends_on)}
+        return {**self._tested, "settings": described(depends_on), "code of settings": own_code(depends_on)}
+
+
+def _is_of_training(name: str) -> bool:
+    return name[0] == "_" or name in _OF_TRAINING or name.endswith(("optimizer", "lr_scheduler"))
+
+
+def _has_metrics(module: nn.Module) -> bool:
+    return any(isinstance(each, Metric) for each in module.modules())
 
 
 @contextmanager

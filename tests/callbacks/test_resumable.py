@@ -1,10 +1,13 @@
 """A test that is stopped in the middle and resumed measures what an uninterrupted one does, and nothing twice."""
 
 import copy
+import importlib
 import json
+import sys
 
 import pytest
 import torch
+from torch import nn
 
 from callbacks import (
     AccuracyCurve,
@@ -18,10 +21,11 @@ from callbacks import (
     WeightedMinimaxEvaluation,
 )
 from datamodules import Digits
+from lightning_modules import InstanceAdaptiveTraining
 from robust.attacks import APGD, PGD, LinearizedBoundary
 from robust.errors import SettingError
 from robust.scores import R1, UniformBall
-from tests.callbacks.trained import stored, trainer_with
+from tests.callbacks.trained import Plain, stored, trainer_with
 
 
 class StoppedError(Exception):
@@ -187,3 +191,78 @@ def test_the_ramp_of_a_training_changes_no_result(trained, tmp_path):
     module = copy.deepcopy(trained)
     module.ramp = 0.5
     assert measure(module, tmp_path) == (expected, 0)
+
+
+class Shifted(Plain):
+    """A method of one's own, whose forward pass depends on a list, a tuple, and the settings of another network."""
+
+    def __init__(self, classifier, shifts, sizes=(1.0,)):
+        super().__init__(classifier, epsilon=0.1)
+        self.shifts, self.sizes = shifts, sizes
+        self.filter = nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x):
+        return sum(self.classifier(self.filter(x).roll(shift, 3)) for shift in self.shifts)
+
+
+@pytest.mark.parametrize("change", [{"shifts": [5]}, {"sizes": (2.0,)}, {"filter": nn.MaxPool2d(3, 1, 1)}])
+def test_a_state_of_a_method_with_other_settings_is_refused(change, trained, tmp_path):
+    """Regression: only plain numbers and texts counted, and the settings of no network but the classifier."""
+
+    def tested(**settings):
+        module = Shifted(copy.deepcopy(trained.classifier), [0])
+        for name, value in settings.items():
+            setattr(module, name, value)
+        attack = AdversarialEvaluation({"pgd": AttackCase(PGD(2))}, balls={"linf": 0.05})
+        tester = trainer_with(ResumableTest(str(tmp_path / "state")), attack, default_root_dir=tmp_path)
+        tester.test(module, Digits(eval_batch_size=10, test_images=20), verbose=False)
+
+    tested()
+    tested()
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other method: give"):
+        tested(**change)
+
+
+def test_a_state_of_other_code_of_ones_own_is_refused(trained, tmp_path, monkeypatch):
+    """Regression: verdicts of a forward pass that was edited since were taken."""
+
+    def tested():
+        path.write_text(source)
+        monkeypatch.delitem(sys.modules, "my_resumed_method", raising=False)
+        importlib.invalidate_caches()
+        module = importlib.import_module("my_resumed_method")
+        attack = AdversarialEvaluation({"own": AttackCase(module.Attack(3))}, balls={"linf": 0.05})
+        data = Digits(eval_batch_size=10, test_images=20)
+        tester = trainer_with(ResumableTest(str(tmp_path / "state")), attack, default_root_dir=tmp_path)
+        tester.test(module.Method(copy.deepcopy(trained.classifier), epsilon=0.1), data, verbose=False)
+
+    path = tmp_path / "my_resumed_method.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from robust.attacks import PGD\nfrom tests.callbacks.trained import Plain\n"
+    source += "class Attack(PGD): pass\nclass Method(Plain):\n    def forward(self, x): return self.classifier(x)\n"
+    tested()
+    tested()
+    source += "# edited\n"
+    with pytest.raises(SettingError, match=r"^ResumableTest.folder: got .*; it holds results of other own code"):
+        tested()
+
+
+def test_a_test_behind_a_training_continues_from_its_checkpoint(tmp_path):
+    """What changes in training is no setting of the method."""
+    module = InstanceAdaptiveTraining(stored().classifier, epsilon=0.05, warmup_epochs=0)
+    data = Digits(batch_size=32, eval_batch_size=10, test_images=20)
+    results = []
+    for fitted in (True, False):
+        Counting.calls, Counting.last = 0, 10**9
+        test = AdversarialEvaluation({"pgd": AttackCase(Counting(PGD(2)))}, balls={"linf": 0.05})
+        resumable = ResumableTest(str(tmp_path / "state"))
+        trainer = trainer_with(resumable, test, max_epochs=1, limit_train_batches=3, default_root_dir=tmp_path)
+        if fitted:
+            trainer.fit(module, data)
+            trainer.save_checkpoint(tmp_path / "last.ckpt")
+            results.append((trainer.test(module, data, verbose=False)[0], Counting.calls))
+        else:
+            fresh = InstanceAdaptiveTraining(stored().classifier, epsilon=0.05, warmup_epochs=0)
+            found = trainer.test(fresh, data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)[0]
+            results.append((found, Counting.calls))
+    assert results == [(results[0][0], 2), (results[0][0], 0)]

@@ -22,18 +22,19 @@ class _IntervalReLU(torch.autograd.Function):
     def forward(ctx: Any, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         upper = torch.add(center, radius).clamp_(min=0)
         lower = torch.sub(center, radius).clamp_(min=0)
-        new_center = torch.lerp(lower, upper, 0.5)  # above 0 where the upper end is: that need not be kept
-        ctx.save_for_backward(lower, new_center)
+        new_center = torch.lerp(lower, upper, 0.5)
+        new_radius = upper.sub_(new_center)
+        ctx.save_for_backward(new_center, new_radius)  # the next layer keeps them, too; they tell both ends' signs
         ctx.set_materialize_grads(False)
-        return new_center, upper.sub_(new_center)
+        return new_center, new_radius
 
     @staticmethod
     def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None) -> tuple[Tensor, Tensor]:
-        lower, new_center = ctx.saved_tensors
-        grad_center = torch.zeros_like(lower) if grad_center is None else grad_center
-        grad_radius = torch.zeros_like(lower) if grad_radius is None else grad_radius
+        new_center, new_radius = ctx.saved_tensors
+        grad_center = torch.zeros_like(new_center) if grad_center is None else grad_center
+        grad_radius = torch.zeros_like(new_center) if grad_radius is None else grad_radius
         by_upper = _where_positive(grad_center + grad_radius, new_center)
-        by_lower = _where_positive(grad_center - grad_radius, lower)
+        by_lower = _where_positive(grad_center - grad_radius, new_center - new_radius)
         grad_center = torch.lerp(by_lower, by_upper, 0.5)
         return grad_center, by_upper.sub_(grad_center)
 
@@ -53,22 +54,24 @@ class _RelaxReLU(torch.autograd.Function):
         positive = A.clamp(min=0)
         by_lower = _where_positive(A - positive, center[:, None])
         rows = by_lower.addcmul_(positive, slope[:, None])
-        ctx.save_for_backward(A, center, radius)  # the line is cheap to compute again, and large
+        # the line is cheap to compute again, and large; the layer before keeps the rows, which tell A's positive part
+        ctx.save_for_backward(rows, center, radius)
         return rows, positive.mul_(intercept[:, None]).flatten(2).sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        A, center, radius = ctx.saved_tensors
+        rows, center, radius = ctx.saved_tensors
         slope, intercept, width = _upper_line(center, radius)
-        grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (A.dim() - 2))
+        grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (rows.dim() - 2))
         by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
         by_upper = (grad_rows * slope[:, None]).addcmul_(grad_constant, intercept[:, None]).sub_(by_lower)
-        grad_A = _where_positive(by_upper, A).add_(by_lower)
+        # where A is positive and its row is not, the slope is 0, and so is the gradient by the upper line
+        grad_A = _where_positive(by_upper, rows).add_(by_lower)
         del by_upper, by_lower, intercept
         # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
-        positive = A.clamp(min=0)
-        by_slope = _where_unstable(_over_rows(positive * grad_rows), slope).div_(width)
-        by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope)
+        positive, tiny = rows.clamp(min=0), torch.finfo(slope.dtype).tiny  # the positive part of A, times the slope
+        by_slope = _where_unstable(_over_rows(positive * grad_rows), slope).div_(width.mul_(slope).clamp_(min=tiny))
+        by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope).div_(slope.clamp(min=tiny))
         twist = slope.mul_(-2).add_(1)
         grad_center = torch.addcmul(by_slope, twist, by_intercept)
         return grad_A, grad_center, by_slope.mul_(twist).add_(by_intercept.mul_(twist.square_().add_(1).mul_(0.5)))

@@ -1,0 +1,23 @@
+"""The user's own files: those that belong neither to this project, whose commit a record has, nor to a package."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+_OURS = ("callbacks", "cli", "datamodules", "lightning_modules", "reports", "robust")
+_INSTALLED = [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")]
+
+
+def hash_of_own_file(module: str) -> str | None:
+    """Start of the SHA-256 of the file of an imported module; None if it is not the user's.
+
+    >>> print(hash_of_own_file("torch"), hash_of_own_file("robust.own_files"))
+    None None
+    """
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "").resolve()
+    published = any(file.is_relative_to(folder) for folder in (*_INSTALLED, *(CHECKOUT / name for name in _OURS)))
+    return None if published or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()[:12]
