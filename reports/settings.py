@@ -41,6 +41,12 @@ PRECISION = (  # how tight a bound or a distance is, not which attack runs
     "CertifiedEvaluation.methods",
     "CertifiedEvaluation.rounding_safe",
     "CertifiedEvaluation.epsilons",
+    "CertifiedEvaluation.norm",
+    "CertifiedEvaluation.budgets",
+    "CertifiedVolume.search",
+    "CertifiedVolume.num_samples",
+    "CertifiedVolume.seed",
+    "CertifiedVolume.confidence",
     "RobustnessScore.halvings",
     "AdversarialEvaluation.num_samples",
     "SampledRobustness.score",
@@ -136,7 +142,9 @@ def attacks(
             name = case.get("name") or key
             own = [each for metric in measured if (each := _own_threat_model(metric, f"{stage}/accuracy/{name}/"))]
             for target in _targets(case, balls, own):
-                texts[f"{name} in {target}".strip()] = text(case.get("attack"))
+                unsized = target in own and not any(letter.isdigit() for letter in target)  # such as own budgets
+                setting = [case.get("attack"), _sizes(config)] if unsized else case.get("attack")
+                texts[f"{name} in {target}".strip()] = text(setting)
     return texts
 
 
@@ -174,6 +182,8 @@ def _certified(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict
         "methods": given.get("methods"),
         "rounding_safe": given.get("rounding_safe", True),
         "epsilons": given.get("epsilons") or [model.get("epsilon")],
+        "norm": given.get("norm"),
+        "budgets": flat(given.get("budgets") or {}),
     }
 
 
@@ -189,6 +199,14 @@ def _score(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str
     return {"attacks": given.get("attacks"), "halvings": given.get("halvings", 25)}
 
 
+def _curve(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {name: given.get(name) for name in ("attacks", "num_samples", "seed")} | {"norm": given.get("norm", "linf")}
+
+
+def _volume(given: dict[str, Any], model: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {name: given.get(name) for name in ("search", "num_samples", "seed", "confidence")}
+
+
 # what each evaluation compares: its own settings, those of the model and the stage give values by name
 _READ: dict[str, Callable[[dict[str, Any], dict[str, Any], str], dict[str, Any]]] = {
     "WeightedMinimaxEvaluation": _weighted,
@@ -196,6 +214,8 @@ _READ: dict[str, Callable[[dict[str, Any], dict[str, Any], str], dict[str, Any]]
     "AdversarialEvaluation": _adversarial,
     "SampledRobustness": _sampled,
     "RobustnessScore": _score,
+    "AccuracyCurve": _curve,
+    "CertifiedVolume": _volume,
 }
 OTHER_EVALUATIONS = (*(f"{name}." for name in _READ), IMAGES)  # see other_attacks
 
@@ -209,6 +229,12 @@ def _evaluations(config: dict[str, Any], name: str, in_training: bool) -> Iterat
         default = 1 if name == "CertifiedEvaluation" else None
         if not in_training or given.get("every_n_epochs", default) is not None:
             yield given
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """What gives the module's own threat models their sizes."""
+    given = (config.get("model") or {}).get("init_args") or {}
+    return {name: given.get(name) for name in ("epsilon", "alpha_low", "alpha_high")}
 
 
 def _own_threat_model(metric: str, prefix: str) -> str | None:

@@ -39,6 +39,7 @@ def three_runs(folder, usual, changed, stage="test", **record):
         ),
         ("CertifiedEvaluation", {"pgd_steps": 20}, {"pgd_steps": None}, "pgd_steps"),
         ("RobustnessScore", {"attacks": {"pgd": PGD}}, {"attacks": {"pgd": PGD, "fgsm": {}}}, "attacks"),
+        ("AccuracyCurve", {"attacks": {"pgd": PGD}}, {"attacks": {"pgd": {}}}, "attacks"),
     ],
 )
 def test_other_settings_of_an_evaluation_are_unequal_attacks(tmp_path, name, usual, changed, setting):
@@ -52,6 +53,8 @@ def test_other_settings_of_an_evaluation_are_unequal_attacks(tmp_path, name, usu
         ("CertifiedEvaluation", {"verifier": {"class_path": "robust.bounds.LirpaVerifier"}}, "verifier"),
         ("CertifiedEvaluation", {"methods": ["crown"]}, "methods"),
         ("CertifiedEvaluation", {"rounding_safe": False}, "rounding_safe"),
+        ("CertifiedEvaluation", {"budgets": {"learned": {"init_args": {"checkpoint": "B.ckpt"}}}}, "budgets"),
+        ("CertifiedVolume", {"search": {"class_path": "robust.bounds.LargestCertifiedBox"}}, "search"),
         ("RobustnessScore", {"attacks": {}, "halvings": 3}, "halvings"),
     ],
 )
@@ -84,6 +87,19 @@ def test_learned_budgets_of_other_sizes_are_named(tmp_path, metric, changed, nam
     warned = [text for texts in caveats(tmp_path).values() for text in texts]
     expected = "unequal evaluations: other settings of CertifiedEvaluation.epsilons than most rows"
     assert warned == ([expected] if named and metric != CERTIFIED else [])
+
+
+@pytest.mark.parametrize(("changed", "named"), [(0.02, True), (0.1, False)])
+@pytest.mark.parametrize("threat_model", ["own_budgets", "linf_0.1"])
+def test_attacks_in_learned_budgets_of_other_sizes_are_named(tmp_path, threat_model, changed, named):
+    """Regression: no test names the size of learned budgets, so that attacks of two sizes were averaged as seeds."""
+    for seed, epsilon in enumerate((0.1, 0.1, changed)):
+        evaluation = callback("AdversarialEvaluation", attacks={"pgd": {"attack": PGD}})
+        metrics = {CLEAN: 0.9, f"test/accuracy/pgd/{threat_model}": 0.5}
+        write_run(tmp_path / f"{seed}", seed=seed, metrics=metrics, callbacks=[evaluation], model={"epsilon": epsilon})
+    warned = [text for texts in caveats(tmp_path).values() for text in texts]
+    expected = "unequal attacks: other settings of pgd in own budgets than most rows"
+    assert warned == ([expected] if named and threat_model == "own_budgets" else [])
 
 
 def sampled(sigma, score="R4"):

@@ -24,7 +24,7 @@ from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.fingerprint import described, digest, structure
+from robust.fingerprint import described, digest, own_code, structure
 from robust.folders import check_writable
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
@@ -216,6 +216,8 @@ class CertifiedVolume(Evaluation):
         """The values on which the rows depend, by the name that an error message uses."""
         return {
             "search settings": described(self._module_search(module)),
+            "own code": own_code(self._module_search(module), module.classifier)
+            or None,  # early files have no such entry
             "network": structure(module.classifier),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),
