@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks._stages import Stage, in_last_epoch
-from callbacks.pictures.base import Picture, class_name
+from callbacks.pictures.base import Picture, class_name, named_channels, visible
 from lightning_modules.base import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import GradientError, NonFiniteLogitsError, SettingError
@@ -93,7 +93,8 @@ def draw_examples(
 ) -> Figure:
     """Draw a column for each image: the image, the attacked image and their difference.
 
-    The difference is divided by twice its largest size and added to grey.
+    The difference is divided by twice its largest size and added to grey. Of images that have neither one nor three
+    channels, the mean over channels is drawn.
 
     Args:
         x: images (B, C, H, W) in [0, 1].
@@ -107,7 +108,7 @@ def draw_examples(
     largest = float(difference.abs().max())
     shown = 0.5 + difference / (2 * max(largest, 1e-12))
     width = x.shape[3] + GAP
-    names = ("image", "attacked", f"difference\n(largest {largest:.3g})")
+    names = (named_channels("image", x), "attacked", f"difference\n(largest {largest:.3g})")
     figure = Figure(figsize=(1.1 * len(x) + 0.6, 4.2))
     axes = figure.subplots(3, 1, gridspec_kw={"left": 0.07, "right": 0.99, "top": 0.94, "bottom": 0.01, "hspace": 0.2})
     for axis, images, name in zip(axes, (x, x_adv, shown), names, strict=True):
@@ -124,6 +125,6 @@ def draw_examples(
 
 def _side_by_side(images: Tensor) -> Any:
     """Images (B, C, H, W) as one array (H, B * (W + GAP), 3) with white gaps; ten times as fast as an axis for each."""
-    colour = images.clamp(0, 1).cpu()
+    colour = visible(images).clamp(0, 1).cpu()
     colour = colour.expand(-1, 3, -1, -1) if colour.shape[1] == 1 else colour
     return torch.nn.functional.pad(colour, (0, GAP), value=1.0).permute(2, 0, 3, 1).flatten(1, 2).numpy()

@@ -87,3 +87,18 @@ def write_figure(trainer: Trainer, name: str, figure: Figure, path: Path, dpi: i
             logger.experiment.add_image(name, pixels, step, dataformats="HWC")
     path.parent.mkdir(parents=True, exist_ok=True)
     imsave(path, pixels)
+
+
+def visible(images: Tensor) -> Tensor:
+    """Images (..., C, H, W) as grey or coloured ones: the mean over channels unless there are one or three.
+
+    >>> visible(torch.rand(5, 4, 2, 2)).shape, visible(torch.rand(3, 2, 2)).shape
+    (torch.Size([5, 1, 2, 2]), torch.Size([3, 2, 2]))
+    """
+    return images if images.shape[-3] in (1, 3) else images.mean(-3, keepdim=True)
+
+
+def named_channels(name: str, images: Tensor) -> str:
+    """The name of a row of pictures, with what :func:`visible` does to images (..., C, H, W)."""
+    channels = images.shape[-3]
+    return name if channels in (1, 3) else f"{name}\n(mean of {channels} channels)"

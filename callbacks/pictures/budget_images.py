@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from callbacks.pictures.base import Picture, class_name
+from callbacks.pictures.base import Picture, class_name, named_channels, visible
 from lightning_modules.base import RobustClassifier
 from robust.errors import require
 
@@ -20,7 +20,7 @@ def draw_budgets(
     """Draw images above and their budgets below, with one colour scale for all budgets.
 
     Args:
-        images: images (N, C, H, W) in [0, 1].
+        images: images (N, C, H, W) in [0, 1]; the mean over channels is drawn unless there are one or three.
         budgets: budgets (N, C, H, W) in [0, 1]; the mean over channels is drawn.
         title: title of the figure.
         white: budget that is white in a third row, which shows the budgets as the paper does: divided by this number,
@@ -42,7 +42,7 @@ def draw_budgets(
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-    axes[0, 0].set_ylabel("image")
+    axes[0, 0].set_ylabel(named_channels("image", images))
     axes[1, 0].set_ylabel("budget")
     if white is not None:
         axes[2, 0].set_ylabel(f"/ {white:.3g}")
@@ -53,7 +53,7 @@ def draw_budgets(
 
 def _show(axis: Axes, image: Tensor) -> None:
     """Draw an image (C, H, W) in [0, 1], grey or in colour."""
-    axis.imshow(image.permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(visible(image).permute(1, 2, 0).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
 class BudgetImages(Picture):

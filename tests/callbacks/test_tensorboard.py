@@ -15,6 +15,7 @@ from torch import nn
 import train
 from callbacks import AdversarialExamples
 from callbacks.pictures.adversarial_examples import draw_examples
+from callbacks.pictures.budget_images import draw_budgets
 from lightning_modules import AdversarialTraining
 from robust.errors import SettingError
 from robust.progress import unwatch, watch
@@ -191,6 +192,20 @@ def test_titles_are_predictions_and_random_numbers_stay_the_same():
     figure = draw_examples(x[:2], x[:2], torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([0, 1]))
     colours = [text.get_color() for axis in figure.axes[:2] for text in axis.texts[1:]]
     assert colours == ["black", "black", "black", "firebrick"]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_other_channels_are_drawn_by_their_mean(channels):
+    """Regression: a picture of 2 or 5 channels ended the run, and a fourth channel was taken as opacity."""
+    x, y = torch.rand(2, channels, 6, 5), torch.tensor([0, 1])
+    figure = draw_examples(x, x, y, y, y)
+    drawn = torch.from_numpy(figure.axes[0].images[0].get_array().data)
+    assert drawn.shape == (6, 14, 3)
+    torch.testing.assert_close(drawn[:, :5, 1], x[0].mean(0))
+    assert figure.axes[0].texts[0].get_text() == f"image\n(mean of {channels} channels)"
+    budgets = draw_budgets(x, x, white=0.5)
+    assert budgets.axes[0].get_ylabel() == f"image\n(mean of {channels} channels)"
+    assert budgets.axes[0].images[0].get_array().shape[:2] == (6, 5)
 
 
 def test_wrong_settings_of_the_picture_are_named():
