@@ -222,7 +222,9 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
         missing = [name for name in study_file.objectives if metrics.get(name) is None]
         if missing:
             logged = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
-            raise SettingError("objectives", missing[0], f"the training does not log it; it logs {logged}")
+            raise SettingError(
+                "objectives", missing[0], f"the training does not log it at its end; it logs {logged or 'no val/...'}"
+            )
         measured.append([metrics[name] for name in study_file.objectives])
     trial.set_user_attr("by_seed", measured)
     return [statistics.fmean(column) for column in zip(*measured, strict=True)]

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 
 import train
 from benchmarks.tables import write_rows
-from callbacks.results import git_commit
+from callbacks.machine import git_commit
 from datamodules import MNIST, Digits
 from datamodules.base import ImageDataModule, Split
 from robust.attacks import PGD

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 from benchmarks import attacks
 from benchmarks.attacks import BALLS, Attack
 from benchmarks.turns import Case, ratios
-from callbacks.results import cpu_name, git_commit, installed_versions
+from callbacks.machine import cpu_name, git_commit, installed_versions
 from robust.attacks import APGD
 from robust.networks import DMSmall
 from robust.threat_models import ThreatModel

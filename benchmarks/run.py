@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the c
 
 from benchmarks import attacks, bounds, certification, data, memory, noise, peers, precision, shares
 from benchmarks.turns import Case, ratios
-from callbacks.results import cpu_name, git_commit, installed_versions
+from callbacks.machine import cpu_name, git_commit, installed_versions
 from robust.networks import DMLarge, DMSmall
 from robust.threat_models import PixelBox
 

@@ -32,7 +32,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
-from callbacks.results import cpu_name, git_commit, installed_versions
+from callbacks.machine import cpu_name, git_commit, installed_versions
 
 
 class StepTime(Callback):

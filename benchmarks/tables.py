@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.zoo import ZOO, Case
-from callbacks.results import cpu_name, git_commit, installed_versions
+from callbacks.machine import cpu_name, git_commit, installed_versions
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -6,11 +6,8 @@ import json
 import math
 import platform
 import shlex
-import subprocess
 import sys
 import time
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,12 @@ from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 from callbacks._own_code import own_code
 from callbacks.evaluation.base import Evaluation
+from callbacks.machine import describe_device, git_commit, installed_versions
 from lightning_modules.base import num_images
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
 
 COST = ("parameters", "seconds", "forward_equivalents")
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "auto-LiRPA", "numpy")
 
 
 class Results(Callback):
@@ -72,6 +69,7 @@ class Results(Callback):
         self.sources: dict[str, list[str]] = {}
         self.initial_checkpoint: str | None = None
         self._start, self._fitting, self._trained = 0.0, False, False
+        self._validated = -1  # step of the training at its last validation
         self._folder = Path()
         self._own: set[Path] = set()
 
@@ -104,12 +102,13 @@ class Results(Callback):
             rank_zero_warn(f"seed_everything: got {given}; a resumed training keeps its seed, {trained}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record training and the last validation."""
+        """Record the training, and its last validation if no step came after it."""
         self._trained = True
         self._record(trainer, pl_module, "fit", {"train": trainer.train_dataloader, "val": trainer.val_dataloaders})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record a validation that is not part of training."""
+        """Record a validation that is not part of training; of one that is, note the step."""
+        self._validated = trainer.global_step
         if trainer.state.fn == "validate":
             self._record(trainer, pl_module, "validate", {"val": trainer.val_dataloaders})
 
@@ -125,9 +124,9 @@ class Results(Callback):
 
     def _record(self, trainer: Trainer, module: LightningModule, stage: str, loaders: dict[str, Any]) -> None:
         evaluations = _evaluations(trainer)
-        outdated = {f"val/{name}" for each in evaluations for name in each.outdated} if stage == "fit" else ()
-        logged = sorted((name, value) for name, value in trainer.callback_metrics.items() if name not in outdated)
-        metrics = {name: float(value) for name, value in logged}
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        if stage == "fit":
+            self._drop_outdated(metrics, trainer, evaluations)
         lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
         first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
         sized = {name: loader for name, loader in first.items() if num_images(loader) is not None}
@@ -166,6 +165,20 @@ class Results(Callback):
         self._print(f"Results of {stage} ({record['wall_time']:.0f} s)", metrics, intervals)
         if not is_dry(trainer):
             Console().print(f"Written to {path}", soft_wrap=True, markup=False)
+
+    def _drop_outdated(self, metrics: dict[str, float], trainer: Trainer, evaluations: list[Evaluation]) -> None:
+        """Drop metrics of earlier weights than the training's last ones; warn if they are those of all validations."""
+        old = {f"val/{name}" for each in evaluations for name in each.outdated}
+        if self._validated != trainer.global_step:
+            old = {name for name in metrics if name.startswith("val/")}
+            if old:
+                text = (
+                    f"the last validation was at step {self._validated} of {trainer.global_step}: its metrics are not"
+                )
+                remedy = "end with a validation to record them, or run train.py validate with the last checkpoint"
+                rank_zero_warn(f"{text} those of the last weights, and not in results.json; {remedy}")
+        for name in old & metrics.keys():
+            del metrics[name]
 
     def _checkpoint(self, trainer: Trainer) -> str | None:
         """The initial checkpoint as it was given, unless by a word such as ``last``: then its path."""
@@ -272,45 +285,3 @@ def _strict(value: Any, path: str, not_finite: dict[str, str]) -> Any:
         not_finite[path] = str(value)
         return None
     return value
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of this file's checkout at the first call, with ``-dirty`` if tracked files differ; None outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
-
-
-@cache
-def installed_versions() -> dict[str, str | None]:
-    """Versions of the packages on which results depend; None for a package that is not installed."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
-
-
-def describe_device(trainer: Trainer) -> str:
-    """Kind and number of the devices of a run."""
-    if trainer.strategy.root_device.type == "cuda":
-        name = torch.cuda.get_device_name(trainer.strategy.root_device)
-    else:
-        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return f"{trainer.world_size} x {name}"
-
-
-def cpu_name() -> str:
-    """Model of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 
 import pytest
+from pytorch_lightning import Callback
 
 import train
 from callbacks.evaluation.base import Evaluation
@@ -24,6 +26,16 @@ class Few(Evaluation):
 
     def evaluate(self, module, x, y):
         self.update("accuracy/few", Accuracy, module(x).argmax(1) == y)
+
+
+class Stop(Callback):
+    """Ends the training after so many epochs, which no evaluation knows before."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch + 1 == self.epochs
 
 
 ONE = "--trainer.max_epochs=1"
@@ -78,6 +90,7 @@ def test_a_test_before_the_first_record_of_a_training_is_not_of_its_weights(tmp_
     assert (run.metrics, run.evaluations) == ({}, [])
 
 
+@pytest.mark.filterwarnings("ignore:the last validation was at step 3 of 4")
 @pytest.mark.parametrize(("steps", "epochs"), [(4, 1.33), (6, 2)])
 def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     """Regression: Lightning counts it as whole."""
@@ -85,7 +98,9 @@ def test_a_part_of_an_epoch_is_recorded_as_a_part(steps, epochs, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["fit"]["epochs"] == epochs
 
 
-@pytest.mark.filterwarnings("ignore:trainer.max_steps. got 4, and the checkpoint has 4")
+@pytest.mark.filterwarnings(
+    "ignore:trainer.max_steps. got 4, and the checkpoint has 4", "ignore:the last validation was"
+)
 def test_a_part_of_an_epoch_stays_a_part_if_nothing_is_left_to_train(tmp_path):
     """Regression: the record of a resumed training without a step had an epoch less."""
     end = [*SMALL, "--trainer.max_steps=4"]  # epochs have 3 steps
@@ -115,12 +130,11 @@ def test_a_model_card_has_no_tests_of_weights_that_trained_on():
 
 def test_a_trainings_record_has_the_metrics_of_its_last_validation(tmp_path):
     """Regression: those of an evaluation two epochs before stood beside them."""
-    evaluation = (
-        f"--trainer.callbacks=[{{class_path: AdversarialEvaluation, init_args: {{every_n_epochs: 2, {FGSM}}}}}]"
-    )
-    for steps, attacked in ((10, False), (6, True)):  # epochs have 3 steps
-        folder = tmp_path / str(steps)
-        run("fit", [*SMALL, evaluation, f"--trainer.max_steps={steps}"], folder)
+    attack = f"{{class_path: AdversarialEvaluation, init_args: {{every_n_epochs: 2, {FGSM}}}}}"
+    for epochs, attacked in ((3, False), (2, True)):
+        folder = tmp_path / str(epochs)
+        stop = f"{{class_path: {__name__}.Stop, init_args: {{epochs: {epochs}}}}}"
+        run("fit", [*SMALL, f"--trainer.callbacks=[{attack}, {stop}]", "--trainer.max_epochs=9"], folder)
         metrics = json.loads((folder / "results.json").read_text())["fit"]["metrics"]
         assert "val/accuracy/clean" in metrics
         assert ("val/accuracy/union" in metrics) == attacked
@@ -143,3 +157,17 @@ def test_brackets_in_a_folders_name_are_printed(name, tmp_path, capsys):
     """Regression: they were markup; the second ended the run with a traceback."""
     run("fit", [*SMALL, ONE], tmp_path / name)
     assert f"{name}/results.json" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(("epochs", "recorded"), [(2, True), (3, False)])
+def test_a_record_of_a_training_has_no_metrics_of_earlier_weights(tmp_path, epochs, recorded):
+    """Regression: those of a validation before the last epochs stood beside the last weights."""
+    settings = [*SMALL, f"--trainer.max_epochs={epochs}", "--trainer.check_val_every_n_epoch=2"]
+    message = (
+        "the last validation was at step .*: its metrics are not those of the last weights, and not in results.json"
+    )
+    with nullcontext() if recorded else pytest.warns(UserWarning, match=message):
+        run("fit", settings, tmp_path)
+    metrics = json.loads((tmp_path / "results.json").read_text())["fit"]["metrics"]
+    assert ("val/accuracy/clean" in metrics) == recorded
+    assert "train/loss" in metrics
