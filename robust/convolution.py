@@ -31,8 +31,8 @@ class ConvSettings(NamedTuple):
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings) -> Tensor:
     """Convolve (N, C, H, W) with weight (O, C / groups, kh, kw) and add the bias (O,)."""
     if x.requires_grad and _few_channels_on_cpu(weight, settings.groups):
-        x, weight = _under_autocast(x), _under_autocast(weight)
-        bias = None if bias is None else _under_autocast(bias)
+        x, weight = under_autocast(x), under_autocast(weight)
+        bias = None if bias is None else under_autocast(bias)
         out: Tensor = _FewChannelsConv.apply(x, weight, bias, settings)
         return out
     return F.conv2d(x, weight, bias, *settings)
@@ -41,7 +41,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, settings: ConvSettings)
 def adjoint(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
     """Rows (N, *out) on the output of the convolution as rows (N, C, H, W) on its input, which has ``shape``."""
     if _few_channels_on_cpu(weight, settings.groups):
-        out: Tensor = _FewChannelsAdjoint.apply(_under_autocast(A), _under_autocast(weight), shape, settings)
+        out: Tensor = _FewChannelsAdjoint.apply(under_autocast(A), under_autocast(weight), shape, settings)
         return out
     sides = zip(shape[1:], A.shape[-2:], weight.shape[-2:], *settings[:3], strict=True)
     # rows and columns at the far edge that no kernel window reached have coefficient zero
@@ -118,10 +118,10 @@ def _few_channels(outputs: int, inputs: int, groups: int) -> bool:
     return groups == 1 and 0 < inputs <= _CHANNELS and outputs >= _RATIO * inputs
 
 
-def _under_autocast(x: Tensor) -> Tensor:
+def under_autocast(x: Tensor) -> Tensor:
     """Cast to the precision that autocast gives to PyTorch's own convolutions."""
-    on = x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
-    return x.to(torch.get_autocast_dtype("cpu")) if on else x
+    on = x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
+    return x.to(torch.get_autocast_dtype(x.device.type)) if on else x
 
 
 def _fold(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:

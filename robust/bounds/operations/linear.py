@@ -11,10 +11,27 @@ from torch import Tensor
 
 from robust.bounds.operations.base import Affine, fit
 from robust.bounds.operations.registry import Operand, UnboundedError, register
-from robust.convolution import ConvSettings, adjoint, conv, pair
+from robust.convolution import ConvSettings, adjoint, conv, pair, under_autocast
 from robust.threat_models import Norm
 
 PLAIN = ConvSettings((1, 1), (0, 0), (1, 1))
+
+
+class _AbsoluteLinear(torch.autograd.Function):
+    """|W| r without a copy of the weights for the backward pass: the weights of wide layers are most of the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, radius: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(radius, weight)
+        return F.linear(radius, weight.abs())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        radius, weight = ctx.saved_tensors
+        grad_radius = grad @ weight.abs() if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_radius, None
+        return grad_radius, (grad.flatten(0, -2).T @ radius.flatten(0, -2)).mul_(weight.sgn())
 
 
 class Linear(Affine):
@@ -41,7 +58,8 @@ class Linear(Affine):
 
     def radius(self, *radii: Tensor) -> Tensor:
         """|W| r."""
-        return F.linear(radii[0], self.weight.abs())
+        out: Tensor = _AbsoluteLinear.apply(under_autocast(radii[0]), under_autocast(self.weight))
+        return out
 
     def row_norms(self, scale: Tensor, norm: Norm) -> Tensor | None:
         """The norms, (1, ..., out)."""

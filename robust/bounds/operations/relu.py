@@ -50,7 +50,7 @@ class _RelaxReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        slope, intercept, _ = _upper_line(center, radius)
+        slope, intercept = _upper_line(center, radius)
         positive = A.clamp(min=0)
         by_lower = _where_positive(A - positive, center[:, None])
         rows = by_lower.addcmul_(positive, slope[:, None])
@@ -61,7 +61,7 @@ class _RelaxReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, center, radius = ctx.saved_tensors
-        slope, intercept, width = _upper_line(center, radius)
+        slope, intercept = _upper_line(center, radius)
         grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (rows.dim() - 2))
         by_lower = torch.ops.aten.threshold_backward(grad_rows, center[:, None], 0)
         by_upper = (grad_rows * slope[:, None]).addcmul_(grad_constant, intercept[:, None]).sub_(by_lower)
@@ -70,21 +70,19 @@ class _RelaxReLU(torch.autograd.Function):
         del by_upper, by_lower, intercept
         # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
         positive, tiny = rows.clamp(min=0), torch.finfo(slope.dtype).tiny  # the positive part of A, times the slope
-        by_slope = _where_unstable(_over_rows(positive * grad_rows), slope).div_(width.mul_(slope).clamp_(min=tiny))
+        by_slope = _where_unstable(_over_rows(positive * grad_rows), slope)
+        by_slope.div_((center + radius).clamp_(min=tiny))  # the slope times the width
         by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope).div_(slope.clamp(min=tiny))
         twist = slope.mul_(-2).add_(1)
         grad_center = torch.addcmul(by_slope, twist, by_intercept)
         return grad_A, grad_center, by_slope.mul_(twist).add_(by_intercept.mul_(twist.square_().add_(1).mul_(0.5)))
 
 
-def _upper_line(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slope and intercept of the upper line, and the interval's width, at least the least normal number.
-
-    A larger guard would flatten the line where activations are small.
-    """
-    width = (2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)
-    slope = torch.add(center, radius).div_(width).clamp_(0, 1)
-    return slope, torch.sub(radius, center).clamp_(min=0).mul_(slope), width
+def _upper_line(center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and intercept of the upper line."""
+    # a width above the least normal number would flatten the line where activations are small
+    slope = torch.add(center, radius).div_((2 * radius).clamp_(min=torch.finfo(radius.dtype).tiny)).clamp_(0, 1)
+    return slope, torch.sub(radius, center).clamp_(min=0).mul_(slope)
 
 
 def _over_rows(A: Tensor) -> Tensor:
