@@ -147,6 +147,7 @@ def test_epochs_without_validation_are_saved(tmp_path):
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:the last validation was at step")
 @pytest.mark.parametrize("rare", ["check_val_every_n_epoch=2", "val_check_interval=2"])
 def test_a_link_to_the_last_checkpoint_is_of_the_last_step(rare, tmp_path):
     """Regression: it was a link to the checkpoint of the last validation, and the training since was lost."""

@@ -255,6 +255,7 @@ class StopEarly(Callback):
         trainer.should_stop = trainer.current_epoch == 1
 
 
+@pytest.mark.filterwarnings("ignore:the last validation was at step")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
