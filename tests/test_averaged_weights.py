@@ -51,6 +51,7 @@ def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, r
     ids=["batches", "time", "steps", "steps in an epoch with a validation", "steps between two checkpoints"],
 )
 @pytest.mark.thorough_but("steps in an epoch with a validation", "steps between two checkpoints")
+@pytest.mark.filterwarnings("ignore:the last validation was at step")
 def test_averaged_weights_resume_from_an_end_without_a_validation(averaged, settings, tmp_path):
     """Regression: the checkpoint had the averages as the weights in training."""
     run("fit", [*EMA, *settings], tmp_path / "first")

@@ -75,6 +75,7 @@ def test_a_run_that_stops_inside_an_epoch_continues_there(whole, stop, tmp_path)
 @pytest.mark.parametrize(
     "limits", [*(pytest.param(each, marks=pytest.mark.slow) for each in ([5], [11])), [4, 8], [6]], ids=str
 )
+@pytest.mark.filterwarnings("ignore:the last validation was at step")
 def test_a_run_that_max_steps_stops_resumes_at_its_batch(whole, limits, tmp_path):
     resume = []
     for limit in limits:

@@ -119,6 +119,7 @@ def test_a_damaged_file_ends_the_run_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore:the last validation was at step")
 def test_a_run_from_disk_with_workers_resumes_bit_for_bit(trained, tmp_path):
     """And ends like the run in memory."""
     every = ["--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1", "--checkpoint.filename={step}"]
