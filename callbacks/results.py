@@ -36,7 +36,8 @@ class Results(Callback):
     ``results.json`` maps each of these names to a record; a repetition in the same folder gets a number, such as
     ``test-2``. A record has:
 
-    - ``metrics``: value by name; ``robust.metric_names.registry`` has units and meanings
+    - ``metrics``: value by name; ``robust.metric_names.registry`` has units and meanings. A training has those of its
+      last validation if no step came after it
     - ``method``, ``seed``, ``command``, ``commit``, ``versions`` and ``device``
     - ``epochs`` of the run's own training; null if it had none
     - ``checkpoint``: path of the evaluated weights; null for the weights at the end of the run's own training
@@ -172,11 +173,10 @@ class Results(Callback):
         if self._validated != trainer.global_step:
             old = {name for name in metrics if name.startswith("val/")}
             if old:
-                text = (
-                    f"the last validation was at step {self._validated} of {trainer.global_step}: its metrics are not"
-                )
+                unlike = "not those of the last weights, and not in results.json"
+                steps = f"step {self._validated} of {trainer.global_step}"
                 remedy = "end with a validation to record them, or run train.py validate with the last checkpoint"
-                rank_zero_warn(f"{text} those of the last weights, and not in results.json; {remedy}")
+                rank_zero_warn(f"the last validation was at {steps}: its metrics are {unlike}; {remedy}")
         for name in old & metrics.keys():
             del metrics[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -142,7 +143,7 @@ def attacks(
             name = case.get("name") or key
             own = [each for metric in measured if (each := _own_threat_model(metric, f"{stage}/accuracy/{name}/"))]
             for target in _targets(case, balls, own):
-                unsized = target in own and not any(letter.isdigit() for letter in target)  # such as own budgets
+                unsized = target in own and not re.match("(linf|l2|l1) ", target)  # such as own budgets
                 setting = [case.get("attack"), _sizes(config)] if unsized else case.get("attack")
                 texts[f"{name} in {target}".strip()] = text(setting)
     return texts

@@ -54,8 +54,8 @@ def own_code(*values: object) -> dict[str, str]:
     {}
     """
     description = _Description()
-    for value in values:
-        description(value)
+    for value in values:  # of a network without its weights
+        description.structure(value) if isinstance(value, nn.Module) else description(value)
     kinds = description.kinds.union(value for value in values if isinstance(value, type))
     modules = {base.__module__ for kind in kinds for base in kind.__mro__}
     hashes = {module: hash_of_own_file(module) for module in sorted(modules)}

@@ -214,10 +214,10 @@ class CertifiedVolume(Evaluation):
 
     def _depends_on(self, module: RobustClassifier, images: Rows) -> dict[str, Any]:
         """The values on which the rows depend, by the name that an error message uses."""
+        search = self._module_search(module)
         return {
-            "search settings": described(self._module_search(module)),
-            "own code": own_code(self._module_search(module), module.classifier)
-            or None,  # early files have no such entry
+            "search settings": described(search),
+            "own code": own_code(search, module.classifier) or None,  # as in early files, which have no such entry
             "network": structure(module.classifier),
             "weights": digest(module.classifier.state_dict().values()),
             "images": digest([images["index"], images["image"], images["label"]]),

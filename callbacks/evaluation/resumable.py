@@ -28,6 +28,7 @@ _OF_TRAINING = (
     "resume_settings",
     "training_cost",
     "used_optimizers",
+    "weights",
     "verifier",
 )
 
@@ -59,8 +60,10 @@ class ResumableTest(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
         self.check_test(trainer, pl_module, None)
-        settings = {name: value for name, value in vars(pl_module).items() if not _is_of_training(name)}
         networks = {name: each for name, each in pl_module.named_children() if not _has_metrics(each)}
+        arguments = getattr(pl_module, "constructor_settings", {}).get("init_args", {})  # also of private attributes
+        given = [vars(pl_module), {name: value for name, value in arguments.items() if name not in networks}]
+        settings = [{name: value for name, value in each.items() if not _is_of_training(name)} for each in given]
         described_networks = {name: structure(each) for name, each in networks.items()}
         self._tested = {
             "version": VERSION,

@@ -196,23 +196,24 @@ def test_the_ramp_of_a_training_changes_no_result(trained, tmp_path):
 class Shifted(Plain):
     """A method of one's own, whose forward pass depends on a list, a tuple, and the settings of another network."""
 
-    def __init__(self, classifier, shifts, sizes=(1.0,)):
+    def __init__(self, classifier, shifts, sizes=(1.0,), turns=0):
         super().__init__(classifier, epsilon=0.1)
-        self.shifts, self.sizes = shifts, sizes
+        self.shifts, self.sizes, self._turns = shifts, sizes, turns
         self.filter = nn.AvgPool2d(3, 1, 1)
 
     def forward(self, x):
         return sum(self.classifier(self.filter(x).roll(shift, 3)) for shift in self.shifts)
 
 
-@pytest.mark.parametrize("change", [{"shifts": [5]}, {"sizes": (2.0,)}, {"filter": nn.MaxPool2d(3, 1, 1)}])
+@pytest.mark.parametrize(
+    "change", [{"shifts": [5]}, {"sizes": (2.0,)}, {"turns": 1}, {"filter": nn.MaxPool2d(3, 1, 1)}]
+)
 def test_a_state_of_a_method_with_other_settings_is_refused(change, trained, tmp_path):
     """Regression: only plain numbers and texts counted, and the settings of no network but the classifier."""
 
-    def tested(**settings):
-        module = Shifted(copy.deepcopy(trained.classifier), [0])
-        for name, value in settings.items():
-            setattr(module, name, value)
+    def tested(filter=None, **settings):
+        module = Shifted(copy.deepcopy(trained.classifier), **{"shifts": [0], **settings})
+        module.filter = filter or module.filter
         attack = AdversarialEvaluation({"pgd": AttackCase(PGD(2))}, balls={"linf": 0.05})
         tester = trainer_with(ResumableTest(str(tmp_path / "state")), attack, default_root_dir=tmp_path)
         tester.test(module, Digits(eval_batch_size=10, test_images=20), verbose=False)

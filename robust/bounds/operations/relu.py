@@ -24,7 +24,8 @@ class _IntervalReLU(torch.autograd.Function):
         lower = torch.sub(center, radius).clamp_(min=0)
         new_center = torch.lerp(lower, upper, 0.5)
         new_radius = upper.sub_(new_center)
-        ctx.save_for_backward(new_center, new_radius)  # the next layer keeps them, too; they tell both ends' signs
+        # the next layer keeps both; they tell the ends' signs, but for a lower end that rounding loses beside the upper
+        ctx.save_for_backward(new_center, new_radius)
         ctx.set_materialize_grads(False)
         return new_center, new_radius
 

@@ -1,0 +1,88 @@
+"""Functions with a gradient of their own have that of the plain chain of operations, which autograd differentiates."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robust.bounds.operations import Interval
+from robust.bounds.operations.linear import Linear
+from robust.bounds.operations.relu import ReLU
+
+
+def intervals(generator, dtype):
+    """Intervals (3, 4, 5) on both sides of 0, above it, below it, and of width 0."""
+    center, radius = (torch.randn(3, 4, 5, generator=generator, dtype=dtype) for _ in range(2))
+    radius = radius.abs()
+    center[:, 1], center[:, 2] = radius[:, 1] + center[:, 1].abs(), -radius[:, 2] - center[:, 2].abs()
+    radius[:, 3] = 0
+    return Interval(center.requires_grad_(), radius.requires_grad_())
+
+
+def plain_relu(h):
+    lower, upper = h.lower.relu(), h.upper.relu()
+    return (lower + upper) / 2, (upper - lower) / 2
+
+
+def plain_rows(A, h):
+    """CROWN's rows and constant of one ReLU."""
+    lower, upper = h.lower[:, None], h.upper[:, None]
+    unstable = (lower < 0) & (upper > 0)
+    slope = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(A.dtype))
+    slope = torch.where(upper <= 0, 0.0, slope)
+    intercept = torch.where(unstable, -lower * slope, 0.0)
+    rows = A.clamp(min=0) * slope + A.clamp(max=0) * (h.center[:, None] > 0)
+    return rows, (A.clamp(min=0) * intercept).flatten(2).sum(-1)
+
+
+def assert_gradients_equal(found, expected, inputs, generator):
+    """Of a random weighted sum of the outputs, to each input."""
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    weights = [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in expected]
+    sums = [sum((w * each).sum() for w, each in zip(weights, outputs, strict=True)) for outputs in (found, expected)]
+    gradients = [torch.autograd.grad(each, inputs) for each in sums]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4 if one.dtype == torch.float32 else 1e-9, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_relu_of_an_interval(dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    h = intervals(generator, dtype)
+    h = Interval(h.center, (h.radius + 0.01 * (torch.arange(4) < 3)[:, None]).detach().requires_grad_())
+    assert_gradients_equal(ReLU().interval(h), plain_relu(h), h, generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_rows_through_a_relu(dtype, count, seed):
+    """Positive coefficients of inactive units, whose rows are 0, among them."""
+    generator = torch.Generator().manual_seed(seed)
+    h = intervals(generator, dtype)
+    A = torch.randn(3, count, 4, 5, generator=generator, dtype=dtype).requires_grad_()
+    (rows,), constant = ReLU().backward(A, h)
+    assert_gradients_equal((rows, constant), plain_rows(A, h), (A, *h), generator)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 2, 6)])
+def test_radius_through_absolute_weights(shape):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 6, generator=generator)
+    weight[1, 2] = 0  # where the absolute value has the gradient 0
+    weight, radius = weight.requires_grad_(), torch.rand(shape, generator=generator).requires_grad_()
+    expected = F.linear(radius, weight.abs())
+    assert_gradients_equal((Linear(weight, None).radius(radius),), (expected,), (weight, radius), generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        low, plain = Linear(weight, None).radius(radius), F.linear(radius, weight.abs())
+    assert low.dtype == plain.dtype == torch.bfloat16
+    for found, wanted in zip(
+        *(torch.autograd.grad(each.sum(), (weight, radius)) for each in (low, plain)), strict=True
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
