@@ -126,7 +126,8 @@ def under_autocast(x: Tensor) -> Tensor:
 
 def _fold(A: Tensor, weight: Tensor, shape: torch.Size, settings: ConvSettings) -> Tensor:
     """The adjoint of a convolution: coefficients times the kernel, summed where these overlap."""
-    patches = weight.flatten(1).T @ A.flatten(2)
+    # ``matmul`` would copy A
+    patches = torch.bmm(weight.flatten(1).T.expand(len(A), -1, -1), A.flatten(2))
     return F.fold(
         patches, shape[1:], weight.shape[2:], settings.dilation, padding=settings.padding, stride=settings.stride
     )

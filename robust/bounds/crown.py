@@ -56,9 +56,9 @@ def _tightened(graph: Graph, values: list[Interval], value: int, rows_at_once: i
     for columns in torch.split(order, rows_at_once, 1):
         units = torch.zeros(*columns.shape, shape.numel(), dtype=graph.dtype, device=bent.device)
         A = units.scatter_(2, columns[..., None], 1.0).view(batch, -1, *shape)
-        ends = -graph.upper_bound(values, -A, value), graph.upper_bound(values, A, value)
+        lowest, highest = (sign * graph.upper_bound(values, sign * A, value) for sign in (-1, 1))
         before = lower.gather(1, columns), upper.gather(1, columns)
         chosen = bent.gather(1, columns)  # the rest fills up the images with fewer
-        lower = lower.scatter(1, columns, torch.where(chosen, torch.maximum(ends[0], before[0]), before[0]))
-        upper = upper.scatter(1, columns, torch.where(chosen, torch.minimum(ends[1], before[1]), before[1]))
+        lower = lower.scatter(1, columns, torch.where(chosen, torch.maximum(lowest, before[0]), before[0]))
+        upper = upper.scatter(1, columns, torch.where(chosen, torch.minimum(highest, before[1]), before[1]))
     return Interval.between(torch.minimum(lower, upper).view(batch, *shape), upper.view(batch, *shape))

@@ -84,18 +84,27 @@ class Graph(NamedTuple):
             values.append(operation.enclosure(tuple(values[i] for i in inputs), arithmetic))
         return values
 
-    def upper_bound(self, values: list[Interval], A: Tensor, value: int | None = None) -> Tensor:
+    def upper_bound(
+        self,
+        values: list[Interval],
+        A: Tensor,
+        value: int | None = None,
+        *,
+        spent: bool = False,
+    ) -> Tensor:
         """Upper bounds of ``A z`` over the box by linear bounds backwards (CROWN, Zhang et al. 2018).
 
         Args:
             values: the interval of every value, as from ``propagate``.
             A: rows (B, S, *shape) on a value.
             value: index of that value; by default that of the logits.
+            spent: drop each interval from the list after its last use: those before activations are much of the memory.
 
         Returns:
             Shape (B, S).
         """
-        return self._upper_bound(values, A, self.output if value is None else value, None)[0]
+        value = self.output if value is None else value
+        return self._upper_bound(values, A, value, spent=spent)[0]
 
     def upper_bound_and_error(
         self, values: list[Interval], A: Tensor, weights: list[Tensor | None], value: int | None = None
@@ -113,7 +122,12 @@ class Graph(NamedTuple):
         return bound, Arithmetic(A.dtype, len(self.nodes)).inflation(largest) * error
 
     def _upper_bound(
-        self, values: list[Interval], A: Tensor, value: int, weights: list[Tensor | None] | None
+        self,
+        values: list[Interval],
+        A: Tensor,
+        value: int,
+        weights: list[Tensor | None] | None = None,
+        spent: bool = False,
     ) -> tuple[Tensor, Tensor]:
         constant = torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
         error = torch.zeros_like(constant)
@@ -125,7 +139,9 @@ class Graph(NamedTuple):
             row, (operation, inputs, *_) = rows.pop(index), self.nodes[index - 1]
             if weights is not None:
                 error = error + _weighed(row, weights[index])
-            parts, beta = operation.backward(row, *(values[i] for i in inputs))
+            parts, beta = operation.backward_from(values[index], row, *(values[i] for i in inputs))
+            if spent:
+                del values[index:]
             constant = constant + beta
             for i, part in zip(inputs, parts, strict=True):
                 rows[i] = rows[i] + part if i in rows else part

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from robust.bounds.fusion import chord
 from robust.bounds.graph import Graph
@@ -40,8 +42,16 @@ def margin_interval(graph: Graph, values: list[Interval], y: Tensor, classes_at_
         margin = Interval.between(-ends[1], ends[0])
         bias = 0.0 if last.bias is None else last.bias - last.bias[y][:, None]
         return margin._replace(center=margin.center + bias)
-    radii = [torch.einsum("bkd,bd->bk", (part - of_label).abs(), hidden.radius) for part in parts]
+    # rows of each image are large: they are computed again for the gradient
+    again = partial(checkpoint, _radius, use_reentrant=False, preserve_rng_state=False)
+    of_rows = again if torch.is_grad_enabled() else _radius
+    radii = [of_rows(part, of_label, hidden.radius) for part in parts]
     return Interval(center, radii[0] if len(radii) == 1 else torch.cat(radii, 1))
+
+
+def _radius(weight: Tensor, of_label: Tensor, radius: Tensor) -> Tensor:
+    """|W_k - W_y| r of rows W_k (K, n) and W_y (B, 1, n), and radii (B, n): (B, K)."""
+    return torch.einsum("bkd,bd->bk", (weight - of_label).abs(), radius)
 
 
 def margin_rows(graph: Graph, y: Tensor, classes: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -63,7 +73,7 @@ def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interva
 
     Args:
         graph: graph of the network.
-        values: the interval of every value.
+        values: the interval of every value; the list is emptied.
         y: labels (B,).
         margin: intervals of z_k - z_y, (B, K).
         shift: (B, 1), against overflow.
@@ -74,4 +84,4 @@ def fused_crown(graph: Graph, values: list[Interval], y: Tensor, margin: Interva
     slope, intercept = chord(margin.lower, margin.upper, 2 * margin.radius, shift)
     of_label = F.one_hot(y, slope.shape[1]).to(slope.dtype)
     row = slope - of_label * slope.sum(-1, keepdim=True)  # on the logits: sum_k slope_k (z_k - z_y)
-    return graph.upper_bound(values, row[:, None]).squeeze(1) + intercept.sum(-1)
+    return graph.upper_bound(values, row[:, None], spent=True).squeeze(1) + intercept.sum(-1)

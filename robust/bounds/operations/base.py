@@ -105,6 +105,15 @@ class Operation(ABC):
             A_i of shape (B, S, *in_i), and the constants (B, S).
         """
 
+    def backward_from(
+        self, result: Interval, A: Tensor, *inputs: Interval
+    ) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """As :meth:`backward`, given the interval of the result, which autograd keeps for the next layer.
+
+        A gradient that is computed from it needs less memory.
+        """
+        return self.backward(A, *inputs)
+
     def bends(self, h: Interval) -> Tensor:
         """Where f may not be linear over the interval of an input, bool (B, *in): elsewhere linear bounds are exact."""
         return torch.ones_like(h.center, dtype=torch.bool)

@@ -15,6 +15,7 @@ from robust.convolution import ConvSettings, adjoint, conv, pair, under_autocast
 from robust.threat_models import Norm
 
 PLAIN = ConvSettings((1, 1), (0, 0), (1, 1))
+_ROWS = 64  # of a weight, whose signs are held at a time
 
 
 class _AbsoluteLinear(torch.autograd.Function):
@@ -31,7 +32,10 @@ class _AbsoluteLinear(torch.autograd.Function):
         grad_radius = grad @ weight.abs() if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_radius, None
-        return grad_radius, (grad.flatten(0, -2).T @ radius.flatten(0, -2)).mul_(weight.sgn())
+        grad_weight = grad.flatten(0, -2).T @ radius.flatten(0, -2)
+        for rows, signs in zip(grad_weight.split(_ROWS), weight.split(_ROWS), strict=True):
+            rows.mul_(signs.sgn())
+        return grad_radius, grad_weight
 
 
 class Linear(Affine):

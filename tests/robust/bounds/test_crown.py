@@ -28,13 +28,31 @@ def crown(network, x, y, budgets):
     """Margins, and the number of rows of all backward passes."""
     plain, counts = Graph.upper_bound, []
 
-    def counted(graph, values, A, value=None):
+    def counted(graph, values, A, value=None, **options):
         counts.append(A.shape[1])
-        return plain(graph, values, A, value)
+        return plain(graph, values, A, value, **options)
 
     with patch.object(Graph, "upper_bound", counted), torch.no_grad():
         margins = FeedForwardVerifier("crown").margins(network, PixelBox(budgets).interval(x), y)
     return margins, sum(counts)
+
+
+def test_gradients_agree_with_finite_differences_where_the_result_of_a_relu_is_tightened():
+    """A pooling layer relaxes the ReLU's results, so that these have tighter intervals than those of its inputs."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
+    network = nn.Sequential(*layers, nn.Linear(12, 3)).double()
+    x, y = torch.rand(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1])
+    budgets = torch.full_like(x, 0.1).requires_grad_()
+
+    def loss(sizes):
+        return FeedForwardVerifier("crown").margins(network, PixelBox(sizes).interval(x), y).sum()
+
+    (gradient,) = torch.autograd.grad(loss(budgets), budgets)
+    for _ in range(3):
+        direction, step = torch.randn_like(x), 1e-6
+        ends = [loss((budgets + sign * step * direction).detach()) for sign in (1, -1)]
+        torch.testing.assert_close((gradient * direction).sum(), (ends[0] - ends[1]).detach() / (2 * step))
 
 
 def test_crown_is_within_the_other_bounds_and_exact_corners_of_a_small_network():

@@ -66,8 +66,29 @@ def test_rows_through_a_relu(dtype, count, seed):
     generator = torch.Generator().manual_seed(seed)
     h = intervals(generator, dtype)
     A = torch.randn(3, count, 4, 5, generator=generator, dtype=dtype).requires_grad_()
-    (rows,), constant = ReLU().backward(A, h)
-    assert_gradients_equal((rows, constant), plain_rows(A, h), (A, *h), generator)
+    for (rows,), constant in (ReLU().backward(A, h), ReLU().backward_from(ReLU().interval(h), A, h)):
+        assert_gradients_equal((rows, constant), plain_rows(A, h), (A, *h), generator)
+
+
+@pytest.mark.parametrize("least", [0.0, 1.4e-45, 1e-38])
+def test_gradients_are_finite_where_an_upper_end_is_the_least_number(least):
+    center, radius = torch.full((1, 1, 1), -0.5 + least), torch.full((1, 1, 1), 0.5)
+    h = Interval(center.requires_grad_(), radius.requires_grad_())
+    small = Interval((h.center * 1e-38).detach().requires_grad_(), (h.radius * 1e-38).detach().requires_grad_())
+    A = torch.ones(1, 1, 1, 1, requires_grad=True)
+    for each in (h, small):
+        (rows,), constant = ReLU().backward(A, each)
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(rows.sum() + constant.sum(), each))
+
+
+@pytest.mark.parametrize("count", [40, 200])
+def test_signs_of_many_weights(count):
+    """More rows than are held at a time."""
+    weight = torch.randn(count, 3, requires_grad=True)
+    radius = torch.rand(5, 3)
+    (found,) = torch.autograd.grad(Linear(weight, None).radius(radius).square().sum(), weight)
+    (wanted,) = torch.autograd.grad(F.linear(radius, weight.abs()).square().sum(), weight)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 2, 6)])
