@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -34,6 +35,7 @@ from cli.processes import start, threads_of_each, wait_for
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
+STOPPED = "Stopped; the same command continues"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -60,14 +62,25 @@ def main(args: list[str] | None = None) -> None:
             missing = [f"{before}{job.name} seed {job.seed}" for job in matrix.jobs() if not job.done]
             print("\n".join(missing) or f"{before}nothing missing")
         return
-    sys.exit(max([_run(matrices[path], runner) for path, runner in runners.items()]))
+    try:
+        sys.exit(max([_run(matrices[path], runner) for path, runner in runners.items()]))
+    except KeyboardInterrupt:  # while settings are checked or a report is written
+        print(STOPPED, flush=True)
+        sys.exit(130)
 
 
 def _run(matrix: Matrix, runner: Runner) -> int:
-    """Run what is missing of a matrix and compare all its runs; return 1 if a run or the report failed."""
+    """Run what is missing of a matrix and compare all its runs.
+
+    Returns:
+        1 if a run or the report failed, 2 if a setting is wrong, which is found before the first training.
+    """
     jobs = matrix.jobs()
     missing = [job for job in jobs if not job.done]
     needed = {name for job in missing for name in job.needs}
+    if problem := runner.check(missing):
+        sys.stderr.write(f"error: {problem}\n")
+        return 2
     if runner.run([*(job for job in matrix.prepared() if job.name in needed), *missing]):
         return 1
     return _report(Path(matrix.folder), [str(job.result) for job in jobs])
@@ -100,6 +113,19 @@ class Runner:
         self._children: set[BaseProcess] = set()
         self._stopped = False
 
+    def check(self, jobs: list[Job]) -> str | None:
+        """Read the settings of each run, and return the first run with a wrong one and what is wrong, else None."""
+        runs = {job.name: job for job in reversed(jobs)}  # the first seed of each
+        with ThreadPoolExecutor(self.processes) as pool, tempfile.TemporaryDirectory() as folder:
+            problems = pool.map(lambda job: self._check(job, Path(folder) / job.name), reversed(runs.values()))
+            return next((problem for problem in problems if problem), None)
+
+    def _check(self, job: Job, folder: Path) -> str | None:
+        folder.mkdir()
+        log = folder / "check.log"
+        status = wait_for(start(TRAIN, job.check(), log, self.threads, folder / "lock"))
+        return None if status == 0 else f"{job.name}: {_last_line(log, status).removeprefix('error: ')}"
+
     def run(self, jobs: list[Job]) -> int:
         """Run jobs, print each with an estimate of the remaining time, and return the number of failures.
 
@@ -127,7 +153,7 @@ class Runner:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self._children):
                     child.terminate()  # a training writes a checkpoint first
-                print("Stopped; the same command continues", flush=True)
+                print(STOPPED, flush=True)
                 sys.exit(130)
         for job in waiting:
             print(f"{job.name} seed {job.seed}: not run, it needs {', '.join(job.needs)}", flush=True)
@@ -179,8 +205,7 @@ class Runner:
         self._children.discard(child)
         if status == 0:
             return None
-        lines = log.read_text(errors="replace").strip().splitlines()
-        return f"{lines[-1] if lines else f'status {status}'} ({log})"
+        return f"{_last_line(log, status)} ({log})"
 
     def _remaining(self, jobs: Sequence[Job]) -> str:
         """Return the number of remaining jobs and their time, estimated from other seeds of a run, else from all."""
@@ -193,6 +218,11 @@ class Runner:
     def _known(self, job: Job) -> list[float]:
         """Seconds of other seeds of the same run."""
         return [seconds for name, seconds in self._seconds if name == job.name]
+
+
+def _last_line(log: Path, status: int) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"status {status}"
 
 
 def _print_outdated(jobs: list[Job]) -> None:

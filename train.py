@@ -33,6 +33,7 @@ from cli.trainer_settings import check_trainer, num_processes, read_whole_number
 from cli.user_code import constructor_error
 from cli.user_modules import add_folder
 from lightning_modules.base.settings import ResumeSettings
+from robust.checkpoints import is_elsewhere
 from robust.errors import (
     ContradictionError,
     GradientError,
@@ -106,7 +107,7 @@ class RobustCLI(LightningCLI):
         if not paths or paths[-1] in (*WORDS, "null") or command not in ("validate", "test", "predict", "export"):
             return
         path, configs = paths[-1], values_of(self._arguments, "--config", "-c")
-        if checkpoints.is_elsewhere(path):
+        if is_elsewhere(path):
             self._downloaded = checkpoints.fetch(path)
         file = path if self._downloaded is None else self._downloaded.path
         model = read_model(file, path, needed=not configs and not values_of(self._arguments, "--model"))
@@ -181,7 +182,7 @@ class RobustCLI(LightningCLI):
         if path is None or path in WORDS:
             return
         config = self.config[self.subcommand]
-        if checkpoints.is_elsewhere(str(path)):
+        if is_elsewhere(str(path)):
             self._downloaded = self._downloaded or checkpoints.fetch(str(path))
             config.ckpt_path = self._downloaded.path
         checkpoints.check(str(config.ckpt_path), str(path), resumes=self.subcommand == "fit")
@@ -283,8 +284,8 @@ def main(args: list[str] | None = None) -> None:
         add_folder(Path.cwd())
         RobustCLI(args)
     except (*ONE_LINE, RuntimeError, ValueError, AttributeError, ImportError) as error:
-        known = error if isinstance(error, ONE_LINE) else known_error(error)
-        if known is None:
+        known = known_error(error) or error
+        if not isinstance(known, ONE_LINE):
             raise
         sys.stderr.write(f"error: {' '.join(str(known).split())}\n")
         sys.exit(2)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytorch_lightning import Trainer
 
+from robust.checkpoints import is_elsewhere
 from robust.errors import SettingError
 
 RECORDS = ("results.json", "predictions.csv")  # not config.yaml: it may be the user's, and is never replaced
@@ -51,8 +52,8 @@ def _other_run(folder: Path, checkpoint: str | Path | None) -> str | None:
     """The name of a file of another run in the folder, None if there is none."""
     if checkpoint in ("last", "best", "hpc"):
         return None  # without the command line, which gives their paths: Lightning looks for these in the folder itself
-    functions = () if checkpoint is None else (Path.resolve, _normal)
-    if any(_is_of_run(absolute(Path(checkpoint or "")), absolute(folder)) for absolute in functions):
+    local = None if checkpoint is None or is_elsewhere(str(checkpoint)) else Path(checkpoint)
+    if local is not None and any(_is_of_run(absolute(local), absolute(folder)) for absolute in (Path.resolve, _normal)):
         return None  # the checkpoint is in the folder, or in a linked part of it
     for name in RECORDS:
         if (folder / name).exists():

@@ -53,11 +53,6 @@ def download(url: str) -> Downloaded:
     return Downloaded(folder, str(path))
 
 
-def is_elsewhere(path: str) -> bool:
-    """Whether a path is a URL or names a checkpoint of the zoo."""
-    return "://" in path or path.startswith(zoo.PREFIX)
-
-
 def fetch(path: str) -> Downloaded:
     """Write a checkpoint from a URL or from the zoo into a temporary folder.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from textwrap import shorten
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from jsonargparse import Namespace, _typehints
 from jsonargparse._common import is_subclasses_disabled
@@ -45,6 +45,8 @@ def _not_of_class(kind: Any, class_path: str) -> str:
 
 def _naming_entries(value: Any, kind: Any, *args: Any, **kwargs: Any) -> Any:
     """Adapt a value to a type, and add the name of a mapping's entry to its error."""
+    if _is_one_of_list(value, kind):
+        value = [value]  # whose errors name the class that is wrong
     try:
         if _names_another_class(value, kind):
             raise ValueError(_not_of_class(kind, value))
@@ -56,6 +58,13 @@ def _naming_entries(value: Any, kind: Any, *args: Any, **kwargs: Any) -> Any:
         if entry is None:
             raise
         raise TypeError(f'Parser key "{entry}":\n{error}') from error
+
+
+def _is_one_of_list(value: Any, kind: Any) -> bool:
+    """Whether the settings of one class stand where a list of them is accepted, too."""
+    kinds = get_args(kind)
+    accepted = any(get_origin(each) is list and get_args(each)[0] in kinds for each in kinds)
+    return accepted and isinstance(value, dict | Namespace) and "class_path" in value
 
 
 def _names_another_class(value: Any, kind: Any) -> bool:

@@ -59,8 +59,11 @@ class Job:
     def test(self) -> list[str]:
         """Arguments of the test, which continues if it was stopped."""
         state = ["--trainer.callbacks+=ResumableTest", f"--trainer.callbacks.folder={self.folder / 'test'}"]
-        evaluation = ["--trainer.callbacks=[]", *self.evaluation]
-        return ["test", *self.training, *evaluation, *self._common(), f"--ckpt_path={self.checkpoint}", *state]
+        return [*self._evaluated(), f"--ckpt_path={self.checkpoint}", *state]
+
+    def check(self) -> list[str]:
+        """Arguments that read the settings of the test, among which are those of the training, and run nothing."""
+        return [*self._evaluated(), "--print_config"]
 
     def settings(self) -> dict[str, Any]:
         """Settings of the training, ``fit``, and of the test as plain data, for a comparison with another run.
@@ -69,6 +72,9 @@ class Job:
             SettingError: if a config file cannot be read.
         """
         return {"fit": _settings(self.training), "test": _settings(self.evaluation)}
+
+    def _evaluated(self) -> list[str]:
+        return ["test", *self.training, "--trainer.callbacks=[]", *self.evaluation, *self._common()]
 
     def _common(self) -> list[str]:
         where = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]

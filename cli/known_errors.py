@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from textwrap import shorten
@@ -40,6 +41,13 @@ def _stopping(match: Match) -> SettingError:
     return SettingError("trainer.callbacks.EarlyStopping.monitor", match[1], remedy)
 
 
+def _monitor(match: Match) -> SettingError:
+    logged = re.findall(r"'([^']+)'", match[2])
+    near = difflib.get_close_matches(match[1], logged, 1)
+    remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(logged)}"
+    return SettingError("checkpoint.monitor", match[1], f"nothing logs it in this training; {remedy}")
+
+
 def _accumulation(match: Match) -> SettingError:
     remedy = "the methods step their optimizers themselves; leave it out and set data.batch_size to that of a step"
     return SettingError("trainer.callbacks", "GradientAccumulationScheduler", remedy)
@@ -63,6 +71,7 @@ _KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"can't allocate memory: you tried to allocate (\d+) bytes|CUDA out of memory", _memory),
     (r"more than one stateful callback of type `(\w+)`", _several),
     (r"Early stopping conditioned on metric `(\S+)` which is not available.*following: (.*)", _stopping),
+    (r"`ModelCheckpoint\(monitor='(.+?)'\)` could not find the monitored key .*?: \[(.*?)\]", _monitor),
     (r"the `GradientAccumulationScheduler` is not supported", _accumulation),
     (r"When using the learning rate finder", _rate_finder),
     (r"Requirement '(\S+)' not met", _package),

@@ -132,8 +132,9 @@ class Arrays(OwnData):
         where = f"data.path, {prefix}labels of {self.path}"
         labels = _taken(self._arrays, f"{prefix}labels", "data.path", self.path)
         count = len(_taken(self._arrays, f"{prefix}images", "data.path", self.path))
+        require(count > 0, "data.path", self.path, f"it holds no {prefix}images; give some")
         fits = tuple(labels.shape) in ((count,), (count, 1))
-        require(fits and count > 0, where, f"shape {tuple(labels.shape)}", f"give one label for each of {count} images")
+        require(fits, where, f"shape {tuple(labels.shape)}", f"give one label for each of {count} images")
         whole = not labels.is_floating_point() and labels.dtype != torch.bool
         require(whole, where, str(labels.dtype), "give classes as whole numbers")
         classes = labels.flatten().long()

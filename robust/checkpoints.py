@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robust import zoo
 from robust._packages import package
 from robust.errors import SettingError, require
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether a path is a URL or names a checkpoint of the zoo."""
+    return "://" in path or path.startswith(zoo.PREFIX)
 
 
 def read_saved(
@@ -81,10 +87,15 @@ def _read_state(path: str, setting: str, remedy: str) -> dict[str, Tensor]:
     content = _read_safetensors(path, setting, remedy) if path.endswith(".safetensors") else None
     content = read_saved(path, setting, remedy) if content is None else content
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    fits = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
-    require(fits, setting, path, f"it holds no state_dict of tensors; {remedy}")
+    right = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
+    require(right, setting, path, f"it holds no state_dict of tensors; {remedy}")
     assert isinstance(state, dict)
     return read_part(path, "classifier", setting)[1] if "method" in content else state  # method: a checkpoint of fit
+
+
+def fits(own: Tensor, given: Tensor) -> bool:
+    """Whether a weight can take the values of another: one of a lazy layer takes any shape until its first pass."""
+    return is_lazy(own) or own.shape == given.shape
 
 
 def _differences(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
@@ -92,7 +103,7 @@ def _differences(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     shapes = [
         f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
-        if name in given and own[name].shape != given[name].shape
+        if name in given and not fits(own[name], given[name])
     ]
     groups = {
         "missing": [name for name in own if name not in given],

@@ -12,6 +12,8 @@ FAKE = """
 import json, os, sys, time
 from pathlib import Path
 
+if sys.argv[-1] == "--print_config":
+    sys.exit("error: model.typo: got 3; no such setting" if "--model.typo=3" in sys.argv else 0)
 values = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[2:])
 folder = Path(values["trainer.default_root_dir"])
 if (folder.parent / "slow").exists():

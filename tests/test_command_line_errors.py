@@ -85,10 +85,7 @@ def trained(tmp_path_factory):
             f"model.classifier: got 'robust.networks.DMsmall'; module robust.networks ({NETWORKS}) has no 'DMsmall', "
             "did you mean robust.networks.DMSmall?",
         ),
-        (
-            "model.classifier=nowhere.Zz",
-            "model.classifier: got 'nowhere.Zz'; there is no module 'nowhere' in ",
-        ),
+        ("model.classifier=nowhere.Zz", "model.classifier: got 'nowhere.Zz'; there is no module 'nowhere' in "),
         (
             "model.optimizer=torch.optim.Nope",
             "model.optimizer: got 'torch.optim.Nope'; module torch.optim has no 'Nope'; g",

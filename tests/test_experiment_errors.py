@@ -32,6 +32,21 @@ def test_a_run_without_evaluation_is_refused(matrix, capsys):
     assert capsys.readouterr().err == "error: evaluation: got {}; give a config file, such as protocol.yaml\n"
 
 
+@pytest.mark.parametrize("part", ["evaluation", "runs"])
+def test_a_wrong_setting_is_named_before_the_first_training(part, matrix, tmp_path, capsys):
+    """Regression: the setting of a test was read after the training, and that of a run when its turn came."""
+    change = (
+        {"evaluation": {"model.typo": 3}} if part == "evaluation" else {"runs": ONE["runs"] | {"z": {"model.typo": 3}}}
+    )
+    path = matrix(**ONE | change)
+    with pytest.raises(SystemExit) as end:
+        experiment.main([path])
+    assert end.value.code == 2
+    name = "a" if part == "evaluation" else "z"
+    assert capsys.readouterr().err == f"error: {name}: model.typo: got 3; no such setting\n"
+    assert not (tmp_path / "logs").exists()
+
+
 @pytest.mark.parametrize("setting", ["seed_everything", "trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path"])
 def test_settings_that_each_run_gets_are_refused(setting, matrix, capsys):
     """Regression: they were accepted and ignored."""

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import train
@@ -117,6 +117,29 @@ def test_weights_of_any_file_are_loaded(tmp_path):
     other = Plain()
     load_weights(other, str(last_checkpoint(tmp_path / "run-net.pth")), "weights")  # the classifier of a training
     assert torch.equal(other[1].weight, network[1].weight)
+
+
+class Lazy(nn.Sequential):
+    """A classifier that learns its number of features from the first images."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(10))
+
+
+def test_lazy_layers_take_the_weights_of_a_training(tmp_path):
+    """Regression: an export and another training ended in a traceback."""
+    network = [*STANDARD, f"--model.classifier={__name__}.Lazy"]
+    fit(tmp_path / "first", *network)
+    checkpoint = last_checkpoint(tmp_path / "first")
+    fit(tmp_path / "second", *network, f"--model.weights={checkpoint}", "--model.optimizer.lr=0")
+    train.main(["export", f"--ckpt_path={checkpoint}", "--data=Digits", "--to=safetensors", *QUIET])
+    saved, again = (
+        torch.load(path, weights_only=True)["state_dict"]["classifier.1.weight"]
+        for path in (checkpoint, last_checkpoint(tmp_path / "second"))
+    )
+    exported = load_file(tmp_path / "first" / "export" / "last.safetensors")
+    assert torch.equal(saved, again)
+    assert any(torch.equal(saved, weight) for weight in exported.values())
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors", "zoo:digits_adversarial_training", None])
@@ -259,7 +282,9 @@ class Sized(nn.Sequential):
 def test_what_neither_verifier_bounds_is_named_with_its_line(tmp_path, capsys):
     settings = [f"--model.classifier={__name__}.Attentive", f"--trainer.default_root_dir={tmp_path}"]
     line = error_of(["fit", "--model=ContextualBudgets", *settings, *SMALL], capsys)
-    assert "network: got 'Attentive'; FeedForwardVerifier has no bound for network layer 'attention': got '" in line
+    assert (
+        "verifier: got 'auto'; Attentive: FeedForwardVerifier has no bound for network layer 'attention': got '" in line
+    )
     assert "(test_own_network.py, line " in line
     assert "; nor has auto_LiRPA: " in line
 

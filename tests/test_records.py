@@ -196,6 +196,21 @@ def test_a_name_with_a_metric_that_nothing_logs_is_refused(tmp_path, capsys):
     run("fit", [*SMALL, *named], tmp_path / "named")
 
 
+@pytest.mark.parametrize(
+    ("monitor", "remedy"),
+    [
+        ("train/losss", "did you mean train/loss?"),
+        ("val/acuracy/clean", "did you mean val/accuracy/clean?"),
+        ("unlike", "give one of "),
+    ],
+)
+def test_a_monitor_that_is_known_to_be_absent_after_an_epoch_is_named(monitor, remedy, tmp_path, capsys):
+    """Regression: it was Lightning's text, without the setting and a near name."""
+    settings = [*SMALL, f"--checkpoint.monitor={monitor}", "--trainer.max_epochs=1"]
+    error = refused("fit", settings, tmp_path, capsys)
+    assert f"error: checkpoint.monitor: got '{monitor}'; nothing logs it in this training; {remedy}" in error
+
+
 def test_metrics_that_exist_when_they_are_needed_are_accepted(tmp_path):
     import train
 

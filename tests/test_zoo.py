@@ -134,6 +134,17 @@ def test_the_command_line_evaluates_each(name, tmp_path):
     assert abs(metrics["test/accuracy/clean"] - stated(name)["test/accuracy/clean"]) * 299 <= 3.01, "draws of noise"
 
 
+def test_its_test_does_not_write_into_the_folder_of_a_run(tmp_path, monkeypatch, capsys):
+    """Regression: ``zoo:NAME`` and URLs were taken as files of the working directory."""
+    torch.save(zoo.checkpoint("digits_standard_training"), tmp_path / "of_a_server.ckpt")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    settings = ["--data=Digits", "--trainer.logger=false", "--trainer.callbacks=[]"]
+    for path in ("zoo:digits_standard_training", (tmp_path / "of_a_server.ckpt").as_uri()):
+        assert "it holds results.json of another run" in error_of(["test", f"--ckpt_path={path}", *settings], capsys)
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
 def test_its_weights_are_exported_into_the_log_folder(tmp_path):
     """Regression: the files went into a temporary folder, which the command removed at its end."""
     where = ["--data=Digits", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]

@@ -90,6 +90,23 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("--checkpoint.train_time_interval=soon", "checkpoint.train_time_interval", "h:m:s"),
     ],
+    "one callback in place of a list": [
+        (
+            "'--trainer.callbacks={{class_path: BudgetImages, init_args: {{cont: 5}}}}'",
+            "trainer.callbacks.cont",
+            "such",
+        ),
+        (
+            "'--trainer.callbacks={{class_path: BudgetImages, init_args: {{count: x}}}}'",
+            "trainer.callbacks.count",
+            "whole",
+        ),
+        (
+            "'--trainer.callbacks={{class_path: BudgetImagess}}'",
+            "trainer.callbacks",
+            "did you mean callbacks.BudgetImag",
+        ),
+    ],
     "epsilon schedule": [
         ("--epsilon_schedule.shape=round", "epsilon_schedule.shape", "give one of"),
         ("--epsilon_schedule.length=0", "epsilon_schedule.length", "give at least 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -194,23 +195,35 @@ def run_blank(
 
 
 def check_repeatable(name: str, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Check that two passes of an image in evaluation mode give the same logits, for a network without known noise.
+    """Check that passes of an image in evaluation mode give the same logits, also alone, for a network without noise.
 
-    Verdicts of one pass would be verdicts of one draw, and attacks could not average over unknown draws.
+    Verdicts of one pass would be verdicts of one draw, and attacks could not average over unknown draws. Logits that
+    depend on the other images of a batch would make every metric depend on the size of the batches.
 
     Raises:
-        SettingError: if they differ.
+        SettingError: if they differ, or if the network fails on one image.
     """
     blank = blank_images(network, 2, image_shape)  # on black images without biases, dropout changes nothing
     images = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
     devices = [blank.device] if blank.is_cuda else []
+    of_batch = f"{type(network).__name__}, whose logits depend on the other images of a batch in evaluation mode"
+    give = "give layers that use none of their values there, such as a batch-norm with track_running_stats true"
     with attack_mode(network, "eval"), torch.no_grad(), uncounted(), torch.random.fork_rng(devices):
         one, other = network(images), network(images)
+        try:
+            alone = torch.cat([network(images[:1]), network(images[1:])])
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).split("\n")[0]
+            raise SettingError(name, of_batch, f"one image alone fails: {reason}; {give}") from error
     # evaluations report logits that are not finite
-    largest = float(one.abs().max())
-    close = not math.isfinite(largest) or torch.allclose(one, other, rtol=1e-3, atol=1e-3 * largest)
+    largest, tolerance = float(one.abs().max()), max(1e-3, 16 * torch.finfo(one.dtype).eps)
+    close = partial(torch.allclose, one, rtol=tolerance, atol=tolerance * largest)
     remedy = "derive its noise from robust.networks.NoiseSource, over which evaluations average, or switch it off there"
-    require(close, name, f"{type(network).__name__}, whose passes differ in evaluation mode", remedy)
+    finite = math.isfinite(largest)
+    require(
+        not finite or close(other), name, f"{type(network).__name__}, whose passes differ in evaluation mode", remedy
+    )
+    require(not finite or (alone.shape == one.shape and close(alone)), name, of_batch, give)
 
 
 def warn_of_probabilities(name: str, output: Tensor) -> None:

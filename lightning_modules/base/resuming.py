@@ -19,6 +19,7 @@ from lightning_modules.base.settings import (
     require_same,
 )
 from lightning_modules.base.training_cost import CountedTraining
+from robust.checkpoints import fits
 from robust.errors import require
 from robust.random import seed_generators
 from robust.seeds import seed
@@ -135,7 +136,7 @@ class Resuming(CountedTraining):
 
     def _check_state(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
-        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if not fits(own[k], state[k])]
         require(
             not wrong,
             "ckpt_path",

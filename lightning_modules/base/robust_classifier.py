@@ -23,7 +23,7 @@ from robust.bounds import Verifier, choose_verifier
 from robust.bounds.verifier import full_precision
 from robust.checkpoints import load_weights
 from robust.checks import check_labels, check_logits
-from robust.errors import NonFiniteLogitsError, require
+from robust.errors import NonFiniteLogitsError, UnsupportedLayerError, require
 from robust.metric_names.registry import threat_model_name
 from robust.metrics import Accuracy
 from robust.networks import noise_sources
@@ -86,11 +86,16 @@ class RobustClassifier(TrainingModule):
 
         Raises:
             SettingError: if the shape of the images is not known, since there was no data module and no batch yet.
+            UnsupportedLayerError: if neither verifier bounds the classifier.
         """
         remedy = "the shape of the images is not known yet; give a verifier"
         require(self._image_shape is not None, "model.verifier", "auto", remedy)
         assert self._image_shape is not None
-        choice = choose_verifier(self.classifier, self._image_shape)
+        try:
+            choice = choose_verifier(self.classifier, self._image_shape)
+        except UnsupportedLayerError as error:
+            reason = str(error).partition("; ")[2]
+            raise UnsupportedLayerError("verifier", "auto", f"{type(self.classifier).__name__}: {reason}") from None
         rank_zero_info(f"Verifier: {choice}")
         return choice.verifier
 
@@ -213,12 +218,11 @@ class RobustClassifier(TrainingModule):
                 in each pass.
         """
         logits = run_blank("model.classifier", self.classifier, image_shape)
-        require(
-            logits.shape == (2, num_classes),
-            "model.classifier",
-            f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}",
-            f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that",
-        )
+        remedy = f"the data has {num_classes} classes; set model.classifier.init_args.num_classes to that"
+        if logits.dim() != 2:
+            remedy = "give a network from images (B, C, H, W) to logits (B, K); flatten or pool before its last layer"
+        output = f"{type(self.classifier).__name__} with output {tuple(logits.shape[1:])}"
+        require(logits.shape == (2, num_classes), "model.classifier", output, remedy)
         if self._trainer is not None and self.trainer.precision != "64-true":
             check_double("model.classifier", self.classifier, image_shape)
         self._check_outputs(logits, image_shape)

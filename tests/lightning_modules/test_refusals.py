@@ -76,6 +76,34 @@ def test_a_network_with_unknown_noise_is_refused(method):
         method(AlwaysDrops()).check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), "batch 0")
 
 
+class OfBatch(nn.Module):
+    """Logits less their mean over the batch."""
+
+    def forward(self, x):
+        return (x - x.mean(0, keepdim=True)).flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (OfBatch(), "give layers"),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)), "one image alone"),
+    ],
+)
+def test_a_network_whose_logits_depend_on_the_batch_is_refused(network, reason):
+    """Regression: its accuracy depended on the size of the batches."""
+    kind = type(network).__name__
+    message = f"^model.classifier: got '{kind}, whose logits depend on the other images of a batch .*; {reason}"
+    with pytest.raises(SettingError, match=message):
+        StandardTraining(network).check_shapes((1, 2, 2), 2)
+
+
+def test_a_network_without_logits_for_each_image_is_refused():
+    """Regression: the remedy was another number of classes, where a layer that flattens is missing."""
+    with pytest.raises(SettingError, match=r"output \(1, 2, 2\)'; .*flatten or pool before its last layer"):
+        StandardTraining(nn.Conv2d(1, 1, 1)).check_shapes((1, 2, 2), 2)
+
+
 @pytest.mark.parametrize(("epochs", "warns"), [(1, True), (2, False)])
 def test_a_training_that_ends_before_a_part_of_the_method_starts_warns(epochs, warns):
     """Regression: Learn2Perturb without noise and without attacked images was recorded under its name, silently."""
