@@ -81,7 +81,8 @@ def largest(
     The norm must not fall with the scale. Regula falsi in Illinois' version, to 1e-6 of the radius, in float64 to
     1e-12: the line through both ends of the bracket gives the next scale; an end that stays twice is drawn in, its
     excess halved. The first steps are Newton's where the norm's ``slope`` at a point is given and they stay in the
-    bracket. An example's scale does not depend on the others: it stays as soon as it is near enough.
+    bracket. An example's scale does not depend on the others: it stays as soon as it is near enough. Where the norm at
+    1 is above some hundred radii, rounding the scale changes more, and above a million radii the search may end early.
 
     >>> length = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     >>> zero = torch.zeros(1, dtype=torch.float64)

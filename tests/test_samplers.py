@@ -9,6 +9,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
@@ -100,6 +101,44 @@ def test_a_loader_that_shuffles_is_refused_in_evaluations(loader):
     remedy = "shuffle=False" if shuffles(given) else "no sampler, and torch.utils.data.Subset for some of the images"
     with pytest.raises(SettingError, match=rf"^data: got 'a loader with \w+'; .* order; give {remedy}$"):
         trainer_with().test(module(), given, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda data, count: DataLoader(data, count, drop_last=True),
+        lambda data, count: DataLoader(
+            data, batch_sampler=BatchSampler(SequentialSampler(data), count, drop_last=True)
+        ),
+        lambda data, count: DataLoader(
+            data, None, sampler=BatchSampler(SequentialSampler(data), count, drop_last=True)
+        ),
+        lambda data, count: DataLoader(IterableImages(), count, drop_last=True),
+    ],
+)
+def test_a_loader_that_leaves_out_the_last_images_is_refused(loader):
+    """Regression: the accuracy was that of the other images."""
+    data = TensorDataset(X, Y)
+    with pytest.raises(SettingError, match=r"^data: got 'a loader with drop_last=True'; it leaves out the last images"):
+        trainer_with().test(module(), loader(data, 4), verbose=False)
+    if not isinstance(loader(data, 5).dataset, IterableImages):
+        trainer_with().test(module(), loader(data, 5), verbose=False)  # all images are in full batches
+
+
+class IterableImages(IterableDataset):
+    """The images without a length."""
+
+    def __iter__(self):
+        return iter(TensorDataset(X, Y))
+
+
+@pytest.mark.parametrize("function", ["fit", "validate", "test"])
+def test_several_loaders_are_refused(function):
+    """Regression: Lightning's remedy was another signature, which would number the images of the first loader alone."""
+    loader = DataLoader(TensorDataset(X, Y), 5)
+    given = (loader, [loader, loader]) if function == "fit" else ({"a": loader, "b": loader},)
+    with pytest.raises(SettingError, match=r"^data: got '2 loaders'; .* give one, such as of a ConcatDataset"):
+        getattr(trainer_with(max_epochs=1, num_sanity_val_steps=0), function)(module(), *given)
 
 
 @pytest.mark.parametrize("stage", ["test", "predict"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
 from lightning_modules.base.checks import (
@@ -29,6 +30,15 @@ def data_module(trainer: Any) -> Any:
         return None
     loop = getattr(trainer, f"{trainer.state.fn.value}_loop")
     return data if loop._data_source.instance is data else None
+
+
+def _number_of_loaders(trainer: Any) -> int:
+    """Number of the loaders of the evaluation, or of the training's validation."""
+    function = trainer.state.fn
+    loop = trainer.fit_loop.epoch_loop.val_loop if function == "fit" else getattr(trainer, f"{function.value}_loop")
+    given = loop._data_source.instance
+    loaders = given.flattened if isinstance(given, CombinedLoader) else given
+    return len(loaders) if isinstance(loaders, list | tuple | dict) else 1
 
 
 def end_averages_last(trainer: Any) -> None:
@@ -64,6 +74,16 @@ class CheckedInputs(pl.LightningModule):
         data = self.data_module
         if data is not None and hasattr(data, "image_shape"):
             self.check_shapes(data.image_shape, data.num_classes)
+
+    def check_loaders(self) -> None:
+        """Check that there is one loader of images to evaluate.
+
+        Raises:
+            SettingError: if there are several.
+        """
+        count = 1 if self.trainer.state.fn is None else _number_of_loaders(self.trainer)
+        remedy = "metrics are of one set of images; give one, such as of a ConcatDataset, or evaluate each by itself"
+        require(count <= 1, "data", f"{count} loaders", remedy)
 
     @property
     def steps_together(self) -> bool:

@@ -112,6 +112,8 @@ def _require_order(loader: Any, processes: int) -> None:
     Repeated examples would count twice, and shuffled or chosen ones have other indices than their numbers.
     """
     samplers = list(_samplers(loader))
+    remedy = "it leaves out the last images, which no metric then counts; give drop_last=False"
+    require(not _drops_images(loader), "data", "a loader with drop_last=True", remedy)
     for sampler in samplers:
         shuffles = isinstance(sampler, RandomSampler) or bool(getattr(sampler, "shuffle", False))
         ordered = getattr(sampler, "in_order", type(sampler) in _IN_ORDER and not shuffles)
@@ -130,6 +132,18 @@ def _require_order(loader: Any, processes: int) -> None:
     remedy = f"each of the {processes} processes would evaluate all images; give trainer.use_distributed_sampler: true"
     if samplers:
         require(divided or processes == 1, "data", f"a loader with {type(samplers[0]).__name__}", remedy)
+
+
+def _drops_images(loader: Any) -> bool:
+    """Whether the loader leaves out a smaller last batch."""
+    batches = getattr(loader, "batch_sampler", None)
+    batches = getattr(loader, "sampler", None) if batches is None else batches
+    batches = batches._batch_sampler if isinstance(batches, _IndexBatchSamplerWrapper) else batches
+    if not getattr(batches, "drop_last", False) or isinstance(batches, DistributedSampler):
+        return False  # a distributed sampler's repetitions are looked at below
+    inner: Any = getattr(batches, "sampler", None)
+    size = getattr(batches, "batch_size", None)
+    return size is None or not hasattr(inner, "__len__") or len(inner) % size != 0
 
 
 def _samplers(loader: Any) -> Iterator[Any]:

@@ -50,6 +50,7 @@ class TrainingModule(CheckedInputs, EpochMeans, Descent, ABC):
         """
         self.check_data()
         self.check_trainer(stage)
+        self.check_loaders()
         end_averages_last(self.trainer)
         self.check_strategy(self.partially_used if stage == "fit" else [])
         self.begin_run()

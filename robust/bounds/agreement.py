@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -74,7 +75,8 @@ class Seen(NamedTuple):
 
 def _structure(network: nn.Module, like: Tensor) -> object:
     modules = network.named_modules(remove_duplicate=False)
-    return like.shape[1:], like.device, [(name, id(each), type(each), hooks(each)) for name, each in modules]
+    layers = [(name, id(each), type(each), hooks(each)) for name, each in modules]
+    return like.shape[1:], like.device, layers, [weight.requires_grad for weight in network.parameters()]
 
 
 def hooks(module: nn.Module) -> tuple[object, ...]:
@@ -110,7 +112,24 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
         _compare(network, bind(recording, network, dtype), values, others)
         _require_precise(network, again, values, dtype)
         _require_alone(network, logits, others)
-    return recording
+        return replace(recording, cut=_without_gradient(network, others))
+
+
+def _without_gradient(network: nn.Module, images: Tensor) -> frozenset[str]:
+    """Names of the weights that ask for a gradient and get none: behind ``detach`` or under ``no_grad``.
+
+    None is named where the network has no backward pass, or is called with other tensors, which may not have one.
+    """
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    try:
+        with torch.enable_grad():
+            logits = network(images)
+            if not weights or not logits.requires_grad:
+                return frozenset(weights)
+            gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
+    except (RuntimeError, NotImplementedError):
+        return frozenset()
+    return frozenset(name for name, gradient in zip(weights, gradients, strict=True) if gradient is None)
 
 
 def _require_not_compiled(network: nn.Module) -> None:

@@ -70,13 +70,15 @@ class Call(NamedTuple):
 class Recording:
     """All calls, the tensor that is the network's result, and the shape of an image.
 
-    ``reads_weights`` says whether the pass took a weight as a number, on which its calls may depend.
+    ``reads_weights`` says whether the pass took a weight as a number, on which its calls may depend; ``cut`` names the
+    weights that get no gradient by the logits, though they ask for one.
     """
 
     calls: list[Call]
     result: Ref
     image_shape: torch.Size
     reads_weights: bool = False
+    cut: frozenset[str] = frozenset()
 
     @cached_property
     def needed(self) -> dict[int, list[Ref]]:

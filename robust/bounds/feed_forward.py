@@ -21,6 +21,7 @@ from robust.bounds.rounding import RoundingErrors, of_last
 from robust.bounds.verifier import (
     TrainingPrecision,
     check_box,
+    check_crown_weight,
     full_precision,
     in_bound_precision,
     in_training_precision,
@@ -144,6 +145,7 @@ class FeedForwardVerifier:
         The cross-entropy is log E with E = sum_k exp(z_k - z_y). U, an upper bound of E, mixes CROWN-IBP's and IBP's;
         both are scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
+        check_crown_weight(crown_weight)
         y = as_classes(y)
         with full_precision(y.device):
             box = in_bound_precision(network, box)

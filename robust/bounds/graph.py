@@ -161,7 +161,8 @@ def _weighed(A: Tensor, weight: Tensor | None) -> Tensor:
 def bind(recording: Recording, network: nn.Module, dtype: torch.dtype) -> Graph:
     """The graph of a recorded network with the weights that it has now, in a precision.
 
-    Weights that are computed, as pruned ones are, are computed anew, with a gradient to what they come from.
+    Weights that are computed, as pruned ones are, are computed anew, with a gradient to what they come from. Weights
+    that the logits give no gradient, as behind ``detach``, get none by the bounds.
 
     Raises:
         UnsupportedLayerError: naming layer, operation and line of the first call that has no bound.
@@ -186,6 +187,7 @@ class _Binder:
         self._recording, self._network, self._dtype = recording, network, dtype
         self._held: dict[int | str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
         self._held |= dict(network.named_buffers(remove_duplicate=False))
+        self._held |= {name: self._held[name].detach() for name in recording.cut}
 
     def add(self, index: int, refs: list[Ref]) -> None:
         """Add the call of that index, which takes these tensors."""
@@ -215,11 +217,18 @@ class _Binder:
         if call.part is not None:
             named = {**named, "part": call.part}
         try:
-            return builder(*args, **named) if module is None else builder(module, *args, **named)
+            operation = builder(*args, **named) if module is None else builder(module, *args, **named)
+            return operation if module is None else self._trained(operation, str(function))
         except UnboundedError as error:
             raise call.error(self._network, str(error)) from None
         except TypeError as error:
             raise call.error(self._network, f"its bound does not know these arguments ({error})") from error
+
+    def _trained(self, operation: Operation | None, layer: str) -> Operation | None:
+        """The operation of a layer, with fixed weights if the logits give them no gradient."""
+        if operation is not None and any(name.startswith(f"{layer}.") for name in self._recording.cut):
+            vars(operation).update({k: v.detach() for k, v in vars(operation).items() if isinstance(v, Tensor)})
+        return operation
 
     def _native(self, value: Any) -> Any:
         return self._held[value.key] if isinstance(value, Ref) else value

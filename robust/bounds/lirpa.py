@@ -14,7 +14,7 @@ from robust.bounds import _lirpa_shims
 from robust.bounds._lirpa_graph import LirpaGraph, Method
 from robust.bounds.agreement import hooks
 from robust.bounds.fusion import chord, mixed_bound
-from robust.bounds.verifier import check_box, full_precision, in_bound_precision, other_classes
+from robust.bounds.verifier import check_box, check_crown_weight, full_precision, in_bound_precision, other_classes
 from robust.checks import as_classes, check_labels
 from robust.errors import SettingError, UnsupportedLayerError, require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
@@ -73,6 +73,7 @@ class LirpaVerifier:
         The same for every ``method``. The cross-entropy is log E with E = sum_k exp(z_k - z_y); an upper bound of E is
         mixed of CROWN-IBP's and IBP's, both scaled by exp(-shift). Source: Xu et al. 2020, Sec. 3.3 (loss fusion).
         """
+        check_crown_weight(crown_weight)
         box, y = _checked(network, box), as_classes(y)
         methods: list[Method] = ["ibp"] if crown_weight == 0 else ["ibp", "crown-ibp"]
         with self._graph(network, box, methods) as graph:

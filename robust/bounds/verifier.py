@@ -50,7 +50,7 @@ def in_bound_precision(network: nn.Module, box: Regions) -> Regions:
 
     Raises:
         SettingError: if the network's weights or the box are in half precision, whose rounding makes bounds unsound,
-            or the box has another shape, or a ball has a radius below 0.
+            or the box has another shape, or a ball has a radius below 0 or another norm than l2 and l1.
     """
     lower, upper = box.lower, box.upper
     for side in (lower, upper):
@@ -70,6 +70,17 @@ def _check_ball(ball: CutBall) -> None:
     require(fits, "ball", shapes, "give centers of the sides' shape (B, C, H, W), and radii of shape (B,)")
     smallest = float(ball.epsilon.detach().amin())
     require(smallest >= 0, "ball", f"a radius of {smallest:.4g}", "give radii that are 0 or above")
+    remedy = "its dual norms are those of l2 and l1; for linf give the box LinfBall(epsilon).interval(x)"
+    require(ball.norm in ("l2", "l1"), "ball.norm", ball.norm, remedy)
+
+
+def check_crown_weight(weight: float) -> None:
+    """Check the weight of CROWN-IBP's bound in the fused loss.
+
+    Raises:
+        SettingError: if it is not in [0, 1].
+    """
+    require(0 <= weight <= 1, "crown_weight", weight, "give a number from 0 (IBP alone) to 1 (CROWN-IBP alone)")
 
 
 def bound_precision(network: nn.Module) -> torch.dtype:

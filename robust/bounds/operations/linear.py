@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from robust.bounds.operations.base import Affine, fit
 from robust.bounds.operations.registry import Operand, UnboundedError, register
@@ -27,6 +28,7 @@ class _AbsoluteLinear(torch.autograd.Function):
         return F.linear(radius, weight.abs())
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         radius, weight = ctx.saved_tensors
         grad_radius = grad @ weight.abs() if ctx.needs_input_grad[0] else None

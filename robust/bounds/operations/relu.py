@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from robust.bounds.operations.base import Arithmetic, Interval, Operation
 from robust.bounds.operations.registry import Operand, register
@@ -30,6 +31,7 @@ class _IntervalReLU(torch.autograd.Function):
         return new_center, new_radius
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_center: Tensor | None, grad_radius: Tensor | None) -> tuple[Tensor, Tensor]:
         new_center, new_radius = ctx.saved_tensors
         grad_center = torch.zeros_like(new_center) if grad_center is None else grad_center
@@ -63,6 +65,7 @@ class _RelaxReLU(torch.autograd.Function):
         return rows, constant
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_rows: Tensor, grad_constant: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         rows, slope, half = ctx.saved_tensors
         grad_constant = grad_constant.view(*grad_constant.shape, *[1] * (rows.dim() - 2))

@@ -331,6 +331,9 @@ def test_errors_name_what_cannot_be_bounded():
         remedy = "box: got 'l1 ball'; LirpaVerifier bounds boxes alone; set the verifier to robust.bounds.FeedForward"
         with pytest.raises(SettingError, match=remedy):
             bound(network, region, y)
+    linf = CutBall.around(x, torch.full((len(x),), 0.1), "linf")
+    with pytest.raises(SettingError, match=r"^ball.norm: got 'linf'; its dual norms are those of l2 and l1; for linf"):
+        FeedForwardVerifier().margins(network, linf, y)  # regression: a certificate of the ball in l2
     with pytest.raises(SettingError, match=r"ball: got 'a radius of -0.1'; give radii that are 0 or above"):
         FeedForwardVerifier().margins(network, region._replace(epsilon=torch.tensor([0.1, -0.1])), y)
     with pytest.raises(SettingError, match=r"ball: got \(\(2, 1, 2, 2\), \(1,\)\); give centers of the sides' shape"):

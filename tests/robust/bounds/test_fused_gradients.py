@@ -5,10 +5,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from robust.bounds import FeedForwardVerifier, LirpaVerifier
 from robust.bounds.operations import Interval
 from robust.bounds.operations.linear import Linear
 from robust.bounds.operations.relu import ReLU
+from robust.errors import SettingError
+from robust.threat_models import PixelBox
+from tests.lirpa_cases import needs_lirpa
 
 
 def intervals(generator, dtype):
@@ -107,3 +112,63 @@ def test_radius_through_absolute_weights(shape):
     ):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+class Frozen(nn.Module):
+    """A layer behind another one, whose weights the forward pass keeps from the gradient, and a path beside both."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.first, self.beside, self.last = way, nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.way == "no_grad":
+            with torch.no_grad():
+                h = self.first(x).relu()
+        else:
+            h = F.linear(x, self.first.weight, self.first.bias).relu().detach()
+        return self.last(h + self.beside(x).relu())
+
+
+@pytest.mark.parametrize("way", ["no_grad", "detach"])
+def test_weights_without_a_gradient_by_the_logits_have_none_by_the_bounds(way):
+    """Regression: a part that the forward pass freezes was trained by the bounds."""
+    torch.manual_seed(0)
+    network, x, y = Frozen(way), torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    weights, names = list(network.parameters()), [name for name, _ in network.named_parameters()]
+    plain = torch.autograd.grad(F.cross_entropy(network(x), y), weights, allow_unused=True)
+    for weight in (0.0, 0.5):
+        point = FeedForwardVerifier().cross_entropy(network, PixelBox(torch.zeros_like(x)).interval(x), y, weight)
+        given = torch.autograd.grad(point.mean(), weights, allow_unused=True)
+        for name, one, other in zip(names, given, plain, strict=True):
+            assert (one is None) == (other is None) == name.startswith("first")
+            assert one is None or torch.allclose(one, other, atol=1e-6)
+    budgets = torch.full_like(x, 0.1).requires_grad_()
+    loss = FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y).sum()
+    assert torch.autograd.grad(loss, budgets)[0].abs().amin() > 0, "the box keeps its gradient"
+    network.first.requires_grad_(False)
+    network.way = "no_grad"
+    FeedForwardVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y).sum().backward()
+
+
+@pytest.mark.parametrize("weight", [-0.5, 1.5, float("nan")])
+@pytest.mark.parametrize("verifier", [FeedForwardVerifier(), pytest.param("lirpa", marks=needs_lirpa)])
+def test_weights_of_crown_out_of_range_are_refused(weight, verifier):
+    """Regression: above 1 and NaN were taken for 1."""
+    verifier = LirpaVerifier() if verifier == "lirpa" else verifier
+    box = PixelBox(torch.zeros(1, 1, 2, 2)).interval(torch.rand(1, 1, 2, 2))
+    with pytest.raises(SettingError, match=r"^crown_weight: got .*; give a number from 0 \(IBP alone\) to 1"):
+        verifier.cross_entropy(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), box, torch.tensor([0]), weight)
+
+
+def test_second_derivatives_are_refused():
+    """Regression: a text about arguments of a function inside."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    budgets = torch.full((1, 1, 2, 2), 0.1).requires_grad_()
+    loss = FeedForwardVerifier().cross_entropy(
+        network, PixelBox(budgets).interval(torch.rand(1, 1, 2, 2)), torch.tensor([0])
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), budgets, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
