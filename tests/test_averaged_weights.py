@@ -30,6 +30,7 @@ def test_averaged_weights_resume_from_a_stop_in_a_validation(averaged, tmp_path)
     assert_ends_equal(end, averaged[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:the last validation was at step")
 @pytest.mark.parametrize("rare", ["checkpoint.every_n_epochs", "trainer.check_val_every_n_epoch"])
 def test_averaged_weights_resume_from_an_end_between_two_checkpoints(averaged, rare, tmp_path):

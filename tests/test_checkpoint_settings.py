@@ -43,6 +43,7 @@ def evaluated(command, trained, folder, *settings):
     return results_in(folder / "results.json") if command != "predict" else None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", [ContextualBudgets, RobustClassifier, TrainingModule])
 def test_a_checkpoint_rebuilds_module_and_networks(base, trained):
     module = base.load_from_checkpoint(last_checkpoint(trained))

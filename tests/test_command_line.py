@@ -79,6 +79,7 @@ def test_validate_and_predict(trained, tmp_path, capsys):
     assert correct / len(predictions) == pytest.approx(results(trained)["metrics"]["test/accuracy/clean"])
 
 
+@pytest.mark.thorough
 def test_runs_in_the_same_folder_do_not_conflict(tmp_path):
     first = run("fit", tmp_path, *FEW_BATCHES)
     record = (first / "results.json").read_text()

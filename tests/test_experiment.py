@@ -83,6 +83,7 @@ def test_only_what_is_missing_runs_again_and_a_training_resumes(matrix, tmp_path
     assert commands(tmp_path, "b_0")["fit"][-1] == f"--ckpt_path={checkpoint}"
 
 
+@pytest.mark.thorough
 def test_a_prepared_run_trains_only_if_a_missing_run_needs_it(matrix, tmp_path, capsys):
     """Regression: it trained for runs that did not need it."""
     runs = {"a": "a.yaml", "b": ["b.yaml", {"model.start": "{base}"}]}
@@ -149,6 +150,7 @@ def test_a_prepared_checkpoint_is_found_at_any_depth(tmp_path):
         assert "{base}" not in job.training[-1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_run_of_another_process_is_waited_for(finishes, matrix, tmp_path, capsys):
     """Its record counts; if it stops without one, the run goes on here."""

@@ -12,6 +12,7 @@ def matrix(tmp_path, monkeypatch):
     return fake_matrix(tmp_path, monkeypatch)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", [False, True], ids=["setting", "config file"])
 def test_a_folder_with_a_training_of_other_settings_is_refused(file, matrix, tmp_path, capsys):
     """Else the records of the other training would be this one's."""

@@ -37,6 +37,7 @@ def test_a_card_names_the_training_data_and_the_images_of_each_test(tmp_path):
     assert "`test`, weights: `last.ckpt`. Data: `Arrays`, images: test 10. Commit" in card
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("to", ["vnnlib", "safetensors"])
 def test_data_of_other_classes_are_refused(to, tmp_path, capsys):
     """Regression: properties were of the wrong classes."""

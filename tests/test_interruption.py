@@ -148,6 +148,7 @@ def test_epochs_without_validation_are_saved(tmp_path):
     assert torch.load(last_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:the last validation was at step")
 @pytest.mark.parametrize("rare", ["check_val_every_n_epoch=2", "val_check_interval=2"])
 def test_a_link_to_the_last_checkpoint_is_of_the_last_step(rare, tmp_path):
@@ -245,6 +246,7 @@ def test_a_longer_training_resumes_from_the_final_checkpoint(whole, tmp_path):
     assert_ends_equal(resumed, whole[0])
 
 
+@pytest.mark.thorough
 def test_the_time_of_a_resumed_training_counts_from_its_first_start(tmp_path):
     run("fit", [*SMALL, "--trainer.max_epochs=1"], tmp_path / "short")
     path = last_checkpoint(tmp_path / "short")

@@ -62,6 +62,7 @@ def test_checkpoint(command, checkpoint, environment, tmp_path, capsys):
     assert line.startswith(f"ckpt_path: got '{checkpoint}'; it holds more than tensors and plain values")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_checkpoint_at_a_url(command, url, environment, tmp_path, capsys):
     line = error_of([command, *SMALL, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={url}"], capsys)

@@ -221,7 +221,7 @@ class TestPredictions:
         module = stored()
         module.classifier.append(torch.nn.Softmax(1))
         with pytest.raises(
-            SettingError, match=r"^network: got 'Small'; FeedForwardVerifier has .* layer '4': got 'Softmax"
+            SettingError, match=r"^verifier: got 'auto'; Small: FeedForwardVerifier has .* layer '4': got 'Softmax"
         ):
             trainer_with(Predictions(epsilons=[0.1]), default_root_dir=tmp_path).predict(module, datamodule=Digits())
 

@@ -60,6 +60,7 @@ def trained_with(job):
     return dict(numbers({name: whole.get(name) for name in ("model", "epsilon_schedule", "seed_everything")}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", MATRICES, ids=name_of)
 def test_records_were_trained_with_the_settings_that_their_matrix_has_now(path, monkeypatch):
     """A name alone does not say so: after a change of a config, results of the former one would pass as its own."""

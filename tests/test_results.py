@@ -204,6 +204,7 @@ def test_a_table_that_is_missing_or_malformed_is_an_error(tmp_path):
         update(tmp_path)
 
 
+@pytest.mark.thorough
 def test_the_command_updates_nothing_here(capsys):
     assert report.main(["--update-docs"]) == 0
     assert capsys.readouterr().out == ""

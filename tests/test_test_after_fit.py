@@ -38,6 +38,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thorough_but("groups", "a fraction of no batch")
 @pytest.mark.parametrize(("settings", "message"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_setting_of_the_test_ends_the_run_before_its_training(settings, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

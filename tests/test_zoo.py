@@ -73,13 +73,8 @@ def test_each_network_has_the_figures_of_its_card(name, digits):
 
 
 @pytest.mark.filterwarnings("ignore:\\w+ is left out")  # of networks with noise
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.thorough if name == "digits_robustness_score" else pytest.mark.slow)
-        for name in OF_DIGITS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_DIGITS)
 def test_the_protocol_has_the_figures_of_the_leaderboard(name, tmp_path):
     """The worst attacks, R2, weighted accuracies and certificates, by the command of the page."""
     quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"]

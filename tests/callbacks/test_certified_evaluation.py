@@ -118,6 +118,7 @@ def test_it_runs_in_the_last_epoch_by_steps(module, steps, runs, recwarn):
     assert [after in message for message in warned] == [True] * (not runs)
 
 
+@pytest.mark.thorough_but("settings0-True", "settings1-False")
 @pytest.mark.parametrize(
     ("settings", "runs"),
     [
@@ -256,6 +257,7 @@ def test_sizes_above_1_are_for_balls():
         CertifiedEvaluation(norm="linf", epsilons=[2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("decay", [0.5, 0.97])
 def test_averages_of_weights_may_be_listed_before_it(decay):
     """Regression: at its end, where it bounds in the common map, it had other weights than in its batches."""

@@ -185,6 +185,7 @@ def test_several_are_refused(tmp_path):
         trainer_with(*twice, limit_test_batches=1).test(stored(), Digits())
 
 
+@pytest.mark.thorough
 def test_the_ramp_of_a_training_changes_no_result(trained, tmp_path):
     """Regression: a test behind a training that ended inside its ramp was not continued from the checkpoint."""
     expected, _ = measure(trained, tmp_path)

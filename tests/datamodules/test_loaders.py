@@ -308,6 +308,7 @@ class TestTrainer:
         with pytest.raises(SettingError, match=r"^trainer\.overfit_batches: .*trainer\.limit_train_batches"):
             fit(overfit_batches=1, max_epochs=1)
 
+    @pytest.mark.thorough
     def test_two_processes_equal_one(self, tmp_path):
         alone = fit(max_epochs=2)
         data = Numbered(batch_size=4, eval_batch_size=2)

@@ -40,6 +40,7 @@ def warned(recwarn):
     return [str(each.message) for each in recwarn if str(each.message).startswith("data: got")]
 
 
+@pytest.mark.thorough
 def test_a_test_of_the_same_split_is_not_warned_of(trained, tmp_path, recwarn):
     root, checkpoint = trained
     moved = shutil.copytree(root, tmp_path / "moved")

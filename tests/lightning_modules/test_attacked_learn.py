@@ -49,7 +49,7 @@ def test_learns(method, tmp_path, undefended):
     assert robust_accuracy(method, tmp_path, *METHODS[method]) > undefended + MARGIN
 
 
-@pytest.mark.thorough_but("learn2perturb")
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_stochastic_methods_and_their_baseline_learn(method, tmp_path, undefended):
     """Under gradients of one draw, of the mean of several draws, and of the network without noise."""

@@ -30,6 +30,7 @@ def trainer(folder, **settings):
     )
 
 
+@pytest.mark.thorough_but("4")
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_resumed_run_logs_the_means_of_the_whole_epoch(stop, tmp_path):
     """Regression: they were those of the remaining batches, which schedules may monitor."""

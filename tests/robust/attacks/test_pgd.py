@@ -82,6 +82,7 @@ def test_starts():
     assert 0.09 < distance("random") <= 0.1 + 1e-6
 
 
+@pytest.mark.thorough_but("linf")
 @pytest.mark.parametrize("kind", ["linf", "box", "l2", "l1"])
 def test_early_stopping_changes_no_verdict(trained, kind):
     network, x, y = trained

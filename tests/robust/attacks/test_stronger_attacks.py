@@ -56,6 +56,7 @@ def test_square_is_as_strong_as_the_authors(accuracy, reference, norm, queries):
     assert accuracy(Square(queries), BALLS[norm]) <= theirs + MARGINS["Square"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", BALLS)
 def test_targeted_apgd_is_stronger_than_pgd(accuracy, norm):
     """By 3, 6 and 9 images of 150, at a std of at most 1.3."""

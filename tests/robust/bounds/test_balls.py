@@ -138,6 +138,7 @@ def assert_sound(seed, norm, size):
         assert (over_ball >= over_box - 1e-9 * (1e3 + over_box.abs())).all()  # linear bounds are not monotone
 
 
+@pytest.mark.thorough
 @settings(max_examples=4, deadline=None)
 @given(st.integers(0, 2**31), norms, sizes)
 @example(12485, "l2", 0.1)  # whose intervals reach 1e14

@@ -81,6 +81,7 @@ def test_first_use_between_a_forward_pass_and_its_backward_pass():
     (loss + LirpaVerifier().cross_entropy(network, PixelBox(budgets).interval(x), y).sum()).backward()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_requires_grad_and_gradients_are_left_alone(method):
     network = conv_net()
@@ -102,6 +103,7 @@ def test_requires_grad_and_gradients_are_left_alone(method):
         budgets.grad = None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_first_use_in_evaluation_then_training(mode):
     network, verifier = nn.Sequential(Lambda(lambda x: (x - 0.5) * 3), *conv_net()), LirpaVerifier()
