@@ -20,6 +20,7 @@ def averaged(tmp_path_factory):
     return run("fit", EMA, tmp_path_factory.mktemp("averaged"))
 
 
+@pytest.mark.thorough
 def test_averaged_weights_resume_from_a_stop_in_a_validation(averaged, tmp_path):
     """Regression: the checkpoint had the averages as the weights in training."""
     stop = ["--trainer.callbacks+=tests.test_interruption.SignalAt", f"--trainer.callbacks.signum={signal.SIGTERM}"]

@@ -168,7 +168,7 @@ class OtherMethod(ContextualBudgets):
         ),
         (
             f"model.classifier={__name__}.Unsupported",
-            "network: got 'Unsupported'; FeedForwardVerifier has no bound for network layer '2': got 'sort (test",
+            "model.verifier: got 'auto'; Unsupported: FeedForwardVerifier has no bound for network layer '2': got 's",
         ),
         (
             f"model.lr_scheduler={PIECEWISE}",

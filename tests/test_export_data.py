@@ -22,6 +22,7 @@ def write_noise(path):
     np.savez(path, **arrays)
 
 
+@pytest.mark.thorough
 def test_a_card_names_the_training_data_and_the_images_of_each_test(tmp_path):
     """Regression: tests on other data, or on some images, stood there as the model's results."""
     folder = [f"--trainer.default_root_dir={tmp_path / 'run'}", *QUIET]

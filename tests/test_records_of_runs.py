@@ -55,6 +55,7 @@ def test_a_test_does_not_write_into_another_runs_folder(tmp_path, capsys):
     assert (records["fit"]["epochs"], records["test"]["epochs"]) == (1, None)
 
 
+@pytest.mark.thorough
 def test_last_is_the_checkpoint_that_lightning_finds(tmp_path, capsys):
     """Regression: the word was accepted wherever the checkpoint was."""
     run("fit", [*SMALL, ONE], tmp_path / "a")

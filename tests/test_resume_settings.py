@@ -82,6 +82,7 @@ def test_the_configured_settings_are_used_and_recorded(first, tmp_path):
     assert run("fit", again, tmp_path / "again")[0]["epoch"] == 4  # the new checkpoint has the settings that were used
 
 
+@pytest.mark.thorough
 def test_another_optimizer_starts_afresh(first, tmp_path, capsys):
     adam = [*SMALL, f"--ckpt_path={first}", f"--model.optimizer={ADAM}", "--resume_settings=config"]
     checkpoint, results = run("fit", adam, tmp_path)
@@ -91,6 +92,7 @@ def test_another_optimizer_starts_afresh(first, tmp_path, capsys):
     assert "configure that class, or set resume_settings to config" in error
 
 
+@pytest.mark.thorough
 def test_other_data_are_refused(first, tmp_path, capsys):
     other = ["--data.class_path=datamodules.Digits", "--data.init_args.num_workers=0"]
     run("fit", [*SMALL, f"--ckpt_path={first}", *other], tmp_path / "same")

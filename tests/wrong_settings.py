@@ -138,6 +138,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--model.optimizer=adam", "model.optimizer", "did you mean torch.optim.Adam?"),
         ("--model.optimizer=torch.optim.adam_w", "model.optimizer", "did you mean torch.optim.AdamW?"),
         ("--model.lr_scheduler=steplr", "model.lr_scheduler", "did you mean torch.optim.lr_scheduler.StepLR?"),
+        ("--model.lr_scheduler=ReduceLROnPlateau", "model.lr_scheduler", "mean pytorch_lightning.cli.ReduceLROnPlat"),
         ("--model.optimizer=torch.nn.Linear", "model.optimizer", "give"),
         (f"{SCHEDULE}.StepLR", "model.lr_scheduler.step_size", "put it in the config file"),
         (f"{SCHEDULE}.StepLR --model.lr_scheduler.step_size=0", "model.lr_scheduler.step_size", "give 1 or more"),
@@ -167,7 +168,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--model.classifier.num_classes=1", "model.classifier.num_classes", "give at least 2 classes"),
         ("--model.classifier.num_classes=7", "model.classifier", "the data has 10 classes"),
         ("--model.classifier.image_shape=[1,-28,28]", "model.classifier.image_shape", "give (channels, height, width)"),
-        ("--model.classifier=torch.nn.Identity", "model.classifier", "the data has 10 classes"),
+        ("--model.classifier=torch.nn.Identity", "model.classifier", "flatten or pool before its last layer"),
         ("--model.classifier=robust.networks.ResNet18", "model.classifier", "the data's images are (1, 28, 28)"),
         (
             "--model.classifier=robust.networks.ResNet18 --model.classifier.channels=0",

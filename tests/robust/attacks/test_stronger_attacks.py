@@ -95,6 +95,7 @@ def test_apgd_ascends_where_nothing_can_be_broken():
         torch.testing.assert_close(rise, (1e-3 * optimum).expand(8), rtol=0.01, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_carlini_wagner_finds_the_distance_to_a_plane():
     """In two classes, away from the ends of [0, 1], it is the margin over the norm of the weights' difference."""
     torch.manual_seed(0)

@@ -61,6 +61,7 @@ def shared_networks(draw):
     return nn.Sequential(*parts, *head).eval(), torch.rand(6, channels, height, width)
 
 
+@pytest.mark.thorough
 @settings(max_examples=30, deadline=None)
 @given(shared_networks(), st.sampled_from([1e-3, 0.05, 0.5]))
 def test_modules_that_are_used_twice_and_linear_layers_on_rows(case, size):

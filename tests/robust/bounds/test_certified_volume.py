@@ -93,6 +93,7 @@ def test_two_classes_have_a_closed_form():
         assert volume - 0.15 < found.budgets[index].log().sum() < volume + 1e-6
 
 
+@pytest.mark.thorough
 def test_one_budget_for_all_pixels():
     network, x, y = linear()
     budgets = LargestCertifiedBox(slack=1e-6, uniform=True)(network, x, y).budgets.flatten(1)

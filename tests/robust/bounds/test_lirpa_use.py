@@ -118,6 +118,7 @@ def test_first_use_in_evaluation_then_training(mode):
     assert all(gradient is not None for gradient in gradients(loss, network, budgets))
 
 
+@pytest.mark.thorough
 def test_nothing_is_printed_and_no_global_state_changes(capfd, recwarn, monkeypatch):
     warnings.simplefilter("always")
     handler, records = logging.Handler(), []
@@ -137,6 +138,7 @@ def test_nothing_is_printed_and_no_global_state_changes(capfd, recwarn, monkeypa
     assert (capfd.readouterr(), records, list(recwarn)) == (("", ""), [], [])
 
 
+@pytest.mark.thorough
 def test_importing_it_is_lazy_and_leaves_no_trace():
     code = """
 import logging, sys, warnings
@@ -253,6 +255,7 @@ def test_moving_to_a_gpu_and_back():
     torch.testing.assert_close(verifier.margins(network.cpu(), PixelBox(budgets).interval(x), y), before)
 
 
+@pytest.mark.thorough
 def test_the_batch_and_the_network_are_let_go():
     network, verifier = conv_net(), LirpaVerifier(method="crown")
     x, y, budgets = case()
