@@ -84,14 +84,13 @@ def closest(name: str, known: dict[str, str], cutoff: float = 0.6) -> str | None
 
 
 def _torch_classes() -> dict[str, str]:
-    """Import paths of torch's optimizers and schedules by their names; of Lightning's schedule by a metric."""
-    classes = {
+    """Import paths of torch's optimizers and schedules by their names."""
+    return {
         name: f"{module.__name__}.{name}"
         for module, base in ((optim, optim.Optimizer), (optim.lr_scheduler, optim.lr_scheduler.LRScheduler))
         for name, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, base) and not name.startswith("_")
     }
-    return classes | {"ReduceLROnPlateau": "pytorch_lightning.cli.ReduceLROnPlateau"}
 
 
 def _can_be_given(name: str, value: object) -> bool:

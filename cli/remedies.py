@@ -32,6 +32,12 @@ CLASS_ERRORS = [
     (r"Expected an instantiatable class, but (\S+) is abstract", "it is abstract; give a class that derives from it"),
     (r"Unexpected import path format: (.*)", "give an import path, such as package.module.Class"),
     (r"Expected a dot import path string:\s*()$", "give its import path, such as package.module.Class"),
+    # PyTorch's own has no setting for its metric
+    (r"Multiple subclasses with name (ReduceLROnPlateau)", "give pytorch_lightning.cli.ReduceLROnPlateau"),
+    (
+        r"Multiple subclasses with name (\w+)\. .*ambiguity: (.+?)\.?$",
+        "several classes have this name; give one of {1}",
+    ),
     (r"Path is not a file: '(.*)'", "this is not a file; give the path of a YAML file"),
     (r"Invalid content in sub-config file (\S+): (.*)", "give a YAML file of settings ({1})"),
     (r"(.*codec can't decode.*)", "the file is not text in UTF-8; give a YAML file or a class"),

@@ -138,7 +138,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--model.optimizer=adam", "model.optimizer", "did you mean torch.optim.Adam?"),
         ("--model.optimizer=torch.optim.adam_w", "model.optimizer", "did you mean torch.optim.AdamW?"),
         ("--model.lr_scheduler=steplr", "model.lr_scheduler", "did you mean torch.optim.lr_scheduler.StepLR?"),
-        ("--model.lr_scheduler=ReduceLROnPlateau", "model.lr_scheduler", "mean pytorch_lightning.cli.ReduceLROnPlat"),
+        ("--model.lr_scheduler=ReduceLROnPlateau", "model.lr_scheduler", "give pytorch_lightning.cli.ReduceLROnPlat"),
         ("--model.optimizer=torch.nn.Linear", "model.optimizer", "give"),
         (f"{SCHEDULE}.StepLR", "model.lr_scheduler.step_size", "put it in the config file"),
         (f"{SCHEDULE}.StepLR --model.lr_scheduler.step_size=0", "model.lr_scheduler.step_size", "give 1 or more"),
