@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robust.bounds.calls import IMAGES, MIXES, REMEDY, Recording
 from robust.bounds.changes import States, attributes, version
+from robust.bounds.clean_statistics import without_gradient
 from robust.bounds.graph import Graph, bind
 from robust.bounds.recording import record
 from robust.bounds.rounding import RoundingErrors
@@ -118,16 +119,16 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
 def _without_gradient(network: nn.Module, images: Tensor) -> frozenset[str]:
     """Names of the weights that ask for a gradient and get none: behind ``detach`` or under ``no_grad``.
 
-    None is named where the network has no backward pass, or is called with other tensors, which may not have one.
+    None is named where the network has no backward pass, so that no training is to be followed.
     """
     weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), without_gradient(network):
             logits = network(images)
             if not weights or not logits.requires_grad:
                 return frozenset(weights)
             gradients = torch.autograd.grad(logits.sum(), list(weights.values()), allow_unused=True)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # also of a function without a backward pass
         return frozenset()
     return frozenset(name for name, gradient in zip(weights, gradients, strict=True) if gradient is None)
 

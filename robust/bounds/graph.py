@@ -85,12 +85,7 @@ class Graph(NamedTuple):
         return values
 
     def upper_bound(
-        self,
-        values: list[Interval],
-        A: Tensor,
-        value: int | None = None,
-        *,
-        spent: bool = False,
+        self, values: list[Interval], A: Tensor, value: int | None = None, *, spent: bool = False
     ) -> Tensor:
         """Upper bounds of ``A z`` over the box by linear bounds backwards (CROWN, Zhang et al. 2018).
 
@@ -187,7 +182,9 @@ class _Binder:
         self._recording, self._network, self._dtype = recording, network, dtype
         self._held: dict[int | str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
         self._held |= dict(network.named_buffers(remove_duplicate=False))
-        self._held |= {name: self._held[name].detach() for name in recording.cut}
+        frozen = {name.rpartition(".")[0] for name in recording.cut}  # layers; statistics of a batch have a gradient
+        buffers = {name for name, _ in network.named_buffers() if name.rpartition(".")[0] in frozen}
+        self._held |= {name: self._held[name].detach() for name in recording.cut | buffers}
 
     def add(self, index: int, refs: list[Ref]) -> None:
         """Add the call of that index, which takes these tensors."""

@@ -78,7 +78,7 @@ class _RelaxReLU(torch.autograd.Function):
         del by_lower
         positive = rows.clamp(min=0)  # the positive part of A, times the slope
         by_slope = _where_above(_over_rows(positive * grad_rows).div_(half), half).mul_(0.5)
-        by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope)  # times the slope, as before
+        by_intercept = _where_unstable(_over_rows(positive.mul_(grad_constant)), slope)  # times the slope, too
         # unstable: d slope = (1, 1 - 2 slope) / width, d intercept = (1 - 2 slope, (1 - slope)^2 + slope^2) in (dc, dr)
         grad_center = _where_unstable(by_slope.addcdiv_(by_intercept, slope), slope).sub_(by_intercept, alpha=2)
         rest = by_intercept.addcmul_(by_intercept, slope, value=-1)

@@ -61,6 +61,31 @@ def test_a_box_of_radius_zero_has_the_loss_and_the_gradients_of_the_pass_in_trai
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+class Frozen(nn.Module):
+    """A part that the forward pass keeps from the gradient, and a layer behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+        self.last = nn.Linear(24, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).detach().flatten(1))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_weights_that_the_pass_freezes_have_no_gradient(weight):
+    torch.manual_seed(0)
+    net, (x, y) = Frozen().double().train(), batch()
+    with clean_statistics(net) as statistics:
+        net(x)
+    with in_place_of_running(statistics):
+        bound = FeedForwardVerifier().cross_entropy(net, LinfBall(0.1).interval(x), y, weight)
+    gradients = torch.autograd.grad(bound.sum(), list(net.parameters()), allow_unused=True)
+    trained = [name for (name, _), given in zip(net.named_parameters(), gradients, strict=True) if given is not None]
+    assert trained == ["last.weight", "last.bias"]
+
+
 def test_evaluation_mode_has_no_clean_statistics():
     net, (x, y) = network().eval(), batch()
     box = LinfBall(0.1).interval(x)

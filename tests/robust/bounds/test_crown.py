@@ -37,8 +37,8 @@ def crown(network, x, y, budgets):
     return margins, sum(counts)
 
 
-def test_gradients_agree_with_finite_differences_where_the_result_of_a_relu_is_tightened():
-    """A pooling layer relaxes the ReLU's results, so that these have tighter intervals than those of its inputs."""
+def test_gradients_agree_with_finite_differences():
+    """A pooling layer relaxes the ReLU's results, so that these have a backward pass, too."""
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()
     network = nn.Sequential(*layers, nn.Linear(12, 3)).double()
