@@ -24,6 +24,7 @@ from cli.experiment import Job, Matrix, read_matrix
 from cli.job_folder import (
     alone,
     claim,
+    differs_in_code_alone,
     noted_settings,
     process_lock,
     recorded_seconds,
@@ -32,6 +33,7 @@ from cli.job_folder import (
     write_json,
 )
 from cli.processes import start, threads_of_each, wait_for
+from cli.user_modules import add_folder
 from robust.errors import SettingError, require
 
 TRAIN = Path(__file__).with_name("train.py")
@@ -46,6 +48,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--missing", action="store_true", help="print the missing runs, and run nothing")
     given = parser.parse_args(args)
     try:
+        add_folder(Path.cwd())
         matrices = {path: read_matrix(path) for path in given.matrices}
         require(given.processes >= 1, "processes", given.processes, "give at least 1")
         runners = {}
@@ -226,14 +229,16 @@ def _last_line(log: Path, status: int) -> str:
 
 
 def _print_outdated(jobs: list[Job]) -> None:
-    """Print the finished runs whose settings have changed in the matrix since."""
+    """Print the finished runs whose settings, or files of the user's that these name, have changed since."""
     for job in jobs:
         noted = noted_settings(job)
         if noted is None or noted == (settings := job.settings()):
             continue
         folder = f" and {job.folder}" if noted["fit"] != settings["fit"] else ""
-        what = f"{job.name} seed {job.seed}: {job.result} has other settings"
-        print(f"{what}; delete it{folder} to run this again", flush=True)
+        changed = [part for part in noted if noted[part] != settings[part]]
+        code = all(differs_in_code_alone(noted[part], settings[part]) for part in changed)
+        what = "is of an earlier version of a file of yours" if code else "has other settings"
+        print(f"{job.name} seed {job.seed}: {job.result} {what}; delete it{folder} to run this again", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from cli.composition import content
 from cli.config_files import as_argument, check_seeds, load_settings, require_free
+from cli.user_modules import code_in
 from robust.errors import require
 
 Part = str | dict[str, Any]  # path of a config file, or settings by their full names
@@ -181,11 +182,13 @@ def read_matrix(path: str) -> Matrix:
 
 
 def _settings(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings in config files and in the files that these name, and the other arguments."""
+    """The settings in config files and in the files that these name, the other arguments, and hashes of own files."""
     option = "--config="
     files = [argument.removeprefix(option) for argument in arguments if argument.startswith(option)]
     others = sorted(argument for argument in arguments if not argument.startswith(option))
-    return {"files": content(files), "others": others}
+    settings = {"files": content(files), "others": others}
+    code = code_in(settings)
+    return settings | ({"own_code": code} if code else {})  # notes of runs without own code remain as they were
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:

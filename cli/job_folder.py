@@ -54,7 +54,8 @@ def claim(job: Job) -> None:
     """Note the run's settings in its log folder, so that another run's records are not used for this run.
 
     The files of a training that stopped before its first checkpoint are deleted. If the settings of the test have
-    changed, its record and its saved results are deleted, so that it runs again.
+    changed, its record and its saved results are deleted, so that it runs again. The settings include hashes of the
+    user's files that they name.
 
     Raises:
         SettingError: if the folder holds a training with other settings, or other files.
@@ -66,11 +67,13 @@ def claim(job: Job) -> None:
         remedy = "it holds files that are not of a matrix' run; give another folder, or move them away"
         require(own, "folder", folder, remedy)
         noted = settings
-    remedy = f"it holds a training with other settings ({job.note}); give another folder, or delete this one"
-    require(noted["fit"] == settings["fit"], "folder", folder, remedy)
     if not job.checkpoint.is_file():
         _require_unfinished(job)
         _empty(job.folder, job.note)
+    else:
+        what = "an edited file of yours" if differs_in_code_alone(noted["fit"], settings["fit"]) else "other settings"
+        remedy = f"it holds a training with {what} ({job.note}); give another folder, or delete this one"
+        require(noted["fit"] == settings["fit"], "folder", folder, remedy)
     if noted["test"] != settings["test"]:
         records = records_in(job.folder)
         if (job.folder / "test").is_dir():
@@ -78,6 +81,11 @@ def claim(job: Job) -> None:
         if records.pop("test", None):
             write_json(job.folder / "results.json", records)
     write_json(job.note, settings)
+
+
+def differs_in_code_alone(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two settings of a training or a test are the same, except for the contents of the user's own files."""
+    return one | {"own_code": None} == other | {"own_code": None}
 
 
 def noted_settings(job: Job) -> dict[str, Any] | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from robust.errors import SettingError
+from robust.own_files import hash_if_own
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +33,28 @@ def add_folder(folder: Path) -> None:
             clash = module if module.exists() else package
             raise SettingError(name, str(clash), "robust-lightning has a module of this name; rename yours")
     sys.path.append(str(folder))
+
+
+def code_in(settings: Any) -> dict[str, str]:
+    """Hash of the user's file behind each module that settings name; no module is imported.
+
+    Args:
+        settings: settings as plain data, after the folders of their files are added.
+    """
+    paths = set(re.findall(r"[^\W\d]\w*(?:\.\w+)+", json.dumps(settings)))
+    hashes = {module: hash_if_own(_file(module)) for module in sorted({path.rpartition(".")[0] for path in paths})}
+    return {module: code for module, code in hashes.items() if code is not None}
+
+
+def _file(module: str) -> Path:
+    """The file of a module or a package, whose name may have dots; an empty path if there is none."""
+    first, *others = module.split(".")
+    spec = PathFinder.find_spec(first)
+    if spec is None or not others:
+        return Path((spec and spec.has_location and spec.origin) or "")
+    found = (Path(folder, *others) for folder in spec.submodule_search_locations or ())
+    files = (file for path in found for file in (path.with_suffix(".py"), path / "__init__.py"))
+    return next((file for file in files if file.is_file()), Path())
 
 
 def checkout_names() -> list[str]:

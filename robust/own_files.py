@@ -18,6 +18,11 @@ def hash_of_own_file(module: str) -> str | None:
     >>> print(hash_of_own_file("torch"), hash_of_own_file("robust.own_files"))
     None None
     """
-    file = Path(getattr(sys.modules.get(module), "__file__", None) or "").resolve()
+    return hash_if_own(Path(getattr(sys.modules.get(module), "__file__", None) or ""))
+
+
+def hash_if_own(file: Path) -> str | None:
+    """Start of the SHA-256 of a file of Python; None if it is not the user's, or no file."""
+    file = file.resolve()
     published = any(file.is_relative_to(folder) for folder in (*_INSTALLED, *(CHECKOUT / name for name in _OURS)))
     return None if published or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()[:12]

@@ -68,6 +68,40 @@ def test_results_of_other_settings_are_named(matrix, tmp_path, capsys):
     assert outdated.endswith(f"{result} has other settings; delete it and {folder} to run this again")
 
 
+def test_an_edited_file_of_the_user_is_noticed(matrix, tmp_path, capsys):
+    """Regression: a matrix took the result of a training with an earlier version of the file for the present one's."""
+    own = tmp_path / "my_edited_net.py"
+    own.write_text("WIDTH = 1")
+    mine = ONE | {"runs": {"a": ["a.yaml", {"model.classifier": {"class_path": "my_edited_net.Net"}}]}}
+    assert ended(matrix(**mine), capsys)[0] == 0
+    experiment.main([matrix(**mine), "--missing"])
+    assert capsys.readouterr().out.splitlines() == ["nothing missing"]
+    own.write_text("WIDTH = 2")
+    experiment.main([matrix(**mine), "--missing"])
+    result, folder = tmp_path / "results" / "a_0.json", tmp_path / "logs" / "a" / "seed_0"
+    outdated, nothing = capsys.readouterr().out.splitlines()
+    remedy = f"delete it and {folder} to run this again"
+    assert outdated == f"a seed 0: {result} is of an earlier version of a file of yours; {remedy}"
+    assert nothing == "nothing missing"
+    result.unlink()
+    status, (line,) = ended(matrix(**mine), capsys)
+    assert status == 1
+    assert f"got '{folder}'; it holds a training with an edited file of yours" in line
+    own.write_text("WIDTH = 1")
+    assert ended(matrix(**mine), capsys)[0] == 0
+
+
+def test_settings_may_change_before_the_first_checkpoint(matrix, tmp_path, capsys):
+    """Nothing was trained: a run whose settings failed at its first step starts with the corrected ones."""
+    folder = tmp_path / "logs" / "a" / "seed_0"
+    folder.parent.mkdir(parents=True)
+    (folder.parent / "fail").touch()
+    assert ended(matrix(**ONE), capsys)[0] == 1
+    (folder.parent / "fail").unlink()
+    assert ended(matrix(**(ONE | {"runs": {"a": ["a.yaml", {"model.alpha": 1}]}})), capsys)[0] == 0
+    assert "--model.alpha=1" in commands(tmp_path, "a_0")["fit"]
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_what_a_training_without_a_checkpoint_left_is_deleted(linked, matrix, tmp_path, capsys):
     folder = tmp_path / "logs" / "a" / "seed_0"
