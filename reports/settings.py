@@ -23,11 +23,10 @@ _OTHER_TRAINER = (
     "accelerator",
     "profiler",
     "limit_test_batches",
-    "limit_val_batches",
-    "check_val_every_n_epoch",
-    "val_check_interval",
     "num_sanity_val_steps",
 )
+_VALIDATION = ("limit_val_batches", "check_val_every_n_epoch", "val_check_interval")
+_BY_VALIDATION = ("ReduceLROnPlateau", "EarlyStopping")  # a training with one of these depends on its validations
 _OTHER_DATA = ("seed", "download", "num_workers", "eval_batch_size")
 _OWN_DATA = ("ImageFolder", "Table")  # their root is the data; that of published data says only where these are
 _PUBLISHED = {"torch", "torchvision", "pytorch_lightning", "robust", "datamodules", "lightning_modules", "callbacks"}
@@ -85,7 +84,8 @@ def experiment(record: dict[str, Any]) -> dict[str, Any]:
     ignored = {f"data.{name}" for name in (*_ignored_data(config), "test_images")}
     parts = {name: part for name, part in config.items() if name not in _OTHER}
     given = config.get("trainer") or {}
-    trainer = {name: value for name, value in given.items() if name not in _OTHER_TRAINER}
+    other = _OTHER_TRAINER if any(name in text(config) for name in _BY_VALIDATION) else _OTHER_TRAINER + _VALIDATION
+    trainer = {name: value for name, value in given.items() if name not in other}
     changing = [each for each in given.get("callbacks") or [] if not _observes(_class_path(each))]
     settings = flat(parts | {"trainer": trainer | ({"callbacks": changing} if changing else {})})
     marked: dict[str, Any] = _marked({name: value for name, value in settings.items() if name not in ignored}, record)

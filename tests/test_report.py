@@ -80,6 +80,19 @@ def test_callbacks_that_may_change_a_training_distinguish_rows(tmp_path, callbac
     assert len(rows(tmp_path)) == count
 
 
+@pytest.mark.parametrize(("scheduler", "count"), [("ReduceLROnPlateau", 2), ("torch.optim.lr_scheduler.StepLR", 1)])
+def test_validations_that_change_the_rate_distinguish_rows(tmp_path, scheduler, count):
+    """Regression: trainings whose rates fell after other numbers of validations were one row, as if they were seeds."""
+    for interval in (0.5, 1.0):
+        folder = write_run(tmp_path / str(interval), model={"lr_scheduler": {"class_path": scheduler}})
+        records = json.loads((folder / "results.json").read_text())
+        for record in records.values():
+            record["config"]["trainer"]["val_check_interval"] = interval
+            record["seed"] = int(interval)
+        (folder / "results.json").write_text(json.dumps(records))
+    assert len(rows(tmp_path)) == count
+
+
 def test_networks_of_one_name_in_two_files_are_two_rows(tmp_path):
     """Regression: their figures were averaged as seeds of one experiment."""
     for seed, file in enumerate(("net_v1", "net_v2", "net_v2")):
