@@ -60,7 +60,7 @@ def start(script: Path, arguments: list[str], log: Path, threads: int, lock: Pat
         The running process, for :func:`wait_for`.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["train", "sklearn.datasets"])  # sklearn has the digits
+    context.set_forkserver_preload(["cli.server_start", "train", "sklearn.datasets"])  # sklearn has the digits
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if ROOT not in path:  # from which the server imports train.py
         os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, *filter(None, path)])
@@ -87,6 +87,7 @@ def wait_for(process: BaseProcess) -> int:
 def _run(script: str, arguments: list[str], log: str, threads: int, lock: str) -> None:
     import torch  # the server has imported it
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     end_with_parent()
     held = FileLock(lock)
     held.acquire()
