@@ -224,6 +224,9 @@ class Runner:
 
 
 def _last_line(log: Path, status: int) -> str:
+    """What a failed process says: its last line, or the signal that ended it."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name} (a lack of memory ends a process by SIGKILL)"
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"status {status}"
 

@@ -82,6 +82,10 @@ def run(study_file: StudyFile, processes: int) -> None:
             worker.start()
         for worker in workers:
             worker.join()
+        for worker in workers:
+            if worker.exitcode and worker.exitcode < 0:
+                name = signal.Signals(-worker.exitcode).name
+                sys.stderr.write(f"error: a process was ended by {name}; the same command continues\n")
         if any(worker.exitcode for worker in workers):
             sys.exit(2)
     report(study, study_file)
@@ -94,6 +98,8 @@ def _work(study_file: StudyFile, lock: Lock, worker: int, seen: int) -> None:
         run_trials(study_file, lock, worker, seen)
     except SettingError as error:
         _exit(error)
+    except KeyboardInterrupt:  # the parent says so
+        sys.exit(130)
 
 
 def open_study(study_file: StudyFile, seed: int = 0) -> Study:
@@ -131,7 +137,8 @@ def restart_stopped(study: Study) -> None:
     """Queue again the settings of the trials that were running when the sweep was stopped."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.system_attrs.get("fixed_params", trial.params))  # it may have stopped before it
+        # took all of them
 
 
 def queue_grid(study: Study, study_file: StudyFile) -> None:
@@ -278,3 +285,6 @@ if __name__ == "__main__":
         main()
     except SettingError as error:
         _exit(error)
+    except KeyboardInterrupt:
+        print("Stopped; the same command continues", flush=True)
+        sys.exit(130)

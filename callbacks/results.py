@@ -128,8 +128,7 @@ class Results(Callback):
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         if stage == "fit":
             self._drop_outdated(metrics, trainer, evaluations)
-        lists = {name: getattr(loader, "flattened", loader) for name, loader in loaders.items()}  # CombinedLoader
-        first = {name: loader[0] if isinstance(loader, list) else loader for name, loader in lists.items()}
+        first = {name: _first(loader) for name, loader in loaders.items()}
         sized = {name: loader for name, loader in first.items() if num_images(loader) is not None}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
         data = getattr(module, "data_module", None)
@@ -216,6 +215,12 @@ def _epochs(trainer: Trainer) -> float:
     ready, batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready, trainer.num_training_batches
     begun: int = trainer.fit_loop.epoch_progress.current.ready
     return round(begun - 1 + ready / batches, 2) if 0 < ready < batches < float("inf") else trainer.current_epoch
+
+
+def _first(loader: Any) -> Any:
+    """The loader, or the first one of a list or a ``CombinedLoader``."""
+    loaders = getattr(loader, "flattened", loader)
+    return loaders[0] if isinstance(loaders, list) else loaders
 
 
 def _samples(loader: Any, trainer: Trainer, name: str) -> int:

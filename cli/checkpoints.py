@@ -120,6 +120,8 @@ def check(path: str, given: str, resumes: bool) -> None:
         SettingError: if an entry is missing or malformed.
     """
     content = read_checkpoint(path, given)
+    weights = "it holds the weights of a network alone; give it as --model.weights"
+    require(not (content and _is_state(content)), NAME, given, weights)
     fits = isinstance(content, dict) and _is_state(content.get("state_dict"))
     require(fits, NAME, given, f"it holds no state_dict of tensors; {REMEDY}")
     missing = [name for name in _RESUMING if name not in content]

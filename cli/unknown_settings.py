@@ -12,6 +12,9 @@ from jsonargparse import Namespace
 # names that other programs have for our settings
 MEANT = {"lr": "optimizer.lr", "learning_rate": "optimizer.lr"}
 MEANT |= {name: f"optimizer.{name}" for name in ("momentum", "weight_decay")} | {"seed": "seed_everything"}
+# settings that are looked for in another section than their own, by the last part of their names
+ELSEWHERE = {"epochs": "trainer.max_epochs", "max_epochs": "trainer.max_epochs", "batch_size": "data.batch_size"}
+ELSEWHERE |= {"epsilon": "model.epsilon", "devices": "trainer.devices"}
 
 
 def unknown_setting(parser: Any, name: str, value: object) -> str:
@@ -53,6 +56,9 @@ def _meant(name: str, known: list[str]) -> str | None:
     """The known setting that is nearest to an unknown one."""
     if name in MEANT and MEANT[name].split(".")[0] in known:
         return MEANT[name]
+    elsewhere = ELSEWHERE.get(name.rpartition(".")[2])
+    if elsewhere and any(other.startswith("trainer.") for other in known):  # the parser of all settings
+        return elsewhere
     near = difflib.get_close_matches(name, [other for other in known if not name.startswith(f"{other}.")], 1, 0.75)
     if near:
         return near[0]

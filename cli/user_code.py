@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,11 +87,22 @@ def constructor_error(error: BaseException, config: dict[str, Any]) -> SettingEr
     built = [entry for part, settings in parts.items() for entry in classes_in(settings, part)]
     frames = list(traceback.walk_tb(error.__traceback__))
     for index in reversed(range(len(frames))):
-        for path, kind, _settings in built:
+        for path, kind, settings in built:
             if _builds(frames[index][0], kind):
+                if missing := _not_given(kind, settings):
+                    remedy = "not given; put it in the config file or on the command line"
+                    return SettingError(f"{path}.{missing}", None, remedy)
                 remedy = f"building it fails at {place_and_cause(error, frames[index:])}, or give other settings"
                 return SettingError(path, f"{kind.__module__}.{kind.__qualname__}", remedy)
     return None
+
+
+def _not_given(kind: Any, settings: dict[str, Any]) -> str | None:
+    """The first required argument without a type, which the parser takes for None where it is not given."""
+    parameters = inspect.signature(kind).parameters.values()
+    untyped = [each for each in parameters if each.annotation is each.empty and each.default is each.empty]
+    named = [each.name for each in untyped if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    return next((name for name in named if name in settings and settings[name] is None), None)
 
 
 def _builds(frame: FrameType, kind: Any) -> bool:

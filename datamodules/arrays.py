@@ -63,6 +63,10 @@ class Arrays(OwnData):
         self.path, self.channels_last = path, channels_last
         self._arrays = _opened(path, "data.path")
         self._by_split = "train_images" in self._arrays
+        read = {f"{prefix}{kind}" for prefix in self._prefixes() for kind in ("images", "labels")}
+        unread = sorted(name for name in set(self._arrays) - read if name.endswith(("images", "labels")))
+        remedy = f"these arrays would not be read beside {', '.join(sorted(read))}; rename or remove them"
+        require(not unread, "data.path", ", ".join(unread), remedy)
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}
         count = 1 + max(int(labels.max()) for labels in self._labels.values())
         most = max(MOST_CLASSES, sum(len(labels) for labels in self._labels.values()))

@@ -29,13 +29,16 @@ def read_rows(file: str, setting: str, columns: list[str]) -> list[Row]:
         columns: columns that must exist.
 
     Raises:
-        SettingError: if the file is absent, is not a CSV file in UTF-8, has no rows, or lacks a column or a value.
+        SettingError: if the file is absent, is not a CSV file in UTF-8, has no rows, lacks a column or a value, or
+            has two columns of one name.
     """
     path = Path(file).expanduser()
     try:
         with path.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
             names = list(reader.fieldnames or [])
+            twice = next((name for name in names if names.count(name) > 1), None)
+            require(twice is None, setting, file, f"it has two columns {twice!r}; rename one")
             for column in columns:
                 require(column in names, setting, file, f"it has no column {column!r}, but {names}; name another one")
             rows = [_row(values, f"{setting}, line {reader.line_num} of {file}") for values in reader]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -27,14 +29,17 @@ _TURNS[8] = (True, [1])
 def list_images(folder: Path, setting: str) -> list[Path]:
     """All images in a folder and its subfolders, sorted by path; hidden files and those of file managers are skipped.
 
+    Linked folders are read, too.
+
     Args:
         folder: existing folder.
         setting: setting that names the folder, for errors.
 
     Raises:
-        SettingError: if a file is of another format, or there is no image.
+        SettingError: if a file is of another format, a link leads nowhere or to a folder that is read already, or there
+            is no image.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder)))
+    files = sorted(_files(folder, setting))
     for path in files:
         remedy = f"its format is not one of {', '.join(EXTENSIONS)}; convert or remove it"
         require(is_image(path), setting, str(path), remedy)
@@ -42,14 +47,45 @@ def list_images(folder: Path, setting: str) -> list[Path]:
     return files
 
 
+def _files(folder: Path, setting: str) -> Iterator[Path]:
+    """All files below a folder, also below links in it, without hidden ones."""
+    seen: dict[str, str] = {}
+    for current, folders, names in os.walk(folder, followlinks=True):
+        first = seen.setdefault(os.path.realpath(current), current)
+        remedy = f"it is the same folder as {first}, whose images would count twice; remove the link"
+        require(first == current, setting, current, remedy)
+        folders[:] = [name for name in folders if not _is_hidden(Path(name))]
+        visible = [Path(current, name) for name in names if not _is_hidden(Path(name))]
+        for path in visible:
+            require_target(path, setting)
+        yield from (path for path in visible if path.is_file())
+
+
+def require_target(path: Path, setting: str) -> None:
+    """Check that a link leads somewhere.
+
+    Raises:
+        SettingError: if it does not.
+    """
+    broken = path.is_symlink() and not path.exists()
+    require(not broken, setting, str(path), "this link leads nowhere; mend or remove it")
+
+
 def is_image(path: Path) -> bool:
     """Whether the file's name has one of ``EXTENSIONS``."""
     return path.suffix.lower() in EXTENSIONS
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(Path(path.name)))
+def subfolders(folder: Path, setting: str) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        SettingError: if a link in it leads nowhere; it may have been one to a folder.
+    """
+    visible = [path for path in folder.iterdir() if not _is_hidden(Path(path.name))]
+    for path in visible:
+        require_target(path, setting)
+    return sorted(path for path in visible if path.is_dir())
 
 
 def existing_folder(folder: str, setting: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,21 @@ class ImageFolder(OwnImages):
     def list_samples(self) -> list[Sample]:
         """All images below the folders of the classes."""
         root = existing_folder(self.root, "data.root")
-        names = {folder.name for folder in subfolders(root)}
+        names = {folder.name for folder in subfolders(root, "data.root")}
         by_folders = {"train", "test"} <= names <= set(SPLITS) if self.split is None else self.split == "folders"
         if by_folders:
-            remedy = f"{root} needs the subfolders train and test; it has {sorted(names)}"
-            require({"train", "test"} <= names, "data.split", self.split, remedy)
-            return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
+            remedy = f"{root} needs the subfolders train and test, and none but val beside them; it has {sorted(names)}"
+            require({"train", "test"} <= names <= set(SPLITS), "data.split", self.split, remedy)
+            samples = [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
+            _require_distinct(samples)
+            return samples
         if self.split is None:
             remedy = f"the subfolders {', '.join(sorted(names))} have names of splits; call them train, val (optional) "
             remedy += "and test, or set data.split: fraction if they are classes"
             require(not names or not {name.lower() for name in names} <= OTHER_SPLITS, "data.root", self.root, remedy)
+            remedy = f"it has the subfolders {', '.join(sorted(names))}; set data.split: fraction if all are classes, "
+            remedy += "or leave train, test and, if there is one, val alone in it"
+            require(not {"train", "test"} <= names, "data.root", self.root, remedy)
         samples = self._classes(root, None)
         return samples if self.split in (None, "fraction") else self._with_splits(root, samples, str(self.split))
 
@@ -62,7 +68,7 @@ class ImageFolder(OwnImages):
         outside = next((path for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)), None)
         remedy = "it is not in the subfolder of a class; move it into one (images without classes: data.predict_from)"
         require(outside is None, "data.root", str(outside), remedy)
-        classes = subfolders(folder)
+        classes = subfolders(folder, "data.root")
         remedy = "the folder has no subfolders; give one for each class, with its images"
         require(len(classes) > 0, "data.root", str(folder), remedy)
         return [Sample(path, kind.name, split) for kind in classes for path in list_images(kind, "data.root")]
@@ -81,3 +87,12 @@ class ImageFolder(OwnImages):
             if path not in splits:
                 raise SettingError("data.split", file, f"it has no row for {path.relative_to(root)}; add one")
         return [Sample(path, label, splits[path]) for path, label, _ in samples]
+
+
+def _require_distinct(samples: list[Sample]) -> None:
+    """Refuse an image that is in two splits by links: a test of images from training measures nothing."""
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        first = found.setdefault(os.path.realpath(sample.path), sample)
+        remedy = f"it is the same image as {first.path} of another split; remove one of them"
+        require(first.split == sample.split, "data.root", str(sample.path), remedy)

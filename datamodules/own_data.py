@@ -103,8 +103,9 @@ class OwnData(TrainedImages):
         assert self.class_names is not None
         counts = torch.bincount(labels, minlength=self.num_classes).tolist()
         absent = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
-        if split == "train" and self.class_names[0] == "0" in absent:
-            rank_zero_warn(f"{setting}: no training image has label 0; labels are whole numbers from 0")
+        if split == "train" and absent and list(self.class_names) == [str(label) for label in range(self.num_classes)]:
+            labels_from_0 = "labels are whole numbers from 0 to the number of classes less 1"
+            rank_zero_warn(f"{setting}: no training image has label {', '.join(absent[:5])}; {labels_from_0}")
         without = f"; none of {', '.join(absent)}" if absent else ""
         rank_zero_info(f"Data: {len(labels):,} {split} images of {self.num_classes} classes{without}")
 

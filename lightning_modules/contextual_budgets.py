@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from lightning_modules.base import Batch, GeneratorClassifier, blank_images, statistics_of
+from lightning_modules.base.checks import check_repeatable, run_blank
 from robust.bounds import Auto, Verifier, clean_statistics, in_place_of_running, interval_regulariser
 from robust.bounds.clean_statistics import normalised_by_batch
 from robust.budgets import check_budget_range, relative_budgets
 from robust.certified_losses import CertifiedLoss
-from robust.errors import require
+from robust.errors import SettingError, require
+from robust.modes import attack_mode
 from robust.networks import initialise_for_intervals
+from robust.passes import uncounted
 from robust.threat_models import LinfBall, PixelBox, ThreatModel
 
 
@@ -188,9 +191,29 @@ class ContextualBudgets(GeneratorClassifier):
         checkpoint["budget_range"] = {"alpha_low": self.alpha_low, "alpha_high": self.alpha_high}
 
     def check_shapes(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Check the networks, and that the verifier can bound the classifier."""
+        """Check the networks, that the verifier can bound the classifier, and the loss of each example."""
         super().check_shapes(image_shape, num_classes)
         blank = blank_images(self.classifier, 1, image_shape)
+        y = torch.zeros(1, dtype=torch.long, device=blank.device)
         with torch.no_grad():
-            box = LinfBall(self.epsilon).interval(blank)
-            self.verifier.cross_entropy(self.classifier, box, torch.zeros(1, dtype=torch.long, device=blank.device))
+            self.verifier.cross_entropy(self.classifier, LinfBall(self.epsilon).interval(blank), y)
+        if self.generator is not None:
+            check_repeatable("model.generator", self.generator, image_shape, "outputs", "switch its noise off there")
+            outputs = run_blank("model.generator", self.generator, image_shape)
+            relative_budgets(outputs, self.epsilon, self.alpha_low, self.alpha_high)
+        if self.robust_loss is not None:
+            self._check_robust_loss(self.robust_loss, blank_images(self.classifier, 2, image_shape))
+
+    def _check_robust_loss(self, loss: CertifiedLoss, x: Tensor) -> None:
+        """Check, on two blank images, that the loss takes its arguments and is one of each example."""
+        name, y = type(loss).__name__, torch.zeros(len(x), dtype=torch.long, device=x.device)
+        devices = [x.device] if x.is_cuda else []
+        try:
+            with attack_mode(self.classifier, "eval"), uncounted(), torch.random.fork_rng(devices):
+                losses: Any = loss(self.classifier, self.verifier, LinfBall(self.epsilon), x, y, crown_weight=1.0)
+        except TypeError as error:
+            remedy = f"it is called as loss(network, verifier, budgets, x, y, crown_weight=...), which fails: {error}"
+            raise SettingError("model.robust_loss", name, remedy) from error
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        remedy = f"its output for 2 images is {shape}; give one loss for each example, of shape (B,)"
+        require(shape == (2,), "model.robust_loss", name, remedy)

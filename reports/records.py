@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from robust.errors import SettingError, require
+from robust.metric_names.registry import find
 
 FILE = "results.json"
 Record = dict[str, Any]
@@ -17,8 +18,11 @@ _KINDS = {dict: "a mapping", list: "a list", str: "a text", float: "a finite num
 _FIELDS: dict[str, type] = {
     "config": dict,
     "config.ckpt_path": str,
+    "checkpoint": str,
     "config.model": dict,
+    "config.model.init_args": dict,
     "config.trainer": dict,
+    "config.trainer.callbacks": list,
     "config.trainer.default_root_dir": str,
     "command": str,
     "wall_time": float,
@@ -30,6 +34,7 @@ _FIELDS: dict[str, type] = {
     "margins": dict,
     "skipped": dict,
 }  # a field comes after the field of which it is a part
+_ROUNDING = 1e-6  # of a fraction
 _PARTS: dict[str, type] = {"samples": int, "outcomes": dict, "margins": list, "skipped": str, "own_code": str}
 
 
@@ -41,13 +46,19 @@ def read_records(file: Path) -> dict[str, Record]:
     """
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bytes of another encoding, no JSON, or too deep
         raise SettingError("runs", str(file), f"it is not valid JSON ({error}); give a {FILE}") from None
     well_formed = isinstance(records, dict) and all(
         isinstance(record, dict) and isinstance(record.get("metrics"), dict) for record in records.values()
     )
     require(well_formed and bool(records), "runs", str(file), f"it has no records with metrics; give a {FILE}")
     for name, record in records.items():
+        for metric, value in record["metrics"].items():
+            info = find(metric)
+            fits = (
+                info is None or info.unit != "fraction" or not _is(value, float) or -_ROUNDING <= value <= 1 + _ROUNDING
+            )
+            require(fits, f"{file}, {name}, metrics.{metric}", value, "it is a fraction; give a number in [0, 1]")
         for field, value, kind in _fields(record):
             remedy = f"give {_KINDS[kind]}, or null, or leave it out"
             require(value is None or _is(value, kind), f"{file}, {name}, {field}", value, remedy)
@@ -99,5 +110,5 @@ def _callbacks(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
 def _is(value: Any, kind: type) -> bool:
     if kind not in (float, int):
         return isinstance(value, kind)
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return number and (kind is float or value > 0)

@@ -113,7 +113,9 @@ def _experiment(run: Run, checkpoint: str) -> str:
     config = record.get("config") or {}
     what = settings.experiment(record) if config else record.get("command")
     unknown = None if run.training else run.checkpoint  # two such checkpoints may differ in more than the seed
-    return settings.text([record.get("method"), what, checkpoint, unknown, run.path if not config else None])
+    given = config.get("checkpoint") or {} if checkpoint == "selected" else {}
+    by = [given.get("monitor"), given.get("mode")]
+    return settings.text([record.get("method"), what, checkpoint, by, unknown, run.path if not config else None])
 
 
 def _label(rows: list[Row]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.checkpoints import load_part
+from robust.checks import value_range
 from robust.errors import SettingError, require
 from robust.threat_models import PixelBox
 
@@ -35,7 +36,12 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
 
     Returns:
         r of shape (B, C, H, W), differentiable to ``outputs``; constant outputs give r = 1.
+
+    Raises:
+        SettingError: if the range is impossible, or an output is outside [0, 1], for which no budgets have this volume.
     """
+    check_budget_range(epsilon, alpha_low, alpha_high)
+    _check_outputs(outputs)
     # a generator under bf16 autocast gives bf16, in which no volume is exact
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     low, high = math.log(alpha_low), math.log(min(alpha_high, 1 / epsilon))
@@ -62,6 +68,13 @@ def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> N
     require(alpha_high >= 1, "alpha_high", alpha_high, remedy)
 
 
+def _check_outputs(outputs: Tensor) -> None:
+    low, high = value_range(outputs)
+    remedy = "give a network whose outputs are in [0, 1], such as one that ends with a sigmoid"
+    remedy = "its weights have diverged; give it a lower rate" if math.isnan(low) else remedy
+    require(low >= 0 and high <= 1, "generator", f"outputs from {low:.4g} to {high:.4g}", remedy)
+
+
 class LearnedBudgets:
     """The budgets that a trained generator gives, for the evaluation of other models in them.
 
@@ -84,7 +97,7 @@ class LearnedBudgets:
     Raises:
         SettingError: if the range is impossible or not that of the checkpoint's training, or not given where the
             checkpoint does not say it; if the checkpoint is absent, has no generator or that of another architecture;
-            on use, if the generator's outputs are not of the images' shape.
+            on use, if the generator's outputs are not of the images' shape or outside [0, 1].
     """
 
     def __init__(

@@ -14,6 +14,9 @@ from robust import zoo
 from robust._packages import package
 from robust.errors import SettingError, require
 
+_OLD = b"\x80\x02\x8a\x0a"  # how files of torch's format before 1.6 begin
+_WRAPPERS = ("module.", "_orig_mod.")  # what nn.DataParallel and torch.compile put before the names of all weights
+
 
 def is_elsewhere(path: str) -> bool:
     """Whether a path is a URL or names a checkpoint of the zoo."""
@@ -50,6 +53,9 @@ def read_saved(
     except SettingError:
         raise
     except zipfile.BadZipFile as error:
+        if file.open("rb").read(len(_OLD)) == _OLD:
+            old = "torch's old format, which has no checksums; load it with torch.load and save it again"
+            raise SettingError(setting, name, f"it is in {old}") from error
         raise SettingError(setting, name, f"its end is missing, or it is of another kind; {remedy}") from error
     except OSError as error:
         raise SettingError(setting, name, f"it cannot be read ({error.strerror or error}); {remedy}") from error
@@ -63,7 +69,8 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
     Args:
         network: the network that gets them.
         path: a ``.safetensors`` file; or a file of ``torch.save`` with a ``state_dict``, alone or under that name; or
-            ``zoo:NAME``. Of a checkpoint of a training, the classifier is loaded.
+            ``zoo:NAME``. Of a checkpoint of a training, the classifier is loaded. The names of all weights may begin
+            with that of a wrapper, ``module.`` or ``_orig_mod.``.
         setting: name of the path's setting, for the errors.
 
     Raises:
@@ -77,7 +84,11 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
             raise SettingError(setting, path, str(error).partition("; ")[2]) from error
     else:
         state = _read_state(path, setting, remedy)
-    wrong = _differences(network.state_dict(), state)
+    own = network.state_dict()
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own):
+            state = {name.removeprefix(wrapper): weight for name, weight in state.items()}
+    wrong = _differences(own, state)
     require(not wrong, setting, path, f"{wrong}; give weights of this network, or the network's settings of that file")
     network.load_state_dict(state)
 
@@ -87,8 +98,8 @@ def _read_state(path: str, setting: str, remedy: str) -> dict[str, Tensor]:
     content = _read_safetensors(path, setting, remedy) if path.endswith(".safetensors") else None
     content = read_saved(path, setting, remedy) if content is None else content
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    right = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
-    require(right, setting, path, f"it holds no state_dict of tensors; {remedy}")
+    fits = isinstance(state, dict) and bool(state) and all(isinstance(weight, Tensor) for weight in state.values())
+    require(fits, setting, path, f"it holds no state_dict of tensors; {remedy}")
     assert isinstance(state, dict)
     return read_part(path, "classifier", setting)[1] if "method" in content else state  # method: a checkpoint of fit
 

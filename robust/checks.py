@@ -62,7 +62,7 @@ def check_range(x: Tensor, name: str = "images") -> None:
     Raises:
         SettingError: naming the range that was found, the expected one and the remedy.
     """
-    low, high = _range(x)
+    low, high = value_range(x)
     if not (low >= 0.0 and high <= 1.0):  # also where an end is not a number
         remedy = f"{_NORMALIZE} (robust.networks.Normalize as its first layer)"
         if low >= -NEAR and high <= 1 + NEAR:
@@ -82,7 +82,7 @@ def check_points(x_adv: Tensor, x: Tensor, name: str = "x_adv") -> None:
         return
     check_images(x)
     require(x_adv.shape == x.shape, name, tuple(x_adv.shape), f"give the images' shape, {tuple(x.shape)}")
-    low, high = _range(x_adv)
+    low, high = value_range(x_adv)
     finite = low > -torch.inf and high < torch.inf
     require(finite, name, f"values from {low:.4g} to {high:.4g}", "give finite values: a step or a gradient diverged")
 
@@ -98,7 +98,7 @@ def check_budgets(budgets: Tensor, name: str = "budgets") -> None:
     require(isinstance(budgets, Tensor), name, type(budgets).__name__, "give a tensor that broadcasts to the images")
     require(budgets.is_floating_point(), name, str(budgets.dtype), "give floats, in units of [0, 1]")
     require(budgets.numel() > 0, name, tuple(budgets.shape), "give at least one budget")
-    low, high = _range(budgets)
+    low, high = value_range(budgets)
     remedy = "give finite budgets of at least 0, in units of [0, 1]"
     require(low >= 0.0 and high < torch.inf, name, f"values from {low:.4g} to {high:.4g}", remedy)
 
@@ -137,6 +137,7 @@ def as_classes(y: Tensor) -> Tensor:
     >>> as_classes(torch.tensor([3], dtype=torch.uint8))
     tensor([3])
     """
+    require(isinstance(y, Tensor), "labels", type(y).__name__, "give a tensor of class indices, (B,)")
     whole = not (y.dtype.is_floating_point or y.dtype is torch.bool or y.dtype.is_complex)
     return y.long() if whole else y
 
@@ -159,7 +160,7 @@ def check_labels(y: Tensor, batch: int, num_classes: int, name: str = "labels") 
     """
     require(num_classes >= 2, "network", f"{num_classes} logits", "give a classifier of at least 2 classes")
     check_label_shape(y, batch, name)
-    low, high = (int(end) for end in _range(y))
+    low, high = (int(end) for end in value_range(y))
     remedy = f"give class indices in [0, {num_classes}), as many as the network has logits"
     require(low >= 0 and high < num_classes, name, f"labels from {low} to {high}", remedy)
 
@@ -171,6 +172,8 @@ def check_logits(logits: Tensor, batch: int) -> None:
         SettingError: if their shape is another.
         NonFiniteLogitsError: if one is NaN or infinite.
     """
+    kind = type(logits).__name__
+    require(isinstance(logits, Tensor), "network", f"a {kind} as output", "give a network that returns logits (B, K)")
     shape = logits.dim() == 2 and len(logits) == batch and logits.shape[1] >= 2
     require(shape, "network", f"output of shape {tuple(logits.shape)}", f"give logits of shape ({batch}, K), K >= 2")
     bad = int((~logits.detach().isfinite()).any(1).sum())
@@ -181,7 +184,7 @@ def check_logits(logits: Tensor, batch: int) -> None:
         )
 
 
-def _range(x: Tensor) -> tuple[float, float]:
+def value_range(x: Tensor) -> tuple[float, float]:
     """Least and largest value, in one wait for the device; both are NaN where a value is."""
     x = x.detach()
     # two passes: on the CPU each is vectorised, which torch.aminmax is not

@@ -15,6 +15,7 @@ from robust.threat_models import ThreatModel
 
 # It returns images. With that type, jsonargparse would take a class_path for that of a subclass of Tensor.
 Attack = Callable[[nn.Module, ThreatModel, Tensor, Tensor], Any]
+NO_GRAPH = "does not require grad"  # in torch's error where a graph is missing
 MEAN_NETWORK = "_mean_network"  # end of an attack's name
 
 
@@ -44,14 +45,20 @@ def checked_attack(
     Traceback (most recent call last):
     robust.errors.InvalidAttackError: invalid attack brighten: brighten gave 2 images out of 2 outside...
     """
-    x_adv: Any = attack(network, threat_model, x, y)
-    if not isinstance(x_adv, Tensor):
-        what = f"{type(x_adv).__name__}; return images of shape {tuple(x.shape)}"
-        raise InvalidAttackError(f"invalid attack {name}: {_name(attack)} gave {what}")
-    if x_adv.shape != x.shape or not bool((inside := threat_model.contains(x_adv, x)).all()):
-        what = f"images of shape {tuple(x_adv.shape)}" if x_adv.shape != x.shape else f"{int((~inside).sum())} images"
+    invalid = f"invalid attack {name}: {_name(attack)}"
+    try:
+        x_adv: Any = attack(network, threat_model, x, y)
+    except RuntimeError as error:
+        if NO_GRAPH not in str(error):
+            raise
+        remedy = "evaluations run without gradients; compute the loss inside `with torch.enable_grad():`"
+        raise InvalidAttackError(f"{invalid} asks for a gradient of a loss that has none; {remedy}") from error
+    if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape:
+        what = f"images of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+        raise InvalidAttackError(f"{invalid} gave {what}; return images of shape {tuple(x.shape)}")
+    if not bool((inside := threat_model.contains(x_adv, x)).all()):
         raise InvalidAttackError(
-            f"invalid attack {name}: {_name(attack)} gave {what} out of {len(x)} outside "
+            f"{invalid} gave {int((~inside).sum())} images out of {len(x)} outside "
             f"{type(threat_model).__name__} or [0, 1]; project what it returns by threat_model.project"
         )
     return x_adv

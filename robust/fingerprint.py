@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial
+from inspect import unwrap
 from types import CellType, CodeType, ModuleType
 from typing import Any
 
@@ -41,8 +42,8 @@ def structure(network: nn.Module) -> list[Any]:
 def described(value: object) -> Any:
     """Settings as plain values that are equal for equal settings: objects by class and attributes.
 
-    Private attributes are those of a user's class: this project's own keep what they compute there. Of what has neither
-    attributes nor a text of its own, such as a lock, the class counts alone.
+    Private attributes that this project's classes use are left out: they keep there what they compute. Of what has
+    neither attributes nor a text of its own, such as a lock, the class counts alone.
     """
     return _Description()(value)
 
@@ -118,15 +119,46 @@ class _Description:
         if len(self._within) > DEEPEST:
             return _named(type(value))
         self._seen[id(value)] = len(self._seen)
-        weights = [digest(value.state_dict().values()), self.structure(value)] if isinstance(value, nn.Module) else []
+        weights = [weights_of(value), self.structure(value)] if isinstance(value, nn.Module) else []
         return [_named(type(value)), self._attributes(value), *weights]
 
     def _attributes(self, owner: object) -> dict[str, Any]:
-        of_project = any(kind.__module__.partition(".")[0] in OF_PROJECT for kind in type(owner).__mro__)
-        ignored = _OWN if isinstance(owner, nn.Module) else ()
-        items = vars(owner).items()
-        kept = [each for each in items if each[0] not in ignored and not (of_project and each[0].startswith("_"))]
-        return {name: self(value) for name, value in kept}
+        kind: Any = type(owner)
+        ignored = (_OWN if isinstance(owner, nn.Module) else set()) | _computed(kind)
+        return {name: self(value) for name, value in vars(owner).items() if name not in ignored}
+
+
+@cache
+def _computed(kind: type) -> frozenset[str]:
+    """Names of the private attributes that this project's classes behind ``kind``, and their bases, use.
+
+    These classes keep there what they compute. A user's subclass may keep its settings in others.
+    """
+    if not any(_of_project(base) for base in kind.__mro__):
+        return frozenset()
+    bases = [base for base in kind.__mro__ if _of_project(base) or hash_of_own_file(base.__module__) is None]
+    members = [member for base in bases for member in vars(base).values()]
+    functions = [getattr(member, "fget", None) or getattr(member, "func", member) for member in members]
+    codes = [code for each in functions if isinstance(code := getattr(unwrap(each), "__code__", None), CodeType)]
+    return frozenset(name for code in codes for name in _names(code) if name.startswith("_"))
+
+
+def _of_project(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in OF_PROJECT
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+def weights_of(network: nn.Module) -> str:
+    """Checksum of a network's weights and buffers, also of those that no checkpoint has."""
+    saved = network.state_dict()
+    others = [buffer for name, buffer in network.named_buffers() if name not in saved]
+    return digest([*saved.values(), *others])
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -49,6 +49,8 @@ def trained(tmp_path_factory):
         ),
         ("checkpoint.monitr=x", "checkpoint.monitr: got 'x'; no such setting, did you mean checkpoint.monitor?"),
         ("foo=3", "foo: got '3'; no such setting, see train.py fit --help"),
+        ("trainer.epochs=2", "trainer.epochs: got '2'; no such setting, did you mean trainer.max_epochs?"),
+        ("epsilon=0.2", "epsilon: got '0.2'; no such setting, did you mean model.epsilon?"),
         # entries of a list before its last
         (
             "trainer.callbacks.CertifiedEvaluation.every_n_epochs=8",

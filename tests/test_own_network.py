@@ -184,16 +184,27 @@ def test_weights_that_do_not_fit_are_named(state, expected, tmp_path):
     assert str(error.value).startswith(f"weights: got '{path}'; {expected}")
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_network_are_loaded(wrapper, tmp_path):
+    weights = {name: torch.full_like(weight, 0.5) for name, weight in Plain().state_dict().items()}
+    torch.save({f"{wrapper}{name}": weight for name, weight in weights.items()}, tmp_path / "wrapped.pth")
+    network = Plain()
+    load_weights(network, str(tmp_path / "wrapped.pth"), "weights")
+    assert all(torch.equal(weight, weights[name]) for name, weight in network.state_dict().items())
+
+
 def test_a_file_without_weights_is_refused(tmp_path, payload, capsys):
     torch.save({"state_dict": Plain().state_dict(), "x": payload}, tmp_path / "evil.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"abc")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save(Plain().state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name, expected in {
         "none.pth": "no such file; give a .safetensors file, or a .pth file of a state_dict",
         "none.safetensors": "no such file; give a .safetensors file, or a .pth file of a state_dict",
         "evil.pth": "it holds more than tensors and plain values, which is not read as it could run code",
         "cut.safetensors": "it cannot be read (",
         "list.pth": "it holds no state_dict of tensors; give a .safetensors file",
+        "old.pth": "it is in torch's old format, which has no checksums; load it with torch.load and save it again",
     }.items():
         path = str(tmp_path / name)
         settings = [*STANDARD, f"--model.classifier={__name__}.Plain", f"--model.weights={path}"]

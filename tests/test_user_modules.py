@@ -130,6 +130,19 @@ def test_an_error_in_a_callback_or_method_of_ones_own_is_named_too(tmp_path, pat
     assert error.startswith(f"trainer.callbacks.0: got 'own_parts.Watch'; building it fails at {place}; correct it")
 
 
+def test_a_required_argument_without_a_type_is_named(tmp_path, path_of_modules, capsys):
+    """Regression: the parser gave None for it, and the error was that of torch, in the constructor."""
+    (tmp_path / "untyped.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n"
+        "    def __init__(self, n_classes, width=8):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(784, n_classes))\n"
+    )
+    settings = ["--data=Digits", "--model=StandardTraining", "--model.classifier=untyped.Net", *SMALL, *QUIET]
+    error = error_of(["fit", *settings], capsys)
+    expected = "model.classifier.n_classes: got None; not given; put it in the config file or on the command line"
+    assert error == expected
+
+
 def test_a_module_beside_the_config_file_is_found_and_one_that_clashes_is_refused(tmp_path, path_of_modules, capsys):
     folder = tmp_path / "elsewhere"
     folder.mkdir()

@@ -21,6 +21,7 @@ from callbacks.evaluation.saved_rows import Rows
 from lightning_modules.base import Batch, RobustClassifier, check_precision, index_spacing
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
+from robust.evaluation import NO_GRAPH
 from robust.metric_names.registry import find
 from robust.metrics import Accuracy, Gathered
 from robust.modes import attack_mode
@@ -82,7 +83,10 @@ class Evaluation(StageCallback, ABC):
 
     @abstractmethod
     def evaluate(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Update the metrics by images (B, C, H, W) and labels (B,); attacks can compute gradients here."""
+        """Update the metrics by images (B, C, H, W) and labels (B,).
+
+        Gradients are computed inside ``with torch.enable_grad():``; the attacks of ``robust`` do so themselves.
+        """
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
         """The values to log, by name without the stage; called in all processes."""
@@ -233,7 +237,12 @@ class Evaluation(StageCallback, ABC):
             full_precision(x.device),  # TF32 can contradict a bound
             self.seeded(x),  # for evaluations that draw without a key of their own
         ):
-            self.evaluate(module, x.clone(), y.clone())
+            try:
+                self.evaluate(module, x.clone(), y.clone())
+            except RuntimeError as error:
+                remedy = "evaluations run without gradients; compute them inside `with torch.enable_grad():`"
+                require(NO_GRAPH not in str(error), "trainer.callbacks", type(self).__name__, remedy)
+                raise
         self._compare(module.trainer)
 
     def on_finish(self, stage: Stage, trainer: Trainer, module: RobustClassifier) -> None:
@@ -252,6 +261,8 @@ class Evaluation(StageCallback, ABC):
     def _note_logged(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
         """Store the metrics' names, and refuse one that another evaluation logged: Lightning would average both."""
         self.logged = set(values)
+        remedy = "the module logs it, for all images without perturbation; give it another name"
+        require("accuracy/clean" not in self.logged, f"{type(self).__name__}.update", "accuracy/clean", remedy)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks:
             shared = sorted(self.logged & other.logged) if isinstance(other, Evaluation) and other is not self else []

@@ -24,7 +24,7 @@ from robust.attacks import PGD
 from robust.bounds import FeedForwardVerifier, LargestCertifiedBox
 from robust.bounds.verifier import full_precision
 from robust.errors import SettingError, require
-from robust.fingerprint import described, digest, own_code, structure
+from robust.fingerprint import described, digest, own_code, structure, weights_of
 from robust.folders import check_writable
 from robust.metrics import Gathered
 from robust.metrics.confidence import wilson_interval
@@ -219,7 +219,7 @@ class CertifiedVolume(Evaluation):
             "search settings": described(search),
             "own code": own_code(search, module.classifier) or None,  # as in early files, which have no such entry
             "network": structure(module.classifier),
-            "weights": digest(module.classifier.state_dict().values()),
+            "weights": weights_of(module.classifier),
             "images": digest([images["index"], images["image"], images["label"]]),
         }
 

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from robust.errors import require
-from robust.fingerprint import described, digest, own_code, structure
+from robust.fingerprint import described, own_code, structure, weights_of
 from robust.folders import check_writable
 
 VERSION = 5  # of the results; increase it whenever an attack or a verdict changes
@@ -68,7 +68,7 @@ class ResumableTest(Callback):
         self._tested = {
             "version": VERSION,
             "network": described_networks.pop("classifier", None),
-            "weights": digest(pl_module.state_dict().values()),
+            "weights": weights_of(pl_module),
             "method": [described_networks, described(settings)],
             "own code": own_code(type(pl_module), settings, *networks.values()),
         }

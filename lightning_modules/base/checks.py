@@ -194,11 +194,23 @@ def run_blank(
     return output
 
 
-def check_repeatable(name: str, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+_NOISE = "derive its noise from robust.networks.NoiseSource, over which evaluations average, or switch it off there"
+
+
+def check_repeatable(
+    name: str, network: nn.Module, image_shape: tuple[int, int, int], outputs: str = "logits", noise: str = _NOISE
+) -> None:
     """Check that passes of an image in evaluation mode give the same logits, also alone, for a network without noise.
 
     Verdicts of one pass would be verdicts of one draw, and attacks could not average over unknown draws. Logits that
     depend on the other images of a batch would make every metric depend on the size of the batches.
+
+    Args:
+        name: name of the network's setting, for errors.
+        network: network from images (B, C, H, W).
+        image_shape: shape of the images, (C, H, W).
+        outputs: what the network's outputs are, in the plural.
+        noise: remedy for a network with noise.
 
     Raises:
         SettingError: if they differ, or if the network fails on one image.
@@ -206,7 +218,7 @@ def check_repeatable(name: str, network: nn.Module, image_shape: tuple[int, int,
     blank = blank_images(network, 2, image_shape)  # on black images without biases, dropout changes nothing
     images = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
     devices = [blank.device] if blank.is_cuda else []
-    of_batch = f"{type(network).__name__}, whose logits depend on the other images of a batch in evaluation mode"
+    of_batch = f"{type(network).__name__}, whose {outputs} depend on the other images of a batch in evaluation mode"
     give = "give layers that use none of their values there, such as a batch-norm with track_running_stats true"
     with attack_mode(network, "eval"), torch.no_grad(), uncounted(), torch.random.fork_rng(devices):
         one, other = network(images), network(images)
@@ -218,12 +230,40 @@ def check_repeatable(name: str, network: nn.Module, image_shape: tuple[int, int,
     # evaluations report logits that are not finite
     largest, tolerance = float(one.abs().max()), max(1e-3, 16 * torch.finfo(one.dtype).eps)
     close = partial(torch.allclose, one, rtol=tolerance, atol=tolerance * largest)
-    remedy = "derive its noise from robust.networks.NoiseSource, over which evaluations average, or switch it off there"
-    finite = math.isfinite(largest)
-    require(
-        not finite or close(other), name, f"{type(network).__name__}, whose passes differ in evaluation mode", remedy
-    )
+    finite, kind = math.isfinite(largest), type(network).__name__
+    require(not finite or close(other), name, f"{kind}, whose passes differ in evaluation mode", noise)
     require(not finite or (alone.shape == one.shape and close(alone)), name, of_batch, give)
+
+
+def check_registered(name: str, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Check that all weights behind a network's output are its parameters, which layers in a plain list are not.
+
+    Raises:
+        SettingError: if there are others: no optimizer would train them, and no checkpoint would have them.
+    """
+    blank = blank_images(network, 2, image_shape)
+    own = {id(weight) for weight in chain(network.parameters(), network.buffers())}
+    devices = [blank.device] if blank.is_cuda else []
+    with attack_mode(network, "eval"), torch.enable_grad(), uncounted(), torch.random.fork_rng(devices):
+        others = [weight for weight in leaves(network(blank)) if id(weight) not in own]
+    shapes = ", ".join(str(tuple(weight.shape)) for weight in others[:3])
+    remedy = f"weights that are not its parameters, of shapes {shapes}, would not be trained or saved; put layers in "
+    remedy += "nn.ModuleList or nn.ModuleDict and tensors in nn.Parameter, or freeze them by requires_grad_(False)"
+    require(not others, name, type(network).__name__, remedy)
+
+
+def leaves(output: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient and from which an output was computed, each once."""
+    found, seen, waiting = list[Tensor](), set[Any](), [output.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def warn_of_probabilities(name: str, output: Tensor) -> None:

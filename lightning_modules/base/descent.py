@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -49,6 +50,7 @@ class Descent(Rebuilding):
         require(positive, "model.gradient_clip", gradient_clip, "give a positive norm")
         self.automatic_optimization = False
         self.optimizer, self.lr_scheduler, self.gradient_clip = optimizer, lr_scheduler, gradient_clip
+        self._without_gradient: set[int] = set()  # optimizers of which a warning has said so
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
         """One entry for each optimizer; methods with several optimizers extend the list."""
@@ -58,9 +60,13 @@ class Descent(Rebuilding):
         """Build the optimizers and schedules in the order of :meth:`optimizer_specs`.
 
         Raises:
-            SettingError: for ``LBFGS``, or if a weight that requires a gradient is in no entry.
+            SettingError: for ``LBFGS``, if an entry has no weights, or if a weight that requires a gradient is in none.
         """
         specs = [spec._replace(parameters=list(spec.parameters)) for spec in self.optimizer_specs()]
+        remedy = (
+            "an optimizer would have no weights; give a network with layers that are attributes, or in nn.ModuleList"
+        )
+        require(all(bool(spec.parameters) for spec in specs), "model", type(self).__name__, remedy)
         self._check_all_listed(specs)
         optimizers = [spec.optimizer(spec.parameters) for spec in specs]
         closure = next((type(each).__name__ for each in optimizers if isinstance(each, torch.optim.LBFGS)), None)
@@ -93,9 +99,13 @@ class Descent(Rebuilding):
                 once a batch, so that ``global_step`` counts batches, however many optimizers there are.
 
         Raises:
+            SettingError: if the loss cannot be descended, or the optimizers are given as a list.
             NonFiniteLossError: if the loss is NaN or infinite; no parameter has changed then.
         """
         self.check_loss(loss)
+        kind = next((type(each).__name__ for each in optimizers if isinstance(each, list | tuple)), None)
+        remedy = "give the optimizers one by one: self.descend(loss, *self.all_optimizers())"
+        require(kind is None, f"{type(self).__name__}.training_step", kind, remedy)
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
@@ -130,7 +140,21 @@ class Descent(Rebuilding):
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)
         for index, optimizer in enumerate(optimizers):
+            self._warn_of_missing_gradient(optimizer)
             if counts and index == 0:
                 optimizer.step()
             else:
                 self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+
+    def _warn_of_missing_gradient(self, optimizer: LightningOptimizer) -> None:
+        """Warn once of an optimizer whose step changes nothing, since no gradient has reached its weights."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        key = id(optimizer.optimizer)
+        if key in self._without_gradient or any(weight.grad is not None for weight in weights):
+            return
+        self._without_gradient.add(key)
+        first = next((name for name, weight in self.named_parameters() if weight is weights[0]), "its first weight")
+        rank_zero_warn(
+            f"{type(self).__name__}.training_step: no gradient reaches {first} and {len(weights) - 1} other weights "
+            "of its optimizer, whose step changes none; do not detach their outputs, or do not step it there"
+        )

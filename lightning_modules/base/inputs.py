@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.base.checks import (
     check_images,
     check_precision,
+    check_registered,
     check_scales,
     images_of,
     labelled,
@@ -124,6 +125,7 @@ class CheckedInputs(pl.LightningModule):
             SettingError: if it fails, or returns another shape.
         """
         output = run_blank(f"model.{name}", generator, image_shape)
+        check_registered(f"model.{name}", generator, image_shape)
         require(
             tuple(output.shape[1:]) == tuple(image_shape),
             f"model.{name}",

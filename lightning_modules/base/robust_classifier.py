@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_modules.base.checks import (
     check_double,
+    check_registered,
     check_repeatable,
     check_training_mode,
     images_of,
@@ -226,6 +227,7 @@ class RobustClassifier(TrainingModule):
         if self._trainer is not None and self.trainer.precision != "64-true":
             check_double("model.classifier", self.classifier, image_shape)
         self._check_outputs(logits, image_shape)
+        check_registered("model.classifier", self.classifier, image_shape)
         self._num_logits, self._image_shape = num_classes, image_shape
         if self._trainer is not None and self.trainer.state.fn == "fit":
             size = getattr(self.data_module, "batch_size", None)

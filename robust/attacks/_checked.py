@@ -41,6 +41,7 @@ def attacking(
         NonFiniteLogitsError: if logits are NaN or infinite.
         GradientError: if a gradient is, or the first is zero for all examples.
     """
+    require(isinstance(network, nn.Module), "network", type(network).__name__, "give an nn.Module, images to logits")
     check_precision(network)
     check_images(x)
     check_label_shape(y, len(x))

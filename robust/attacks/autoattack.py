@@ -16,7 +16,7 @@ from robust.attacks._checked import Checked, attacking, input_gradient
 from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
-from robust.fingerprint import structure
+from robust.fingerprint import structure, weights_of
 from robust.folders import check_writable
 from robust.losses import margin
 from robust.progress import advance, loop
@@ -169,7 +169,8 @@ class AutoAttack:
             return None
         digest = hashlib.sha256(f"{_STATE} {self.version} {self.seed} {self.batch_size} {norm} {epsilon}".encode())
         digest.update(str(structure(network.network)).encode())
-        for tensor in (x, y, *network.state_dict().values()):
+        digest.update(weights_of(network.network).encode())
+        for tensor in (x, y):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         check_writable(self.state_folder, "state_folder")
         self.state_folder.mkdir(parents=True, exist_ok=True)

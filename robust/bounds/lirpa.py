@@ -18,7 +18,7 @@ from robust.bounds.verifier import check_box, check_crown_weight, full_precision
 from robust.checks import as_classes, check_labels
 from robust.errors import SettingError, UnsupportedLayerError, require
 from robust.passes import INTERVALS, LINEAR_ROW, reported
-from robust.threat_models import Box, Region
+from robust.threat_models import Box, CutBall, Region
 
 
 class LirpaVerifier:
@@ -128,7 +128,7 @@ class LirpaVerifier:
 
 
 def _checked(network: nn.Module, box: Region) -> Box:
-    if not isinstance(box, Box):
+    if isinstance(box, CutBall):
         remedy = "LirpaVerifier bounds boxes alone; set the verifier to robust.bounds.FeedForwardVerifier"
         raise SettingError("box", f"{box.norm} ball", remedy)
     box = in_bound_precision(network, box)

@@ -52,6 +52,8 @@ def in_bound_precision(network: nn.Module, box: Regions) -> Regions:
         SettingError: if the network's weights or the box are in half precision, whose rounding makes bounds unsound,
             or the box has another shape, or a ball has a radius below 0 or another norm than l2 and l1.
     """
+    remedy = "give the box or ball around the images: threat_model.interval(x) or threat_model.region(x)"
+    require(isinstance(box, Box | CutBall), "box", type(box).__name__, remedy)
     lower, upper = box.lower, box.upper
     for side in (lower, upper):
         require(side.dtype in PRECISE, "box", str(side.dtype), "give float32 images in [0, 1]")

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class Accuracy(Metric):
-    """Right verdicts over all verdicts, as whole numbers that are summed over processes: exact however data is split.
+    """Correct verdicts over all verdicts, as whole numbers that are summed over processes: exact however data is split.
 
     Args:
         num_samples: verdicts on each example: more than one where a network draws random numbers.

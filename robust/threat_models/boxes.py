@@ -27,7 +27,8 @@ class PixelBox:
             differentiable to the budgets, with gradient zero where the box is cut by [0, 1].
 
     Raises:
-        SettingError: if a budget is negative or not finite; on use, if they do not broadcast to the images.
+        SettingError: if a budget is negative or not finite, or the budgets have one dimension, which would be that of
+            the images' columns; on use, if they do not broadcast to the images.
     """
 
     norm: Norm | None = None
@@ -36,6 +37,8 @@ class PixelBox:
 
     def __init__(self, budgets: Tensor) -> None:
         check_budgets(budgets)
+        remedy = "give one number, or (B, C, H, W); of each example: budgets.view(-1, 1, 1, 1)"
+        require(budgets.dim() != 1, "budgets", tuple(budgets.shape), remedy)
         self.budgets = budgets
 
     def _check_shape(self, x: Tensor) -> None:

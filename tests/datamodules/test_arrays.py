@@ -157,6 +157,9 @@ def test_labels_that_begin_with_1_are_warned_of(tmp_path):
     data = Arrays(path=write(tmp_path, "npz", {"images": IMAGES, "labels": LABELS + 1}))
     with pytest.warns(UserWarning, match=r"data\.\w+: no training image has label 0; labels are whole numbers from 0"):
         data.images("train")
+    data = Arrays(path=write(tmp_path, "npz", {"images": IMAGES, "labels": 2 * LABELS}))
+    with pytest.warns(UserWarning, match=r"data\.\w+: no training image has label 1, 3"):
+        data.images("train")
 
 
 def test_images_without_labels(tmp_path):

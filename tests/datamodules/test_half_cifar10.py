@@ -10,7 +10,7 @@ from datamodules import CIFAR10, Arrays
 from tests.testers import ROOT
 
 
-@pytest.mark.filterwarnings("ignore:data.verify_checksums")
+@pytest.mark.filterwarnings("ignore:data.verify_checksums", "ignore:data.path. no training image has label")
 def test_each_pixel_is_the_mean_of_four(written, tmp_path):
     spec = importlib.util.spec_from_file_location("half_cifar10", ROOT / "experiments" / "half_cifar10.py")
     script = importlib.util.module_from_spec(spec)

@@ -196,7 +196,10 @@ class TestFolderErrors:
             ({"test_fraction": 0.9}, r"^data\.test_fraction: got 0\.9; with data\.val_fraction 0\.1, no images"),
             ({"split_seed": -1}, r"^data\.split_seed: got -1; give 0 or more"),
             ({"class_names": ["a", "a"]}, r"^data\.class_names: got \['a', 'a'\]; give at least two different"),
-            ({"split": "folders"}, r"^data\.split: got 'folders'; .* needs the subfolders train and test; it has \["),
+            (
+                {"split": "folders"},
+                r"^data\.split: got 'folders'; .* needs the subfolders train and test, and none but",
+            ),
             ({"split": "absent.csv"}, r"^data\.split: got 'absent\.csv'; cannot read it \(No such file or directory\)"),
         ],
     )

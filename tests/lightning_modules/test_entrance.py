@@ -337,7 +337,7 @@ def test_radii_are_chosen_in_the_mode_of_the_attack(mode, trains):
     module = InstanceAdaptiveTraining(noting, epsilon=0.1, warmup_epochs=0, attack=attack)
     trainer = trainer_with(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     trainer.fit(module, datamodule=Digits(batch_size=8))
-    in_training = noting.modes[6:]  # the first are checks: five in evaluation mode, one in training mode
+    in_training = noting.modes[7:]  # the first are checks: six in evaluation mode, one in training mode
     assert len(in_training) == 3 * 2 + 2 + 1, "three attacks of two steps, two verdicts and the descent"
     assert sum(in_training) == min(trains, len(in_training))
     moved = network[1].num_batches_tracked.item()

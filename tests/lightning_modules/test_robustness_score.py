@@ -206,6 +206,7 @@ class Watched(RobustnessScoreTraining):
         self.seen.append([part[0].clone() for part in batch])
 
 
+@pytest.mark.filterwarnings("ignore:.*the first step steps no optimizer")
 def test_the_data_modules_give_two_orders_of_the_same_images():
     module = Watched(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), Generator())
     module.seen = []

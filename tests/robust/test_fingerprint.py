@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from robust.attacks import PGD
+from robust.bounds import LirpaVerifier
 from robust.budgets import LearnedBudgets
-from robust.fingerprint import described, structure
+from robust.fingerprint import described, structure, weights_of
 
 
 def test_settings_are_described_by_their_values():
@@ -45,14 +46,41 @@ def test_settings_of_a_users_class_may_be_private_and_of_any_type():
 
 
 class Sharper(PGD):
-    """A user's subclass of one of ours."""
+    """A user's subclass of one of ours, with a private setting."""
+
+    def __init__(self, steps, strength=1.0):
+        super().__init__(steps)
+        self._strength = strength
 
 
-def test_a_users_subclass_of_our_attack_is_described_by_its_settings():
-    attack = Sharper(2)
-    before = described(attack)
-    attack._cache = object()
-    assert described(attack) == before != described(Sharper(3))
+class Bounds(LirpaVerifier):
+    """A user's verifier, whose base keeps graphs in a private attribute."""
+
+
+def test_a_users_subclass_of_ours_is_described_by_its_settings():
+    """Regression: a test went on with the verdicts of a subclass with another private setting."""
+    assert described(Sharper(2)) == described(Sharper(2)) != described(Sharper(3))
+    assert described(Sharper(2)) != described(Sharper(2, strength=0.5))
+    verifier = Bounds()
+    before = described(verifier)
+    verifier._graphs = {"computed": 1}
+    assert described(verifier) == before != described(Bounds(method="crown"))
+
+
+def test_buffers_that_no_checkpoint_has_count():
+    """Regression: a test went on with the verdicts of a network with another such buffer."""
+
+    def network(scale, persistent):
+        module = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(module.weight)
+        torch.nn.init.zeros_(module.bias)
+        module.register_buffer("scale", torch.tensor(scale), persistent=persistent)
+        return module
+
+    for persistent in (True, False):
+        assert weights_of(network(1.0, persistent)) == weights_of(network(1.0, persistent))
+        assert weights_of(network(1.0, persistent)) != weights_of(network(3.0, persistent))
+        assert described(network(1.0, persistent)) != described(network(3.0, persistent))
 
 
 class Scaled(torch.nn.Module):

@@ -1,0 +1,91 @@
+"""No image of the user's own is left out, read twice, or in training and test, without a word."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from datamodules import Arrays, ImageFolder, Table
+from robust.errors import SettingError
+from tests.datamodules.pictures import write_classes
+
+
+def folder(root, **settings):
+    return ImageFolder(root=str(root), image_size=14, **settings)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_classes(tmp_path / "root", {"a": 8, "b": 8})
+
+
+@pytest.fixture
+def divided(tmp_path):
+    for split in ("train", "test"):
+        write_classes(tmp_path / "divided" / split, {"a": 4, "b": 4})
+    return tmp_path / "divided"
+
+
+def test_linked_folders_are_read(root, tmp_path):
+    """Regression: the images behind a link to a folder were left out."""
+    write_classes(tmp_path / "more", {"a": 3})
+    (root / "a" / "linked").symlink_to(tmp_path / "more" / "a")
+    assert len(folder(root).samples) == 19
+    shutil.move(root / "b", tmp_path / "b")
+    (root / "b").symlink_to(tmp_path / "b")
+    assert folder(root).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("place", ["a/broken.png", "c"])
+def test_broken_links_are_refused(place, root):
+    """Regression: an image, or a whole class, was left out."""
+    (root / place).symlink_to(root / "nowhere")
+    with pytest.raises(SettingError, match=rf"^data.root: got '.*{place}'; this link leads nowhere; mend or remove it"):
+        folder(root)
+
+
+def test_a_link_to_a_folder_above_is_refused(root):
+    (root / "a" / "again").symlink_to(root / "a")
+    with pytest.raises(SettingError, match=r"^data.root: got '.*a/again'; it is the same folder as .*a, whose images"):
+        folder(root)
+
+
+def test_folders_that_are_no_split_are_refused(divided):
+    """Regression: with ``split: folders`` the images of ``valid`` were left out."""
+    write_classes(divided / "valid", {"a": 2, "b": 2})
+    with pytest.raises(SettingError, match=r"none but val beside them; it has \['test', 'train', 'valid'\]"):
+        folder(divided, split="folders")
+    (divided / "valid").rename(divided / "extra")
+    with pytest.raises(
+        SettingError, match=r"data.root: .*it has the subfolders extra, test, train; set data.split: fr"
+    ):
+        folder(divided)
+    assert folder(divided, split="fraction").class_names == ("extra", "test", "train")
+
+
+def test_a_test_image_that_links_to_a_training_image_is_refused(divided):
+    image = next((divided / "train" / "a").iterdir())
+    (divided / "test" / "a" / f"linked{image.suffix}").symlink_to(image)
+    with pytest.raises(
+        SettingError, match=r"data.root: got '.*linked\..*'; it is the same image as .* of another split"
+    ):
+        folder(divided)
+
+
+@pytest.mark.parametrize("name", ["valid_images", "val_labels", "images"])
+def test_arrays_that_would_not_be_read_are_refused(name, tmp_path):
+    images, labels = np.zeros((6, 1, 8, 8), dtype=np.uint8), np.arange(6) % 3
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "own.npz", **arrays, file_names=np.arange(6))
+    assert Arrays(path=str(tmp_path / "own.npz")).num_classes == 3
+    np.savez(tmp_path / "own.npz", **arrays, **{name: images if name.endswith("images") else labels})
+    with pytest.raises(SettingError, match=rf"^data.path: got '{name}'; these arrays would not be read beside test_im"):
+        Arrays(path=str(tmp_path / "own.npz"))
+
+
+def test_a_column_that_is_named_twice_is_refused(root, tmp_path):
+    """Regression: the last one counted."""
+    rows = "".join(f"{path},{path.parent.name},{path.parent.name}\n" for path in sorted(root.rglob("*.*")))
+    (tmp_path / "rows.csv").write_text(f"path,label,label\n{rows}")
+    with pytest.raises(SettingError, match=r"^data.csv: got .*; it has two columns 'label'; rename one"):
+        Table(csv=str(tmp_path / "rows.csv"), image_size=14)
