@@ -137,8 +137,8 @@ def restart_stopped(study: Study) -> None:
     """Queue again the settings of the trials that were running when the sweep was stopped."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.system_attrs.get("fixed_params", trial.params))  # it may have stopped before it
-        # took all of them
+        # a trial that was queued may have stopped before it took all of its settings
+        study.enqueue_trial(trial.system_attrs.get("fixed_params", trial.params))
 
 
 def queue_grid(study: Study, study_file: StudyFile) -> None:

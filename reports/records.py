@@ -21,6 +21,7 @@ _FIELDS: dict[str, type] = {
     "checkpoint": str,
     "config.model": dict,
     "config.model.init_args": dict,
+    "config.checkpoint": dict,
     "config.trainer": dict,
     "config.trainer.callbacks": list,
     "config.trainer.default_root_dir": str,

@@ -19,6 +19,9 @@ folder = Path(values["trainer.default_root_dir"])
 if (folder.parent / "slow").exists():
     (folder.parent / "slow").write_text(str(os.getpid()))
     time.sleep(60)
+if (folder.parent / "killed").exists():
+    print("Total FLOPs: 0", flush=True)
+    os.kill(os.getpid(), 9)
 if (folder.parent / "fail").exists():
     sys.exit("error: it broke")
 (folder / "checkpoints").mkdir(exist_ok=True)

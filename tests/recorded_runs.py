@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 
+import report
+
 CLEAN, CERTIFIED, ATTACKED = "test/accuracy/clean", "test/certified_accuracy/linf_0.1", "test/accuracy/pgd/linf_0.1"
 
 
@@ -42,3 +44,11 @@ def write_run(
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"fit": fit | record, "test": test | record}))
     return folder
+
+
+def rows(tmp_path, *arguments):
+    """The rows of the JSON report of all runs in a folder, by label."""
+    assert report.main([str(tmp_path), "--output", str(tmp_path / "report.json"), *arguments]) == 0
+    written = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").unlink()
+    return {row["label"]: row for row in written["rows"]}

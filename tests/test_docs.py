@@ -59,6 +59,9 @@ def own_code(folder, output):
     assert 0 <= 1 - clean <= metrics["test/worst_class_error"] <= 1
     (random,) = (value for name, value in metrics.items() if name.startswith("test/accuracy/random/"))
     assert metrics["test/accuracy/union"] <= random <= clean
+    assert any(name.startswith("test/accuracy/sign/") for name in metrics)
+    budgets = results_in(folder / "logs" / "budgets" / "lightning_logs" / "version_0" / "results.json")
+    assert budgets["metrics"]["val/budget/own_budgets/log_volume_error"] < 1e-5
     model = results_in(versions / "version_1" / "results.json")["config"]["model"]["init_args"]
     assert (model["epsilon"], model["weight"]) == (0.05, 0.5)
     assert list(folder.rglob("predictions.csv"))

@@ -3,7 +3,7 @@
 import pytest
 
 import experiment
-from tests.fake_trainings import ONE, fake_matrix
+from tests.fake_trainings import ONE, ended, fake_matrix
 from tests.testers import ROOT
 
 
@@ -23,6 +23,15 @@ def test_a_broken_result_is_named(matrix, tmp_path, capsys):
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("a_0.json'; it is no record of a run; delete it to run this again")
+
+
+def test_a_run_that_a_signal_ends_is_named(matrix, tmp_path, capsys):
+    """Regression: the reason was the last line of its log, whatever it said."""
+    (tmp_path / "logs" / "a").mkdir(parents=True)
+    (tmp_path / "logs" / "a" / "killed").touch()
+    status, (line,) = ended(matrix(**ONE), capsys)
+    assert line.startswith("a seed 0: failed: ended by SIGKILL (a lack of memory ends a process by SIGKILL) (")
+    assert status == 1
 
 
 def test_a_run_without_evaluation_is_refused(matrix, capsys):

@@ -10,15 +10,7 @@ import pytest
 
 import report
 from reports.runs import read_runs
-from tests.recorded_runs import ATTACKED, CERTIFIED, CLEAN, attack, write_run
-
-
-def rows(tmp_path, *arguments):
-    """The rows of the JSON report of all runs in a folder, by label."""
-    assert report.main([str(tmp_path), "--output", str(tmp_path / "report.json"), *arguments]) == 0
-    written = json.loads((tmp_path / "report.json").read_text())
-    (tmp_path / "report.json").unlink()
-    return {row["label"]: row for row in written["rows"]}
+from tests.recorded_runs import ATTACKED, CERTIFIED, CLEAN, attack, rows, write_run
 
 
 def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
@@ -30,24 +22,6 @@ def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
     assert sorted(len(row["runs"]) for row in found.values()) == [1, 1, 3]
     assert sum("epsilon 0.2" in label for label in found) == 1
     assert sum("epsilon 0.1" in label for label in found) == 2, "the repetition of seed 0 is a row of its own"
-
-
-def write_selected(folder, seed, epoch):
-    """A training whose test is of the checkpoint of an epoch."""
-    file = write_run(folder, seed=seed) / "results.json"
-    records = json.loads(file.read_text())
-    records["test"]["checkpoint"] = str(folder / "checkpoints" / f"epoch={epoch}.ckpt")
-    file.write_text(json.dumps(records))
-
-
-def test_checkpoints_that_were_selected_in_other_epochs_are_one_row(tmp_path):
-    for seed, epoch in enumerate((37, 41, 33)):
-        write_selected(tmp_path / f"seed{seed}", seed, epoch)
-    tested = [row for row in rows(tmp_path).values() if row["metrics"]]
-    assert [len(row["runs"]) for row in tested] == [3]
-    write_selected(tmp_path / "again", 0, 41)  # the name says which of two selected checkpoints of a seed belongs where
-    tested = [row for row in rows(tmp_path).values() if row["metrics"]]
-    assert sorted(len(row["runs"]) for row in tested) == [1, 1, 2]
 
 
 FOLDER = "datamodules.ImageFolder"
@@ -77,19 +51,6 @@ def test_pictures_of_other_folders_are_other_data(tmp_path):
 def test_callbacks_that_may_change_a_training_distinguish_rows(tmp_path, callback, count):
     write_run(tmp_path / "with", seed=0, callbacks=[{"class_path": callback, "init_args": {}}])
     write_run(tmp_path / "without", seed=1)
-    assert len(rows(tmp_path)) == count
-
-
-@pytest.mark.parametrize(("scheduler", "count"), [("ReduceLROnPlateau", 2), ("torch.optim.lr_scheduler.StepLR", 1)])
-def test_validations_that_change_the_rate_distinguish_rows(tmp_path, scheduler, count):
-    """Regression: trainings whose rates fell after other numbers of validations were one row, as if they were seeds."""
-    for interval in (0.5, 1.0):
-        folder = write_run(tmp_path / str(interval), model={"lr_scheduler": {"class_path": scheduler}})
-        records = json.loads((folder / "results.json").read_text())
-        for record in records.values():
-            record["config"]["trainer"]["val_check_interval"] = interval
-            record["seed"] = int(interval)
-        (folder / "results.json").write_text(json.dumps(records))
     assert len(rows(tmp_path)) == count
 
 

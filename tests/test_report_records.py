@@ -24,6 +24,11 @@ MAPPING = "give a mapping, or null, or leave it out"
             "config.trainer.callbacks.AdversarialEvaluation.attacks.pgd: got",
         ),
         ({"metrics": {CLEAN: "0.9"}}, f"metrics.{CLEAN}: got '0.9'; {FINITE}"),
+        ({"metrics": {CLEAN: 95.0}}, f"metrics.{CLEAN}: got 95.0; it is a fraction; give a number in [0, 1]"),
+        ({"metrics": {"own": 10**400}}, "metrics.own: got 1000"),
+        ({"checkpoint": 5}, "checkpoint: got 5; give a text, or null, or leave it out"),
+        ({"config": {"trainer": {"callbacks": 5}}}, "config.trainer.callbacks: got 5; give a list, or null"),
+        ({"config": {"model": {"init_args": [1]}}}, f"config.model.init_args: got [1]; {MAPPING}"),
         ({"metrics": {CLEAN: [0.9]}}, f"metrics.{CLEAN}: got [0.9]; {FINITE}"),
         ({"metrics": {CLEAN: float("nan")}}, f"metrics.{CLEAN}: got nan; {FINITE}"),
         ({"wall_time": "a minute"}, f"wall_time: got 'a minute'; {FINITE}"),
@@ -42,6 +47,13 @@ def test_a_broken_record_is_one_line_with_file_and_field(tmp_path, capsys, recor
     error = capsys.readouterr().err
     assert error.startswith(f"report.py: error: {file}, test, {message}")
     assert error.count("\n") == 1
+
+
+def test_a_record_that_is_too_deep_is_one_line(tmp_path, capsys):
+    file = write_run(tmp_path / "a") / "results.json"
+    file.write_text("[" * 100_000)
+    assert report.main([str(tmp_path), "--output", str(tmp_path / "report.json")]) == 2
+    assert capsys.readouterr().err.startswith(f"report.py: error: runs: got '{file}'; it is not valid JSON (")
 
 
 @pytest.mark.parametrize("path", ["zoo:digits_trades", "https://example.org/last.ckpt"])

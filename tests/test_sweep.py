@@ -116,6 +116,23 @@ def test_a_grid_tries_each_combination_once(tmp_path, monkeypatch):
     assert len(trials(tmp_path)) == 8, "nothing is left to try"
 
 
+def test_a_trial_of_a_grid_that_stops_between_two_settings_starts_again(tmp_path, monkeypatch):
+    """Regression: it was queued with its first setting alone, so that one combination ran twice and another never."""
+    rates, steps = [0.1, 0.2], [1, 2]
+    settings = {"model.optimizer.lr": {"choice": rates}, "model.attack.steps": {"choice": steps}}
+    fake_objectives(monkeypatch)
+    path = write(tmp_path, settings=settings, trials=None)
+    study_file = read_study(path)
+    Path(study_file.folder).mkdir(parents=True, exist_ok=True)
+    study = sweep.open_study(study_file)
+    sweep.queue_grid(study, study_file)
+    trial = study.ask()
+    trial.suggest_categorical("model.optimizer.lr", rates)  # and the process is killed
+    sweep.main([path])
+    tried = [tuple(row["settings"].values()) for row in trials(tmp_path) if row["state"] == "complete"]
+    assert sorted(tried) == [(step, rate) for step in steps for rate in rates]
+
+
 def test_failed_trials_are_named_and_not_counted(tmp_path, monkeypatch, capsys):
     fake_objectives(monkeypatch, fails={1: ValueError("no memory")})
     with pytest.raises(ValueError, match="no memory"):

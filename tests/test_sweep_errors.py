@@ -1,5 +1,7 @@
 """Wrong studies, folders of other sweeps and absent objectives are named."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from filelock import FileLock
@@ -64,6 +66,18 @@ def test_an_error_in_a_process_of_its_own_is_one_line(tmp_path, monkeypatch, cap
         sweep._work(read_study(write(tmp_path)), None, 0, 0)
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: model.epsilon: got -1; give a size\n"
+
+
+def test_a_killed_process_of_a_sweep_is_named(tmp_path, monkeypatch, capsys):
+    """Regression: the sweep ended with status 2 and without a word."""
+    fake = SimpleNamespace(start=lambda: None, join=lambda: None, exitcode=-9)
+    context = SimpleNamespace(Lock=lambda: None, Process=lambda **_: fake)
+    monkeypatch.setattr(sweep, "get_context", lambda _: context)
+    with pytest.raises(SystemExit) as end:
+        sweep.main([write(tmp_path), "--processes=2"])
+    assert end.value.code == 2
+    message = "error: a process was ended by SIGKILL; the same command continues\n"
+    assert capsys.readouterr().err == 2 * message
 
 
 @pytest.mark.thorough

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robust.bounds import _lirpa_shims
 from robust.bounds._lirpa_causes import failing_layer, find_cause, odd_pooling
+from robust.bounds.agreement import require_alone
 from robust.bounds.changes import States, attributes
 from robust.bounds.recording import ValueDependenceError, reads_weights
 from robust.copies import copied
@@ -45,6 +46,7 @@ class LirpaGraph:
                     raise cause.error()
                 self._pooling = odd_pooling(traced)
                 logits = traced(self._images)
+                require_alone(traced, logits, self._images)
                 self.module, self.patches = _trace(traced, self._images[:2], optimiser, patches=patches)
             except UnsupportedLayerError:
                 raise

@@ -112,7 +112,7 @@ def _recorded(network: nn.Module, like: Tensor) -> Recording:
                 raise call.error(network, MIXES)
         _compare(network, bind(recording, network, dtype), values, others)
         _require_precise(network, again, values, dtype)
-        _require_alone(network, logits, others)
+        require_alone(network, logits, others)
         return replace(recording, cut=_without_gradient(network, others))
 
 
@@ -166,8 +166,12 @@ def _require_precise(network: nn.Module, recording: Recording, values: list[Tens
             raise call.error(network, f"its result has the lower precision {given}")
 
 
-def _require_alone(network: nn.Module, logits: Tensor, images: Tensor) -> None:
-    """Raise unless an image's logits are the same without the others of its batch; NaN is for others to report."""
+def require_alone(network: nn.Module, logits: Tensor, images: Tensor) -> None:
+    """Check that an image's logits are the same without the others of its batch; NaN is for others to report.
+
+    Raises:
+        UnsupportedLayerError: if they are not.
+    """
     alone = network(images[:1])
     size = float(1 + logits.nan_to_num(0, 0, 0).abs().amax())
     if not torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3 * size, equal_nan=True):

@@ -56,9 +56,7 @@ def test_folders_that_are_no_split_are_refused(divided):
     with pytest.raises(SettingError, match=r"none but val beside them; it has \['test', 'train', 'valid'\]"):
         folder(divided, split="folders")
     (divided / "valid").rename(divided / "extra")
-    with pytest.raises(
-        SettingError, match=r"data.root: .*it has the subfolders extra, test, train; set data.split: fr"
-    ):
+    with pytest.raises(SettingError, match=r"data.root: .*it has the subfolders extra, test, train; set data.spl"):
         folder(divided)
     assert folder(divided, split="fraction").class_names == ("extra", "test", "train")
 
@@ -66,9 +64,7 @@ def test_folders_that_are_no_split_are_refused(divided):
 def test_a_test_image_that_links_to_a_training_image_is_refused(divided):
     image = next((divided / "train" / "a").iterdir())
     (divided / "test" / "a" / f"linked{image.suffix}").symlink_to(image)
-    with pytest.raises(
-        SettingError, match=r"data.root: got '.*linked\..*'; it is the same image as .* of another split"
-    ):
+    with pytest.raises(SettingError, match=r"data.root: .*linked\..*'; it is the same image as .* of another split"):
         folder(divided)
 
 

@@ -288,3 +288,18 @@ def test_bfloat16_autocast_changes_nothing():
     for verifier in verifiers:
         with pytest.raises(SettingError, match=r"box: got 'torch.bfloat16'"):
             verifier.margins(network, Box(*(side.bfloat16() for side in box)), y)
+
+
+class Centred(nn.Module):
+    """Logits less half of their mean over the batch."""
+
+    def forward(self, x):
+        logits = x.flatten(1)[:, :3]
+        return logits - logits.mean(0, keepdim=True) / 2
+
+
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused():
+    """Regression: its margins depended on the size of the batches."""
+    x, y, budgets = case()
+    with pytest.raises(UnsupportedLayerError, match="an image's logits depend on the others in its batch"):
+        LirpaVerifier().margins(Centred(), PixelBox(budgets).interval(x), y)
