@@ -137,8 +137,10 @@ def test_a_required_argument_without_a_type_is_named(tmp_path, path_of_modules, 
         "    def __init__(self, n_classes, width=8):\n"
         "        super().__init__(nn.Flatten(), nn.Linear(784, n_classes))\n"
     )
-    settings = ["--data=Digits", "--model=StandardTraining", "--model.classifier=untyped.Net", *SMALL, *QUIET]
-    error = error_of(["fit", *settings], capsys)
+    (tmp_path / "mine.yaml").write_text(
+        "data: Digits\nmodel: {class_path: StandardTraining, init_args: {classifier: {class_path: untyped.Net}}}\n"
+    )
+    error = error_of(["fit", f"--config={tmp_path / 'mine.yaml'}", *SMALL, *QUIET], capsys)
     expected = "model.classifier.n_classes: got None; not given; put it in the config file or on the command line"
     assert error == expected
 

@@ -161,8 +161,9 @@ def test_without_noise_the_expectation_is_left_out(trained):
     hook = trained.classifier.register_forward_pre_hook(lambda *_: passes.append(1))
     metrics = evaluate(trained, attack)
     hook.remove()
-    # blank images, two passes and two of one image that agree, accuracy/clean, clean images, two steps, the verdict
-    assert len(passes) == 1 + 4 + 1 + 1 + 2 + 1
+    # blank images, two passes and two of one image that agree, one for its weights, accuracy/clean, clean images, two
+    # steps, the verdict
+    assert len(passes) == 1 + 4 + 1 + 1 + 1 + 2 + 1
     assert metrics == evaluate(trained, PGD(2, start="clean"))
     assert attack.num_samples == 7
 
