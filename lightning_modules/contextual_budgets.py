@@ -24,8 +24,14 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from lightning_modules.base import Batch, GeneratorClassifier, blank_images, statistics_of
-from lightning_modules.base.checks import check_repeatable, run_blank
+from lightning_modules.base import (
+    Batch,
+    GeneratorClassifier,
+    blank_images,
+    check_repeatable,
+    run_blank,
+    statistics_of,
+)
 from robust.bounds import Auto, Verifier, clean_statistics, in_place_of_running, interval_regulariser
 from robust.bounds.clean_statistics import normalised_by_batch
 from robust.budgets import check_budget_range, relative_budgets

@@ -1,7 +1,7 @@
 """Base classes of all methods, and of families of methods."""
 
 from lightning_modules.base.attacked_classifier import AttackedClassifier
-from lightning_modules.base.checks import blank_images, check_precision, run_blank
+from lightning_modules.base.checks import blank_images, check_precision, check_repeatable, run_blank
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier
 from lightning_modules.base.loaders import num_images
@@ -25,6 +25,7 @@ __all__ = [
     "attacks_by_norm",
     "blank_images",
     "check_precision",
+    "check_repeatable",
     "index_spacing",
     "monitored_names",
     "num_images",
