@@ -23,6 +23,7 @@ from filelock import Timeout
 from cli.experiment import Job, Matrix, read_matrix
 from cli.job_folder import (
     alone,
+    are_noted,
     claim,
     differs_in_code_alone,
     noted_settings,
@@ -32,7 +33,7 @@ from cli.job_folder import (
     runs_elsewhere,
     write_json,
 )
-from cli.processes import start, threads_of_each, wait_for
+from cli.processes import signal_name, start, threads_of_each, wait_for
 from cli.user_modules import add_folder
 from robust.errors import SettingError, require
 
@@ -226,7 +227,7 @@ class Runner:
 def _last_line(log: Path, status: int) -> str:
     """What a failed process says: its last line, or the signal that ended it."""
     if status < 0:
-        return f"ended by {signal.Signals(-status).name} (a lack of memory ends a process by SIGKILL)"
+        return f"ended by {signal_name(-status)} (a lack of memory ends a process by SIGKILL)"
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"status {status}"
 
@@ -234,11 +235,11 @@ def _last_line(log: Path, status: int) -> str:
 def _print_outdated(jobs: list[Job]) -> None:
     """Print the finished runs whose settings, or files of the user's that these name, have changed since."""
     for job in jobs:
-        noted = noted_settings(job)
-        if noted is None or noted == (settings := job.settings()):
+        noted, settings = noted_settings(job), job.settings()
+        changed = [part for part in noted or {} if noted and not are_noted(settings[part], noted[part])]
+        if noted is None or not changed:
             continue
-        folder = f" and {job.folder}" if noted["fit"] != settings["fit"] else ""
-        changed = [part for part in noted if noted[part] != settings[part]]
+        folder = f" and {job.folder}" if "fit" in changed else ""
         code = all(differs_in_code_alone(noted[part], settings[part]) for part in changed)
         what = "is of an earlier version of a file of yours" if code else "has other settings"
         print(f"{job.name} seed {job.seed}: {job.result} {what}; delete it{folder} to run this again", flush=True)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 import train
 from cli.composition import content
 from cli.config_files import as_argument
-from cli.processes import end_with_parent
+from cli.processes import end_with_parent, signal_name
 from cli.pruning import current
 from cli.study import StudyFile, read_study
 from robust.errors import GradientError, NonFiniteLogitsError, NonFiniteLossError, SettingError, require
@@ -84,8 +84,9 @@ def run(study_file: StudyFile, processes: int) -> None:
             worker.join()
         for worker in workers:
             if worker.exitcode and worker.exitcode < 0:
-                name = signal.Signals(-worker.exitcode).name
-                sys.stderr.write(f"error: a process was ended by {name}; the same command continues\n")
+                sys.stderr.write(
+                    f"error: a process was ended by {signal_name(-worker.exitcode)}; the same command continues\n"
+                )
         if any(worker.exitcode for worker in workers):
             sys.exit(2)
     report(study, study_file)

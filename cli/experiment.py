@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -187,8 +188,16 @@ def _settings(arguments: Sequence[str]) -> dict[str, Any]:
     files = [argument.removeprefix(option) for argument in arguments if argument.startswith(option)]
     others = sorted(argument for argument in arguments if not argument.startswith(option))
     settings = {"files": content(files), "others": others}
-    code = code_in(settings)
+    code = code_in([settings["files"], [_value(each.partition("=")[2]) for each in others]])
     return settings | ({"own_code": code} if code else {})  # notes of runs without own code remain as they were
+
+
+def _value(text: str) -> Any:
+    """The value that an argument of the command line has, as :func:`as_argument` writes it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _filled(name: str, value: Any, checkpoints: dict[str, str]) -> Any:

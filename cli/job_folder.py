@@ -73,14 +73,20 @@ def claim(job: Job) -> None:
     else:
         what = "an edited file of yours" if differs_in_code_alone(noted["fit"], settings["fit"]) else "other settings"
         remedy = f"it holds a training with {what} ({job.note}); give another folder, or delete this one"
-        require(noted["fit"] == settings["fit"], "folder", folder, remedy)
-    if noted["test"] != settings["test"]:
+        require(are_noted(settings["fit"], noted["fit"]), "folder", folder, remedy)
+    if not are_noted(settings["test"], noted["test"]):
         records = records_in(job.folder)
         if (job.folder / "test").is_dir():
             shutil.rmtree(job.folder / "test")
         if records.pop("test", None):
             write_json(job.folder / "results.json", records)
     write_json(job.note, settings)
+
+
+def are_noted(settings: dict[str, Any], noted: dict[str, Any]) -> bool:
+    """Whether these settings are the noted ones; notes of early versions have no hashes of the user's files."""
+    known = settings if "own_code" in noted else {name: each for name, each in settings.items() if name != "own_code"}
+    return known == noted
 
 
 def differs_in_code_alone(one: dict[str, Any], other: dict[str, Any]) -> bool:

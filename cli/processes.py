@@ -29,6 +29,18 @@ def threads_of_each(processes: int) -> int:
     return max(min(cpus // processes, int(given) if given.isdecimal() else cpus), 1)
 
 
+def signal_name(number: int) -> str:
+    """Name of a signal, such as SIGKILL, or its number where it has none.
+
+    >>> signal_name(9), signal_name(40)
+    ('SIGKILL', 'signal 40')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def end_with_parent() -> None:
     """End this process by SIGTERM, at which a training writes a checkpoint, when the process that started it has ended.
 

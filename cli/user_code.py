@@ -99,7 +99,10 @@ def constructor_error(error: BaseException, config: dict[str, Any]) -> SettingEr
 
 def _not_given(kind: Any, settings: dict[str, Any]) -> str | None:
     """The first required argument without a type, which the parser takes for None where it is not given."""
-    parameters = inspect.signature(kind).parameters.values()
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except ValueError:  # of a class in C
+        return None
     untyped = [each for each in parameters if each.annotation is each.empty and each.default is each.empty]
     named = [each.name for each in untyped if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     return next((name for name in named if name in settings and settings[name] is None), None)

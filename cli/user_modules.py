@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 import sys
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,37 @@ def add_folder(folder: Path) -> None:
 
 
 def code_in(settings: Any) -> dict[str, str]:
-    """Hash of the user's file behind each module that settings name; no module is imported.
+    """Hash of the user's file, or package, behind each class and function that settings name; nothing is imported.
+
+    Files that these import are not looked at.
 
     Args:
-        settings: settings as plain data, after the folders of their files are added.
+        settings: values of settings as plain data, after the folders of their files are added.
     """
-    paths = set(re.findall(r"[^\W\d]\w*(?:\.\w+)+", json.dumps(settings)))
-    hashes = {module: hash_if_own(_file(module)) for module in sorted({path.rpartition(".")[0] for path in paths})}
-    return {module: code for module, code in hashes.items() if code is not None}
+    hashes: dict[str, str] = {}
+    for path in sorted(set(_texts(settings))):
+        parts = path.split(".") if _IMPORT_PATH.fullmatch(path) else []
+        modules = (".".join(parts[:count]) for count in reversed(range(1, len(parts))))
+        module, file = next(((name, found) for name in modules if (found := _file(name)).is_file()), ("", Path()))
+        if module.partition(".")[0] not in (*checkout_names(), "tests") and (code := _hash(file)):
+            hashes[module] = code
+    return hashes
+
+
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from [part] if isinstance(part, str) else _texts(part)
+
+
+def _hash(file: Path) -> str | None:
+    """Hash of a module's file, or of all files of its package; None if it is not the user's."""
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    codes = [code for each in files if (code := hash_if_own(each))]
+    return " ".join(codes) if len(codes) < 2 else hashlib.sha256(" ".join(codes).encode()).hexdigest()[:12]
 
 
 def _file(module: str) -> Path:

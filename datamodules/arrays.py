@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from datamodules.trained_images import hashes
 from robust.errors import SettingError, require
 
 MOST_CLASSES = 10_000  # of labels without names, unless there are more images
+_OF_SPLITS = re.compile("((train|training|val|valid|validation|test|testing)_)?(images|labels)")
 _FORMATS = "an npz or a safetensors file, or a folder of npy files"
 
 
@@ -64,7 +66,7 @@ class Arrays(OwnData):
         self._arrays = _opened(path, "data.path")
         self._by_split = "train_images" in self._arrays
         read = {f"{prefix}{kind}" for prefix in self._prefixes() for kind in ("images", "labels")}
-        unread = sorted(name for name in set(self._arrays) - read if name.endswith(("images", "labels")))
+        unread = sorted(name for name in set(self._arrays) - read if _OF_SPLITS.fullmatch(name))
         remedy = f"these arrays would not be read beside {', '.join(sorted(read))}; rename or remove them"
         require(not unread, "data.path", ", ".join(unread), remedy)
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}

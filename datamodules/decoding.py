@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -50,15 +50,28 @@ def list_images(folder: Path, setting: str) -> list[Path]:
 def _files(folder: Path, setting: str) -> Iterator[Path]:
     """All files below a folder, also below links in it, without hidden ones."""
     seen: dict[str, str] = {}
-    for current, folders, names in os.walk(folder, followlinks=True):
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse(setting)):
         first = seen.setdefault(os.path.realpath(current), current)
-        remedy = f"it is the same folder as {first}, whose images would count twice; remove the link"
-        require(first == current, setting, current, remedy)
-        folders[:] = [name for name in folders if not _is_hidden(Path(name))]
+        link, other = (current, first) if Path(current).is_symlink() else (first, current)
+        remedy = f"it is the same folder as {other}, whose images would count twice; remove the link"
+        require(first == current, setting, link, remedy)
+        folders[:] = sorted(name for name in folders if not _is_hidden(Path(name)))
         visible = [Path(current, name) for name in names if not _is_hidden(Path(name))]
         for path in visible:
             require_target(path, setting)
         yield from (path for path in visible if path.is_file())
+
+
+def _refuse(setting: str) -> Callable[[OSError], None]:
+    def refuse(error: OSError) -> None:
+        raise SettingError(setting, error.filename, f"it cannot be read ({error.strerror}); change its permissions")
+
+    return refuse
+
+
+def has_images(folder: Path, setting: str) -> bool:
+    """Whether there is an image in a folder or below it."""
+    return any(is_image(path) for path in _files(folder, setting))
 
 
 def require_target(path: Path, setting: str) -> None:
@@ -226,4 +239,4 @@ def _grey(image: Tensor) -> Tensor:
 
 
 def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts) or path.name in ("Thumbs.db", "desktop.ini")
+    return any(part.startswith(".") for part in path.parts) or path.name in ("Thumbs.db", "desktop.ini", "__MACOSX")

@@ -8,7 +8,7 @@ from typing import Any
 
 from datamodules.base import Split
 from datamodules.csv_rows import read_rows, split_of
-from datamodules.decoding import existing_folder, is_image, list_images, subfolders
+from datamodules.decoding import existing_folder, has_images, is_image, list_images, subfolders
 from datamodules.own_data import SPLITS, OwnImages, Sample
 from robust.errors import SettingError, require
 
@@ -44,16 +44,20 @@ class ImageFolder(OwnImages):
         return "data.root", Path(self.root).expanduser()
 
     def list_samples(self) -> list[Sample]:
-        """All images below the folders of the classes."""
+        """All images below the folders of the classes, each once."""
+        samples = self._listed()
+        _require_distinct(samples)
+        return samples
+
+    def _listed(self) -> list[Sample]:
         root = existing_folder(self.root, "data.root")
-        names = {folder.name for folder in subfolders(root, "data.root")}
+        found = subfolders(root, "data.root")
+        names = {folder.name for folder in found if folder.name in SPLITS or has_images(folder, "data.root")}
         by_folders = {"train", "test"} <= names <= set(SPLITS) if self.split is None else self.split == "folders"
         if by_folders:
             remedy = f"{root} needs the subfolders train and test, and none but val beside them; it has {sorted(names)}"
             require({"train", "test"} <= names <= set(SPLITS), "data.split", self.split, remedy)
-            samples = [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
-            _require_distinct(samples)
-            return samples
+            return [sample for split in SPLITS if split in names for sample in self._classes(root / split, split)]
         if self.split is None:
             remedy = f"the subfolders {', '.join(sorted(names))} have names of splits; call them train, val (optional) "
             remedy += "and test, or set data.split: fraction if they are classes"
@@ -90,9 +94,8 @@ class ImageFolder(OwnImages):
 
 
 def _require_distinct(samples: list[Sample]) -> None:
-    """Refuse an image that is in two splits by links: a test of images from training measures nothing."""
+    """Refuse an image that is there twice by links: it may have two labels, or be in training and test."""
     found: dict[str, Sample] = {}
     for sample in samples:
         first = found.setdefault(os.path.realpath(sample.path), sample)
-        remedy = f"it is the same image as {first.path} of another split; remove one of them"
-        require(first.split == sample.split, "data.root", str(sample.path), remedy)
+        require(first is sample, "data.root", str(sample.path), f"it is the same image as {first.path}; remove one")

@@ -41,9 +41,8 @@ def relative_budgets(outputs: Tensor, epsilon: float, alpha_low: float, alpha_hi
         SettingError: if the range is impossible, or an output is outside [0, 1], for which no budgets have this volume.
     """
     check_budget_range(epsilon, alpha_low, alpha_high)
-    _check_outputs(outputs)
     # a generator under bf16 autocast gives bf16, in which no volume is exact
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    outputs = _checked(outputs).to(torch.promote_types(outputs.dtype, torch.float32))
     low, high = math.log(alpha_low), math.log(min(alpha_high, 1 / epsilon))
     initial = (low + outputs * (high - low)).flatten(1)
     n, excess = initial.shape[1], initial.sum(1, keepdim=True)  # excess log volume over the target, which is 0
@@ -68,11 +67,15 @@ def check_budget_range(epsilon: float, alpha_low: float, alpha_high: float) -> N
     require(alpha_high >= 1, "alpha_high", alpha_high, remedy)
 
 
-def _check_outputs(outputs: Tensor) -> None:
+def _checked(outputs: Tensor) -> Tensor:
+    """The outputs, without what rounding has added to [0, 1]."""
     low, high = value_range(outputs)
+    rounding = 16 * torch.finfo(outputs.dtype).eps
     remedy = "give a network whose outputs are in [0, 1], such as one that ends with a sigmoid"
     remedy = "its weights have diverged; give it a lower rate" if math.isnan(low) else remedy
-    require(low >= 0 and high <= 1, "generator", f"outputs from {low:.4g} to {high:.4g}", remedy)
+    fits = low >= -rounding and high <= 1 + rounding
+    require(fits, "generator", f"outputs from {low:.4g} to {high:.4g}", remedy)
+    return outputs if low >= 0 and high <= 1 else outputs.clamp(0, 1)
 
 
 class LearnedBudgets:

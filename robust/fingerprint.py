@@ -5,6 +5,7 @@ The values of equal settings are equal in every process.
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import logging
@@ -42,7 +43,7 @@ def structure(network: nn.Module) -> list[Any]:
 def described(value: object) -> Any:
     """Settings as plain values that are equal for equal settings: objects by class and attributes.
 
-    Private attributes that this project's classes use are left out: they keep there what they compute. Of what has
+    Private attributes that this project's classes assign are left out: they keep there what they compute. Of what has
     neither attributes nor a text of its own, such as a lock, the class counts alone.
     """
     return _Description()(value)
@@ -130,7 +131,7 @@ class _Description:
 
 @cache
 def _computed(kind: type) -> frozenset[str]:
-    """Names of the private attributes that this project's classes behind ``kind``, and their bases, use.
+    """Names of the private attributes that this project's classes behind ``kind``, and their bases, assign.
 
     These classes keep there what they compute. A user's subclass may keep its settings in others.
     """
@@ -148,10 +149,11 @@ def _of_project(kind: type) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)
+    """Names of the attributes that a function assigns, also by ``setattr``."""
+    yield from (each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR")
+    for constant in code.co_consts:
+        yield from [constant] if isinstance(constant, str) else []
+        yield from _names(constant) if isinstance(constant, CodeType) else []
 
 
 def weights_of(network: nn.Module) -> str:

@@ -1,8 +1,12 @@
 """The runner of experiments takes no other run's files for its own, and deletes none; trainings are fakes."""
 
+import sys
+
 import pytest
 
 import experiment
+from cli.job_folder import are_noted
+from cli.user_modules import code_in
 from tests.fake_trainings import ONE, commands, ended, fake_matrix
 
 
@@ -89,6 +93,27 @@ def test_an_edited_file_of_the_user_is_noticed(matrix, tmp_path, capsys):
     assert f"got '{folder}'; it holds a training with an edited file of yours" in line
     own.write_text("WIDTH = 1")
     assert ended(matrix(**mine), capsys)[0] == 0
+
+
+def test_files_behind_settings_are_found_without_an_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    for name in ("model.py", "mine.py", "own_net.py", "modèle.py", "own_pack/__init__.py", "own_pack/inner.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise RuntimeError")
+    settings = {"model.epsilon": 0.1, "root": "logs/mine.yaml", "nets": ["own_net.Net.small", "modèle.Net", "nn.ReLU"]}
+    assert code_in({"model": 1} | settings).keys() == {"own_net", "modèle"}
+    before = code_in(["own_pack.Net"])
+    (tmp_path / "own_pack" / "inner.py").write_text("edited = True")
+    assert before.keys() == {"own_pack"}
+    assert code_in(["own_pack.Net"]) != before
+    assert code_in(["report.x", "tests.fake_trainings.FAKE", "robust.networks.DMSmall", "torch.nn.ReLU", "1.5"]) == {}
+
+
+def test_notes_of_early_versions_are_adopted():
+    settings = {"files": {}, "others": [], "own_code": {"net": "abc"}}
+    assert are_noted(settings, {"files": {}, "others": []})
+    assert not are_noted(settings, settings | {"own_code": {"net": "def"}})
+    assert not are_noted(settings, {"files": {"a": 1}, "others": []})
 
 
 def test_settings_may_change_before_the_first_checkpoint(matrix, tmp_path, capsys):

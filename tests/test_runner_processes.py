@@ -62,6 +62,7 @@ except KeyboardInterrupt:
         if (tmp_path / "reached").exists():
             break
         time.sleep(0.1)
+    assert (tmp_path / "reached").exists()
     os.killpg(runner.pid, signal.SIGINT)
     _, errors = runner.communicate(timeout=120)
     assert (runner.returncode, errors) == (130, "")

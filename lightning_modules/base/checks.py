@@ -245,7 +245,10 @@ def check_registered(name: str, network: nn.Module, image_shape: tuple[int, int,
     own = {id(weight) for weight in chain(network.parameters(), network.buffers())}
     devices = [blank.device] if blank.is_cuda else []
     with attack_mode(network, "eval"), torch.enable_grad(), uncounted(), torch.random.fork_rng(devices):
-        others = [weight for weight in leaves(network(blank)) if id(weight) not in own]
+        others = [leaf for leaf in leaves(network(blank)) if id(leaf) not in own]
+        # a tensor that a pass makes, such as a copy of its images, is not in the next pass
+        again = {id(leaf) for leaf in leaves(network(blank))} if others else set()
+        others = [leaf for leaf in others if id(leaf) in again]
     shapes = ", ".join(str(tuple(weight.shape)) for weight in others[:3])
     remedy = f"weights that are not its parameters, of shapes {shapes}, would not be trained or saved; put layers in "
     remedy += "nn.ModuleList or nn.ModuleDict and tensors in nn.Parameter, or freeze them by requires_grad_(False)"

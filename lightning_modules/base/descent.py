@@ -144,13 +144,15 @@ class Descent(Rebuilding):
             if counts and index == 0:
                 optimizer.step()
             else:
-                self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None)
+                inner: Any = getattr(optimizer, "optimizer", optimizer)
+                self.trainer.strategy.optimizer_step(inner, lambda: None)
 
     def _warn_of_missing_gradient(self, optimizer: LightningOptimizer) -> None:
         """Warn once of an optimizer whose step changes nothing, since no gradient has reached its weights."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        key = id(optimizer.optimizer)
-        if key in self._without_gradient or any(weight.grad is not None for weight in weights):
+        key = id(getattr(optimizer, "optimizer", optimizer))
+        trained = any(weight.grad is not None for weight in weights)
+        if key in self._without_gradient or trained or not any(weight.requires_grad for weight in weights):
             return
         self._without_gradient.add(key)
         first = next((name for name, weight in self.named_parameters() if weight is weights[0]), "its first weight")

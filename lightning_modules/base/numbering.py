@@ -53,27 +53,29 @@ def _numbered(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
     def numbered_step(self: TrainingModule, batch: Any, *arguments: Any, **named: Any) -> Any:
         batch_idx = arguments[0] if arguments else named["batch_idx"]
         first = name == "training_step" and _is_first(self)
-        steps = self.trainer.global_step if first else 0
+        versions = [weight._version for weight in self.parameters()] if first else []
         with _numbering(self, name, batch, batch_idx):
             result = step(self, batch, *arguments, **named)
         if name == "training_step" and not self.automatic_optimization:
             remedy = "nothing steps what it returns; call self.descend(loss, *self.all_optimizers()) instead"
             require(result is None, f"{type(self).__name__}.training_step", type(result).__name__, remedy)
         if first:
-            _warn_if_nothing_trains(self, steps)
+            _warn_if_nothing_trains(self, versions)
         return result
 
     return numbered_step
 
 
 def _is_first(module: TrainingModule) -> bool:
-    """Whether this is the run's first training step, not inside another one."""
-    return module._trainer is not None and module.batches_started == 1 and not is_numbered()
+    """Whether this is the run's first training step, not inside another one, of a module that steps its optimizers."""
+    begins = module._trainer is not None and module.batches_started == 1 and not is_numbered()
+    return begins and not module.automatic_optimization
 
 
-def _warn_if_nothing_trains(module: TrainingModule, steps: int) -> None:
-    """Warn if a step has changed nothing, and left no gradient for a later one; ``steps`` were done before it."""
-    if module.trainer.global_step == steps and all(weight.grad is None for weight in module.parameters()):
+def _warn_if_nothing_trains(module: TrainingModule, versions: list[int]) -> None:
+    """Warn if a step has changed no weight, and left no gradient for a later one; ``versions`` are from before it."""
+    changed = versions != [weight._version for weight in module.parameters()]
+    if not changed and all(weight.grad is None for weight in module.parameters()):
         name, remedy = f"{type(module).__name__}.training_step", "call self.descend(loss, *self.all_optimizers())"
         rank_zero_warn(f"{name}: the first step steps no optimizer and gives no weight a gradient; {remedy}")
 

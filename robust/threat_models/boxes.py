@@ -38,7 +38,7 @@ class PixelBox:
     def __init__(self, budgets: Tensor) -> None:
         check_budgets(budgets)
         remedy = "give one number, or (B, C, H, W); of each example: budgets.view(-1, 1, 1, 1)"
-        require(budgets.dim() != 1, "budgets", tuple(budgets.shape), remedy)
+        require(budgets.dim() != 1 or budgets.numel() == 1, "budgets", tuple(budgets.shape), remedy)
         self.budgets = budgets
 
     def _check_shape(self, x: Tensor) -> None:

@@ -50,6 +50,29 @@ def test_a_link_to_a_folder_above_is_refused(root):
         folder(root)
 
 
+@pytest.mark.parametrize(("link", "to"), [("a/more", "b"), ("c", "b"), ("a/twice.png", "b/b 0.png")])
+def test_images_that_are_there_twice_are_refused(link, to, root):
+    """Regression: they had two labels, or were in training and test."""
+    (root / link).symlink_to(root / to)
+    with pytest.raises(SettingError, match=r"^data.root: got .*; it is the same (image|folder) as"):
+        folder(root)
+
+
+def test_the_link_is_named_whatever_the_order_of_folders(root):
+    (root / "a" / "zz").mkdir()
+    (root / "a" / "aa").symlink_to(root / "a" / "zz")
+    with pytest.raises(SettingError, match=r"^data.root: got '.*a/aa'; it is the same folder as .*a/zz, whose"):
+        folder(root)
+
+
+def test_folders_without_images_do_not_matter(divided):
+    for name in ("annotations", "__MACOSX"):
+        (divided / name).mkdir()
+        (divided / name / "notes.txt").touch()
+    assert folder(divided).class_names == ("a", "b")
+    assert folder(divided, split="folders").class_names == ("a", "b")
+
+
 def test_folders_that_are_no_split_are_refused(divided):
     """Regression: with ``split: folders`` the images of ``valid`` were left out."""
     write_classes(divided / "valid", {"a": 2, "b": 2})
@@ -64,7 +87,7 @@ def test_folders_that_are_no_split_are_refused(divided):
 def test_a_test_image_that_links_to_a_training_image_is_refused(divided):
     image = next((divided / "train" / "a").iterdir())
     (divided / "test" / "a" / f"linked{image.suffix}").symlink_to(image)
-    with pytest.raises(SettingError, match=r"data.root: .*linked\..*'; it is the same image as .* of another split"):
+    with pytest.raises(SettingError, match=r"data.root: .*linked\..*'; it is the same image as .*; remove one"):
         folder(divided)
 
 
@@ -72,7 +95,7 @@ def test_a_test_image_that_links_to_a_training_image_is_refused(divided):
 def test_arrays_that_would_not_be_read_are_refused(name, tmp_path):
     images, labels = np.zeros((6, 1, 8, 8), dtype=np.uint8), np.arange(6) % 3
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
-    np.savez(tmp_path / "own.npz", **arrays, file_names=np.arange(6))
+    np.savez(tmp_path / "own.npz", **arrays, file_names=np.arange(6), fine_labels=labels, num_images=np.array(6))
     assert Arrays(path=str(tmp_path / "own.npz")).num_classes == 3
     np.savez(tmp_path / "own.npz", **arrays, **{name: images if name.endswith("images") else labels})
     with pytest.raises(SettingError, match=rf"^data.path: got '{name}'; these arrays would not be read beside test_im"):

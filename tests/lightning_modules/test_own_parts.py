@@ -10,6 +10,7 @@ from torch.optim import SGD
 
 from datamodules import Digits
 from lightning_modules import ContextualBudgets, RobustClassifier, StandardTraining
+from lightning_modules.base.checks import check_registered
 from lightning_modules.base.descent import OptimizerSpec
 from robust.certified_losses import SABR, CertifiedLoss
 from robust.errors import SettingError
@@ -99,6 +100,56 @@ def test_frozen_layers_in_a_plain_list_are_accepted():
     listed = Listed(head=True)
     listed.layers[1].requires_grad_(False)
     fit(StandardTraining(listed))
+
+
+class Purified(nn.Module):
+    """Takes a step along a gradient of its own before it classifies."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.network(leaf).square().sum(), leaf, create_graph=True)
+        return self.network(x - 0.1 * gradient)
+
+
+def test_a_network_that_takes_gradients_itself_has_no_other_weights():
+    check_registered("model.classifier", Purified(), (1, 28, 28))
+
+
+def test_a_frozen_generator_is_not_warned_of():
+    module = budgets(torch.sigmoid)
+    module.generator.requires_grad_(False)
+    fit(module)
+
+
+class Automatic(RobustClassifier):
+    """Lets Lightning step its optimizer."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.automatic_optimization = True
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class Raw(RobustClassifier):
+    """Steps torch's optimizer, and zeroes its gradients afterwards."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", [Automatic, Raw])
+def test_other_ways_to_step_are_not_warned_of(method):
+    fit(method(network()))
 
 
 def test_an_optimizer_without_weights_is_named():

@@ -67,6 +67,11 @@ def test_budgets_of_each_example_are_a_view():
     assert PixelBox(torch.tensor(0.1)).interval(X).upper.shape == X.shape
 
 
+def test_rounding_may_leave_the_range():
+    assert torch.isfinite(relative_budgets(X * (1 + 1e-7) + (1 - X.max()), 0.1, 0.5, 2.0)).all()
+    assert PixelBox(torch.tensor([0.1])).interval(X).upper.shape == X.shape
+
+
 def step(network, threat_model, x, y):
     """One step along the sign of a gradient, which needs a graph."""
     x_adv = x.clone().requires_grad_()

@@ -50,7 +50,7 @@ class Sharper(PGD):
 
     def __init__(self, steps, strength=1.0):
         super().__init__(steps)
-        self._strength = strength
+        self._strength = self._started = strength  # PGD has a method of the second name
 
 
 class Bounds(LirpaVerifier):
