@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from robust.own_files import hash_of_own_file
+from robust.own_files import hash_of_own_file, texts
 
 
 def own_code(config: dict[str, Any]) -> dict[str, str]:
@@ -13,11 +12,5 @@ def own_code(config: dict[str, Any]) -> dict[str, str]:
 
     Two files may define one path: ``my_networks.Net`` in two folders.
     """
-    hashes = {text: hash_of_own_file(text.rpartition(".")[0]) for text in _texts(config)}
+    hashes = {text: hash_of_own_file(text.rpartition(".")[0]) for text in texts(config)}
     return {text: code for text, code in hashes.items() if code is not None}
-
-
-def _texts(value: Any) -> Iterator[str]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for part in parts:
-        yield from [part] if isinstance(part, str) else _texts(part)

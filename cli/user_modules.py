@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from robust.errors import SettingError
-from robust.own_files import hash_if_own
+from robust.own_files import hash_if_own, texts
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -45,7 +44,7 @@ def code_in(settings: Any) -> dict[str, str]:
         settings: values of settings as plain data, after the folders of their files are added.
     """
     hashes: dict[str, str] = {}
-    for path in sorted(set(_texts(settings))):
+    for path in sorted(set(texts(settings))):
         parts = path.split(".") if _IMPORT_PATH.fullmatch(path) else []
         modules = (".".join(parts[:count]) for count in reversed(range(1, len(parts))))
         module, file = next(((name, found) for name in modules if (found := _file(name)).is_file()), ("", Path()))
@@ -55,12 +54,6 @@ def code_in(settings: Any) -> dict[str, str]:
 
 
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        yield from [part] if isinstance(part, str) else _texts(part)
 
 
 def _hash(file: Path) -> str | None:

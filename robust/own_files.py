@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 _OURS = ("callbacks", "cli", "datamodules", "lightning_modules", "reports", "robust")
@@ -26,3 +28,14 @@ def hash_if_own(file: Path) -> str | None:
     file = file.resolve()
     published = any(file.is_relative_to(folder) for folder in (*_INSTALLED, *(CHECKOUT / name for name in _OURS)))
     return None if published or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def texts(settings: Any) -> Iterator[str]:
+    """All texts in settings of mappings and lists, at any depth.
+
+    >>> list(texts({"class_path": "mine.Net", "layers": [1, "two"]}))
+    ['mine.Net', 'two']
+    """
+    parts = settings.values() if isinstance(settings, dict) else settings if isinstance(settings, list | tuple) else ()
+    for part in parts:
+        yield from [part] if isinstance(part, str) else texts(part)

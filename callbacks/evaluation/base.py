@@ -113,6 +113,8 @@ class Evaluation(StageCallback, ABC):
 
         Verdicts on all images of a batch are also stored for the record.
         """
+        remedy = "the module logs it, for all images without perturbation; give it another name"
+        require(name != "accuracy/clean", f"{type(self).__name__}.update", name, remedy)
         if name not in self.metrics:
             self.metrics[name] = metric().to(values[0].device)
         metric_of_name = self.metrics[name]
@@ -261,8 +263,6 @@ class Evaluation(StageCallback, ABC):
     def _note_logged(self, trainer: Trainer, values: dict[str, Tensor]) -> None:
         """Store the metrics' names, and refuse one that another evaluation logged: Lightning would average both."""
         self.logged = set(values)
-        remedy = "the module logs it, for all images without perturbation; give it another name"
-        require("accuracy/clean" not in self.logged, f"{type(self).__name__}.update", "accuracy/clean", remedy)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for other in callbacks:
             shared = sorted(self.logged & other.logged) if isinstance(other, Evaluation) and other is not self else []
