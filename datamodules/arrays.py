@@ -69,6 +69,8 @@ class Arrays(OwnData):
         unread = sorted(name for name in set(self._arrays) - read if _OF_SPLITS.fullmatch(name))
         remedy = f"these arrays would not be read beside {', '.join(sorted(read))}; rename or remove them"
         require(not unread, "data.path", ", ".join(unread), remedy)
+        if self._by_split:
+            self.check_fractions([split for split in SPLITS if f"{split}_" in self._prefixes()])
         self._labels = {prefix: self._classes(prefix) for prefix in self._prefixes()}
         count = 1 + max(int(labels.max()) for labels in self._labels.values())
         most = max(MOST_CLASSES, sum(len(labels) for labels in self._labels.values()))
@@ -158,7 +160,7 @@ def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
     try:
         if source.suffix == ".npz":
             with source.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return {name: partial(torch.as_tensor, np.ascontiguousarray(file[name])) for name in file}
+                return {name: partial(_tensor, np.ascontiguousarray(file[name])) for name in file}
         from safetensors import safe_open
 
         tensors: Any = safe_open(source, framework="pt")
@@ -170,7 +172,12 @@ def _opened(path: str, setting: str) -> Mapping[str, Callable[[], Tensor]]:
 
 def _mapped(file: Path) -> Tensor:
     array = np.load(file, mmap_mode="c", allow_pickle=False)  # copy on write, since torch warns of read-only arrays
-    return torch.from_numpy(array)
+    return _tensor(array)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array as a tensor of the same memory; a copy if its bytes have the other order, which torch does not read."""
+    return torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _taken(arrays: Mapping[str, Callable[[], Tensor]], name: str, setting: str, path: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from datamodules.loading import FileImages, LabelledImages, seeded
 from datamodules.trained_images import TrainedImages, hashes
 from robust.errors import require
 
+FRACTIONS: dict[Split, float] = {"val": 0.1, "test": 0.2}
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 LARGEST_IN_MEMORY = 2 * 2**30
 
@@ -32,33 +33,35 @@ class OwnData(TrainedImages):
 
     Args:
         class_names: names of the classes in the order of the logits; by default those of the data, sorted.
-        val_fraction: fraction of each class for validation, in (0, 1).
-        test_fraction: fraction of each class for the test, in (0, 1).
+        val_fraction: fraction of each class for validation, in (0, 1); by default 0.1.
+        test_fraction: fraction of each class for the test, in (0, 1); by default 0.2.
         split_seed: seed of the division.
         predict_from: path of images without labels for ``predict``, which by default predicts the test images.
         **settings: settings of :class:`ImageDataModule`.
 
     Raises:
-        SettingError: if a setting is out of range.
+        SettingError: if a setting is out of range, or a fraction is given for a split that the data give.
     """
 
     def __init__(
         self,
         *,
         class_names: list[str] | None = None,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
+        val_fraction: float | None = None,
+        test_fraction: float | None = None,
         split_seed: int = 0,
         predict_from: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            require(0 < fraction < 1, f"data.{name}", fraction, "give a fraction between 0 and 1")
-        remedy = f"with data.val_fraction {val_fraction:g}, no images would remain for training; give less"
-        require(val_fraction + test_fraction < 1, "data.test_fraction", test_fraction, remedy)
+        self.given_fractions: dict[Split, float | None] = {"val": val_fraction, "test": test_fraction}
+        self.fractions = {split: FRACTIONS[split] if f is None else f for split, f in self.given_fractions.items()}
+        for split, fraction in self.fractions.items():
+            require(0 < fraction < 1, f"data.{split}_fraction", fraction, "give a fraction between 0 and 1")
+        remedy = f"with data.val_fraction {self.fractions['val']:g}, no images would remain for training; give less"
+        require(sum(self.fractions.values()) < 1, "data.test_fraction", self.fractions["test"], remedy)
         require(split_seed >= 0, "data.split_seed", split_seed, "give 0 or more")
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.split_seed = split_seed
         self.given_names = class_names
         self.predict_from = predict_from
         self.predict_part = "test" if predict_from is None else "predict"
@@ -82,14 +85,28 @@ class OwnData(TrainedImages):
             given: split of each image; None if the data has no splits.
         """
         if given is None:
-            fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-            return stratified(labels, fractions, self.split_seed)
+            return stratified(labels, self.fractions, self.split_seed)
+        self.check_fractions(given)
         parts = {split: torch.tensor([i for i, own in enumerate(given) if own == split]).long() for split in SPLITS}
         training = parts["train"]
         if len(parts["val"]) == 0 and len(training) > 0:
-            held_out = stratified(labels[training], {"val": self.val_fraction}, self.split_seed)
+            held_out = stratified(labels[training], {"val": self.fractions["val"]}, self.split_seed)
             parts |= {"train": training[held_out["train"]], "val": training[held_out["val"]]}
         return parts
+
+    def check_fractions(self, given: Iterable[Split]) -> None:
+        """Refuse fractions without effect: of splits that the data give, and of a test split beside given ones.
+
+        Args:
+            given: splits that the data give.
+
+        Raises:
+            SettingError: if a fraction is given and has no effect.
+        """
+        for split, fraction in self.given_fractions.items():
+            used = fraction is None or (split == "val" and "val" not in given)
+            setting = f"data.{split}_fraction"
+            require(used, setting, fraction, "the data give their own splits, so that it has no effect; remove it")
 
     def check_part(self, split: Split, labels: Tensor, setting: str, value: str) -> None:
         """Log the number of images of a split, and the classes that have none.

@@ -58,6 +58,22 @@ def test_given_splits(tmp_path, form):
     assert (len(data.images("train")), len(data.images("val"))) == (20, 4)
 
 
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_arrays_of_the_other_byte_order(tmp_path, form):
+    """Regression: they were refused as no numbers."""
+    swapped = {"images": (IMAGES / 255).astype(">f4"), "labels": LABELS.astype(">i8")}
+    data = Arrays(path=write(tmp_path, form, swapped))
+    assert data.num_classes == 3
+    batch = data.images("test")[[0]]
+    assert any(torch.equal(batch.images[0], torch.from_numpy(image / 255).float()) for image in IMAGES)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "safetensors"])
+def test_fractions_without_effect_are_refused(tmp_path, form):
+    with pytest.raises(SettingError, match=r"^data\.test_fraction: got 0\.3; the data give their own splits"):
+        Arrays(path=write(tmp_path, form, SPLIT), test_fraction=0.3)
+
+
 @pytest.mark.parametrize(
     ("images", "shape", "settings"),
     [

@@ -36,6 +36,19 @@ def test_linked_folders_are_read(root, tmp_path):
     assert folder(root).class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("setting", ["val_fraction", "test_fraction"])
+def test_fractions_without_effect_are_refused(setting, divided):
+    """Regression: they had no effect, without a word."""
+    if setting == "val_fraction":
+        write_classes(divided / "val", {"a": 1, "b": 1})
+    with pytest.raises(SettingError, match=rf"^data\.{setting}: got 0\.3; the data give their own splits"):
+        folder(divided, **{setting: 0.3}).images("train")
+
+
+def test_a_fraction_of_given_training_images_is_validation(divided):
+    assert len(folder(divided, val_fraction=0.5).images("val")) == 4
+
+
 @pytest.mark.parametrize("place", ["a/broken.png", "c"])
 def test_broken_links_are_refused(place, root):
     """Regression: an image, or a whole class, was left out."""
