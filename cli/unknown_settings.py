@@ -29,6 +29,8 @@ def unknown_setting(parser: Any, name: str, value: object) -> str:
         remedy = "give class_path, and its settings inside init_args"
     elif re.match(r"(\d+|[A-Z]\w*)\.", name):  # another entry of a list, by its index or class
         remedy = "names reach the last entry of a list only; give the list in a config file"
+    elif meant is None and name in ELSEWHERE and name not in known:
+        remedy = f"give it as {ELSEWHERE[name]}"
     printed = shorten(str(value.as_dict()), 80) if isinstance(value, Namespace) else repr(value)
     return f"{name}: got {printed}; no such setting, {remedy}"
 

@@ -50,6 +50,8 @@ def trained(tmp_path_factory):
         ("checkpoint.monitr=x", "checkpoint.monitr: got 'x'; no such setting, did you mean checkpoint.monitor?"),
         ("foo=3", "foo: got '3'; no such setting, see train.py fit --help"),
         ("trainer.epochs=2", "trainer.epochs: got '2'; no such setting, did you mean trainer.max_epochs?"),
+        ("model.batch_size=2", "model.batch_size: got '2'; no such setting, give it as data.batch_size"),
+        ("data.epsilon=0.2", "data.epsilon: got '0.2'; no such setting, give it as model.epsilon"),
         ("epsilon=0.2", "epsilon: got '0.2'; no such setting, did you mean model.epsilon?"),
         # entries of a list before its last
         (
