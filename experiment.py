@@ -214,10 +214,10 @@ class Runner:
     def _remaining(self, jobs: Sequence[Job]) -> str:
         """Return the number of remaining jobs and their time, estimated from other seeds of a run, else from all."""
         if not jobs or not self._seconds:
-            return f"{len(jobs)} left"
+            return f"{len(jobs)} remaining"
         mean = fmean(seconds for _, seconds in self._seconds)
         total = sum(fmean(self._known(job) or [mean]) for job in jobs)
-        return f"{len(jobs)} left, about {total / self.processes / 60:.0f} min"
+        return f"{len(jobs)} remaining, about {total / self.processes / 60:.0f} min"
 
     def _known(self, job: Job) -> list[float]:
         """Seconds of other seeds of the same run."""

@@ -3,7 +3,7 @@
 | symbol | here | what |
 | --- | --- | --- |
 | W | all other parameters of ``classifier`` | the network's weights, including batch normalisation's |
-| theta | ``scales`` | standard deviation of each neuron's noise, at least theta_min |
+| theta | ``scales`` | std of each neuron's noise, at least theta_min |
 | gamma | ``gamma`` | weight of the regulariser, -sum of sqrt(theta) / tau: it rewards noise (eq. 7) |
 | tau | ``harmonic_number`` | 1 + 1/2 + ... + 1/t in the t-th epoch with noise |
 

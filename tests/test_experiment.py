@@ -261,11 +261,11 @@ def test_the_time_left_is_that_of_other_seeds_of_the_same_run(tmp_path):
     assert runner._next(later, []) is later[1], "the longest of the first seed"
     assert experiment.Runner(2, [])._next(later, []) is later[0]
     assert runner._next([], []) is None
-    assert runner._remaining([]) == "0 left"
-    assert runner._remaining([job("long", 1), job("short", 1)]) == "2 left, about 5 min"
-    assert runner._remaining([job("long", 1), job("long", 2)]) == "2 left, about 9 min"
-    assert runner._remaining([job("new", 0), job("new", 1)]) == "2 left, about 5 min"
-    assert experiment.Runner(2, [])._remaining([job("new", 0)]) == "1 left"
+    assert runner._remaining([]) == "0 remaining"
+    assert runner._remaining([job("long", 1), job("short", 1)]) == "2 remaining, about 5 min"
+    assert runner._remaining([job("long", 1), job("long", 2)]) == "2 remaining, about 9 min"
+    assert runner._remaining([job("new", 0), job("new", 1)]) == "2 remaining, about 5 min"
+    assert experiment.Runner(2, [])._remaining([job("new", 0)]) == "1 remaining"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to CPUs")

@@ -92,7 +92,7 @@ class AdversarialEvaluation(Evaluation):
     with fresh noise classify each attacked image. For clean images and each case:
 
     - the metric itself: mean over passes and examples
-    - ``.../std``: standard deviation, over passes, of the accuracy on all examples
+    - ``.../std``: std, over passes, of the accuracy on all examples
     - ``.../vote``: accuracy of the class that most passes predict
     - ``accuracy/clean/noise_off``: accuracy without noise
 

@@ -27,7 +27,7 @@ class APGD:
     """Ascent that halves its step, or in l1 thins it out, for each example where progress stalls.
 
     For linf, l2, l1 and per-pixel boxes; use it in place of AutoAttack where that has no answer, i.e. for per-pixel
-    budgets. Examples that are misclassified already are left as they are. Others leave the search as soon as they are
+    budgets. Examples that are already misclassified do not change. Others leave the search as soon as they are
     misclassified, unless a layer normalises by the batch. Networks with noise are attacked to the end: they misclassify
     one of many images by chance.
 

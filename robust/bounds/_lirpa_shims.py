@@ -27,7 +27,7 @@ from torch.nn.functional import conv_transpose2d
 from robust.errors import SettingError
 
 _LOGGER = logging.getLogger("auto_LiRPA.utils")
-_REMEDY = "install auto_LiRPA: `uv sync`, or `pip install --no-deps auto_LiRPA==0.3 appdirs pyyaml`"
+_REMEDY = "install auto_LiRPA: `uv sync`, or `pip install --no-deps auto_LiRPA==0.3 appdirs pyyaml tqdm`"
 
 
 def load() -> ModuleType:

@@ -131,7 +131,7 @@ REGISTRY: tuple[MetricInfo, ...] = (
         "budget/<threat model>/common_variance",
         "fraction",
         "none",
-        "variance of log budgets that one map for all images has; 1 if budgets depend on the pixel alone",
+        "fraction of the variance of log budgets that one map for all images explains; 1 if all images have the same",
     ),
     MetricInfo("budget_region/<threat model>/<region>", "pixel units", "none", "mean budget on a region of the images"),
     MetricInfo(

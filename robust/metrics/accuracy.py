@@ -60,5 +60,5 @@ class AccuracyStd(Metric):
         self.total = self.total + correct.shape[1]
 
     def compute(self) -> Tensor:
-        """The standard deviation of the accuracy in [0, 1], unbiased; a scalar."""
+        """The std of the accuracy in [0, 1], unbiased; a scalar."""
         return (self.correct / self.total).std()

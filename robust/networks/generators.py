@@ -86,7 +86,8 @@ class BudgetGenerator(nn.Module):
 class ConvolutionalBudgetGenerator(nn.Module):
     """Maps an image of any size to one number in (0, 1) for each pixel, as :class:`BudgetGenerator` does.
 
-    Unlike there, no weight belongs to a pixel, so that a map of budgets that all images share is not learned first.
+    In contrast to :class:`BudgetGenerator`, no weight belongs to a single pixel, so that the generator does not first
+    learn one map for all images.
     Two 5x5 convolutions, the second with dilation 2, give features; a linear layer of their mean over all pixels, the
     context of the image, is added to each pixel's; a 5x5 and a 3x3 convolution and a sigmoid follow. The padding
     repeats the outermost pixels, since zeros would tell a pixel how far from the edge it is. 3,569 parameters on grey

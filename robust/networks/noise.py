@@ -31,7 +31,7 @@ class NoiseSource(nn.Module):
 
 
 class PerturbationInjection(NoiseSource):
-    """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned standard deviation for each neuron.
+    """x + theta * n with n ~ N(0, 1): Gaussian noise of a learned std for each neuron.
 
     Args:
         shape: shape (C, H, W) of the feature map.
@@ -43,7 +43,7 @@ class PerturbationInjection(NoiseSource):
         SettingError: if ``initial_scale`` is not positive.
 
     Attributes:
-        theta: standard deviations, (1, C, H, W).
+        theta: std of each neuron's noise, (1, C, H, W).
     """
 
     def __init__(self, shape: Sequence[int], initial_scale: float = 0.25, shared_noise: bool = False) -> None:
@@ -63,7 +63,7 @@ class PerturbationInjection(NoiseSource):
 class Noisy(nn.Module):
     """Any network with a :class:`PerturbationInjection` after some of its modules.
 
-    ``after=["bn1", "*.addition"]`` gives the places of the paper in ``ResNetV1`` and ``ResNet18``.
+    ``after=["bn1", "*.addition"]`` gives the layers of the paper in ``ResNetV1`` and ``ResNet18``.
 
     Args:
         network: network from images (B, C, H, W) to logits (B, K); it is changed.

@@ -21,7 +21,7 @@ Granularity = Literal["layer", "channel", "element"]
 class WeightNoise(NoiseSource):
     """w + alpha * std(w) * n with n ~ N(0, 1) and learned alpha (Parametric Noise Injection).
 
-    The gradient does not go through std(w), the standard deviation of all entries of the weight.
+    The gradient does not go through std(w), taken over all entries of the weight.
 
     Args:
         weight: weight to which noise is added, (C_out, ...).
