@@ -66,7 +66,9 @@ def check_range(x: Tensor, name: str = "images") -> None:
     if not (low >= 0.0 and high <= 1.0):  # also where an end is not a number
         remedy = f"{_NORMALIZE} (robust.networks.Normalize as its first layer)"
         if low >= -NEAR and high <= 1 + NEAR:
-            raise SettingError(name, f"values from {low:.9g} to {high:.9g}", "rounding took them out of [0, 1]; call clamp(0, 1)")
+            raise SettingError(
+                name, f"values from {low:.9g} to {high:.9g}", "rounding took them out of [0, 1]; call clamp(0, 1)"
+            )
         raise SettingError(name, f"values from {low:.4g} to {high:.4g}", remedy)
     if 0 < high <= ONE_BYTE:
         warnings.warn("images: no value exceeds 1/255; were they divided by 255 twice?", stacklevel=2)
