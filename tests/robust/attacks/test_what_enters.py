@@ -309,6 +309,7 @@ def test_dlr_of_two_classes_is_refused():
 def test_a_value_that_rounding_left_outside_is_shown_with_its_digits():
     images = torch.full((1, 1, 4, 4), 1 + 1.2e-7)
     with pytest.raises(
-        SettingError, match=r"values from 1\.00000012 to 1\.00000012'; rounding left \[0, 1\]; clamp\(0, 1\)"
+        SettingError,
+        match=r"values from 1\.00000012 to 1\.00000012'; rounding took them out of \[0, 1\]; call clamp\(0, 1\)",
     ):
         PGD(1)(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), LinfBall(0.1), images, torch.tensor([0]))
