@@ -122,9 +122,14 @@ class EpsilonScheduler(Callback):
                 return
 
     def on_train_end(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Warn if a time limit or an early stop ended the training before the ramp."""
+        """Warn if a time limit or an early stop ended the training before the ramp; reset the ramp.
+
+        A later training without a schedule has the full epsilon.
+        """
         if self.shape != "constant" and trainer.should_stop and pl_module.ramp < 1:
             self._warn(f"the training stopped in epoch {trainer.current_epoch}, inside the ramp", pl_module)
+        if _is_ramped(pl_module):
+            pl_module.ramp = 1.0
 
     @staticmethod
     def _warn(why: str, module: RobustClassifier) -> None:

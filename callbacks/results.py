@@ -127,7 +127,7 @@ class Results(Callback):
         evaluations = _evaluations(trainer)
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         if stage == "fit":
-            self._drop_outdated(metrics, trainer, evaluations)
+            self._drop_outdated(metrics, trainer)
         first = {name: _first(loader) for name, loader in loaders.items()}
         sized = {name: loader for name, loader in first.items() if num_images(loader) is not None}
         samples = {name: _samples(loader, trainer, name) for name, loader in sized.items()}
@@ -166,18 +166,22 @@ class Results(Callback):
         if not is_dry(trainer):
             Console().print(f"Written to {path}", soft_wrap=True, markup=False)
 
-    def _drop_outdated(self, metrics: dict[str, float], trainer: Trainer, evaluations: list[Evaluation]) -> None:
+    def _drop_outdated(self, metrics: dict[str, float], trainer: Trainer) -> None:
         """Drop metrics of earlier weights than the training's last ones; warn if they are those of all validations."""
-        old = {f"val/{name}" for each in evaluations for name in each.outdated}
-        if self._validated != trainer.global_step:
-            old = {name for name in metrics if name.startswith("val/")}
-            if old:
-                unlike = "not those of the last weights, and not in results.json"
-                steps = f"step {self._validated} of {trainer.global_step}"
-                remedy = "end with a validation to record them, or run train.py validate with the last checkpoint"
-                rank_zero_warn(f"the last validation was at {steps}: its metrics are {unlike}; {remedy}")
-        for name in old & metrics.keys():
+        old = self.outdated(trainer) & metrics.keys()
+        if old and self._validated != trainer.global_step:
+            unlike = "not those of the last weights, and not in results.json"
+            steps = f"step {self._validated} of {trainer.global_step}"
+            remedy = "end with a validation to record them, or run train.py validate with the last checkpoint"
+            rank_zero_warn(f"the last validation was at {steps}: its metrics are {unlike}; {remedy}")
+        for name in old:
             del metrics[name]
+
+    def outdated(self, trainer: Trainer) -> set[str]:
+        """Names of the validation metrics that are of earlier weights than the training's last ones."""
+        if self._validated != trainer.global_step:
+            return {name for name in trainer.callback_metrics if name.startswith("val/")}
+        return {f"val/{name}" for each in _evaluations(trainer) for name in each.outdated}
 
     def _checkpoint(self, trainer: Trainer) -> str | None:
         """The initial checkpoint as it was given, unless by a word such as ``last``: then its path."""

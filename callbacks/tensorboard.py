@@ -107,17 +107,21 @@ class TensorBoard(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings with the last validation's metrics."""
-        self._write_hparams(trainer, "val/")
+        self._write_hparams(trainer, pl_module, "val/")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the settings with the test's metrics."""
-        self._write_hparams(trainer, "test/")
+        self._write_hparams(trainer, pl_module, "test/")
 
-    def _write_hparams(self, trainer: Trainer, prefix: str) -> None:
+    def _write_hparams(self, trainer: Trainer, module: LightningModule, prefix: str) -> None:
         """Write a session of HPARAMS into a folder of its own, so that it has only these metrics."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+        results = _results(trainer)
+        old = results.outdated(trainer) if results is not None and prefix == "val/" else set()
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+        metrics = {name: float(value) for name, value in logged.items() if name not in old}
         settings = _settings(trainer)
-        flat = {"seed": settings.get("seed_everything")} | {
+        seed = getattr(module, "training_seed", None)
+        flat = {"seed": settings.get("seed_everything") if seed is None else seed} | {
             name: value for part in _PARTS for name, value in _flat(part, settings.get(part))
         }
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -139,8 +143,13 @@ def _tensorboards(trainer: Trainer) -> list[TensorBoardLogger]:
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
+    results = _results(trainer)
+    return {} if results is None else results.config
+
+
+def _results(trainer: Trainer) -> Results | None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.config for callback in callbacks if isinstance(callback, Results)), {})
+    return next((callback for callback in callbacks if isinstance(callback, Results)), None)
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:

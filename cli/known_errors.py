@@ -62,6 +62,11 @@ def _package(match: Match) -> SettingError:
     return SettingError("package", match[1], f"a setting needs it; install it: pip install '{match[1]}'")
 
 
+def _unused(match: Match) -> SettingError:
+    remedy = "a step does not use all weights of the network; give ddp_find_unused_parameters_true"
+    return SettingError("trainer.strategy", "ddp", remedy)
+
+
 def _connection(match: Match) -> SettingError:
     return SettingError("processes", "a lost connection", "another process has ended; its error is above")
 
@@ -76,6 +81,7 @@ _KNOWN: list[tuple[str, Callable[[Match], SettingError]]] = [
     (r"When using the learning rate finder", _rate_finder),
     (r"Requirement '(\S+)' not met", _package),
     (r"gloo.*(?:Connection closed by peer|Connection reset by peer)", _connection),
+    (r"parameters that were not used in producing (?:the )?loss", _unused),
     (r"cannot log CPU stats as `(\S+)` is not installed", _package),
 ]
 

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from robust.errors import require
 
 _LIMITS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
-_STRATEGY = re.compile(r"auto|ddp(_spawn|_fork|_notebook)?(_find_unused_parameters_(true|false))?")
+_STRATEGY = re.compile(r"auto|ddp(_find_unused_parameters_(true|false))?")
 _TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _FRACTION_OR_COUNT = "give a fraction in (0, 1] as 0.5, or a whole number of batches"
 
@@ -65,8 +65,9 @@ def check_trainer(trainer: Namespace, command: str, *, test_after_fit: bool = Fa
     _check_devices(trainer)
     strategy = trainer.get("strategy")
     if isinstance(strategy, str):
-        remedy = "give one of auto, ddp, ddp_find_unused_parameters_true; sharded strategies are not supported"
-        require(_STRATEGY.fullmatch(strategy) is not None, "trainer.strategy", strategy, remedy)
+        supported = "give one of auto, ddp, ddp_find_unused_parameters_true"
+        reason = "sharded strategies are not supported, nor those that fork or spawn, which bring back weights alone"
+        require(_STRATEGY.fullmatch(strategy) is not None, "trainer.strategy", strategy, f"{supported}; {reason}")
 
 
 def num_processes(trainer: Namespace) -> int | None:

@@ -69,7 +69,7 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
         natural_weight: weight kappa of the natural loss at the end of the ramp; it is 1 at the start. Null for no
             natural loss.
-        interval_weight: weight of the intervals' regularisers at the ramp's start; 0 at its end.
+        interval_weight: weight of the intervals' regularisers at the ramp's start; 0 where epsilon is full.
         interval_initialisation: whether to draw initial weights with which intervals keep their width.
         gradient_clip: largest gradient norm of both networks together.
         optimizer: optimizer of the classifier.
@@ -107,6 +107,10 @@ class ContextualBudgets(GeneratorClassifier):
         require(learned, "model.alpha_low_start", alpha_low_start, "leave it out: uniform budgets have no range")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
         require(interval_weight >= 0, "model.interval_weight", interval_weight, "give a weight of 0 or above")
+        remedy = "model.weights gives the initial weights; leave one of the two out"
+        require(
+            not (interval_initialisation and settings.get("weights")), "model.interval_initialisation", True, remedy
+        )
         if interval_initialisation:
             initialise_for_intervals(classifier)
         super().__init__(

@@ -73,7 +73,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Select radii (Algorithm 2), then train on images attacked at these radii (Algorithm 1)."""
         x, y = batch
-        indices = self.trainer.datamodule.indices("train", batch_idx).to(x.device)  # type: ignore[attr-defined]
+        indices = self.data_module.indices("train", batch_idx).to(x.device)
         radii = self.radii[indices]
         if self.current_epoch >= self.warmup_epochs:
             radii = (1 - self.smoothing) * radii + self.smoothing * self._select(x, y, radii)
@@ -111,7 +111,7 @@ class InstanceAdaptiveTraining(AttackedClassifier):
         """
         super().setup(stage)
         if stage == "fit":
-            data: Any = getattr(self.trainer, "datamodule", None)
+            data = self.data_module
             knows = hasattr(data, "indices")
             require(knows, "data", type(data).__name__, "it has no method indices; give one of our data modules")
             self._count = len(data.images("train"))

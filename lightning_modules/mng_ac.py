@@ -150,8 +150,10 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         }
 
     def setup(self, stage: str) -> None:
-        """Check the run, and that the trainer's precision does not scale gradients."""
+        """Check the run, that the networks can learn, and that the trainer's precision does not scale gradients."""
         super().setup(stage)
+        if stage == "fit" and self.generator is not None:
+            self.require_trainable()
         remedy = "it would scale the generator's gradients, which autograd.grad computes; give bf16-mixed or 32-true"
         scaled = self.generator is not None and self.trainer.precision == "16-mixed"
         require(not scaled, "trainer.precision", self.trainer.precision, remedy)

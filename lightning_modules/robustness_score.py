@@ -117,6 +117,12 @@ class RobustnessScoreTraining(GeneratorClassifier):
         """Both networks, since some steps use only one of them."""
         return ["classifier", "generator"]
 
+    def setup(self, stage: str) -> None:
+        """Check the run, and that both networks can learn."""
+        super().setup(stage)
+        if stage == "fit":
+            self.require_trainable()
+
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         """Algorithm 1: update f on one batch, then g on another."""
         (x, y), (z, _) = batch

@@ -24,6 +24,7 @@ WRONG: dict[str, list[tuple[str, str, str]]] = {
         ("--trainer.num_nodes=x", "trainer.num_nodes", "give a whole number"),
         ("--trainer.strategy=fsdp", "trainer.strategy", "give one of auto, ddp"),
         ("--trainer.strategy=deepspeed", "trainer.strategy", "sharded strategies are not supported"),
+        ("--trainer.strategy=ddp_fork", "trainer.strategy", "nor those that fork or spawn"),
         ("--trainer.strategy=''", "trainer.strategy", "give one of auto, ddp"),
         ("--trainer.accelerator=''", "trainer.accelerator", "give one of auto"),
         ("--trainer.max_epochs=0", "trainer.max_epochs", "give at least 1"),

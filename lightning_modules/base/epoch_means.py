@@ -21,6 +21,12 @@ class EpochMeans(Resuming):
         self._mean_epoch = 0
         self._mean_sums: dict[str, Tensor] = {}  # sum and number of the values of this process, (2,)
 
+    def begin_run(self) -> None:
+        """Drop the sums of an earlier training."""
+        super().begin_run()
+        if self.trainer.state.fn == "fit":
+            self._mean_epoch, self._mean_sums = 0, {}
+
     def log_epoch_mean(self, name: str, values: Tensor) -> None:
         """Add the values of a batch's examples to the mean that the end of the epoch logs.
 
@@ -37,6 +43,8 @@ class EpochMeans(Resuming):
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the epoch."""
+        if self._mean_epoch != self.current_epoch:  # nothing was added in this epoch
+            return
         for name, (total, number) in self._common_sums().items():
             self.log(name, (total / number).to(torch.float32), sync_dist=True)
 

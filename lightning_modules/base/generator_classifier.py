@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.robust_classifier import RobustClassifier
+from robust.errors import require
 
 
 class GeneratorClassifier(RobustClassifier):
@@ -39,6 +40,17 @@ class GeneratorClassifier(RobustClassifier):
             return super().optimizer_specs()
         spec = OptimizerSpec(self.generator.parameters(), self.generator_optimizer, self.generator_lr_scheduler)
         return [*super().optimizer_specs(), spec]
+
+    def require_trainable(self) -> None:
+        """Check that the classifier and the generator have weights to train, for methods that differentiate to both.
+
+        Raises:
+            SettingError: if all weights of one are frozen.
+        """
+        for name, network in (("classifier", self.classifier), ("generator", self.generator)):
+            frozen = network is not None and not any(weight.requires_grad for weight in network.parameters())
+            remedy = f"all its weights are frozen, and {type(self).__name__} trains them; leave some to train"
+            require(not frozen, f"model.{name}", type(network).__name__, remedy)
 
     @property
     def partially_used(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_modules.base.synchronised import SynchronisedStatistics, check_equal_passes
@@ -61,6 +62,12 @@ class AcrossProcesses(pl.LightningModule):
             type(strategy).__name__,
             "give auto, ddp or ddp_find_unused_parameters_true; sharded strategies are not supported",
         )
+        method = strategy._start_method if isinstance(strategy, DDPStrategy) else "popen"
+        if self.trainer.state.fn == "fit" and method != "popen":
+            rank_zero_warn(
+                f"trainer.strategy: its processes are started by {method}; after the training, this module has their "
+                "weights, but not the rest, such as seed and noise switch; load the last checkpoint, or give ddp"
+            )
         if isinstance(strategy, DDPStrategy) and strategy._layer_sync is not None:
             check_equal_passes(self)
             strategy._layer_sync = SynchronisedStatistics()

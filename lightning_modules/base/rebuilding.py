@@ -56,8 +56,12 @@ class Rebuilding(pl.LightningModule):
                 from objects, such as networks, needs these objects here.
 
         Raises:
-            SettingError: if the file is not such a checkpoint, is of another class, or its module cannot be built.
+            SettingError: if the file is not such a checkpoint, is of another class, or its module cannot be built; for
+                ``hparams_file``, ``strict`` and ``weights_only``.
         """
+        for name in settings.keys() & {"hparams_file", "strict", "weights_only"}:
+            remedy = "all weights must fit, and no code of a checkpoint runs; leave Lightning's argument out"
+            raise SettingError(name, settings[name], remedy)
         path = str(checkpoint_path)
         content = read_saved(path, NAME, _REMEDY, map_location)
         fits = isinstance(content, dict) and isinstance(content.get("state_dict"), dict) and "method" in content

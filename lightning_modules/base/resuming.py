@@ -58,11 +58,13 @@ class Resuming(CountedTraining):
         return self._seed
 
     def begin_run(self) -> None:
-        """Drop an earlier checkpoint, and set the seed of evaluations in all processes."""
+        """Drop an earlier checkpoint or training, and set the seed of evaluations in all processes."""
         if self.trainer.precision == "64-true":
             self.double()  # Lightning would convert it after loading a checkpoint, whose weights would be rounded
         self._resumed = ResumedOptimizers(None)
         self.batches_started = 0
+        if self.trainer.state.fn == "fit":
+            self._seed, self._monitored = None, {}  # a checkpoint to resume is loaded later
         self._evaluation_seed = self.common_seed()
 
     def on_fit_start(self) -> None:
