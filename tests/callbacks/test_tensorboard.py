@@ -101,6 +101,23 @@ def test_hparams_have_the_settings_and_the_final_metrics(folder):
     assert not any(tag.startswith("train/") for tag in log.Tags()["scalars"])
 
 
+def test_hparams_have_the_trainings_seed_and_metrics_of_the_last_weights(tmp_path):
+    """Regression: a test of a checkpoint had its command's seed, and a training its last validation's old metrics."""
+    folder = f"--trainer.default_root_dir={tmp_path}"
+    many = ["--seed_everything=3", "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"]
+    with pytest.warns(UserWarning, match="its metrics are not those of the last weights"):
+        train.main(["fit", *SMALL, *LOUD, *many, folder])
+    checkpoint = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    train.main(["test", *SMALL, *LOUD, folder, f"--ckpt_path={checkpoint}"])
+    for version in (0, 1):
+        log = events(tmp_path / "lightning_logs" / f"version_{version}" / "hparams")
+        content = log.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+        started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+        assert started.hparams["seed"].number_value == 3
+        assert any(tag.startswith("test/") for tag in log.Tags()["scalars"]) == (version == 1)
+        assert "val/accuracy/clean" not in log.Tags()["scalars"]
+
+
 def test_adversarial_examples_are_drawn_after_the_last_epoch_and_in_the_test(log, folder):
     assert set(log.Tags()["images"]) == {f"{stage}/adversarial_examples/linf_0.1" for stage in ("val", "test")}
     assert {path.name for path in (folder / "adversarial_examples").iterdir()} == {
