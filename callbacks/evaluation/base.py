@@ -13,23 +13,23 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from callbacks._stages import Stage, StageCallback
+from callbacks._stages import Stage
 from callbacks.evaluation.order import Verdict, check_against_others
 from callbacks.evaluation.outcomes import Outcomes
 from callbacks.evaluation.resumable import saved_or_computed
 from callbacks.evaluation.saved_rows import Rows
+from callbacks.evaluation.trial import TriedCallback
 from lightning_modules.base import Batch, RobustClassifier, check_precision, index_spacing
 from robust.bounds.verifier import full_precision
-from robust.errors import SettingError, require
+from robust.errors import require
 from robust.evaluation import NO_GRAPH
 from robust.metric_names.registry import find
 from robust.metrics import Accuracy, Gathered
-from robust.modes import attack_mode
 from robust.random import global_seed, numbered
 from robust.threat_models import ThreatModel
 
 
-class Evaluation(StageCallback, ABC):
+class Evaluation(TriedCallback, ABC):
     """Metrics of a classifier on validation and test data; each example counts once on any number of devices.
 
     Subclasses implement :meth:`evaluate`, which updates metrics by :meth:`update`. They override :meth:`compute` if
@@ -69,11 +69,7 @@ class Evaluation(StageCallback, ABC):
         max_test_batches: int | None = None,
         where_possible: bool = False,
     ) -> None:
-        super().__init__(every_n_epochs, max_batches, max_test_batches)
-        self.seed = seed
-        self.where_possible = where_possible
-        self.skipped: dict[str, str] = {}
-        self._tried = False
+        super().__init__(seed, where_possible, every_n_epochs, max_batches, max_test_batches)
         self.recorded = Outcomes()
         self.logged: set[str] = set()  # names of the stage's metrics
         self._earlier: set[str] = set()
@@ -94,13 +90,6 @@ class Evaluation(StageCallback, ABC):
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
         """Write files into the attribute ``folder``; called in all processes, with the values of :meth:`compute`."""
-
-    def try_out(self, module: RobustClassifier, x: Tensor, y: Tensor) -> None:
-        """Check, on a blank image ``x`` (1, C, H, W) of label ``y`` (1,), that the evaluation fits the module.
-
-        Raises:
-            SettingError: if it does not fit.
-        """
 
     def namespaces(self, module: LightningModule) -> set[str]:
         """The settings on which the metrics' names depend; two evaluations of one class must have disjoint sets."""
@@ -150,12 +139,6 @@ class Evaluation(StageCallback, ABC):
         spacing = self._spacing if module.stochastic else 1  # noise depends on it
         return saved_or_computed(module.trainer, key, [self.seed, spacing, depends_on], self.indices, *batch, compute)
 
-    def skip(self, what: str, why: Exception) -> None:
-        """Leave out the evaluation or a part of it, with a warning and a line in the record."""
-        reason = " ".join(str(why).split())
-        self.skipped[what] = reason.partition("; ")[2] or reason  # without the setting and its value
-        rank_zero_warn(f"{what} is left out: {self.skipped[what]}")
-
     def rows(self, name: str) -> dict[str, Tensor]:
         """Columns (N, ...) of the :class:`Gathered` metric of that name, over all processes."""
         metric = self.metrics[name]
@@ -193,11 +176,6 @@ class Evaluation(StageCallback, ABC):
         self._check_names(trainer, pl_module)
         if self.needs_float32 and stage != "predict":
             check_precision(pl_module, trainer, type(self).__name__)
-        self._tried, self.skipped = False, {}
-
-    def is_due(self, stage: Stage, trainer: Trainer, batch_idx: int) -> bool:
-        """Whether to evaluate this batch."""
-        return type(self).__name__ not in self.skipped and super().is_due(stage, trainer, batch_idx)
 
     def reset(self) -> None:
         """Reset metrics and verdicts; a stopped evaluation may have left some."""
@@ -292,57 +270,3 @@ class Evaluation(StageCallback, ABC):
         remedy = "their metrics have the same names; run one at a time. --trainer.callbacks '[]' after the method's "
         remedy += "config removes the callbacks of that config"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
-
-    # -- trial run on a blank image --------------------------------------------------------------------------------
-
-    def on_fit_start(self, trainer: Trainer, pl_module: RobustClassifier) -> None:  # type: ignore[override]
-        """Try the evaluation before training, if the data module gives the images' shape."""
-        super().on_fit_start(trainer, pl_module)
-        self._try(trainer, pl_module, None)
-
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int
-    ) -> None:
-        """Try the evaluation before the first training step, unless it has been tried."""
-        self._try(trainer, pl_module, batch)
-
-    def on_validation_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Try the evaluation before the first validation batch."""
-        self._try(trainer, pl_module, batch)
-
-    def on_test_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: RobustClassifier, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Try the evaluation before the first test batch."""
-        self._try(trainer, pl_module, batch)
-
-    def _try(self, trainer: Trainer, module: RobustClassifier, batch: Any) -> None:
-        """Try the evaluation once a run, on a blank image, as soon as the images' shape is known."""
-        if self._tried:
-            return
-        shape = getattr(module.data_module, "image_shape", None) or _image_shape(batch)
-        if shape is None:
-            return
-        self._tried = True
-        module.note_image_shape(shape)
-        dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
-        with attack_mode(module, "eval"), global_seed(module.device, self.seed):
-            blank = torch.zeros(1, *shape, dtype=dtype, device=module.device)
-            try:
-                self.try_out(module, blank, torch.zeros(1, dtype=torch.long, device=module.device))
-            except SettingError as error:
-                if not self.where_possible:
-                    raise
-                self.skip(type(self).__name__, error)
-
-
-def _image_shape(batch: Any) -> tuple[int, int, int] | None:
-    """Shape (C, H, W) of the images in a batch, or in the first of nested batches; None if there are no images."""
-    while isinstance(batch, list | tuple) and len(batch) > 0:
-        batch = batch[0]
-    if not isinstance(batch, Tensor) or batch.dim() != 4:
-        return None
-    _, channels, height, width = batch.shape
-    return channels, height, width
