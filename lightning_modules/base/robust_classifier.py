@@ -9,15 +9,15 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_modules.base.checks import (
+from lightning_modules.base.blank_images import (
     check_double,
     check_registered,
     check_repeatable,
     check_training_mode,
-    images_of,
     run_blank,
     warn_of_probabilities,
 )
+from lightning_modules.base.checks import images_of
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.training_module import Batch, TrainingModule
 from robust.bounds import Verifier, choose_verifier
