@@ -26,6 +26,7 @@ def matrix(tmp_path, monkeypatch):
     return fake_matrix(tmp_path, monkeypatch)
 
 
+@pytest.mark.thorough
 def test_runs_end_with_one_line_where_the_report_cannot_be_written(matrix, tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "report", raising=False)
     monkeypatch.delitem(sys.modules, "reports.page", raising=False)

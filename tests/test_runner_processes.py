@@ -13,6 +13,7 @@ from cli.processes import start, wait_for
 from tests.testers import ROOT
 
 
+@pytest.mark.thorough
 def test_the_status_of_a_process_is_right_while_another_thread_starts_one(tmp_path):
     """Regression: a run that ended while another one started counted as failed, with status 255."""
     script = tmp_path / "ends.py"

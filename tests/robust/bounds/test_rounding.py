@@ -136,7 +136,7 @@ def test_enclosing_intervals_hold_the_exact_ones_where_relus_bend_at_an_end(seed
         assert -Fraction(bound) >= value - Fraction(1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1e-6, 1e-3, 0.1]))
 def test_enclosing_intervals_hold_those_in_float64(seed, size):
     network = RandomGraph(seed)
