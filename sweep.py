@@ -235,7 +235,8 @@ def objectives(study_file: StudyFile, trial: Trial, settings: dict[str, Any]) ->
             )
         measured.append([metrics[name] for name in study_file.objectives])
     trial.set_user_attr("by_seed", measured)
-    return [statistics.fmean(column) for column in zip(*measured, strict=True)]
+    means = (statistics.fmean(column) for column in zip(*measured, strict=True))
+    return [float(f"{mean:.6g}") for mean in means]  # equal counts may differ in their last digits, and so in the front
 
 
 def report(study: Study, study_file: StudyFile) -> None:

@@ -26,6 +26,7 @@ from cli.config_files import LARGEST_SEED, RefusedYAMLError
 from cli.data_sizes import build_data, sizes_from_data
 from cli.errors import OneLineParser, refuse_null
 from cli.export import ExportTrainer
+from cli.idle_optimizers import drop_idle_optimizers
 from cli.known_errors import causes, known_error, lightnings_choice
 from cli.run_settings import check_batch_sizes, check_checkpoint_settings, check_folders
 from cli.sources import settings_in, settings_in_arguments, sources_of
@@ -146,12 +147,13 @@ class RobustCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Store the settings for the record, and check them before anything is built."""
         config = self.config[self.subcommand]
+        given = {"command line": settings_in_arguments(self._arguments)}
+        given["file"] = self._parser(self.subcommand).read_settings  # type: ignore[attr-defined]
+        drop_idle_optimizers(config.model, [*given["command line"], *given["file"]])
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.save_config_kwargs["text"] = dumped
         # with config_dump set, Lightning does not make the same dump again
         self.results.config = self.config_dump = plain = yaml.CSafeLoader(dumped).get_single_data()
-        parser: Any = self._parser(self.subcommand)
-        given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
         given["checkpoint"] = list(settings_in({"model": self._model})) if self._model else []
         self.results.sources = sources_of(plain, given)
         check_groups(plain)

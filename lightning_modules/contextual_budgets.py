@@ -69,7 +69,7 @@ class ContextualBudgets(GeneratorClassifier):
         alpha_low_start: ``alpha_low`` in the first half of the ramp, if it moves.
         natural_weight: weight kappa of the natural loss at the end of the ramp; it is 1 at the start. Null for no
             natural loss.
-        interval_weight: weight of the intervals' regularisers at the ramp's start; 0 where epsilon is full.
+        interval_weight: weight of the intervals' regularisers at the ramp's start; 0 at full epsilon.
         interval_initialisation: whether to draw initial weights with which intervals keep their width.
         gradient_clip: largest gradient norm of both networks together.
         optimizer: optimizer of the classifier.

@@ -47,11 +47,11 @@ class FreeAdversarialTraining(RobustClassifier):
         delta, last = torch.zeros_like(x), self._perturbation
         if last is not None:
             delta[: len(last)] = last[: len(x)].to(x.device)
-        for replay in range(self.replays):
+        for _ in range(self.replays):
             x_adv = (x + delta).clamp(0, 1).requires_grad_()
             with fast_image_gradients(self.classifier):
                 loss = F.cross_entropy(self.classifier(x_adv), y)
-            self.descend(loss, self.all_optimizers()[0], counts=replay == 0)
+            self.descend(loss, self.all_optimizers()[0])
             assert x_adv.grad is not None
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)
         rest = None if last is None else last[len(x) :]  # of an earlier, larger batch

@@ -140,7 +140,7 @@ class Learn2Perturb(AttackedClassifier):
 
         # before the pass, since autograd would not notice a change of theta between the pass and its gradient
         if from_regulariser and not joint:
-            self.descend(self.regulariser(), scales, counts=False)
+            self.descend(self.regulariser(), scales)
         loss = self.mixed_risk(x, y, adversarial=self.current_epoch >= self.adversarial_delay)
         total = loss + self.regulariser() if joint else loss
         self.descend(total, weights, *([scales] if from_loss else []))
@@ -152,9 +152,9 @@ class Learn2Perturb(AttackedClassifier):
         """-gamma / tau times the sum of sqrt(theta) over all neurons (eq. 7), a scalar."""
         return self.gamma * noise_reward(self.scales, self.tau)
 
-    def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
+    def step(self, *optimizers: LightningOptimizer) -> None:
         """Step the optimizers, and set scales below theta_min to theta_min."""
-        super().step(*optimizers, counts=counts)
+        super().step(*optimizers)
         with torch.no_grad():
             for theta in self.scales:
                 theta.clamp_(min=self.theta_min)

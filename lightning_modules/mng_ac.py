@@ -121,7 +121,7 @@ class MNGAC(GeneratorClassifier, MultiNormClassifier):
         for weight, gradient in zip(weights, means, strict=True):
             weight.grad = gradient
         size = torch.stack([gradient.norm() for gradient in means]).norm()
-        self.step(generator_optimizer, counts=False)
+        self.step(generator_optimizer)
         generator_optimizer.zero_grad()
         self.log_dict({"train/meta_loss": loss.detach(), "train/generator_gradient": size}, sync_dist=True)
 

@@ -131,19 +131,19 @@ class RobustnessScoreTraining(GeneratorClassifier):
         if self.current_epoch < first:
             self._classifier_step(f_optimizer, F.cross_entropy(self(x), y))
         elif self.current_epoch < first + self.generator_epochs:
-            self._generator_step(g_optimizer, z, counts=True)
+            self._generator_step(g_optimizer, z)
         else:
             self._classifier_step(f_optimizer, self.classifier_loss(x, y))
-            self._generator_step(g_optimizer, z, counts=False)
+            self._generator_step(g_optimizer, z)
 
     def _classifier_step(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
         self.descend(loss, optimizer)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
-    def _generator_step(self, optimizer: LightningOptimizer, z: Tensor, counts: bool) -> None:
+    def _generator_step(self, optimizer: LightningOptimizer, z: Tensor) -> None:
         with self.toggled_optimizer(optimizer), attack_mode(self.classifier, "eval"), torch.enable_grad():
             loss = self.generator_loss(z)
-            self.descend(loss, optimizer, counts=counts)
+            self.descend(loss, optimizer)
         self.log("train/generator_loss", loss.detach(), sync_dist=True)
 
     def classifier_loss(self, x: Tensor, y: Tensor) -> Tensor:

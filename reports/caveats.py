@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from reports import settings
 from reports.records import Record
-from reports.rows import Row
+from reports.rows import SHOWN, Row
 from reports.runs import Run
 
 FEW_IMAGES = 1000
@@ -64,10 +64,12 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
 
 
 def _few(run: Run, stage: str) -> Iterator[str]:
-    counts = _counts(run, stage).values()
-    if counts and min(counts) < FEW_IMAGES:
-        half = 98 / min(counts) ** 0.5  # half the 95 % interval of an accuracy of one half, in points
-        yield f"few samples: some metrics are of {min(counts)} images, ±{half:.1f} points"
+    shown = tuple(f"{stage}/{kind}" for kind in (*SHOWN, "attacked_samples"))
+    counts = {name: count for name, count in _counts(run, stage).items() if name == stage or name.startswith(shown)}
+    if counts and min(counts.values()) < FEW_IMAGES:
+        few = min(counts.values())
+        half = 98 / few**0.5  # half the 95 % interval of an accuracy of one half, in points
+        yield f"few samples: some metrics are of {few} images, ±{half:.1f} points"
 
 
 def _counts(run: Run, stage: str) -> dict[str, int]:

@@ -40,7 +40,8 @@ def pareto_fronts(rows: list[Row], stage: str) -> Points:
     robust = {name for row in rows for name in row.metrics if _is_robust(name, stage)}
     for metric in sorted(robust, key=lambda name: ("certified" not in name, name)):
         pairs = [(row, row.value(clean), row.value(metric)) for row in rows]
-        known = [(row, x.mean, y.mean) for row, x, y in pairs if x is not None and y is not None]
+        # means of equal counts may differ in their last digits
+        known = [(row, round(x.mean, 6), round(y.mean, 6)) for row, x, y in pairs if x is not None and y is not None]
         for row, x, y in known:
             dominated = any(a >= x and b >= y and (a, b) != (x, y) for _, a, b in known)
             point = {"metric": metric.removeprefix(f"{stage}/"), "clean": x, "robust": y, "front": not dominated}

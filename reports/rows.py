@@ -12,7 +12,7 @@ from reports.runs import Run
 from robust.metric_names.registry import MetricInfo, find
 
 MOST_DETAILS = 4
-_SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/", "training_cost/")
+SHOWN = ("accuracy/", "certified_accuracy/", "weighted_accuracy/", "robustness_score/", "training_cost/")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def is_detail(metric: str) -> bool:
 def columns(rows: list[Row], stage: str) -> list[tuple[str, MetricInfo]]:
     """The stage's accuracies and scores with their entries in the registry: clean, certified, attacked, then others."""
     names = {
-        name for row in rows for name in row.metrics if name.startswith(tuple(f"{stage}/{kind}" for kind in _SHOWN))
+        name for row in rows for name in row.metrics if name.startswith(tuple(f"{stage}/{kind}" for kind in SHOWN))
     }
     infos = {name: find(name) for name in names if not name.endswith(("/low", "/high"))}
     judged = [(name, info) for name, info in infos.items() if info is not None and info.direction != "none"]

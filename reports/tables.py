@@ -38,7 +38,10 @@ def markdown(report: Report) -> str:
         lines.append(
             f"| {_escaped(row.label)}{' (baseline)' if index == report.baseline else ''} | {' | '.join(cells)} |"
         )
-    lines += ["", "Fractions in %; mean ± std over seeds (n)." if report.columns else "No metric of this stage.", ""]
+    note = "Fractions in %; mean ± std over seeds (n)." if report.columns else "No metric of this stage."
+    if details := len(report.columns) - len(columns):
+        note += f" {details} more columns are in HTML, CSV and JSON: single bounds, votes, noise switched off."
+    lines += ["", note, ""]
     for index, row in enumerate(report.rows):
         notes = [*report.statements(index), *row.caveats]
         lines += [f"* **{_escaped(row.label)}**: {_escaped('. '.join(notes))}." for _ in notes[:1]]

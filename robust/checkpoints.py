@@ -70,7 +70,8 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
         network: the network that gets them.
         path: a ``.safetensors`` file; or a file of ``torch.save`` with a ``state_dict``, alone or under that name; or
             ``zoo:NAME``. Of a checkpoint of a training, the classifier is loaded. The names of all weights may begin
-            with that of a wrapper, ``module.`` or ``_orig_mod.``.
+            with that of a wrapper, ``module.`` or ``_orig_mod.``. For a :class:`Normalized`, the file may also be of
+            the network behind the normalisation.
         setting: name of the path's setting, for the errors.
 
     Raises:
@@ -84,10 +85,15 @@ def load_weights(network: nn.Module, path: str, setting: str) -> None:
             raise SettingError(setting, path, str(error).partition("; ")[2]) from error
     else:
         state = _read_state(path, setting, remedy)
+    from robust.networks.normalize import Normalized  # robust.networks imports this module
+
     own = network.state_dict()
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in state) and not any(name.startswith(wrapper) for name in own):
             state = {name.removeprefix(wrapper): weight for name, weight in state.items()}
+    if isinstance(network, Normalized) and state.keys() == network[1].state_dict().keys():
+        network = network[1]  # a file of the bare network
+        own = network.state_dict()
     wrong = _differences(own, state)
     require(not wrong, setting, path, f"{wrong}; give weights of this network, or the network's settings of that file")
     network.load_state_dict(state)

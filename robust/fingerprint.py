@@ -24,6 +24,19 @@ from robust.passes import CountingHook
 
 OF_PROJECT = ("robust", "lightning_modules", "callbacks", "datamodules")
 DEEPEST = 20  # objects within each other that are entered; of deeper ones the class counts
+# attributes of a training module that change in training, or that its predictions do not depend on
+OF_TRAINING = (
+    "training",
+    "ramp",
+    "batches_started",
+    "data_indices",
+    "constructor_settings",
+    "resume_settings",
+    "training_cost",
+    "used_optimizers",
+    "weights",
+    "verifier",
+)
 _PLAIN = (bool, int, str, type(None))
 _OWN = {"training", "_trainer", "_fabric", *vars(nn.Module())}  # of every module, and what runs a LightningModule
 
@@ -31,13 +44,24 @@ _OWN = {"training", "_trainer", "_fabric", *vars(nn.Module())}  # of every modul
 def structure(network: nn.Module) -> list[Any]:
     """The modules of a network in order, each with its class, settings and the names of its hooks.
 
-    Weights and buffers are left out. Functions count by their names, lambdas and functions within functions also by
-    their code and the values that it refers to.
+    Weights and buffers are left out. A training module is described by its networks and settings. Functions count by
+    their names, lambdas and functions within functions also by their code and the values that it refers to.
 
     >>> structure(nn.ReLU()) == structure(nn.ReLU()), structure(nn.ReLU()) == structure(nn.Tanh())
     (True, False)
     """
+    if hasattr(network, "constructor_settings"):  # a training module, which knows its trainer and its optimizers
+        networks, settings = method_parts(network)
+        return [[name, structure(each)] for name, each in networks.items()] + [described(settings)]
     return _Description().structure(network)
+
+
+def method_parts(module: nn.Module) -> tuple[dict[str, nn.Module], list[dict[str, Any]]]:
+    """The networks of a training module by name, and its settings without those of the training alone."""
+    networks = {name: each for name, each in module.named_children() if not _has_metrics(each)}
+    arguments = getattr(module, "constructor_settings", {}).get("init_args", {})  # also of private attributes
+    given = [vars(module), {name: value for name, value in arguments.items() if name not in networks}]
+    return networks, [{name: each[name] for name in each if not _is_of_training(name)} for each in given]
 
 
 def described(value: object) -> Any:
@@ -127,6 +151,15 @@ class _Description:
         kind: Any = type(owner)
         ignored = (_OWN if isinstance(owner, nn.Module) else set()) | _computed(kind)
         return {name: self(value) for name, value in vars(owner).items() if name not in ignored}
+
+
+def _is_of_training(name: str) -> bool:
+    return name[0] == "_" or name in OF_TRAINING or name.endswith(("optimizer", "lr_scheduler"))
+
+
+def _has_metrics(module: nn.Module) -> bool:
+    kinds = {base for each in module.modules() for base in type(each).__mro__}
+    return any(kind.__module__.startswith("torchmetrics.") for kind in kinds)
 
 
 @cache

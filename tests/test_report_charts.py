@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import vl_convert
 
@@ -46,3 +47,14 @@ def test_curves_of_two_evaluations_are_two(tmp_path):
         "accuracy/pgd, linf": [0.0, 0.1, 0.2],
         "accuracy_curve/pgd, linf": [0.0, 0.05, 0.15],
     }
+
+
+def test_rows_of_equal_counts_are_compared_as_equal(tmp_path):
+    """Regression: means of float32 values differed in their last digits, and a beaten row was on the front."""
+    accuracies = {"A": ((46, 46), (30, 30)), "B": ((45, 47), (31, 31))}
+    for name, (clean, attacked) in accuracies.items():
+        for seed in (0, 1):
+            metrics = {CLEAN: float(np.float32(clean[seed] / 50)), ATTACKED: float(np.float32(attacked[seed] / 50))}
+            write_run(tmp_path / f"{name}{seed}", name, seed=seed, metrics=metrics)
+    points = charts.pareto_fronts(make_report([tmp_path], "test", None).rows, "test")
+    assert {point["row"]: point["front"] for point in points} == {"A": False, "B": True}

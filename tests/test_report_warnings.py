@@ -239,3 +239,10 @@ def test_other_numbers_of_images_of_one_evaluation_are_named(tmp_path):
         write_run(tmp_path / folder, method, metrics={CLEAN: 0.9, name: count})
     assert f"other number of images of {name} than most rows: 32 against 256" in caveats(tmp_path)["MNGAC"]
     assert not any("other number" in text for text in caveats(tmp_path)["MSD"])
+
+
+def test_few_images_of_an_evaluation_without_a_column_are_not_named(tmp_path):
+    """Regression: the masking checks' images were named, of which no column is."""
+    metrics = {CLEAN: 0.9, "test/masking/samples": 64, "test/masking/accuracy/noise/linf_0.1": 0.5}
+    write_run(tmp_path / "a", "TRADES", metrics=metrics, samples={"test": 10_000})
+    assert caveats(tmp_path)["TRADES"] == []

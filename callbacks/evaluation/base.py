@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -229,11 +229,12 @@ class Evaluation(TriedCallback, ABC):
         """Log the metrics, and write files."""
         if self.metrics:
             values = self.compute(module)
-            self._note_logged(trainer, values)
+            logged = dict(_single_values(values))
+            self._note_logged(trainer, logged)
             if stage == "test":
                 self.recorded.finish(stage)
             self.write(stage, module, values)
-            for name, value in values.items():
+            for name, value in logged.items():
                 # the metrics synchronise themselves; sync_dist averages equal values, and avoids Lightning's warning
                 module.log(f"{stage}/{name}", value, sync_dist=True)
         self.reset()
@@ -270,3 +271,15 @@ class Evaluation(TriedCallback, ABC):
         remedy = "their metrics have the same names; run one at a time. --trainer.callbacks '[]' after the method's "
         remedy += "config removes the callbacks of that config"
         require(len(same_names) == 1, "trainer.callbacks", f"{len(same_names)} x {name}", remedy)
+
+
+def _single_values(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Each single value and its name; those of a mapping or a tensor are named after their keys or indices."""
+    parts = values
+    if isinstance(values, Tensor):
+        parts = dict(enumerate(values)) if values.dim() > 0 and values.numel() != 1 else None
+    if not isinstance(parts, Mapping):
+        yield name, values
+        return
+    for key, value in parts.items():
+        yield from _single_values(value, f"{name}/{key}".lstrip("/"))

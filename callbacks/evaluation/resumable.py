@@ -9,28 +9,14 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
 from callbacks.evaluation.saved_rows import Rows, SavedRows, concatenate
 from robust.errors import require
-from robust.fingerprint import described, own_code, structure, weights_of
+from robust.fingerprint import described, method_parts, own_code, structure, weights_of
 from robust.folders import check_writable
 
 VERSION = 5  # of the results; increase it whenever an attack or a verdict changes
-# attributes of a method that change in training, or that a test does not use
-_OF_TRAINING = (
-    "training",
-    "ramp",
-    "batches_started",
-    "data_indices",
-    "constructor_settings",
-    "resume_settings",
-    "training_cost",
-    "used_optimizers",
-    "weights",
-    "verifier",
-)
 
 
 class ResumableTest(Callback):
@@ -60,10 +46,7 @@ class ResumableTest(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what all results depend on: the network, its weights, and the method's settings, such as epsilon."""
         self.check_test(trainer, pl_module, None)
-        networks = {name: each for name, each in pl_module.named_children() if not _has_metrics(each)}
-        arguments = getattr(pl_module, "constructor_settings", {}).get("init_args", {})  # also of private attributes
-        given = [vars(pl_module), {name: value for name, value in arguments.items() if name not in networks}]
-        settings = [{name: value for name, value in each.items() if not _is_of_training(name)} for each in given]
+        networks, settings = method_parts(pl_module)
         described_networks = {name: structure(each) for name, each in networks.items()}
         self._tested = {
             "version": VERSION,
@@ -117,14 +100,6 @@ class ResumableTest(Callback):
 
     def _settings(self, depends_on: object) -> dict[str, Any]:
         return {**self._tested, "settings": described(depends_on), "code of settings": own_code(depends_on)}
-
-
-def _is_of_training(name: str) -> bool:
-    return name[0] == "_" or name in _OF_TRAINING or name.endswith(("optimizer", "lr_scheduler"))
-
-
-def _has_metrics(module: nn.Module) -> bool:
-    return any(isinstance(each, Metric) for each in module.modules())
 
 
 @contextmanager

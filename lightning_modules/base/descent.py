@@ -51,6 +51,7 @@ class Descent(Rebuilding):
         self.automatic_optimization = False
         self.optimizer, self.lr_scheduler, self.gradient_clip = optimizer, lr_scheduler, gradient_clip
         self._without_gradient: set[int] = set()  # optimizers of which a warning has said so
+        self._step_of_batch, self._counted = 0, False
 
     def optimizer_specs(self) -> list[OptimizerSpec]:
         """One entry for each optimizer; methods with several optimizers extend the list."""
@@ -89,14 +90,30 @@ class Descent(Rebuilding):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]  # type: ignore[list-item]
 
-    def descend(self, loss: Tensor, *optimizers: LightningOptimizer, counts: bool = True) -> None:
+    def begin_batch(self) -> None:
+        """Let the next step of an optimizer count, however many follow it in the batch."""
+        self._step_of_batch, self._counted = self.trainer.global_step, False
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check that the batch counts once.
+
+        Raises:
+            SettingError: if ``training_step`` stepped optimizers otherwise than by :meth:`descend` and :meth:`step`.
+        """
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        count = self.trainer.global_step - self._step_of_batch
+        remedy = "max_steps and checkpoints count batches; step by self.descend or self.step, which count a batch once"
+        require(count <= 1, f"{type(self).__name__}.training_step", f"{count} counted steps in a batch", remedy)
+
+    def descend(self, loss: Tensor, *optimizers: LightningOptimizer) -> None:
         """Zero gradients, backpropagate ``loss``, clip gradients, and step every optimizer.
+
+        The first step in a batch advances Lightning's ``global_step``, which thus counts batches, however many
+        optimizers there are and however often they step.
 
         Args:
             loss: loss, a scalar.
             optimizers: optimizers to step.
-            counts: whether the first optimizer advances Lightning's ``global_step`` by one. A method lets this happen
-                once a batch, so that ``global_step`` counts batches, however many optimizers there are.
 
         Raises:
             SettingError: if the loss cannot be descended, or the optimizers are given as a list.
@@ -109,7 +126,7 @@ class Descent(Rebuilding):
         for optimizer in optimizers:
             optimizer.zero_grad()
         self.manual_backward(loss)
-        self.step(*optimizers, counts=counts)
+        self.step(*optimizers)
 
     def check_loss(self, loss: Tensor) -> None:
         """Stop training at a loss that cannot be descended.
@@ -128,8 +145,8 @@ class Descent(Rebuilding):
                 "resume from the last checkpoint with a smaller model.gradient_clip, or train again with a lower rate"
             )
 
-    def step(self, *optimizers: LightningOptimizer, counts: bool = True) -> None:
-        """Clip the gradients and step every optimizer; arguments are those of :meth:`descend`.
+    def step(self, *optimizers: LightningOptimizer) -> None:
+        """Clip the gradients and step every optimizer, as :meth:`descend` does.
 
         Raises:
             SettingError: if several optimizers step in ``16-mixed``: the first step may change the scale of the others'
@@ -139,10 +156,11 @@ class Descent(Rebuilding):
         if self.gradient_clip is not None:
             groups = [group for optimizer in optimizers for group in optimizer.param_groups]
             nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], self.gradient_clip)
-        for index, optimizer in enumerate(optimizers):
+        for optimizer in optimizers:
             self._warn_of_missing_gradient(optimizer)
-            if counts and index == 0:
+            if not self._counted:
                 optimizer.step()
+                self._counted = True
             else:
                 inner: Any = getattr(optimizer, "optimizer", optimizer)
                 self.trainer.strategy.optimizer_step(inner, lambda: None)

@@ -96,7 +96,9 @@ class RobustClassifier(TrainingModule):
             choice = choose_verifier(self.classifier, self._image_shape)
         except UnsupportedLayerError as error:
             reason = str(error).partition("; ")[2]
-            raise UnsupportedLayerError("verifier", "auto", f"{type(self.classifier).__name__}: {reason}") from None
+            given = "verifier" in self.constructor_settings["init_args"]  # else it is that of an evaluation
+            name = "model.verifier" if given else "verifier"
+            raise UnsupportedLayerError(name, "auto", f"{type(self.classifier).__name__}: {reason}") from None
         rank_zero_info(f"Verifier: {choice}")
         return choice.verifier
 

@@ -66,6 +66,7 @@ class TrainingModule(CheckedInputs, EpochMeans, Descent, ABC):
         if self.batches_started == 1:
             check_training_monitors(self.trainer, self.known_training_metrics())
         self.batches_started += 1
+        self.begin_batch()
         step_schedules(self.trainer, batch_idx, self.monitored_metrics())
         self.seed_step(batch_idx)
         self.start_counting()

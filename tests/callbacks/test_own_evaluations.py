@@ -1,10 +1,13 @@
 """Evaluations of one's own."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
+from torchmetrics.classification import MulticlassRecall
 
 from callbacks.evaluation.base import Evaluation
 from datamodules import Digits
@@ -51,3 +54,26 @@ def test_the_modules_metric_is_not_replaced():
     """Regression: the record had the callback's value as the clean accuracy."""
     with pytest.raises(SettingError, match=r"^Clean.update: got 'accuracy/clean'; the module logs it"):
         evaluated(Clean())
+
+
+class PerClass(Evaluation):
+    """Logs an accuracy for each class, and a mapping of metrics."""
+
+    def evaluate(self, module, x, y):
+        predicted = module(x).argmax(1)
+        self.update("recall", partial(MulticlassRecall, 10, average=None), predicted, y)
+        self.update("both", Both, predicted == y)
+
+
+class Both(SumMetric):
+    """The number of correct images under two names."""
+
+    def compute(self):
+        return {"once": super().compute(), "twice": 2 * super().compute()}
+
+
+def test_metrics_of_several_values_are_logged_one_by_one():
+    """Regression: they ended in a traceback after the whole test."""
+    metrics = evaluated(PerClass())
+    assert {f"test/recall/{label}" for label in range(10)} < metrics.keys()
+    assert metrics["test/both/twice"] == 2 * metrics["test/both/once"]

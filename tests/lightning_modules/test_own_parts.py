@@ -25,6 +25,7 @@ def fit(module):
     """Train for two batches of eight digits."""
     trainer = trainer_with(max_epochs=1, limit_train_batches=2, limit_val_batches=0)
     trainer.fit(module, datamodule=Digits(batch_size=8))
+    return trainer
 
 
 def refused(module):
@@ -50,6 +51,23 @@ class Accumulating(RobustClassifier):
             self.step(*self.all_optimizers())
 
 
+class Alternating(RobustClassifier):
+    """Steps one optimizer twice."""
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            self.descend(F.cross_entropy(self(batch[0]), batch[1]), *self.all_optimizers())
+
+
+class ByLightning(Alternating):
+    """Steps as Lightning's pages say."""
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+            self.optimizers().step()
+
+
 class ForgotStar(RobustClassifier):
     """Gives its optimizers as a list."""
 
@@ -65,6 +83,14 @@ def test_a_step_that_trains_nothing_is_warned_of():
 
 def test_a_method_that_accumulates_gradients_is_not_warned_of():
     fit(Accumulating(network()))
+
+
+def test_a_batch_counts_once_however_often_it_steps():
+    """Regression: two steps were two batches of max_steps and of checkpoints."""
+    assert fit(Alternating(network())).global_step == 2
+    assert refused(ByLightning(network())).startswith(
+        "ByLightning.training_step: got '2 counted steps in a batch'; max_steps and checkpoints count batches"
+    )
 
 
 def test_optimizers_in_a_list_are_refused():
