@@ -42,9 +42,7 @@ class EpsilonScheduler(Callback):
         exponent: float = 4.0,
     ) -> None:
         name = "epsilon_schedule"
-        require(
-            shape in ("constant", "linear", "smoothed"), f"{name}.shape", shape, "give constant, linear or smoothed"
-        )
+        require(shape in USED, f"{name}.shape", shape, "give constant, linear or smoothed")
         require(start_epoch >= 1, f"{name}.start_epoch", start_epoch, "epochs count from 1")
         require(length >= 1, f"{name}.length", length, "give at least 1 epoch, or shape constant")
         require(0 < middle < 1, f"{name}.middle", middle, "give a fraction of the ramp in (0, 1)")
@@ -148,8 +146,7 @@ class EpsilonScheduler(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The settings, by which a resumed run with other settings warns."""
-        names = ("shape", "start_epoch", "length", "middle", "exponent")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("shape", *DEFAULTS)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warn if the resumed run's schedule differs from the checkpoint's."""

@@ -14,7 +14,6 @@ from callbacks.checkpoint import named_metrics
 from callbacks.evaluation.base import Evaluation
 from lightning_modules.base import Batch, RobustClassifier, monitored_names
 from robust.errors import SettingError, require
-from robust.metric_names.old_names import new_name
 from robust.metric_names.registry import find
 from robust.modes import attack_mode
 
@@ -93,9 +92,6 @@ def _check_logged(setting: str, name: str, every: int, logged: dict[str, int]) -
     else:
         near = difflib.get_close_matches(name.replace("val_", "val/", 1), logged, 1, 0.5)
         remedy = f"did you mean {near[0]}? " if near else ""
-        if (new := new_name(name)) is not None:
-            info = find(new)
-            remedy = f"it is now called {new}{'' if info is None else f', {info.direction}'}; "
         raise SettingError(setting, name, f"{remedy}{all_names}")
 
 

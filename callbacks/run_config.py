@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -33,7 +34,7 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file in the first process."""
         fn = getattr(stage, "value", stage)
-        names = (f"config{f'-{fn}' if n else ''}{f'-{n}' if n > 1 else ''}.yaml" for n in range(1_000_000))
+        names = (f"config{f'-{fn}' if n else ''}{f'-{n}' if n > 1 else ''}.yaml" for n in itertools.count())
         path = next(path for name in names if not (path := self._folder / name).exists())
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self._text, encoding="utf-8")

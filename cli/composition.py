@@ -169,8 +169,8 @@ def _in_sections(settings: Settings, name: str) -> Settings:
     own = {key: value for key, value in settings.items() if key not in SECTIONS}
     if "class_path" in settings or not own:
         return settings
-    for key in sorted(own.keys() & inside.keys()):
-        require(False, f"{name}.{key}", own[key], "init_args gives it, too: give it once")
+    for key in sorted(own):
+        require(key not in inside, f"{name}.{key}", own[key], "init_args gives it, too: give it once")
     rest = {key: value for key, value in settings.items() if key in SECTIONS}
     return {**rest, "init_args": {**inside, **own}}
 

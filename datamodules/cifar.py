@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,16 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import Split
-from datamodules.files import ImageFiles, held_out
-from datamodules.loading import TensorImages
+from datamodules.files import HeldOutFiles
 from datamodules.pickles import read_pickle
 
 if TYPE_CHECKING:
     from torchvision import datasets
 
 
-class CIFAR10(ImageFiles):
+class CIFAR10(HeldOutFiles):
     """60,000 colour images of 32x32 pixels, 10 classes: 45,000 train, 5,000 validation, 10,000 test.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009). The files are pickles, which
@@ -34,33 +31,20 @@ class CIFAR10(ImageFiles):
 
     def fetch(self) -> None:
         """Download and unpack the archive with torchvision."""
-        self._published()(self.folder, download=True)
+        self._torchvision()(self.folder, download=True)
 
-    def load(self, split: Split) -> TensorImages:
-        """Read one split."""
-        if split == "test":
-            return TensorImages(*self._read("test"), self.num_classes)
-        images, labels = self._training_files
-        validation = held_out(len(labels))
-        part = validation if split == "val" else ~validation
-        return TensorImages(images[part], labels[part], self.num_classes)
-
-    def _published(self) -> type[datasets.CIFAR10]:
+    def _torchvision(self) -> type[datasets.CIFAR10]:
         """Torchvision's class, which knows the files and their checksums."""
         from torchvision import datasets  # here, since the import takes seconds
 
         published: type[datasets.CIFAR10] = datasets.CIFAR10
         return published
 
-    @cached_property
-    def _training_files(self) -> tuple[Tensor, Tensor]:
-        return self._read("train")
-
-    def _read(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    def published(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Images, uint8 of shape (N, 3, 32, 32), and labels, int64 of shape (N,)."""
-        published = self._published()
-        listed = published.train_list if part == "train" else published.test_list
-        meta = (published.meta["filename"], published.meta["md5"])
+        files = self._torchvision()
+        listed = files.train_list if part == "train" else files.test_list
+        meta = (files.meta["filename"], files.meta["md5"])
         paths = [self.checked(f"{self.location}/{name}", md5) for name, md5 in (meta, *listed)]
         parts = [self.read(path, lambda path=path: _entry(path)) for path in paths[1:]]  # type: ignore[misc]
         images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -87,7 +71,7 @@ class CIFAR100(CIFAR10):
     url = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     location = "cifar-100-python"
 
-    def _published(self) -> type[datasets.CIFAR10]:
+    def _torchvision(self) -> type[datasets.CIFAR10]:
         from torchvision import datasets
 
         published: type[datasets.CIFAR10] = datasets.CIFAR100

@@ -32,5 +32,6 @@ class FashionMNIST(MNIST):
 
         datasets.FashionMNIST(self.folder, download=True)
 
-    def _validation(self, size: int) -> Tensor:
+    def validation(self, size: int) -> Tensor:
+        """Mask of the validation images, as in most data sets; bool, shape (size,)."""
         return held_out(size)

@@ -6,15 +6,17 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import ImageDataModule
+from datamodules.base import ImageDataModule, Split
+from datamodules.loading import TensorImages
 from robust.errors import SettingError
 
 Read = TypeVar("Read")
@@ -132,3 +134,31 @@ class ImageFiles(ImageDataModule):
         """The error for a damaged file."""
         remedy = f"{path} is damaged ({reason}); delete it and add --data.download true to fetch it from {self.url}"
         return SettingError("data.root", self.root, remedy)
+
+
+class HeldOutFiles(ImageFiles):
+    """Base of the data sets whose validation images are held out of the published training images.
+
+    A data set also implements :meth:`published`.
+    """
+
+    @abstractmethod
+    def published(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Images, uint8 of shape (N, C, H, W), and labels, int64 of shape (N,), of a published part."""
+
+    def validation(self, size: int) -> Tensor:
+        """Mask of the validation images among ``size`` training images; bool, shape (size,)."""
+        return held_out(size)
+
+    def load(self, split: Split) -> TensorImages:
+        """Read one split."""
+        if split == "test":
+            return TensorImages(*self.published("test"), self.num_classes)
+        images, labels = self._training_files
+        validation = self.validation(len(labels))
+        part = validation if split == "val" else ~validation
+        return TensorImages(images[part], labels[part], self.num_classes)
+
+    @cached_property
+    def _training_files(self) -> tuple[Tensor, Tensor]:
+        return self.published("train")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from datamodules.base import Split
-from datamodules.files import VALIDATION_IMAGES, ImageFiles
-from datamodules.loading import TensorImages
+from datamodules.files import VALIDATION_IMAGES, HeldOutFiles
 
 
-class MNIST(ImageFiles):
+class MNIST(HeldOutFiles):
     """70,000 grey digits of 28x28 pixels, 10 classes: 55,000 train, 5,000 validation (the last), 10,000 test.
 
     Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits (1998). Arguments and errors are
@@ -38,28 +35,16 @@ class MNIST(ImageFiles):
 
         datasets.MNIST(self.folder, download=True)
 
-    def load(self, split: Split) -> TensorImages:
-        """Read one split."""
-        if split == "test":
-            return TensorImages(*self._read("t10k"), self.num_classes)
-        images, labels = self._training_files
-        validation = self._validation(len(labels))
-        part = validation if split == "val" else ~validation
-        return TensorImages(images[part], labels[part], self.num_classes)
-
-    def _validation(self, size: int) -> Tensor:
+    def validation(self, size: int) -> Tensor:
         """Mask of the last 5,000 training images, which are for validation; bool, shape (size,)."""
         return torch.arange(size) >= size - VALIDATION_IMAGES
 
-    @cached_property
-    def _training_files(self) -> tuple[Tensor, Tensor]:
-        return self._read("train")
-
-    def _read(self, part: str) -> tuple[Tensor, Tensor]:
+    def published(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
         """Images, uint8 of shape (N, 1, 28, 28), and labels, int64 of shape (N,)."""
         from torchvision.datasets.mnist import read_image_file, read_label_file
 
-        names = (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte")
+        prefix = "train" if part == "train" else "t10k"
+        names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
         paths = [self.checked(f"{self.location}/{name}", self.files[name][1], self.files[name][0]) for name in names]
         images = self.read(paths[0], lambda: read_image_file(str(paths[0])))
         return images.unsqueeze(1), self.read(paths[1], lambda: read_label_file(str(paths[1])))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Split
-from datamodules.files import ImageFiles, held_out
+from datamodules.files import HeldOutFiles
 from datamodules.loading import TensorImages
 
 
-class SVHN(ImageFiles):
+class SVHN(HeldOutFiles):
     """House numbers, colour, 32x32 pixels, 10 classes: 68,257 train, 5,000 validation, 26,032 test.
 
     Source: Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (2011). Errors
@@ -47,18 +47,13 @@ class SVHN(ImageFiles):
 
     def load(self, split: Split) -> TensorImages:
         """Read one split."""
-        if split == "test":
-            return TensorImages(*self._read("test"), self.num_classes)
-        images, labels = self._read("train")
-        validation = held_out(len(labels))
-        part = validation if split == "val" else ~validation
-        images, labels = images[part], labels[part]
+        data = super().load(split)
         if split == "train" and self.extra:
-            more = self._read("extra")
-            images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
-        return TensorImages(images, labels, self.num_classes)
+            images, labels = self.published("extra")
+            data = TensorImages(torch.cat([data.images, images]), torch.cat([data.labels, labels]), self.num_classes)
+        return data
 
-    def _read(self, part: Literal["train", "test", "extra"]) -> tuple[Tensor, Tensor]:
+    def published(self, part: Literal["train", "test", "extra"]) -> tuple[Tensor, Tensor]:
         """Images, uint8 of shape (N, 3, 32, 32), and labels, int64 of shape (N,)."""
         from torchvision import datasets
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from datamodules.base import Split
-from datamodules.files import ImageFiles, held_out
-from datamodules.loading import TensorImages
+from datamodules.files import HeldOutFiles
 
 
-class TinyImageNet(ImageFiles):
+class TinyImageNet(HeldOutFiles):
     """Colour images of 64x64 pixels, 200 classes: 95,000 train, 5,000 validation, 10,000 test.
 
     Source: Y. Le, X. Yang, Tiny ImageNet Visual Recognition Challenge (Stanford CS231n, 2015). The labels of its test
@@ -45,18 +43,9 @@ class TinyImageNet(ImageFiles):
         for part in ("train", "val"):
             self._decoded(part)
 
-    def load(self, split: Split) -> TensorImages:
-        """Read one split."""
-        if split == "test":
-            return TensorImages(*self._decoded("val"), self.num_classes)
-        images, labels = self._training_files
-        validation = held_out(len(labels))
-        part = validation if split == "val" else ~validation
-        return TensorImages(images[part], labels[part], self.num_classes)
-
-    @cached_property
-    def _training_files(self) -> tuple[Tensor, Tensor]:
-        return self._decoded("train")
+    def published(self, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Images, uint8 of shape (N, 3, 64, 64), and labels, int64 of shape (N,)."""
+        return self._decoded("train" if part == "train" else "val")
 
     def _decoded(self, part: str) -> tuple[Tensor, Tensor]:
         """Images, uint8 of shape (N, 3, 64, 64), and labels, int64 of shape (N,), of the folder train or val."""

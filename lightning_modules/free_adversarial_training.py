@@ -43,10 +43,7 @@ class FreeAdversarialTraining(RobustClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1, lines 5 to 14."""
         x, y = batch
-        epsilon = self.current_epsilon
-        delta, last = torch.zeros_like(x), self._perturbation
-        if last is not None:
-            delta[: len(last)] = last[: len(x)].to(x.device)
+        epsilon, delta = self.current_epsilon, self._carried(x)
         for _ in range(self.replays):
             x_adv = (x + delta).clamp(0, 1).requires_grad_()
             with fast_image_gradients(self.classifier):
@@ -54,9 +51,20 @@ class FreeAdversarialTraining(RobustClassifier):
             self.descend(loss, self.all_optimizers()[0])
             assert x_adv.grad is not None
             delta = (delta + epsilon * x_adv.grad.sign()).clamp(-epsilon, epsilon)
-        rest = None if last is None else last[len(x) :]  # of an earlier, larger batch
-        self._perturbation = delta if rest is None or len(rest) == 0 else torch.cat([delta, rest.to(x.device)])
+        self._carry(delta)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+
+    def _carried(self, x: Tensor) -> Tensor:
+        """The perturbation of the last batch for these images, zero where it had fewer."""
+        delta = torch.zeros_like(x)
+        if self._perturbation is not None:
+            delta[: len(self._perturbation)] = self._perturbation[: len(x)].to(x.device)
+        return delta
+
+    def _carry(self, delta: Tensor) -> None:
+        """Store the perturbation for the next batch, beside the rest of an earlier, larger batch."""
+        rest = delta[:0] if self._perturbation is None else self._perturbation[len(delta) :].to(delta.device)
+        self._perturbation = torch.cat([delta, rest])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the perturbation of the global batch, gathered from all processes."""

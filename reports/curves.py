@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
 from reports.runs import Run
-from robust.metric_names.old_names import new_metrics
 
 MOST_POINTS = 60
 _NONE_OF = {"compressedHistograms": 1, "images": 1, "audio": 1, "histograms": 1, "tensors": 1}
@@ -24,22 +23,17 @@ class Curve:
 
 
 def read_curves(run: Run) -> list[Curve]:
-    """Loss and validation accuracies of a run, under current names; empty if the run's folder is absent."""
+    """Loss and validation accuracies of a run; empty if the run's folder is absent."""
     if run.folder is None or not any(run.folder.glob("events.out.tfevents.*")):
         return []
     events = EventAccumulator(str(run.folder), size_guidance={SCALARS: 0, **_NONE_OF})  # type: ignore[no-untyped-call]
     events.Reload()  # type: ignore[no-untyped-call]
     tags: list[str] = events.Tags()[SCALARS]  # type: ignore[no-untyped-call]
-    config = run.identity.get("config") or {}
-    # old errors became accuracies: the new value is a linear function of the old one, given by its values at 0 and 1
-    at_zero, at_one = (new_metrics(dict.fromkeys(tags, end), config) for end in (0.0, 1.0))
     curves = []
-    for tag, name, zero, one in zip(tags, at_zero, at_zero.values(), at_one.values(), strict=True):
-        if name.startswith(_SHOWN) and zero is not None and one is not None:
+    for tag in tags:
+        if tag.startswith(_SHOWN):
             points = _thinned([(scalar.step, scalar.value) for scalar in events.Scalars(tag)])  # type: ignore[no-untyped-call]
-            curves.append(
-                Curve(name, [step for step, _ in points], [zero + (one - zero) * value for _, value in points])
-            )
+            curves.append(Curve(tag, [step for step, _ in points], [value for _, value in points]))
     return curves
 
 

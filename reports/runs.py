@@ -12,7 +12,6 @@ from typing import Any
 from reports import settings
 from reports.records import FILE, Record, read_records, superseded
 from robust.errors import SettingError, require
-from robust.metric_names.old_names import new_metrics
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Run:
             self.training = record | {"wall_time": _training_time(record)}
         else:
             self.evaluations.append(record)
-        for name, value in new_metrics(record["metrics"], record.get("config") or {}).items():
+        for name, value in record["metrics"].items():
             if kind == "test" and name in self.metrics and self.metrics[name] != value:
                 self.repeated.add(name)
             self.metrics[name] = value

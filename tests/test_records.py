@@ -139,10 +139,6 @@ SIZES = "--trainer.callbacks.epsilons=[0.1, 0.2]"
             "it is logged only every 2 epochs; set its evaluation's",
         ),
         (
-            ["--checkpoint.monitor=val/verified_error/linf"],
-            "got 'val/verified_error/linf'; it is now called val/certified_accuracy/linf_*, higher is better; ",
-        ),
-        (
             ["--checkpoint.monitor=val/accuracy/clean"],
             "checkpoint.mode: got 'min'; val/accuracy/clean: higher is better; give max",
         ),
@@ -232,11 +228,11 @@ def test_a_monitor_of_several_metrics_is_refused_without_a_sanity_check_too(tmp_
     )
 
 
-def test_a_checkpoint_with_the_old_name_of_its_monitor_is_resumed(tmp_path):
+def test_a_checkpoint_with_another_monitor_is_resumed(tmp_path):
     checkpoint, _ = run("fit", [*SMALL, "--trainer.max_epochs=2"], tmp_path / "old")
     (state,) = (key for key in checkpoint["callbacks"] if "Checkpoint" in key)
-    old = state.replace("'monitor': None", "'monitor': 'val/clean_error'")
-    checkpoint["callbacks"][old] = checkpoint["callbacks"].pop(state) | {"monitor": "val/clean_error"}
+    old = state.replace("'monitor': None", "'monitor': 'val/other'")
+    checkpoint["callbacks"][old] = checkpoint["callbacks"].pop(state) | {"monitor": "val/other"}
     torch.save(checkpoint, tmp_path / "old.ckpt")
     settings = [f"--ckpt_path={tmp_path / 'old.ckpt'}", "--checkpoint.monitor=val/accuracy/clean", *BETTER]
     with pytest.warns(UserWarning, match="callbacks used to create the checkpoint need to be provided"):

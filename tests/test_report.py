@@ -106,13 +106,6 @@ def test_a_test_elsewhere_belongs_to_the_training_of_its_checkpoint(tmp_path):
     assert [run["seed"] for run in row["runs"]] == [3]
 
 
-def test_old_records_are_read_by_the_names_of_today(tmp_path):
-    old = {"test/clean_error": 0.25, "test/verified_error/uniform": 0.5}
-    write_run(tmp_path / "old", metrics=old)
-    (row,) = rows(tmp_path).values()
-    assert {name: value["mean"] for name, value in row["metrics"].items()} == {CLEAN: 0.75, CERTIFIED: 0.5}
-
-
 def test_a_test_after_a_continued_training_is_of_the_new_weights(tmp_path):
     """Regression: it counted for the training that the checkpoint came from."""
     first = write_run(tmp_path / "first", metrics={CLEAN: 0.5})

@@ -10,7 +10,6 @@ from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import ChainedScheduler, CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 from robust.errors import require
-from robust.metric_names.old_names import new_name
 from robust.schedules import EachStep, PiecewiseLinear
 
 BY_STEP = (EachStep, OneCycleLR, CyclicLR)
@@ -152,9 +151,7 @@ def _is_plateau(config: LRSchedulerConfig) -> bool:
 def _value(schedule: Any, monitored: dict[str, float]) -> float:
     value = monitored.get(schedule.monitor)
     known = ", ".join(sorted(monitored)) or "none"
-    new = new_name(schedule.monitor)
     last = "training" if _is_of_training(schedule) else "last validation"
-    remedy = f"{'' if new is None else f'it is now called {new}; '}the {last} logged {known}"
-    require(value is not None, "lr_scheduler.monitor", schedule.monitor, remedy)
+    require(value is not None, "lr_scheduler.monitor", schedule.monitor, f"the {last} logged {known}")
     assert value is not None
     return value

@@ -197,7 +197,8 @@ class _Climb:
             if stopped.all():
                 return images, stopped
             self.tried, self.before = self._step(momentum=self.pace.momentum if step > 0 else 0.0), self.x_adv
-            wrong = self._go_on(*self._examine())
+            gradient, loss, wrong = self._examine()
+            self._go_on(gradient, loss)
         if stop:
             self._leave(wrong, images, stopped)
         on = ~stopped[self.examples]
@@ -233,8 +234,8 @@ class _Climb:
         target = x_adv + (1 - momentum) * (ahead - x_adv) + momentum * (x_adv - self.before)
         return self.threat_model.project(target, x)
 
-    def _go_on(self, gradient: Tensor, loss: Tensor, wrong: Tensor) -> Tensor:
-        """Continue from the images tried, or from the best images; return ``wrong`` unchanged."""
+    def _go_on(self, gradient: Tensor, loss: Tensor) -> None:
+        """Continue from the images tried, or from the best images."""
         higher = loss > self.best_loss
         self.best_loss = torch.where(higher, loss, self.best_loss)
         self.best = torch.where(_wide(higher), self.tried, self.best)
@@ -242,7 +243,6 @@ class _Climb:
         back = _wide(self.pace.update(loss, self.best_loss, self.best))
         self.x_adv = torch.where(back, self.best, self.tried)
         self.gradient = torch.where(back, self.best_gradient, gradient)
-        return wrong
 
 
 def _wide(each: Tensor) -> Tensor:

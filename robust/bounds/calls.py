@@ -57,9 +57,7 @@ class Call(NamedTuple):
 
     def refs(self) -> list[Ref]:
         """The tensors among the arguments."""
-        refs: list[Ref] = []
-        mapped((self.arguments, self.named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-        return refs
+        return [value for value in leaves((self.arguments, self.named)) if isinstance(value, Ref)]
 
     def error(self, network: nn.Module, reason: str = "") -> UnsupportedLayerError:
         """The error that the call has no bound."""
@@ -107,6 +105,13 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
         return slice(*(mapped(item, function) for item in (value.start, value.stop, value.step)))
     items = [mapped(item, function) for item in value]
     return items if isinstance(value, list) else tuple(items)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The leaves of a nest, in the order in which :func:`mapped` meets them."""
+    found: list[Any] = []
+    mapped(value, found.append)
+    return found
 
 
 def refusal(

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robust.bounds.calls import IMAGES, REMEDY, Call, Recording, Ref, mapped, refusal
+from robust.bounds.calls import IMAGES, REMEDY, Call, Recording, Ref, leaves, mapped, refusal
 from robust.bounds.changes import version
 from robust.bounds.operations.registry import builder_of, name_of, rewritten
 from robust.errors import UnsupportedLayerError
@@ -120,9 +120,7 @@ class _Recorder(TorchFunctionMode):
 
     def changed(self, values: object) -> bool:
         """Whether a known tensor has changed since its call, in place by way of another view of it."""
-        outdated: list[bool] = []
-        mapped(values, lambda value: outdated.append(id(value) in self._versions and self._is_outdated(value)))
-        return any(outdated)
+        return any(id(value) in self._versions and self._is_outdated(value) for value in leaves(values))
 
     def _is_outdated(self, value: Tensor) -> bool:
         return self._versions[id(value)] != version(value)
@@ -157,15 +155,12 @@ class _Recorder(TorchFunctionMode):
         return self.ref(value) or value
 
     def _refs_in(self, values: object) -> list[Ref]:
-        found: list[Ref] = []
-        mapped(values, lambda value: found.append(ref) if (ref := self.ref(value)) else None)
-        return found
+        return [ref for value in leaves(values) if (ref := self.ref(value))]
 
     def _note(self, function: Callable[..., Any] | str, arguments: tuple[Any, ...], result: Any, changed: bool) -> None:
         args, named = arguments
-        refs, tensors = list[Ref](), list[Tensor]()
-        mapped((args, named), lambda value: refs.append(value) if isinstance(value, Ref) else None)
-        mapped((args, named), lambda value: tensors.append(value) if isinstance(value, Tensor) else None)
+        refs = [value for value in leaves(arguments) if isinstance(value, Ref)]
+        tensors = [value for value in leaves(arguments) if isinstance(value, Tensor)]
         unknown = [tensor for tensor in tensors if id(tensor) not in self._constants]
         others = [ref for ref in refs if not args or ref != args[0]]  # args[0] gives a SHAPED call its shape alone
         of_shape = getattr(function, "__name__", "") in SHAPED and not any(ref.dynamic for ref in others)
@@ -173,7 +168,9 @@ class _Recorder(TorchFunctionMode):
             if unknown:  # the result, and an argument that it fills in place, may depend on the images, too
                 self._constants.difference_update(map(id, tensors))
             else:
-                mapped(result, self._note_constant)
+                constants = [value for value in leaves(result) if isinstance(value, Tensor)]
+                self._constants.update(map(id, constants))
+                self._kept += constants  # and with them their ids
             return
         dynamic = any(ref.dynamic for ref in refs)
         several = isinstance(result, (tuple, list))
@@ -194,11 +191,6 @@ class _Recorder(TorchFunctionMode):
             reason = "the network's operations must not depend on an image's values"
             raise self._refusal(function, reason, ValueDependenceError)
         self.reads_weights |= getattr(function, "__name__", "") in READERS
-
-    def _note_constant(self, value: object) -> None:
-        if isinstance(value, Tensor):
-            self._constants.add(id(value))
-            self._kept.append(value)  # and with it its id
 
     def _is_per_image(self, tensor: Tensor, result: object) -> bool:
         """Whether a tensor has the axes of the result and a row for each image."""

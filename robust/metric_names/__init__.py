@@ -1,1 +1,1 @@
-"""Names of metrics: what each means, and the names of older versions. Plain Python, without torch."""
+"""Names of metrics, and what each means. Plain Python, without torch."""

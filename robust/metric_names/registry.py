@@ -40,85 +40,73 @@ class MetricInfo:
         return _compiled(self.pattern).fullmatch(metric) is not None
 
 
+def _fraction(pattern: str, meaning: str) -> MetricInfo:
+    """A pattern of fractions, such as accuracies, of which more is better."""
+    return MetricInfo(pattern, "fraction", "higher is better", meaning)
+
+
+def _count(pattern: str, meaning: str) -> MetricInfo:
+    """A pattern of counts, of which neither more nor less is better."""
+    return MetricInfo(pattern, "count", "none", meaning)
+
+
 def _accuracies(pattern: str, meaning: str) -> tuple[MetricInfo, ...]:
     """A pattern of accuracies, with what is logged beside them for networks with noise."""
     return (
-        MetricInfo(pattern, "fraction", "higher is better", meaning),
+        _fraction(pattern, meaning),
         MetricInfo(f"{pattern}/std", "fraction", "none", "std of this accuracy over passes of a network with noise"),
-        MetricInfo(f"{pattern}/vote", "fraction", "higher is better", "the same, by majority vote over passes"),
-        MetricInfo(f"{pattern}/noise_off", "fraction", "higher is better", "the same images, classified without noise"),
+        _fraction(f"{pattern}/vote", "the same, by majority vote over passes"),
+        _fraction(f"{pattern}/noise_off", "the same images, classified without noise"),
     )
 
 
 REGISTRY: tuple[MetricInfo, ...] = (
     *_accuracies("accuracy/clean", "correct without perturbation, of all images"),
-    MetricInfo(
+    _fraction(
         "accuracy/clean/attacked",
-        "fraction",
-        "higher is better",
         "correct without perturbation, of the attacked images if these are not all; with noise the mean over passes",
     ),
-    MetricInfo("accuracy/union", "fraction", "higher is better", "correct under every attack"),
-    MetricInfo("accuracy/average", "fraction", "higher is better", "mean over groups of attacks"),
-    MetricInfo("accuracy/worst/<group>", "fraction", "higher is better", "correct under every attack of the group"),
-    MetricInfo("accuracy/group/mean", "fraction", "higher is better", "mean over groups of the test data"),
-    MetricInfo("accuracy/group/<group>", "fraction", "higher is better", "correct, of a group of the test data"),
-    MetricInfo(
+    _fraction("accuracy/union", "correct under every attack"),
+    _fraction("accuracy/average", "mean over groups of attacks"),
+    _fraction("accuracy/worst/<group>", "correct under every attack of the group"),
+    _fraction("accuracy/group/mean", "mean over groups of the test data"),
+    _fraction("accuracy/group/<group>", "correct, of a group of the test data"),
+    _fraction(
         "accuracy/a_rob/<threat model>",
-        "fraction",
-        "higher is better",
         "A_rob of weighted minimax risk: correct under PGD, where misclassified images are attacked too",
     ),
     *_accuracies("accuracy/<attack>/<threat model>", "correct without perturbation and under the attack"),
     *_accuracies("accuracy_curve/<attack>/<threat model>", "accuracy under the attack at one of several radii"),
-    MetricInfo("certified_accuracy/<threat model>", "fraction", "higher is better", "correct and certified"),
-    MetricInfo(
-        "certified_accuracy/<threat model>/low", "fraction", "higher is better", "lower end of its confidence interval"
-    ),
-    MetricInfo(
-        "certified_accuracy/<threat model>/high", "fraction", "higher is better", "upper end of its confidence interval"
-    ),
-    MetricInfo(
+    _fraction("certified_accuracy/<threat model>", "correct and certified"),
+    _fraction("certified_accuracy/<threat model>/low", "lower end of its confidence interval"),
+    _fraction("certified_accuracy/<threat model>/high", "upper end of its confidence interval"),
+    _fraction(
         "certified_accuracy/<threat model>/common_map",
-        "fraction",
-        "higher is better",
         "the same if each image had the geometric mean of all images' budgets",
     ),
-    MetricInfo(
-        "certified_accuracy/<threat model>/<method>",
-        "fraction",
-        "higher is better",
-        "the same by one of several bounds, such as ibp and crown_ibp",
+    _fraction(
+        "certified_accuracy/<threat model>/<method>", "the same by one of several bounds, such as ibp and crown_ibp"
     ),
-    MetricInfo(
+    _fraction(
         "weighted_accuracy/a_sa/<threat model>/<alpha>",
-        "fraction",
-        "higher is better",
         "A_sa of weighted minimax risk: accuracy on A_rob's images, where vulnerable ones count more",
     ),
-    MetricInfo(
+    _fraction(
         "weighted_accuracy/a_tr/<threat model>/<alpha>",
-        "fraction",
-        "higher is better",
         "A_tr of weighted minimax risk: the same under an attack on the weighted loss",
     ),
-    MetricInfo(
-        "weighted_accuracy/<name>/<threat model>/<alpha>/effective_samples",
-        "count",
-        "none",
-        "effective sample size of the weights",
-    ),
-    MetricInfo("weighted_accuracy/samples", "count", "none", "number of images"),
-    MetricInfo("attacked_samples", "count", "none", "number of images that AdversarialEvaluation covers"),
-    MetricInfo("recomputed_samples/<threat model>", "count", "none", "number of certificates that needed float64"),
-    MetricInfo("certified_volume/certified", "fraction", "higher is better", "images with any certified box"),
+    _count("weighted_accuracy/<name>/<threat model>/<alpha>/effective_samples", "effective sample size of the weights"),
+    _count("weighted_accuracy/samples", "number of images"),
+    _count("attacked_samples", "number of images that AdversarialEvaluation covers"),
+    _count("recomputed_samples/<threat model>", "number of certificates that needed float64"),
+    _fraction("certified_volume/certified", "images with any certified box"),
     MetricInfo(
         "certified_volume/epsilon",
         "pixel units",
         "higher is better",
         "mean, over images with a certified box, of the uniform budget of the same volume",
     ),
-    MetricInfo("certified_volume/samples", "count", "none", "number of images"),
+    _count("certified_volume/samples", "number of images"),
     MetricInfo("budget/<threat model>/min", "pixel units", "none", "smallest budget of a pixel"),
     MetricInfo("budget/<threat model>/max", "pixel units", "none", "largest budget of a pixel"),
     MetricInfo(
@@ -152,19 +140,12 @@ REGISTRY: tuple[MetricInfo, ...] = (
     MetricInfo("robustness_score/r2/closest/<attack>", "fraction", "none", "images to which this attack came closest"),
     MetricInfo("robustness_score/<name>", "none", "higher is better", "mean over images and radii of the score"),
     MetricInfo("robustness_score/<name>/integral", "none", "higher is better", "its integral over radii"),
-    MetricInfo(
-        "robustness_score/<name>/normalized", "fraction", "higher is better", "its ratio to a constant classifier's"
-    ),
-    MetricInfo("robustness_score/<name>/samples", "count", "none", "number of images"),
+    _fraction("robustness_score/<name>/normalized", "its ratio to a constant classifier's"),
+    _count("robustness_score/<name>/samples", "number of images"),
     MetricInfo("masking/failed_checks", "count", "lower is better", "failed checks for masked gradients"),
-    MetricInfo("masking/samples", "count", "none", "number of images"),
-    MetricInfo("masking/accuracy/clean", "fraction", "higher is better", "correct without attack, of these images"),
-    MetricInfo(
-        "masking/accuracy/<attack>/<threat model>",
-        "fraction",
-        "higher is better",
-        "correct under an attack of the checks",
-    ),
+    _count("masking/samples", "number of images"),
+    _fraction("masking/accuracy/clean", "correct without attack, of these images"),
+    _fraction("masking/accuracy/<attack>/<threat model>", "correct under an attack of the checks"),
     MetricInfo("training_cost/parameters", "count", "lower is better", "parameters of all networks of the training"),
     MetricInfo("training_cost/seconds", "seconds", "lower is better", "time of the training steps"),
     MetricInfo(

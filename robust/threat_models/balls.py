@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class _NormBall:
         """
         return torch.tensor(self.norm == other.norm and self.epsilon <= float(other.radius)).expand(batch)
 
+    def select(self, chosen: Tensor) -> Self:
+        """The ball itself: it is the same for all examples."""
+        return self
+
 
 class L2Ball(_NormBall):
     """``|x' - x|_2 <= epsilon``, cut to [0, 1].
@@ -116,10 +120,6 @@ class L2Ball(_NormBall):
     def fit_noise(self, x: Tensor, noise: Tensor, linf: LinfFit = "tanh") -> Tensor:
         """``x`` plus the noise at the radius exactly; see :func:`robust.noise_fitting.fit_l2`."""
         return fit_l2(x, noise, self.epsilon)
-
-    def select(self, chosen: Tensor) -> L2Ball:
-        """The ball itself: it is the same for all examples."""
-        return self
 
 
 class L1Ball(_NormBall):
@@ -178,10 +178,6 @@ class L1Ball(_NormBall):
     def fit_noise(self, x: Tensor, noise: Tensor, linf: LinfFit = "tanh") -> Tensor:
         """The nearest image in the ball to ``x`` plus the noise; see :func:`robust.noise_fitting.fit_l1`."""
         return fit_l1(x, noise, self.epsilon)
-
-    def select(self, chosen: Tensor) -> L1Ball:
-        """The ball itself: it is the same for all examples."""
-        return self
 
 
 def ball(norm: Norm, epsilon: float) -> LinfBall | L2Ball | L1Ball:
