@@ -40,10 +40,11 @@ def pareto_fronts(rows: list[Row], stage: str) -> Points:
     robust = {name for row in rows for name in row.metrics if _is_robust(name, stage)}
     for metric in sorted(robust, key=lambda name: ("certified" not in name, name)):
         pairs = [(row, row.value(clean), row.value(metric)) for row in rows]
-        # means of equal counts may differ in their last digits
-        known = [(row, round(x.mean, 6), round(y.mean, 6)) for row, x, y in pairs if x is not None and y is not None]
+        known = [(row, x.mean, y.mean) for row, x, y in pairs if x is not None and y is not None]
+        compared = {(round(x, 6), round(y, 6)) for _, x, y in known}  # means of equal counts may differ
         for row, x, y in known:
-            dominated = any(a >= x and b >= y and (a, b) != (x, y) for _, a, b in known)
+            own = (round(x, 6), round(y, 6))
+            dominated = any(a >= own[0] and b >= own[1] for a, b in compared - {own})
             point = {"metric": metric.removeprefix(f"{stage}/"), "clean": x, "robust": y, "front": not dominated}
             points.append(point | _who(row))
     return points
