@@ -15,9 +15,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
-from callbacks._atomic import AtomicCheckpointIO, remove_unfinished
+from callbacks._atomic import AtomicCheckpointIO
 from callbacks.interruption import InterruptedRunError, Interruption
 from robust.errors import NonFiniteLossError, require
+from robust.folders import remove_unfinished
 
 
 def named_metrics(filename: str | None) -> list[str]:

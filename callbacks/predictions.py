@@ -11,12 +11,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks._atomic import replacing
 from callbacks._folders import log_folder
 from callbacks.evaluation.verifiers import try_verifier
 from lightning_modules.base import RobustClassifier, TrainingModule, check_precision
 from robust.bounds import Auto, Verifier, certify
 from robust.errors import require
+from robust.folders import replacing
 from robust.metrics import Gathered
 
 _CERTIFIED = "certified_epsilon/"

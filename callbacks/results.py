@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from callbacks._atomic import replacing
 from callbacks._folders import claim_folder, is_dry, log_folder
 from callbacks._own_code import own_code
 from callbacks.evaluation.base import Evaluation
 from callbacks.machine import describe_device, git_commit, installed_versions
 from lightning_modules.base import num_images
+from robust.folders import replacing
 from robust.metric_names.registry import ARROWS, find
 from robust.metrics.confidence import wilson_interval
 

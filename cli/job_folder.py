@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from cli.experiment import Job
 from robust.errors import SettingError, require
+from robust.folders import replacing
 
 
 def _lock(job: Job) -> Path:
@@ -130,13 +130,8 @@ def _empty(folder: Path, note: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON atomically: a process that is killed leaves the previous file."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # without this, a crash may leave an empty file of the final name
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def records_in(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.files import HeldOutFiles
+from robust.folders import replacing
 
 
 class TinyImageNet(HeldOutFiles):
@@ -58,9 +59,8 @@ class TinyImageNet(HeldOutFiles):
             raise self.damaged(self.folder / self.location / part, f"{len(paths):,} images instead of {expected:,}")
         images = _decode_all(self, paths)
         result = (images, torch.tensor(labels))
-        partial = cache.with_suffix(".part")  # renamed when complete, so that an interruption leaves no broken cache
-        torch.save(result, partial)
-        partial.rename(cache)
+        with replacing(cache, "data.root") as unfinished:
+            torch.save(result, unfinished)
         return result
 
     def _listed(self, part: str) -> tuple[list[Path], list[int]]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks._atomic import replacing
 from robust.checkpoints import read_saved
 from robust.errors import require
-from robust.folders import check_writable
+from robust.folders import check_writable, replacing
 
 Rows = dict[str, Tensor]
 

@@ -1,7 +1,7 @@
 """Base classes of all methods, and of families of methods."""
 
 from lightning_modules.base.attacked_classifier import AttackedClassifier
-from lightning_modules.base.blank_images import blank_images, check_repeatable, run_blank
+from lightning_modules.base.blank_runs import blank_images, check_repeatable, run_blank
 from lightning_modules.base.checks import check_precision
 from lightning_modules.base.descent import OptimizerSpec
 from lightning_modules.base.generator_classifier import GeneratorClassifier

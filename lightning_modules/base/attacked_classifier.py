@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base.blank_images import check_attack
+from lightning_modules.base.blank_runs import check_attack
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
 from robust.metric_names.registry import threat_model_name

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 
-from lightning_modules.base.blank_images import check_registered, run_blank
+from lightning_modules.base.blank_runs import check_registered, run_blank
 from lightning_modules.base.checks import check_images, check_precision, check_scales, images_of, labelled
 from robust.errors import require
 

@@ -8,7 +8,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from lightning_modules.base.blank_images import check_attack
+from lightning_modules.base.blank_runs import check_attack
 from lightning_modules.base.robust_classifier import RobustClassifier
 from robust.attacks import PGD
 from robust.errors import require

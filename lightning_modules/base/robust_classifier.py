@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_modules.base.blank_images import (
+from lightning_modules.base.blank_runs import (
     check_double,
     check_registered,
     check_repeatable,

@@ -17,7 +17,7 @@ from robust.attacks._shared_draws import SharedDraws
 from robust.checkpoints import read_saved
 from robust.errors import SettingError, require
 from robust.fingerprint import structure, weights_of
-from robust.folders import check_writable
+from robust.folders import check_writable, replacing
 from robust.losses import margin
 from robust.progress import advance, loop
 from robust.random import part, rewound
@@ -254,9 +254,8 @@ def _is_state(state: Any, x: Tensor) -> bool:
 
 def _save(path: Path | None, state: dict[str, Any]) -> None:
     if path is not None:
-        unfinished = path.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        unfinished.replace(path)  # a file that is there is whole
+        with replacing(path, "state_folder") as unfinished:
+            torch.save(state, unfinished)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from datamodules import Digits
 from lightning_modules import ContextualBudgets, RobustClassifier, StandardTraining
-from lightning_modules.base.blank_images import check_registered
+from lightning_modules.base.blank_runs import check_registered
 from lightning_modules.base.descent import OptimizerSpec
 from robust.certified_losses import SABR, CertifiedLoss
 from robust.errors import SettingError
