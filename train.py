@@ -149,7 +149,7 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         given = {"command line": settings_in_arguments(self._arguments)}
         given["file"] = self._parser(self.subcommand).read_settings  # type: ignore[attr-defined]
-        drop_idle_optimizers(config.model, [*given["command line"], *given["file"]])
+        drop_idle_optimizers(config.model, *given.values(), trains=self.subcommand == "fit")
         dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
         self.save_config_kwargs["text"] = dumped
         # with config_dump set, Lightning does not make the same dump again

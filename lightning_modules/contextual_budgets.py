@@ -107,10 +107,6 @@ class ContextualBudgets(GeneratorClassifier):
         require(learned, "model.alpha_low_start", alpha_low_start, "leave it out: uniform budgets have no range")
         require(0 <= (natural_weight or 0) <= 1, "model.natural_weight", natural_weight, "give a weight in [0, 1]")
         require(interval_weight >= 0, "model.interval_weight", interval_weight, "give a weight of 0 or above")
-        remedy = "model.weights gives the initial weights; leave one of the two out"
-        require(
-            not (interval_initialisation and settings.get("weights")), "model.interval_initialisation", True, remedy
-        )
         if interval_initialisation:
             initialise_for_intervals(classifier)
         super().__init__(
@@ -128,6 +124,13 @@ class ContextualBudgets(GeneratorClassifier):
         self.alpha_low, self.alpha_high, self.natural_weight = alpha_low, alpha_high, natural_weight
         self.alpha_low_start, self.interval_weight = alpha_low_start, interval_weight
         self.needs_ramp = alpha_low_start is not None or interval_weight > 0
+        self._drawn_and_given = interval_initialisation and settings.get("weights") is not None
+
+    def setup(self, stage: str) -> None:
+        """Check the run, and that the initial weights of a training have one source."""
+        remedy = "model.weights gives the initial weights; leave one of the two out"
+        require(stage != "fit" or not self._drawn_and_given, "model.interval_initialisation", True, remedy)
+        super().setup(stage)
 
     @property
     def current_epsilon(self) -> float:

@@ -54,6 +54,12 @@ class FreeAdversarialTraining(RobustClassifier):
         self._carry(delta)
         self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
 
+    def begin_run(self) -> None:
+        """Drop the perturbation of an earlier training."""
+        super().begin_run()
+        if self.trainer.state.fn == "fit":
+            self._perturbation = None
+
     def _carried(self, x: Tensor) -> Tensor:
         """The perturbation of the last batch for these images, zero where it had fewer."""
         delta = torch.zeros_like(x)

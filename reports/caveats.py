@@ -64,7 +64,7 @@ def _of_run(run: Run, stage: str) -> Iterator[str]:
 
 
 def _few(run: Run, stage: str) -> Iterator[str]:
-    shown = tuple(f"{stage}/{kind}" for kind in (*SHOWN, "attacked_samples"))
+    shown = tuple(f"{stage}/{kind}" for kind in (*SHOWN, "attacked_samples", "certified_volume/samples"))
     counts = {name: count for name, count in _counts(run, stage).items() if name == stage or name.startswith(shown)}
     if counts and min(counts.values()) < FEW_IMAGES:
         few = min(counts.values())

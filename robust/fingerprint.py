@@ -52,7 +52,8 @@ def structure(network: nn.Module) -> list[Any]:
     """
     if hasattr(network, "constructor_settings"):  # a training module, which knows its trainer and its optimizers
         networks, settings = method_parts(network)
-        return [[name, structure(each)] for name, each in networks.items()] + [described(settings)]
+        parts = [[name, structure(each)] for name, each in networks.items()]
+        return [_named(type(network)), _hooks(network), own_code(type(network)), described(settings), *parts]
     return _Description().structure(network)
 
 
@@ -61,7 +62,11 @@ def method_parts(module: nn.Module) -> tuple[dict[str, nn.Module], list[dict[str
     networks = {name: each for name, each in module.named_children() if not _has_metrics(each)}
     arguments = getattr(module, "constructor_settings", {}).get("init_args", {})  # also of private attributes
     given = [vars(module), {name: value for name, value in arguments.items() if name not in networks}]
-    return networks, [{name: each[name] for name in each if not _is_of_training(name)} for each in given]
+    settings = [{name: each[name] for name in each if not _is_of_training(name)} for each in given]
+    kind: Any = type(module)
+    computed = _OWN | _computed(kind)
+    private = {name: value for name, value in vars(module).items() if name[0] == "_" and name not in computed}
+    return networks, [*settings, *([private] if private else [])]
 
 
 def described(value: object) -> Any:

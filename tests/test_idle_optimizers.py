@@ -11,6 +11,7 @@ from lightning_modules import StandardTraining
 from robust.attacks import AutoAttack
 from robust.checkpoints import load_weights
 from robust.errors import SettingError
+from robust.fingerprint import structure
 from robust.networks import Normalized
 from robust.threat_models import LinfBall
 from tests.short_autoattack import shortened
@@ -42,6 +43,31 @@ class Extended(StandardTraining):
         return super().configure_optimizers()
 
 
+class Helped(StandardTraining):
+    """Takes the optimizer of the settings in another function."""
+
+    def configure_optimizers(self):
+        return self.build()
+
+    def build(self):
+        return self.optimizer(self.parameters())
+
+
+class Renamed(Own):
+    """Has an optimizer argument of its own."""
+
+    def __init__(self, *args, optimizer=torch.optim.Adam, **settings):
+        super().__init__(*args, **settings)
+        self.made = optimizer
+
+
+class Blurred(StandardTraining):
+    """Negates the logits of its network."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
 @pytest.mark.parametrize("setting", ["optimizer.lr=0.01", "lr_scheduler=torch.optim.lr_scheduler.ConstantLR"])
 def test_settings_that_the_method_does_not_read_are_refused(setting, capsys, tmp_path):
     """Regression: they had no effect, and the record had them."""
@@ -52,14 +78,37 @@ def test_settings_that_the_method_does_not_read_are_refused(setting, capsys, tmp
     assert "configure_optimizers of Own does not read it" in line
 
 
-@pytest.mark.parametrize("kind", ["Own", "Extended"])
+@pytest.mark.parametrize("kind", ["Own", "Extended", "Helped", "Renamed"])
 def test_the_record_has_the_settings_that_are_read(kind, tmp_path):
     model = [f"--model={__name__}.{kind}", "--model.classifier=robust.networks.SmallCNN"]
     train.main(["fit", *model, *SETTINGS, *QUIET, f"--trainer.default_root_dir={tmp_path}"])
     (path,) = tmp_path.rglob("results.json")
     record = json.loads(path.read_text())["fit"]
-    assert ("optimizer" in record["config"]["model"]["init_args"]) == (kind == "Extended")
-    assert ("Adam" in str(record["optimizers"])) == (kind == "Own")
+    assert ("optimizer" in record["config"]["model"]["init_args"]) == (kind != "Own")
+    assert ("Adam" in str(record["optimizers"])) == (kind in ("Own", "Renamed"))
+
+
+def test_settings_of_an_earlier_runs_file_are_dropped_with_a_warning(tmp_path):
+    model = [f"--model={__name__}.Own", "--model.classifier=robust.networks.SmallCNN"]
+    (tmp_path / "old.yaml").write_text(
+        "model: {init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}}}"
+    )
+    given = [*model, f"--config={tmp_path / 'old.yaml'}", *SETTINGS, *QUIET]
+    with pytest.warns(UserWarning, match="model.optimizer: configure_optimizers of Own does not read it"):
+        train.main(["fit", *given, f"--trainer.default_root_dir={tmp_path}"])
+    (last,) = tmp_path.rglob("last.ckpt")
+    train.main(["test", *given, f"--ckpt_path={last}", f"--trainer.default_root_dir={tmp_path / 'test'}"])
+
+
+def test_models_that_differ_outside_of_their_networks_have_states_of_their_own():
+    """Regression: a method that overrides forward had the state of its network's."""
+    one, hooked, shifted = (StandardTraining(network()) for _ in range(3))
+    other = Blurred(network())
+    hooked.register_forward_hook(lambda *_: None)
+    shifted._shift = 0.5
+    structures = [str(structure(each)) for each in (one, other, hooked, shifted)]
+    assert len(set(structures)) == 4
+    assert structures[0] == str(structure(StandardTraining(network())))
 
 
 def test_the_state_of_an_attack_does_not_depend_on_the_run_of_a_method(tmp_path, monkeypatch):

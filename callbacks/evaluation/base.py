@@ -85,8 +85,11 @@ class Evaluation(TriedCallback, ABC):
         """
 
     def compute(self, module: RobustClassifier) -> dict[str, Tensor]:
-        """The values to log, by name without the stage; called in all processes."""
-        return {name: metric.compute() for name, metric in self.metrics.items()}
+        """The values to log, by name without the stage; called in all processes.
+
+        Columns of single images (:class:`Gathered`) are for :meth:`write` alone.
+        """
+        return {name: metric.compute() for name, metric in self.metrics.items() if not isinstance(metric, Gathered)}
 
     def write(self, stage: Stage, module: RobustClassifier, values: dict[str, Tensor]) -> None:
         """Write files into the attribute ``folder``; called in all processes, with the values of :meth:`compute`."""
@@ -229,7 +232,11 @@ class Evaluation(TriedCallback, ABC):
         """Log the metrics, and write files."""
         if self.metrics:
             values = self.compute(module)
-            logged = dict(_single_values(values))
+            single = list(_single_values(values))
+            logged = dict(single)
+            remedy = "two values have this name; rename one"
+            twice = next((name for name, _ in single if [other for other, _ in single].count(name) > 1), None)
+            require(twice is None, f"{type(self).__name__}.compute", twice, remedy)
             self._note_logged(trainer, logged)
             if stage == "test":
                 self.recorded.finish(stage)

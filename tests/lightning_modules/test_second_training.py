@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import EpsilonScheduler
 from cli.known_errors import known_error
 from datamodules import Digits
-from lightning_modules import MNGAC, ContextualBudgets, InstanceAdaptiveTraining, StandardTraining
+from lightning_modules import (
+    MNGAC,
+    ContextualBudgets,
+    FreeAdversarialTraining,
+    InstanceAdaptiveTraining,
+    StandardTraining,
+)
 from robust.attacks import PGD
 from robust.errors import SettingError
 from robust.networks import NoiseGenerator
@@ -104,12 +110,26 @@ def test_radii_are_not_taken_from_an_earlier_runs_data():
         trainer.fit(module, loader)
 
 
+def test_free_training_begins_with_its_own_perturbation():
+    """Regression: it went on from the last perturbation of the earlier training."""
+    pl.seed_everything(0)
+    one, other = (FreeAdversarialTraining(network(), epsilon=0.1, replays=2) for _ in range(2))
+    fit(one)
+    other.load_state_dict(one.state_dict())
+    for module in (one, other):
+        pl.seed_everything(1)
+        fit(module)
+    assert torch.equal(one.classifier[1].weight, other.classifier[1].weight)
+
+
 def test_intervals_cannot_draw_weights_that_a_file_gives(tmp_path):
     """Regression: the file's weights replaced those that were drawn."""
-    torch.save(network().state_dict(), tmp_path / "w.pth")
+    two = nn.Sequential(*network(), nn.ReLU(), nn.Linear(10, 10))
+    torch.save(two.state_dict(), tmp_path / "w.pth")
+    module = ContextualBudgets(two, epsilon=0.1, interval_initialisation=True, weights=str(tmp_path / "w.pth"))
     with pytest.raises(SettingError, match=r"^model\.interval_initialisation: got True; model\.weights gives"):
-        ContextualBudgets(network(), epsilon=0.1, interval_initialisation=True, weights=str(tmp_path / "w.pth"))
-    ContextualBudgets(network(), epsilon=0.1, weights=str(tmp_path / "w.pth"))
+        fit(module)
+    trainer_with(limit_test_batches=1).test(module, Digits(batch_size=8), verbose=False)
 
 
 @pytest.mark.parametrize("name", ["classifier", "generator"])
