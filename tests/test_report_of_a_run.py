@@ -37,18 +37,10 @@ def test_the_record_has_the_margins_of_certificates(folder):
     for name, quantiles in test["margins"].items():
         assert len(quantiles) == 51
         assert quantiles == sorted(quantiles)
-        certified = {**test["metrics"], **_accuracies(test["metrics"])}[name]
+        certified = test["metrics"][name]
         positive = sum(each > 0 for each in quantiles) / 51
         assert positive == pytest.approx(certified, abs=1 / 50)
     assert len(test["margins"]) == 2, "in uniform and in learned budgets"
-
-
-def _accuracies(metrics):
-    """Certified accuracies under the names that margins have, of verified errors."""
-    prefix = "test/verified_error/"
-    return {
-        f"test/certified_accuracy/{n.removeprefix(prefix)}": 1 - v for n, v in metrics.items() if n.startswith(prefix)
-    }
 
 
 def test_the_page_has_curves_pictures_and_margins(folder, tmp_path):
