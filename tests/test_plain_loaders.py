@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
@@ -50,12 +51,12 @@ def test_free_training_takes_a_smaller_last_batch(count):
 
 
 def test_the_images_of_a_smaller_batch_leave_the_perturbation_of_the_others():
-    module = FreeAdversarialTraining(linear(), epsilon=0.1, replays=1)
-    fit(module, loader(8))
-    before = module._perturbation.clone()
-    fit(module, loader(2))
-    assert torch.equal(module._perturbation[2:], before[2:])
-    assert not torch.equal(module._perturbation[:2], before[:2])
+    module, perturbations = FreeAdversarialTraining(linear(), epsilon=0.1, replays=1), []
+    noted = LambdaCallback(on_train_batch_end=lambda *_: perturbations.append(module._perturbation.clone()))
+    fit(module, loader(10, batch_size=8), noted)
+    before, after = perturbations
+    assert torch.equal(after[2:], before[2:])
+    assert not torch.equal(after[:2], before[:2])
 
 
 @pytest.mark.parametrize("function", ["fit", "validate", "test"])
