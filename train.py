@@ -147,10 +147,10 @@ class RobustCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Store the settings for the record, and check them before anything is built."""
         config = self.config[self.subcommand]
-        given = {"command line": settings_in_arguments(self._arguments)}
-        given["file"] = self._parser(self.subcommand).read_settings  # type: ignore[attr-defined]
+        parser: Any = self._parser(self.subcommand)
+        given = {"command line": settings_in_arguments(self._arguments), "file": parser.read_settings}
         drop_idle_optimizers(config.model, *given.values(), trains=self.subcommand == "fit")
-        dumped = self._parser(self.subcommand).dump(config, skip_validation=True, skip_none=False)
+        dumped = parser.dump(config, skip_validation=True, skip_none=False)
         self.save_config_kwargs["text"] = dumped
         # with config_dump set, Lightning does not make the same dump again
         self.results.config = self.config_dump = plain = yaml.CSafeLoader(dumped).get_single_data()

@@ -14,11 +14,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from callbacks._stages import Stage
+from callbacks.evaluation.blank_trial import TriedCallback
 from callbacks.evaluation.order import Verdict, check_against_others
 from callbacks.evaluation.outcomes import Outcomes
 from callbacks.evaluation.resumable import saved_or_computed
 from callbacks.evaluation.saved_rows import Rows
-from callbacks.evaluation.trial import TriedCallback
 from lightning_modules.base import Batch, RobustClassifier, check_precision, index_spacing
 from robust.bounds.verifier import full_precision
 from robust.errors import require
